@@ -1,0 +1,71 @@
+# Everything is installed into .venv; nothing outside this folder is touched.
+#
+#   make demo      detection on the shipped scan, results in demo/
+#   make test      lint, then all tests
+#   make lint      ruff (lint and format) and pyright
+#   make format    what ruff can mend by itself
+#   make bench     speed and memory on this machine
+#   make figures   the README's picture, from the demo's results
+#   make clean     remove everything that the commands above have made, .venv too
+#
+# Variables: PYTHON, the interpreter (3.10 or newer) that .venv is made with; TORCH_INDEX, a package index with the
+# build of torch to install, such as https://download.pytorch.org/whl/cu126, or empty for what pip is set up with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Not compiled ahead: of most packages only a small part is ever imported.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt
+
+# PyPI's torch for Linux brings several GB of CUDA libraries: without an NVIDIA GPU the CPU build is installed.
+ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
+# One retry: where the index is out of reach, what pip is set up with serves, and waiting longer does not help.
+TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1)
+
+SAMPLE := Resources/SampleData/open-ms-patient26-FLAIR.nii.gz
+CHECKED := DiffusionAnomaly training Testing docs
+
+.PHONY: demo test lint format bench figures clean
+
+demo: $(VENV)/engine.installed
+	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/all.installed
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/pyright
+
+format: $(VENV)/all.installed
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+bench: $(VENV)/all.installed
+	$(BIN)/python -m Testing.benchmarks
+
+figures: demo $(VENV)/all.installed
+	$(BIN)/python docs/figures.py
+
+clean:
+	rm -rf $(VENV) demo build dist DiffusionAnomaly/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: a second run installs nothing until a requirement changes. Torch goes first and alone, so that its index
+# serves nothing but torch and what torch asks for.
+$(VENV)/torch.installed: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; set PYTHON.")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) $(TORCH_OPTIONS) torch
+	touch $@
+
+$(VENV)/engine.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/all.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[train,dev]'
+	touch $@ $(VENV)/engine.installed

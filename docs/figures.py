@@ -1,0 +1,73 @@
+"""The README's picture, from the results of ``make demo``: slices of the sample scan, and the same with heat.
+
+    python docs/figures.py          # or: make figures
+
+Slices and colour bar are drawn by the report's own code, so that the README shows what a user gets.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.image import imread
+from PIL import Image
+
+from diffusion_anomaly.pictures import SliceView, draw_colour_bar, draw_slices
+from diffusion_anomaly.volume import read_heat, read_mask, read_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
+PICTURE = ROOT / "docs" / "images" / "demo.png"
+COLUMNS = 6
+WIDTH = 1600  # pixels; twice what a README shows
+
+
+def draw(scan: Path, results: Path, picture: Path) -> None:
+    """Write the picture: above the scan, below the same slices with heat and the mask's outline, then the heat scale.
+
+    Args:
+        scan: what the detection ran on.
+        results: folder that the detection wrote.
+        picture: PNG file; its folder is made if need be.
+    """
+    volume = read_volume(scan)
+    heat = read_heat(results / "heat.nii.gz").image
+    mask = read_mask(results / "mask.nii.gz", volume)
+    threshold = json.loads((results / "provenance.json").read_text(encoding="utf-8"))["threshold"]["heat"]
+    view = SliceView(volume.image, heat, mask, heat > 0)
+    top = max(float(view.peaks().max()), 1.5 * threshold)
+    drawn = draw_slices(view, spread_slices(view, COLUMNS), threshold, top)
+    rows = [np.hstack([_pixels(one.scan) for one in drawn]), np.hstack([_pixels(one.overlay) for one in drawn])]
+    slices = np.vstack(rows)
+    bar = _pixels(draw_colour_bar(threshold, top))
+    footer = np.full((bar.shape[0] * 5 // 4, slices.shape[1], 3), 255, dtype=np.uint8)
+    first = (footer.shape[1] - bar.shape[1]) // 2
+    footer[-bar.shape[0] :, first : first + bar.shape[1]] = bar
+    image = Image.fromarray(np.vstack([slices, footer]))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS).save(
+        picture, optimize=True
+    )
+
+
+def spread_slices(view: SliceView, count: int) -> list[int]:
+    """Slices that share the marked volume out evenly between them, or without any mark the brain's slices."""
+    weight = view.marked_ml()
+    if np.count_nonzero(weight) < count:
+        weight = np.array([float(plane.any()) for plane in view.brain])
+    share = np.cumsum(weight) / weight.sum()
+    return [int(np.searchsorted(share, (2 * n + 1) / (2 * count))) for n in range(count)]
+
+
+def _pixels(data_uri: str) -> np.ndarray:
+    """A PNG data URI as ``(height, width, 3)`` uint8."""
+    drawn = imread(io.BytesIO(base64.b64decode(data_uri.partition(",")[2])))
+    return np.rint(drawn[..., :3] * 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    draw(SAMPLE, ROOT / "demo", PICTURE)
