@@ -1,0 +1,80 @@
+"""Files that are whole or not there. A reader never meets half a result, whatever ends the writer.
+
+Needs the standard library only, so that every part of the engine and Slicer's own process can use it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; at the end it becomes `path` in one step.
+
+    The temporary name is hidden and keeps the suffix, since image writers choose the format by it. When the
+    body fails, the temporary file is removed and whatever stood at `path` stays as it was.
+
+    Raises:
+        InputError: when the operating system refuses: no such folder, no permission, disk full.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with whole_file(folder / "note.txt") as partial:
+    ...     _ = partial.write_text("whole", encoding="utf-8")
+    >>> [file.name for file in folder.iterdir()]
+    ['note.txt']
+    """
+    path = Path(path)
+    partial = partial_name(path)
+    try:
+        try:
+            yield partial
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file with Unix line ends, whole or not at all.
+
+    Raises:
+        InputError: when the operating system refuses.
+    """
+    with whole_file(path) as partial:
+        partial.write_bytes(text.encode("utf-8"))
+
+
+def partial_name(path: Path, suffix: str | None = None) -> Path:
+    """A hidden name in the folder of `path` that nothing else uses, with its suffix or the one given."""
+    suffix = "".join(path.suffixes[-2:]) if suffix is None else suffix
+    return path.with_name(f".partial-{secrets.token_hex(6)}{suffix}")
+
+
+def write_error(path: Path, error: OSError) -> InputError:
+    """What to tell the user when the operating system refuses a write."""
+    folder = path.parent
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return InputError(
+            f"{path} could not be written: no space left on the disk.",
+            "Free some space or choose another output folder.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(
+            f"{path} could not be written: no permission to write in {folder}.",
+            "Choose an output folder that you may write to.",
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return InputError(f"{path} could not be written: there is no folder {folder}.", "Create the folder first.")
+    return InputError(f"{path} could not be written: {error.strerror or error}.", "Choose another output folder.")

@@ -1,0 +1,136 @@
+"""What a package's JSON must say: the schemas of ``schema/``, and the few rules that a schema cannot express.
+
+jsonschema is imported when a check is asked for, because Slicer's own Python lists packages before it has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import fail
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+SCHEMA_DIRECTORY = Path(__file__).parent / "schema"
+METADATA = "configs/metadata.json"
+ANOMALY = "configs/anomaly.json"
+WRONG = "Correct the declaration and write the package again, or get the package again."
+NEEDED = {"unsupervised": ("diffusion",), "guided": ("diffusion", "classifier"), "brain": ("brain",)}
+# What only healthy validation images can say: without it there is no scale, no threshold and no warning.
+CALIBRATED = {
+    "unsupervised": ("calibration", "threshold", "score_range", "latent_threshold"),
+    "guided": ("calibration", "threshold"),
+    "brain": (),
+}
+
+
+def network_file(part: str) -> str:
+    return f"configs/{part}.json"
+
+
+def weights_file(part: str) -> str:
+    return f"models/{part}.safetensors"
+
+
+def check_declaration(
+    package: str,
+    anomaly: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Check a package's JSON against the schemas and against each other.
+
+    Args:
+        package: the name used in errors.
+        anomaly, metadata: the contents of the files of these names.
+        networks: for each declared network, its configuration.
+
+    Raises:
+        ModelError: for the first fault, naming the file and the place in it.
+    """
+    check_schema(package, ANOMALY, "anomaly", anomaly)
+    check_schema(package, METADATA, "metadata", metadata)
+    for part, config in networks.items():
+        check_schema(package, network_file(part), "network", config)
+    if metadata["version"] != anomaly["version"]:
+        found = f"says version {metadata['version']}, {ANOMALY} says {anomaly['version']}"
+        fail(package, METADATA, found, WRONG)
+    method = anomaly["method"]
+    missing = [part for part in NEEDED[method] if part not in networks]
+    if missing:
+        fail(package, ANOMALY, f"has method {method} without its network {', '.join(missing)}", WRONG)
+    _check_grid(package, anomaly)
+    _check_normalisation(package, anomaly)
+    _check_calibration(package, anomaly)
+
+
+def check_calibrated(package: str, anomaly: Mapping[str, Any]) -> None:
+    """Refuse a package for slices whose heat has no scale yet, as it is between training and calibration."""
+    missing = [key for key in CALIBRATED[anomaly["method"]] if key not in anomaly]
+    if missing:
+        found = f"has no {', '.join(missing)}"
+        fail(package, ANOMALY, found, "Calibrate it on healthy validation images first.")
+
+
+def check_schema(package: str, file: str, schema: str, content: Mapping[str, Any]) -> None:
+    """Check one file's content against ``schema/<schema>.json``.
+
+    Raises:
+        ModelError: for the fault that explains most, naming the place in the file.
+    """
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator(schema).iter_errors(content))
+    if error is not None:
+        # The message quotes the value at fault, which may be a whole table.
+        message = error.message
+        if len(message) > 240:
+            message = f"{message[:160]} … {message[-70:]}"
+        fail(package, file, f"at {_place(error.absolute_path)}: {message}", WRONG)
+
+
+@cache
+def _validator(schema: str) -> Validator:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads((SCHEMA_DIRECTORY / f"{schema}.json").read_text(encoding="utf-8")))
+
+
+def _place(path: Iterable[str | int]) -> str:
+    return "/".join(str(step) for step in path) or "the top"
+
+
+def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
+    if "grid" not in anomaly or "codec" not in anomaly:
+        return
+    size, factor = anomaly["grid"]["size"], anomaly["codec"]["factor"]
+    if any(pixels % factor for pixels in size):
+        found = f"has a grid of {size} pixels, not multiples of the codec's factor {factor}"
+        fail(package, ANOMALY, found, WRONG)
+
+
+def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:
+    rule = anomaly.get("normalisation")
+    if rule is not None and rule["low_percentile"] >= rule["high_percentile"]:
+        low, high = rule["low_percentile"], rule["high_percentile"]
+        fail(package, ANOMALY, f"normalises from percentile {low} up to {high}, which is not above it", WRONG)
+
+
+def _check_calibration(package: str, anomaly: Mapping[str, Any]) -> None:
+    for holder in (anomaly, anomaly.get("intensity", {})):
+        table = holder.get("calibration", {"raw": [0, 1], "heat": [0, 1]})
+        raw, heat = table["raw"], table["heat"]
+        if len(raw) != len(heat):
+            found = f"has {len(raw)} raw and {len(heat)} heat values in its calibration"
+            fail(package, ANOMALY, found, WRONG)
+        for key in ("raw", "heat"):
+            knots = table[key]
+            if knots[0] != 0 or any(after <= before for before, after in pairwise(knots)):
+                found = f"has a calibration whose {key} values do not start at 0 and increase"
+                fail(package, ANOMALY, found, WRONG)

@@ -1,0 +1,350 @@
+"""The one way from a scan to heat, mask and findings: panel, command line, evaluation and tests all come through here.
+
+    scan -> brain -> axial slices -> method -> post-processing -> tail probability -> the scan's grid -> findings
+
+Torch is imported when a detection starts, not when this file is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import MemoryExhausted
+from .findings import Finding, segment
+from .intensity import IntensityScale, values_in_brain
+from .orientation import Orientation
+from .planning import Options, Plan, make_plan, with_options
+from .provenance import describe
+from .results import save
+from .stack import Grid, SliceStack
+from .suitability import brain_warnings, scan_warnings, score_warning
+from .system import free_gpu_memory, is_out_of_memory
+
+if TYPE_CHECKING:
+    from .running import SliceRun
+    from .volume import Volume
+
+__all__ = [
+    "Options",
+    "Plan",
+    "Progress",
+    "RawHeat",
+    "Result",
+    "Started",
+    "detect",
+    "make_plan",
+    "raw_heat",
+    "save",
+    "whole_image_score",
+]
+
+# The baseline without a package looks at the scan's own pixels, as long as a slice has no more of them than this.
+LARGEST_NATIVE_SLICE = 512
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a detection is.
+
+    Attributes:
+        stage: ``brain``, ``load``, ``detect`` or ``findings``, in this order.
+        done, total: units of this stage.
+        elapsed: seconds since the detection began.
+        remaining: seconds the stage will still take; None when there is nothing to tell it from.
+    """
+
+    stage: str
+    done: int
+    total: int
+    elapsed: float
+    remaining: float | None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The model is ready: what runs where. See ``job.Started``."""
+
+    device: str
+    model: str | None
+    version: str | None
+    slices: int
+
+
+@dataclass(frozen=True)
+class RawHeat:
+    """Heat before calibration: what a package's calibration is learnt from, and what it is applied to.
+
+    Attributes:
+        stack: the scan's slices.
+        raw: ``(n, H, W)`` float32 post-processed heat in the method's own units, 0 outside the brain.
+        scores: ``(n,)`` whole-image score of each slice.
+        run: where and how it was computed; its raw heat is this one.
+        plan: what was computed; the baseline's with the scan's own median and deviation.
+    """
+
+    stack: SliceStack
+    raw: np.ndarray
+    scores: np.ndarray
+    run: SliceRun
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in a scan.
+
+    Attributes:
+        heat: float32 on the scan's grid, ``-log10`` of the healthy tail probability, 0 outside the brain.
+        mask: uint8, heat from ``threshold`` on, without findings smaller than the minimum.
+        findings: the mask's components.
+        brain: uint8 mask that everything was confined to.
+        score: whole-image score; see ``score_title`` in the provenance.
+        score_warning: set when the score says that the model does not know such scans.
+        threshold: heat from which a voxel is in the mask.
+        provenance: what was run on what, JSON-ready.
+        warnings: reasons to doubt the result, ``score_warning`` among them.
+        timings: seconds by stage.
+    """
+
+    heat: sitk.Image
+    mask: sitk.Image
+    findings: list[Finding]
+    brain: sitk.Image
+    score: float
+    score_warning: str | None
+    threshold: float
+    provenance: dict[str, Any]
+    warnings: list[str]
+    timings: dict[str, float]
+
+
+@dataclass
+class _Watch:
+    """Time and warnings of one detection, told to whoever listens."""
+
+    on_progress: Callable[[Progress], None] | None = None
+    on_started: Callable[[Started], None] | None = None
+    on_warning: Callable[[str], None] | None = None
+    warnings: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+    stage: str = ""
+    stage_start: float = 0.0
+
+    def enter(self, stage: str, total: int = 1) -> None:
+        self.leave()
+        self.stage, self.stage_start = stage, time.perf_counter()
+        self.report(0, total)
+
+    def leave(self) -> None:
+        if self.stage:
+            spent = time.perf_counter() - self.stage_start
+            self.timings[self.stage] = self.timings.get(self.stage, 0.0) + spent
+        self.stage = ""
+
+    def report(self, done: int, total: int) -> None:
+        if self.on_progress is None:
+            return
+        now = time.perf_counter()
+        remaining = (now - self.stage_start) * (total - done) / done if done else None
+        self.on_progress(Progress(self.stage, done, total, now - self.start, remaining))
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        if self.on_warning is not None:
+            self.on_warning(message)
+
+
+def detect(
+    volume: Volume,
+    options: Options,
+    *,
+    mask: sitk.Image | None = None,
+    plan: Plan | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    on_started: Callable[[Started], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> Result:
+    """Find what is improbable in a healthy brain.
+
+    Args:
+        volume: the scan.
+        options: the user's choices.
+        mask: brain mask on the scan's grid, taken as given; None lets the bundled network find the brain.
+        plan: from ``make_plan(options)``, when the caller has made it already.
+        progress: is told how far it is, several times a second; may raise ``Cancelled`` to stop.
+        on_started: is told once what runs where.
+        on_warning: is told of each warning when it arises; all are in the result too.
+
+    Raises:
+        InputError: when the scan, the mask or an option cannot be used.
+        ModelError: when the model package cannot.
+        MemoryExhausted: when nothing more modest is left to try.
+        Cancelled: when ``progress`` raised it.
+    """
+    watch = _Watch(progress, on_started, on_warning)
+    try:
+        return _detect(volume, plan or make_plan(options), mask, watch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = "x".join(map(str, volume.image.GetSize()))
+        raise MemoryExhausted(
+            f"Memory ran out with a scan of {size} voxels ({error}).",
+            "Close other programs, or use a machine with more memory.",
+        ) from error
+
+
+def _detect(volume: Volume, plan: Plan, mask: sitk.Image | None, watch: _Watch) -> Result:
+    calibrate, threshold = plan.calibration, plan.threshold  # an uncalibrated package is refused before any work
+    for warning in scan_warnings(volume, plan.bundle.modality if plan.bundle and plan.method.needs_model else None):
+        watch.warn(warning)
+    watch.enter("brain")
+    brain = mask if mask is not None else _find_brain(volume, plan, watch)
+    watch.report(1, 1)
+
+    found = _raw_heat(volume, brain, plan, watch)
+
+    watch.enter("findings")
+    calibrated = np.empty_like(found.raw)
+    for n, plane in enumerate(found.raw):  # one by one: the table works in float64
+        calibrated[n] = calibrate(plane)
+    heat = found.stack.to_volume(calibrated)
+    mask_image, _, findings = segment(heat, threshold, plan.asked.min_volume_ml, brain)
+    score = whole_image_score(found.scores)
+    doubt = score_warning(score, plan.score_range, plan.method.score_title) if plan.score_range else None
+    if doubt:
+        watch.warn(doubt)
+    watch.leave()
+    watch.timings["total"] = time.perf_counter() - watch.start
+    provenance = describe(
+        volume, found, brain, brain_given=mask is not None, score=score, warnings=watch.warnings, timings=watch.timings
+    )
+    return Result(
+        heat, mask_image, findings, brain, score, doubt, threshold, provenance, watch.warnings, watch.timings
+    )
+
+
+def raw_heat(
+    volume: Volume,
+    brain: sitk.Image,
+    plan: Plan,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+) -> RawHeat:
+    """Heat of a scan before calibration, by the same code as a detection: what training calibrates a package with.
+
+    Args:
+        volume: the scan.
+        brain: brain mask on its grid.
+        plan: from ``make_plan``; its package may still lack calibration.
+        progress: as for ``detect``.
+    """
+    return _raw_heat(volume, brain, plan, _Watch(progress))
+
+
+def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> RawHeat:
+    from .postprocess import postprocess
+    from .running import run_slices
+
+    watch.enter("load")
+    stack = SliceStack(volume, _grid(volume, brain, plan), brain)
+    values = values_in_brain(volume.image, brain)
+    for warning in brain_warnings(stack, values):
+        watch.warn(warning)
+    plan, scale = _fit_intensities(plan, values)
+    bundle = plan.bundle if plan.method.needs_model else None
+
+    def started(device: str) -> None:
+        watch.report(1, 1)
+        if watch.on_started is not None:
+            name, version = (bundle.name, bundle.version) if bundle else (None, None)
+            watch.on_started(Started(device, name, version, len(stack)))
+        watch.enter("detect", len(stack) * max(1, plan.method.network_calls(plan.method_options)))
+
+    run = run_slices(
+        stack,
+        scale,
+        plan.method,
+        plan.method_options,
+        plan.load,
+        device=plan.device,
+        seed=plan.asked.seed,
+        batch_size=plan.asked.batch_size,
+        on_calls=watch.report,
+        on_loaded=started,
+        warn=watch.warn,
+    )
+    run = replace(run, raw=postprocess(run.raw, stack.brain(), plan.postprocess))
+    watch.leave()
+    return RawHeat(stack, run.raw, run.scores, run, plan)
+
+
+def whole_image_score(scores: np.ndarray) -> float:
+    """One score for a scan: the median over its slices, which a lesion in less than half of them does not move."""
+    return float(np.median(scores)) if len(scores) else 0.0
+
+
+def _find_brain(volume: Volume, plan: Plan, watch: _Watch) -> sitk.Image:
+    from .brain import find_brain
+
+    failed = False
+    try:
+        return find_brain(volume, device=plan.device, precision=plan.asked.precision)
+    except Exception as error:
+        if not is_out_of_memory(error) or not plan.device.startswith("cuda"):
+            raise
+        failed = True  # handled below, when the exception no longer holds the memory
+    assert failed
+    free_gpu_memory()
+    watch.warn(f"Memory of {plan.device} ran out when finding the brain; it is found, more slowly, on the CPU.")
+    return find_brain(volume, device="cpu", precision=plan.asked.precision)
+
+
+def _grid(volume: Volume, brain: sitk.Image, plan: Plan) -> Grid:
+    """The package's grid, or for the baseline without one the scan's own pixels around the brain."""
+    grid = plan.bundle.grid if plan.bundle is not None else _native_grid(volume.image, brain)
+    if plan.asked.slice_spacing is not None:
+        grid = replace(grid, max_slice_spacing=float(plan.asked.slice_spacing))
+    return grid
+
+
+def _native_grid(image: sitk.Image, brain: sitk.Image) -> Grid:
+    """A grid over the brain's bounding box with the finer of the two in-plane spacings, or the next that fits."""
+    orientation = Orientation.of(image)
+    _, row_mm, column_mm = orientation.spacing(image)
+    inside = orientation.view(sitk.GetArrayViewFromImage(brain)).any(axis=0)
+    extents = [np.ptp(hits) + 1 if (hits := np.flatnonzero(inside.any(axis=axis))).size else 1 for axis in (1, 0)]
+    height_mm, width_mm = extents[0] * row_mm, extents[1] * column_mm
+    spacing = max(min(row_mm, column_mm), max(height_mm, width_mm) / LARGEST_NATIVE_SLICE)
+    # Two pixels more, because the box is centred to half a voxel.
+    width, height = (int(np.ceil(length / spacing - 1e-6)) + 2 for length in (width_mm, height_mm))
+    return Grid((width, height), float(spacing))
+
+
+def _fit_intensities(plan: Plan, values: np.ndarray) -> tuple[Plan, IntensityScale]:
+    """The scan's scale, and the plan that knows it.
+
+    The baseline gets the brain's whole range without a clip: a z-score does not care about the scale, but a clipped
+    intensity would end the order of the brightest voxels, which are the ones that matter.
+    """
+    from .methods import IntensityOptions
+
+    if plan.method.needs_model:
+        assert plan.bundle is not None
+        return plan, plan.bundle.normalisation.fit(values)
+    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    scale = IntensityScale(low, high if high > low else low + max(1.0, abs(low)), 1.0, 1.0)
+    options = plan.method_options
+    if isinstance(options, IntensityOptions) and (options.center is None or options.scale is None):
+        fitted = options.fitted(scale(values, np.True_))
+        center = fitted.center if options.center is None else options.center
+        deviation = fitted.scale if options.scale is None else options.scale
+        plan = with_options(plan, replace(options, center=center, scale=deviation))
+    return plan, scale

@@ -1,0 +1,216 @@
+"""What an evaluation's columns are computed from: patients, curves at common thresholds, and their summaries.
+
+A statistic over patients is a function of patient indices, so its value and its bootstrap interval come from
+the same code; and one set of resamples serves all runs, so that differences between runs are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import metrics
+from .metrics import LesionMatch
+
+# Upper ends of the lesion-size strata, in ml; a last one holds what is larger.
+STRATA_ML = (1.0, 10.0, 50.0)
+
+Statistic = Callable[[np.ndarray], float]
+"""Takes the indices of patients, some maybe several times."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient under one run.
+
+    Attributes:
+        name: the patient.
+        reference_ml, outside_brain_ml: volume of the reference, and of its part outside the brain mask.
+        predicted_ml: volume of the mask at the stored threshold; ``dice`` and ``lesions`` are of that mask.
+        dice: NaN without a reference.
+        average_precision: over brain voxels; NaN without a reference in the brain.
+        lesions: how the components of mask and reference meet.
+        free_slices: how many slices with brain are far from any tumour.
+        false_positive_ml: volume of the mask on them.
+        score, score_warning: the whole-image score, and whether it came with a warning.
+        seconds: from the scan in memory to findings, finding the brain included.
+        brain_given: whether the brain mask came with the scan.
+        input_sha256: of the scan's file.
+        lesion_heat: ascending heat of the reference's voxels in the brain.
+        slice_scores, slice_has_lesion: of the slices with tumour, and of the tumour-free ones.
+    """
+
+    name: str
+    reference_ml: float
+    outside_brain_ml: float
+    predicted_ml: float
+    dice: float
+    average_precision: float
+    lesions: LesionMatch
+    free_slices: int
+    false_positive_ml: float
+    score: float
+    score_warning: bool
+    seconds: float
+    brain_given: bool
+    input_sha256: str
+    lesion_heat: np.ndarray = field(repr=False)
+    slice_scores: np.ndarray = field(repr=False)
+    slice_has_lesion: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All patients at common thresholds.
+
+    Attributes:
+        average_precision: pooled, exact.
+        true_positives, false_positives: ``(patients, points)`` brain voxels at or above ascending heats.
+        thresholds: ``(T,)`` tried for the best common Dice.
+        dice: ``(patients, T)``.
+    """
+
+    average_precision: float
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+    thresholds: np.ndarray
+    dice: np.ndarray
+
+    def mean_dice(self, chosen: np.ndarray) -> np.ndarray:
+        """Mean over patients at each threshold; patients without a reference have none."""
+        dice = self.dice[chosen]
+        known = np.isfinite(dice)
+        total = np.where(known, dice, 0.0).sum(axis=0)
+        return np.divide(total, known.sum(axis=0), out=np.full(dice.shape[1], np.nan), where=known.any(axis=0))
+
+    def best_dice(self, chosen: np.ndarray) -> float:
+        return float(np.max(self.mean_dice(chosen), initial=-np.inf)) if self.dice.size else float("nan")
+
+    def pooled(self, chosen: np.ndarray) -> float:
+        """Pooled average precision of a resample, from the thinned curves."""
+        true, false = self.true_positives[chosen].sum(axis=0), self.false_positives[chosen].sum(axis=0)
+        return metrics.average_precision_of_counts(true - np.append(true[1:], 0), false)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run over all patients.
+
+    Attributes:
+        label: how the table calls it.
+        is_baseline: whether the others are compared with it.
+        cases: one a patient, in the same order for all runs.
+        sweep: all patients at common thresholds.
+        provenance: of the last scan.
+    """
+
+    label: str
+    is_baseline: bool
+    cases: Sequence[Case]
+    sweep: Sweep
+    provenance: Mapping[str, Any]
+
+    def statistics(self) -> dict[str, Statistic]:
+        cases = self.cases
+        dice = np.array([case.dice for case in cases])
+        precision = np.array([case.average_precision for case in cases])
+        found = np.array([sum(case.lesions.found) for case in cases])
+        lesions = np.array([len(case.lesions.found) for case in cases])
+        alarms = np.array([case.lesions.false_positives for case in cases], dtype=float)
+        alarm_ml = np.array([case.false_positive_ml if case.free_slices else math.nan for case in cases])
+        seconds = np.array([case.seconds for case in cases])
+
+        def auroc(chosen: np.ndarray) -> float:
+            scores = np.concatenate([cases[i].slice_scores for i in chosen])
+            labels = np.concatenate([cases[i].slice_has_lesion for i in chosen])
+            return metrics.auroc(scores[labels], scores[~labels])
+
+        def recall(chosen: np.ndarray) -> float:
+            total = lesions[chosen].sum()
+            return float(found[chosen].sum() / total) if total else math.nan
+
+        return {
+            "dice": lambda chosen: metrics.mean_or_nan(dice[chosen]),
+            "best_dice": self.sweep.best_dice,
+            "average_precision": lambda chosen: metrics.mean_or_nan(precision[chosen]),
+            "pooled_average_precision": self.sweep.pooled,
+            "lesion_recall": recall,
+            "false_positives": lambda chosen: metrics.mean_or_nan(alarms[chosen]),
+            "false_positive_ml": lambda chosen: metrics.mean_or_nan(alarm_ml[chosen]),
+            "slice_auroc": auroc,
+            "seconds": lambda chosen: metrics.mean_or_nan(seconds[chosen]),
+        }
+
+
+def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> dict[str, Any]:
+    everyone = np.arange(len(run.cases))
+    row: dict[str, Any] = {"run": run.label, "method": run.provenance["method"], "patients": len(run.cases)}
+    model = run.provenance["model"]
+    row["model"] = f"{model['name']} {model['version']}" if model else ""
+    statistics = run.statistics()
+    if baseline is not None and baseline is not run:
+        gains = np.array(
+            [a.average_precision - b.average_precision for a, b in zip(run.cases, baseline.cases, strict=True)]
+        )
+        statistics["gain"] = lambda chosen: metrics.mean_or_nan(gains[chosen])
+    for key, statistic in statistics.items():
+        row[key] = statistic(everyone)
+        row[f"{key}_low"], row[f"{key}_high"] = metrics.interval(statistic, draws) or (math.nan, math.nan)
+    row["pooled_average_precision"] = run.sweep.average_precision  # exact; the thinned curve is for intervals alone
+    means = run.sweep.mean_dice(everyone)
+    row["best_threshold"] = float(run.sweep.thresholds[np.nanargmax(means)]) if np.isfinite(means).any() else math.nan
+    row["threshold"] = run.provenance["threshold"]["heat"]
+    row["network_calls"] = run.provenance["network_calls_per_slice"]
+    row["device"] = run.provenance["device"]["name"]
+    row["precision"] = run.provenance["device"]["precision"]
+    return row
+
+
+def strata_rows(run: RunResult) -> list[dict[str, Any]]:
+    rows = []
+    for low, high in zip((0.0, *STRATA_ML), (*STRATA_ML, math.inf), strict=True):
+        found = [
+            hit
+            for case in run.cases
+            for volume, hit in zip(case.lesions.volumes_ml, case.lesions.found, strict=True)
+            if low <= volume < high
+        ]
+        patients = [case for case in run.cases if case.reference_ml > 0 and low <= case.reference_ml < high]
+        rows.append(
+            {
+                "run": run.label,
+                "size": f"{low:g} to {high:g} ml" if math.isfinite(high) else f"{low:g} ml and more",
+                "lesions": len(found),
+                "lesion_recall": metrics.mean_or_nan(found),
+                "patients": len(patients),
+                "dice": metrics.mean_or_nan([case.dice for case in patients]),
+                "average_precision": metrics.mean_or_nan([case.average_precision for case in patients]),
+            }
+        )
+    return rows
+
+
+def case_row(label: str, case: Case) -> dict[str, Any]:
+    return {
+        "run": label,
+        "patient": case.name,
+        "reference_ml": case.reference_ml,
+        "reference_outside_brain_ml": case.outside_brain_ml,
+        "predicted_ml": case.predicted_ml,
+        "dice": case.dice,
+        "average_precision": case.average_precision,
+        "lesions": len(case.lesions.found),
+        "lesions_found": sum(case.lesions.found),
+        "false_positives": case.lesions.false_positives,
+        "tumour_free_slices": case.free_slices,
+        "false_positive_ml": case.false_positive_ml,
+        "score": case.score,
+        "score_warning": case.score_warning,
+        "seconds": case.seconds,
+        "brain": "given" if case.brain_given else "found",
+        "input_sha256": case.input_sha256,
+    }

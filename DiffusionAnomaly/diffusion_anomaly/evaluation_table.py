@@ -1,0 +1,190 @@
+"""The evaluation's table: what its columns mean, and how it is written as CSV, JSON and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import metrics
+from .evaluation_statistics import RunResult, case_row, run_row, strata_rows
+from .publishing import publish
+
+
+class Column(NamedTuple):
+    """A column: its name in CSV and JSON, its heading, its decimals, and what it is."""
+
+    key: str
+    title: str
+    digits: int
+    meaning: str
+
+
+COLUMNS = (
+    Column("dice", "Dice", 3, "Dice overlap at the stored threshold, mean over patients"),
+    Column("best_dice", "best Dice", 3, "highest mean Dice of one threshold for all, chosen on the references"),
+    Column("average_precision", "AP", 3, "average precision over brain voxels, mean over patients"),
+    Column("pooled_average_precision", "pooled AP", 3, "the same over all patients' brain voxels together"),
+    Column("lesion_recall", "lesion recall", 3, "share of reference components with a predicted voxel in them"),
+    Column("false_positives", "FP a scan", 2, "predicted components without a reference voxel, mean over scans"),
+    Column("false_positive_ml", "FP ml", 2, "predicted ml on tumour-free slices, mean over scans that have such"),
+    Column("slice_auroc", "slice AUROC", 3, "area under the ROC curve of tumour against tumour-free slices"),
+    Column("gain", "AP − intensity", 3, "AP minus the first baseline's, patient by patient"),
+    Column("seconds", "s a scan", 1, "mean seconds from the scan in memory to findings, finding the brain too"),
+    Column("network_calls", "calls a slice", 0, "how many times the networks see each slice"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What an evaluation found.
+
+    Attributes:
+        rows: one a run; ``name``, ``name_low`` and ``name_high`` for each column with an interval.
+        strata: recall by lesion size and quality by a patient's tumour volume, for each run.
+        cases: one a run and patient.
+        about: data, hardware, versions, models and definitions.
+    """
+
+    rows: list[dict[str, Any]]
+    strata: list[dict[str, Any]]
+    cases: list[dict[str, Any]]
+    about: dict[str, Any]
+
+    @classmethod
+    def of(cls, runs: Sequence[RunResult], *, seed: int = 0, resamples: int = 1000) -> Table:
+        """Summarise runs over the same patients. All are compared with the first baseline."""
+        draws = metrics.resamples(len(runs[0].cases), resamples, seed)
+        baseline = next((run for run in runs if run.is_baseline), None)
+        return cls(
+            [run_row(run, baseline, draws) for run in runs],
+            [stratum for run in runs for stratum in strata_rows(run)],
+            [case_row(run.label, case) for run in runs for case in run.cases],
+            _about(runs, seed, resamples),
+        )
+
+    def markdown(self) -> str:
+        """Both tables, and below them what their columns mean and what they were measured on."""
+        lines = _markdown_table(
+            ["method", *(column.title for column in COLUMNS)],
+            [[row["run"], *(_with_interval(row, column) for column in COLUMNS)] for row in self.rows],
+        )
+        lines += ["", "By size:", ""]
+        lines += _markdown_table(
+            ["method", "size", "lesions", "lesion recall", "patients", "Dice", "AP"],
+            [
+                [
+                    stratum["run"],
+                    stratum["size"],
+                    str(stratum["lesions"]),
+                    _number(stratum["lesion_recall"], 3),
+                    str(stratum["patients"]),
+                    _number(stratum["dice"], 3),
+                    _number(stratum["average_precision"], 3),
+                ]
+                for stratum in self.strata
+            ],
+        )
+        about = self.about
+        lines += [
+            "",
+            f"{about['patients']} patients; {about['hardware']}; in brackets 95 % bootstrap intervals over patients "
+            f"({about['resamples']} resamples, the same for all methods).",
+            "",
+            *(f"- **{column.title}**: {column.meaning}." for column in COLUMNS),
+            *(f"- **{word}**: {meaning}." for word, meaning in about["definitions"].items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; what is no number is null."""
+        return _finite({"about": self.about, "rows": self.rows, "strata": self.strata, "patients": self.cases})
+
+    def write(self, output: Path) -> dict[str, Path]:
+        """Write all forms of the table, together or not at all."""
+        texts = {
+            "evaluation.csv": _csv(self.rows),
+            "evaluation_strata.csv": _csv(self.strata),
+            "evaluation_patients.csv": _csv(self.cases),
+            "evaluation.md": self.markdown(),
+            "evaluation.json": json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+        }
+        return publish(output, {name: _writer(text) for name, text in texts.items()})
+
+
+def _about(runs: Sequence[RunResult], seed: int, resamples: int) -> dict[str, Any]:
+    devices = dict.fromkeys(f"{run.provenance['device']['name']} ({run.provenance['device']['used']})" for run in runs)
+    return {
+        "patients": len(runs[0].cases),
+        "seed": seed,
+        "resamples": resamples,
+        "hardware": f"{', '.join(devices)}, {os.cpu_count()} processor cores",
+        "versions": runs[0].provenance["versions"],
+        "runs": {
+            run.label: {key: run.provenance[key] for key in ("method", "model", "options", "threshold", "calibration")}
+            for run in runs
+        },
+        "columns": {column.key: column.meaning for column in COLUMNS},
+        "definitions": DEFINITIONS,
+    }
+
+
+DEFINITIONS = {
+    "brain voxels": "average precision is taken inside the brain mask alone, the same mask for all methods; Dice and "
+    "recall count reference voxels outside of it as missed",
+    "tumour-free slices": "slices with brain at least 3 slices and at least 15 mm away from any slice with a reference "
+    "voxel; slices in between are in neither class",
+    "slice score": "mean heat of the hottest 1 % of a slice's brain voxels",
+    "components": "voxels that share a face, an edge or a corner; predicted ones below the minimum volume are dropped",
+    "best Dice": "at the best of 64 thresholds, equally spaced by rank among the heats of all lesion voxels, and the "
+    "stored one, each after small components are dropped",
+}
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    ruler = ["---", *("---:" for _ in head[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows)]
+
+
+def _with_interval(row: Mapping[str, Any], column: Column) -> str:
+    text = _number(row.get(column.key), column.digits)
+    low, high = (row.get(f"{column.key}_{end}", math.nan) for end in ("low", "high"))
+    if not math.isfinite(low) or not math.isfinite(high):
+        return text
+    return f"{text} [{_number(low, column.digits)}, {_number(high, column.digits)}]"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_finite([dict(row) for row in rows]))
+    return text.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _writer(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(text.encode("utf-8"))

@@ -1,0 +1,160 @@
+"""What a method is: slices in, heat out; and the noise, ranges and residual that the methods share.
+
+Kept apart from the registry in ``__init__`` so that a method's file imports from here and never from its
+siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, ModelError
+from ..networks import Model
+
+ProgressCallback = Callable[[int], None]
+"""Takes the network calls a slice since the last report; raises ``Cancelled`` to stop the method."""
+
+SIDES = ("both", "bright", "dark")
+
+
+@dataclass(frozen=True)
+class SliceBatch:
+    """Slices of one volume on the model's grid.
+
+    Attributes:
+        images: ``(N, 1, H, W)`` float32, normalised intensity in [0, 1], 0 outside the brain.
+        brain: ``(N, 1, H, W)`` bool.
+        generators: one CPU generator a slice, so that a slice's noise never depends on its companions.
+    """
+
+    images: Tensor
+    brain: Tensor
+    generators: Sequence[torch.Generator]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.shape[1] != 1 or self.images.shape != self.brain.shape:
+            raise InputError(
+                f"Slices have shape {tuple(self.images.shape)} and brain {tuple(self.brain.shape)}.",
+                "Both must be (N, 1, H, W).",
+            )
+        if len(self.generators) != len(self.images):
+            raise InputError(f"{len(self.images)} slices came with {len(self.generators)} random generators.")
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """What a method found.
+
+    Attributes:
+        heat: ``(N, H, W)`` float32 on the CPU, raw units, >= 0, exactly 0 outside the brain.
+        score: ``(N,)`` float32 on the CPU, one number a slice; see ``Method.score_title``.
+    """
+
+    heat: Tensor
+    score: Tensor
+
+
+class Method(Protocol):
+    """Slices in, heat out.
+
+    Attributes:
+        name: as on the command line and in a package.
+        title: for people.
+        needs_model: whether ``run`` needs a ``Model``.
+        score_title: what the whole-image score is.
+        score_is_familiarity: whether a score far above the healthy range means that the image is not what the
+            model knows (wrong contrast, wrong body part), rather than that it is diseased.
+        options_type: a frozen subclass of ``MethodOptions`` whose defaults are the published numbers.
+    """
+
+    name: str
+    title: str
+    needs_model: bool
+    score_title: str
+    score_is_familiarity: bool
+    options_type: type[Any]
+
+    def run(
+        self, batch: SliceBatch, model: Model | None, options: Any, progress: ProgressCallback
+    ) -> SliceResult:
+        """Heat and score of a batch; what ``progress`` is given adds up to ``network_calls(options)``."""
+        ...
+
+    def network_calls(self, options: Any) -> int:
+        """How many times the networks see each slice: what ``Model.calls`` grows by, per slice."""
+        ...
+
+
+def require_model(model: Model | None, method: str) -> Model:
+    """The model, or a ``ModelError`` when there is none."""
+    if model is None:
+        raise ModelError(f"The method {method!r} needs a model package and got none.", "Choose one.")
+    return model
+
+
+def require_levels(model: Model, **at_most: int) -> None:
+    """Refuse options, given as ``name=value``, that are larger than the model's number of noise levels."""
+    levels = model.schedule.levels
+    for name, value in at_most.items():
+        if value > levels:
+            raise InputError(
+                f"Option {name} is {value}, but the model has {levels} noise levels.",
+                f"Use at most {levels}.",
+            )
+
+
+def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal ``(N, *shape)``, one draw from each slice's own CPU generator, moved to ``device``."""
+    noise = [torch.randn(tuple(shape), generator=generator) for generator in generators]
+    return torch.stack(noise).to(device)
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """[0, 1] to the [-1, 1] that codecs are trained on; the background becomes -1."""
+    return images * 2.0 - 1.0
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """[-1, 1] back to [0, 1], clipped as the normalised input is."""
+    return ((images + 1.0) * 0.5).clamp(0.0, 1.0)
+
+
+def clean_range(model: Model) -> tuple[float, float] | None:
+    """The range of clean pixels for a codec that keeps them; None for latents, which have no range."""
+    if not model.codec.is_pixel:
+        return None
+    ends = [(end - model.codec.shift) * model.codec.scale for end in (-1.0, 1.0)]
+    return float(ends[0].min()), float(ends[1].max())
+
+
+def levels_of(t: int, like: Tensor) -> Tensor:
+    """Level ``t`` for each sample of a batch, ``(N,)``; the clean level asks the network at its first one."""
+    return torch.full((len(like),), max(t, 0), dtype=torch.long, device=like.device)
+
+
+def residual(images: Tensor, healthy: Tensor, side: str) -> Tensor:
+    """How far the scan is from its healthy version, ``(N, C, H, W)`` to ``(N, H, W)``: summed over channels.
+
+    Args:
+        images: the scan's slices.
+        healthy: the same slices as the model would have them.
+        side: "both" for the absolute difference (both papers), "bright" for where the scan is brighter only,
+            "dark" for where it is darker only.
+    """
+    difference = images - healthy
+    if side == "bright":
+        difference = difference.clamp_min(0.0)
+    elif side == "dark":
+        difference = (-difference).clamp_min(0.0)
+    return difference.abs().sum(dim=1)
+
+
+def confine(heat: Tensor, brain: Tensor) -> Tensor:
+    """Heat ``(N, H, W)`` on the CPU as float32, exactly 0 outside ``brain`` ``(N, 1, H, W)``."""
+    heat = heat.float().cpu()
+    return torch.where(brain[:, 0].cpu(), heat, torch.zeros_like(heat))

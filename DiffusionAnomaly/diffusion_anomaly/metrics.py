@@ -1,0 +1,186 @@
+"""The numbers of an evaluation: pure functions on arrays, each with a definition that fits on a line.
+
+Average precision is exact, without a histogram of heat and without holding all patients' voxels at once: its
+sum runs over the distinct heats of lesion voxels, which are few, and of all other voxels only how many are at
+least that hot has to be known. Those counts add up over patients. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+# Voxels that share a face, an edge or a corner belong together, in findings and in references alike.
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+
+
+def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
+    """Dice overlap ``2 |A & B| / (|A| + |B|)`` of two masks; NaN for an empty reference."""
+    size = np.count_nonzero(reference)
+    if size == 0:
+        return float("nan")
+    return 2.0 * np.count_nonzero(predicted & reference) / (np.count_nonzero(predicted) + size)
+
+
+def at_least(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How many ``scores`` are >= each of ``values``, int64 of the shape of ``values``."""
+    return scores.size - np.searchsorted(np.sort(scores, axis=None), values, side="left")
+
+
+def distinct(positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct scores of the positives, ascending, and how many positives have each."""
+    return np.unique(positive, return_counts=True)
+
+
+def average_precision_of_counts(positives: np.ndarray, negatives_at_least: np.ndarray) -> float:
+    """Average precision from counts at ascending thresholds.
+
+    ``sum_n (R_n - R_{n-1}) P_n`` over distinct thresholds, without interpolation (the definition of
+    scikit-learn's ``average_precision_score``). Recall rises only where a positive has the threshold's
+    score, so those thresholds are all there is to sum over.
+
+    Args:
+        positives: ``(V,)`` how many positives have each distinct score.
+        negatives_at_least: ``(V,)`` how many negatives score at least that.
+
+    Returns:
+        A share from 0 to 1; NaN without positives.
+    """
+    total = positives.sum()
+    if total == 0:
+        return float("nan")
+    true_positives = positives[::-1].cumsum()[::-1]
+    counted = true_positives + negatives_at_least
+    precision = np.divide(true_positives, counted, out=np.zeros(len(counted)), where=counted > 0)
+    return float((positives * precision).sum() / total)
+
+
+def average_precision(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Average precision of positives' and negatives' scores; ties count together; NaN without positives."""
+    values, counts = distinct(positive)
+    return average_precision_of_counts(counts, at_least(negative, values))
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Area under the ROC curve: the share of pairs in which the positive scores higher, ties counting half.
+
+    Mann and Whitney 1947. NaN when either side is empty.
+    """
+    if positive.size == 0 or negative.size == 0:
+        return float("nan")
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left") + np.searchsorted(ordered, positive, side="right")
+    return float(below.sum() / (2.0 * positive.size * negative.size))
+
+
+def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Connected components of a 3-D mask: int32 labels from 1, and how many there are."""
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, structure=TOUCHING, output=labels)
+    return labels, int(labels.max(initial=0))
+
+
+@dataclass(frozen=True)
+class LesionMatch:
+    """How the components of a prediction and of a reference meet.
+
+    Attributes:
+        volumes_ml: each reference lesion's volume.
+        found: whether a predicted voxel lies in it.
+        false_positives: predicted components that touch no reference voxel.
+    """
+
+    volumes_ml: tuple[float, ...]
+    found: tuple[bool, ...]
+    false_positives: int
+
+
+def match_lesions(predicted: np.ndarray, reference: np.ndarray, voxel_ml: float) -> LesionMatch:
+    """Compare two 3-D masks component by component; one common voxel is a meeting."""
+    lesions, count = components(reference)
+    sizes = np.bincount(lesions.ravel(), minlength=count + 1)[1:]
+    hit = np.zeros(count + 1, dtype=bool)
+    hit[np.unique(lesions[predicted])] = True
+    found, predictions = components(predicted)
+    touching = np.unique(found[reference & predicted])
+    return LesionMatch(
+        tuple(float(size) * voxel_ml for size in sizes),
+        tuple(bool(h) for h in hit[1:]),
+        predictions - touching.size,
+    )
+
+
+def without_small(mask: np.ndarray, voxel_ml: float, min_ml: float) -> np.ndarray:
+    """A 3-D mask without components smaller than ``min_ml``, as findings leave them out."""
+    labels, count = components(mask)
+    if count == 0:
+        return mask
+    keep = np.bincount(labels.ravel()) * voxel_ml >= min_ml * (1 - 1e-6)
+    keep[0] = False
+    return keep[labels]
+
+
+def slice_distance(flags: np.ndarray) -> np.ndarray:
+    """How many slices each slice is away from the nearest flagged one; infinite when none is flagged.
+
+    Args:
+        flags: ``(n,)`` bool.
+
+    Returns:
+        ``(n,)`` float64.
+    """
+    flagged = np.flatnonzero(flags)
+    if flagged.size == 0:
+        return np.full(flags.size, np.inf)
+    return np.abs(np.arange(flags.size)[:, None] - flagged).min(axis=1).astype(np.float64)
+
+
+def hottest_mean(heat: np.ndarray, share: float) -> float:
+    """Mean of the hottest ``share`` of values (at least one): a slice's score that no single voxel makes."""
+    count = max(1, round(share * heat.size))
+    return float(np.partition(heat, heat.size - count)[heat.size - count :].mean())
+
+
+def resamples(patients: int, count: int, seed: int) -> np.ndarray:
+    """Patients drawn with replacement, ``(count, patients)`` indices. One draw serves all methods: paired."""
+    return np.random.default_rng(seed).integers(0, patients, size=(count, patients))
+
+
+def interval(
+    statistic: Callable[[np.ndarray], float], draws: np.ndarray, level: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval over patients (Efron 1979).
+
+    Args:
+        statistic: takes the indices of the patients of one resample.
+        draws: from ``resamples``.
+        level: share of the resamples between the two ends.
+
+    Returns:
+        Low and high end; None for fewer than two patients, or when most resamples have no value.
+    """
+    if draws.shape[1] < 2:
+        return None
+    values = np.array([statistic(draw) for draw in draws])
+    values = values[np.isfinite(values)]
+    if values.size < len(draws) / 2:
+        return None
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_or_nan(values: Sequence[float] | np.ndarray) -> float:
+    """Mean of the values that are numbers; NaN when none is."""
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    return float(array.mean()) if array.size else float("nan")
+
+
+def thin(values: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of ascending ``values``, equally spaced by rank, both ends kept."""
+    if len(values) <= most:
+        return values
+    return values[np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]

@@ -1,0 +1,265 @@
+"""What exactly will be run: the user's options, checked and joined with the model package's, before any scan is read.
+
+A wrong option, a missing model or a device that is not there is found here, in a second, and not after the scan has
+been read and its brain found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .methods import Method
+    from .methods.options import MethodOptions
+    from .networks import Model
+    from .postprocess import PostprocessSettings
+
+DEFAULT_MODELS = {"unsupervised": "flair-unsupervised", "guided": "flair-guided"}
+
+# Heat of 3 is one healthy voxel in a thousand. Only used where no model package brings a measured threshold.
+INTENSITY_THRESHOLD = 3.0
+NORMAL_TAIL = "upper tail of a normal distribution, not measured on healthy scans"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose.
+
+    Attributes:
+        method: name of a method.
+        model: name of a model package or its folder; None takes the method's default.
+        steps: shorthand for the method's option of that name; None leaves it to the package.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+        seed: of all randomness.
+        threshold: heat from which a voxel is in the mask; None takes the package's.
+        min_volume_ml: smaller findings are dropped.
+        batch_size: slices at once; None chooses by the device. Never changes a result.
+        slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
+        overrides: any other option of the method, by name.
+    """
+
+    method: str = "unsupervised"
+    model: str | None = None
+    steps: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    threshold: float | None = None
+    min_volume_ml: float = 0.05
+    batch_size: int | None = None
+    slice_spacing: float | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)
+        _check_number("min_volume_ml", self.min_volume_ml, lambda value: value >= 0, "a number of ml, at least 0")
+        if self.threshold is not None:
+            _check_number("threshold", self.threshold, lambda value: value > 0, "a heat above 0")
+        if self.batch_size is not None:
+            _check_number("batch_size", self.batch_size, lambda value: value >= 1, "at least 1", whole=True)
+        if self.slice_spacing is not None:
+            _check_number("slice_spacing", self.slice_spacing, lambda value: value > 0, "a number of mm above 0")
+        if not isinstance(self.overrides, Mapping):
+            raise InputError(f"overrides is {self.overrides!r}.", "Give method options by name.")
+
+
+def _check_number(
+    name: str, value: Any, fits: Callable[[Any], bool], expected: str, *, whole: bool = False
+) -> None:
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not fits(value):
+        raise InputError(f"Option {name} is {value!r}.", f"It must be {expected}.")
+
+
+@dataclass(frozen=True)
+class NormalTail:
+    """Heat of a z-score without a healthy reference: ``-log10`` of the normal distribution's tail beyond it.
+
+    Real intensities have heavier tails than a normal distribution, so this heat is optimistic; a model package that
+    carries a measured table for the baseline replaces it.
+
+    Attributes:
+        two_sided: whether both tails count, for z-scores without a sign.
+    """
+
+    two_sided: bool = False
+
+    def __call__(self, z: np.ndarray) -> np.ndarray:
+        """z-scores >= 0 of any shape to float32 heat; 0 stays 0."""
+        from scipy.special import log_ndtr
+
+        z = np.asarray(z, dtype=np.float64)
+        tail = log_ndtr(-z) + (math.log(2.0) if self.two_sided else 0.0)
+        return np.where(z > 0, -tail / math.log(10.0), 0.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before the scan.
+
+    Attributes:
+        asked: the user's options.
+        method: what runs.
+        method_options: its options: defaults, overlaid by the package's, overlaid by the user's.
+        bundle: the model package; None for the baseline without one.
+        postprocess: filters of raw heat.
+        device: ``cpu``, ``cuda`` or ``cuda:0``: what ``auto`` came to.
+        precision: ``float32`` or ``bfloat16``: what ``auto`` came to on that device.
+    """
+
+    asked: Options
+    method: Method
+    method_options: MethodOptions
+    bundle: Bundle | None
+    postprocess: PostprocessSettings
+    device: str
+    precision: str
+
+    def load(self, device: str) -> Model | None:
+        """The model on a device; None for a method without one."""
+        if not self.method.needs_model or self.bundle is None:
+            return None
+        from .networks import load_model
+
+        return load_model(self.bundle, device, self.asked.precision)
+
+    @property
+    def calibration(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Post-processed raw heat to ``-log10`` of its healthy tail probability.
+
+        Raises:
+            ModelError: when the package has not been calibrated.
+        """
+        from .calibration import Calibration
+
+        table = self._calibrated("calibration")
+        if table is not None:
+            return Calibration.from_dict(table)
+        return NormalTail(two_sided=getattr(self.method_options, "side", "") == "both")
+
+    @property
+    def calibration_source(self) -> str:
+        """What healthy data the heat refers to."""
+        table = self._calibrated("calibration")
+        return NORMAL_TAIL if table is None else str(table.get("source") or "healthy validation scans")
+
+    @property
+    def threshold(self) -> float:
+        """The user's threshold, else the package's."""
+        if self.asked.threshold is not None:
+            return float(self.asked.threshold)
+        stored = self.stored_threshold
+        return INTENSITY_THRESHOLD if stored is None else float(stored["heat"])
+
+    @property
+    def stored_threshold(self) -> dict[str, Any] | None:
+        """The package's threshold with its reason; None where there is none."""
+        return self._calibrated("threshold")
+
+    @property
+    def score_range(self) -> dict[str, Any] | None:
+        """The range of the whole-image score on healthy validation; None where the score is no such warning."""
+        return self._calibrated("score_range") if self.method.score_is_familiarity else None
+
+    def _calibrated(self, key: str) -> dict[str, Any] | None:
+        """An entry of the package that only calibration can have written; None where the method has no package."""
+        if self.bundle is None:
+            return None
+        if not self.method.needs_model:
+            return self.bundle.anomaly.get(self.method.name, {}).get(key)
+        if key not in self.bundle.anomaly:
+            raise ModelError(
+                f"Package {self.bundle.name}: configs/anomaly.json has no {key}.",
+                "Calibrate the package on healthy validation scans, or choose another.",
+            )
+        return self.bundle.anomaly[key]
+
+
+def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
+    """Check the options and settle what they leave open.
+
+    Args:
+        options: the user's.
+        bundle: an opened package to use instead of ``options.model``.
+
+    Raises:
+        InputError: for an unknown method, an option out of range, or a device that is not there.
+        ModelError: when the package is missing, damaged, or made for another method.
+    """
+    from .methods import get_method, make_options
+    from .networks import choose_device, choose_dtype
+    from .postprocess import PostprocessSettings
+
+    method = get_method(options.method)
+    if bundle is None:
+        bundle = _open_model(method, options.model)
+    if bundle is not None and method.needs_model and bundle.method != method.name:
+        raise ModelError(
+            f"Package {bundle.name} is made for the method {bundle.method!r}, but {method.name!r} was asked for.",
+            f"Choose --method {bundle.method}, or another model."
+            if bundle.method != "brain"
+            else "It finds brains; choose another model.",
+        )
+    overrides = dict(options.overrides)
+    if options.steps is not None:
+        overrides["steps"] = options.steps
+    try:
+        settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}) if bundle else {})
+    except InputError as error:
+        raise ModelError(f"The model package's post-processing does not fit: {error.what}", error.hint) from error
+    device = choose_device(options.device)
+    return Plan(
+        asked=options,
+        method=method,
+        method_options=make_options(method, _packaged_options(method, bundle), overrides),
+        bundle=bundle,
+        postprocess=settings,
+        device=str(device),
+        precision=str(choose_dtype(options.precision, device)).removeprefix("torch."),
+    )
+
+
+def _open_model(method: Method, model: str | None) -> Bundle | None:
+    if model is None and not method.needs_model:
+        return None
+    from .bundle import open_bundle
+
+    return open_bundle(model if model is not None else DEFAULT_MODELS[method.name])
+
+
+def _packaged_options(method: Method, bundle: Bundle | None) -> dict[str, Any]:
+    """What the package sets of the method's options. The latent threshold is learnt, so it has its own entry."""
+    if bundle is None or not method.needs_model:
+        return {}
+    packaged = dict(bundle.anomaly.get("options", {}))
+    if "latent_threshold" in bundle.anomaly:
+        packaged["latent_threshold"] = bundle.anomaly["latent_threshold"]
+    return packaged
+
+
+def resolved_options(plan: Plan) -> dict[str, Any]:
+    """Every option as it was in force, for provenance."""
+    return {
+        **asdict(plan.method_options),
+        "seed": plan.asked.seed,
+        "threshold": plan.threshold,
+        "min_volume_ml": plan.asked.min_volume_ml,
+        "slice_spacing": plan.asked.slice_spacing,
+        "device": plan.asked.device,
+        "precision": plan.asked.precision,
+        "postprocess": plan.postprocess.to_dict(),
+    }
+
+
+def with_options(plan: Plan, method_options: MethodOptions) -> Plan:
+    """The same plan with the method's options replaced, as the baseline needs once it has seen the scan."""
+    return replace(plan, method_options=method_options)

@@ -1,0 +1,106 @@
+"""One self-contained page on a result: what was found, where, how sure one may be, and how it was made.
+
+No link leads out of the file and no script is in it, so that it can be mailed, archived and printed. Everything that
+comes from a file's name or header is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .atomic import write_text
+from .pictures import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
+from .provenance import PURPOSE
+
+if TYPE_CHECKING:
+    from .detect import Result
+    from .volume import Volume
+
+TEMPLATE = "report.html.jinja"
+FINDINGS_SHOWN = 50
+LONGEST_VALUE = 160  # characters of an option, such as a table of thresholds, that are printed
+
+
+def write_report(result: Result, volume: Volume, path: Path | str) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    write_text(path, render_report(result, volume))
+
+
+def render_report(result: Result, volume: Volume) -> str:
+    """The page as HTML text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    view = SliceView(volume.image, result.heat, result.mask, result.brain)
+    slices = choose_slices(view, result.threshold)
+    peak = float(view.peaks().max())
+    top = max(peak, 1.5 * result.threshold)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    provenance = result.provenance
+    return environment.get_template(TEMPLATE).render(
+        name=Path(volume.source).name,
+        purpose=PURPOSE,
+        provenance=provenance,
+        method=_METHOD_TITLES.get(provenance["method"], provenance["method"]),
+        model=_model_line(provenance["model"]),
+        date=datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
+        warnings=result.warnings,
+        findings=result.findings[:FINDINGS_SHOWN],
+        hidden_findings=max(0, len(result.findings) - FINDINGS_SHOWN),
+        total_ml=sum(finding.volume_ml for finding in result.findings),
+        peak=peak,
+        threshold=result.threshold,
+        coloured_from=coloured_from(result.threshold),
+        score=result.score,
+        pictures=draw_slices(view, slices, result.threshold, top),
+        colour_bar=draw_colour_bar(result.threshold, top),
+        profile=draw_profile(view, slices) if len(view) > 1 and result.findings else None,
+        sides=view.sides,
+        rows=list(_flat(provenance)),
+    )
+
+
+_METHOD_TITLES = {
+    "unsupervised": "Unsupervised latent diffusion",
+    "guided": "Classifier-guided diffusion",
+    "intensity": "Intensity (baseline)",
+}
+
+
+def _model_line(model: Mapping[str, Any] | None) -> str:
+    return "no model" if model is None else f"{model['name']} {model['version']}"
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Provenance as rows of name and text; what the page already shows elsewhere is left out."""
+    for key, value in content.items():
+        if not prefix and key in ("purpose", "warnings", "schema_version"):
+            continue
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} · ")
+        else:
+            yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = ", ".join(_text(entry) for entry in value) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"

@@ -1,0 +1,111 @@
+"""Reasons to doubt a result before looking at it: a scan that is not what the model knows, or not as it knows it.
+
+None of these stops a detection. Each becomes a warning that says what was found and what it does to the result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .orientation import Orientation
+
+if TYPE_CHECKING:
+    from .stack import SliceStack
+    from .volume import Volume
+
+UNKNOWN_SCAN = "This looks like no scan the model knows: T1? CT?"
+
+# In-plane voxels longer than this, and more than twice the shortest edge, are slices seen from the side.
+THICK_MM = 3.0
+
+# Words in file names and headers, whole words only, and the contrast they stand for.
+_CONTRASTS = {
+    "flair": "FLAIR",
+    "t1": "T1",
+    "t1w": "T1",
+    "t1c": "T1",
+    "t1ce": "T1",
+    "t1gd": "T1",
+    "mprage": "T1",
+    "t2": "T2",
+    "t2w": "T2",
+    "pd": "PD",
+    "pdw": "PD",
+    "dwi": "diffusion-weighted",
+    "adc": "ADC",
+    "swi": "SWI",
+    "ct": "CT",
+    "pt": "PET",
+    "pet": "PET",
+}
+
+
+def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
+    """What the scan alone says.
+
+    Args:
+        volume: the scan.
+        modality: what the model knows; None for a method without a model.
+    """
+    if volume.non_finite:
+        yield (
+            f"{volume.non_finite} voxels are no finite numbers and were set to the scan's minimum; "
+            "heat near them means little."
+        )
+    other = contrast_of(volume.source, volume.metadata)
+    if modality and other and other != modality.upper():
+        yield f"The scan's name or header says {other}, the model knows {modality}; heat may mean nothing."
+    yield from _plane_warnings(volume.image)
+
+
+def contrast_of(source: str, metadata: Mapping[str, str]) -> str | None:
+    """The contrast that a scan's header, or else its name, gives away; None when nothing or several are named."""
+    for texts in (list(metadata.values()), [PurePath(source).name]):
+        words = {word for text in texts for word in re.split(r"[^a-z0-9]+", str(text).lower())}
+        found = {_CONTRASTS[word] for word in words if word in _CONTRASTS}
+        if "FLAIR" in found:  # "T2 FLAIR" is FLAIR
+            found -= {"T1", "T2"}
+        if len(found) == 1:
+            return found.pop()
+    return None
+
+
+def _plane_warnings(image: sitk.Image) -> Iterator[str]:
+    orientation = Orientation.of(image)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    slice_axis = orientation.axes[0]
+    if image.GetSize()[slice_axis] == 1 and np.argmax(np.abs(direction[:, slice_axis])) != 2:
+        yield "The scan is a single slice that is not axial; models know axial slices, so heat may mean little."
+        return
+    slice_mm, row_mm, column_mm = orientation.spacing(image)
+    for name, spacing in (("coronal", row_mm), ("sagittal", column_mm)):
+        if spacing > THICK_MM and spacing > 2 * min(slice_mm, row_mm, column_mm):
+            yield (
+                f"The scan has {name} slices {spacing:.3g} mm apart; models see axial slices, which are coarse here, "
+                "so small findings are missed."
+            )
+
+
+def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[str]:
+    """What the brain in the scan says."""
+    if values_in_brain.size and values_in_brain.min() == values_in_brain.max():
+        yield f"All brain voxels have the value {values_in_brain.flat[0]:g}; there is nothing to find in such a scan."
+    if stack.coverage < 0.99:
+        yield (
+            f"The model's field of view holds {stack.coverage:.0%} of the brain mask; the rest gets no heat. "
+            "Is the voxel spacing right?"
+        )
+
+
+def score_warning(score: float, score_range: Mapping[str, Any], title: str) -> str | None:
+    """The warning when a whole-image score lies above everything healthy validation showed."""
+    upper = float(score_range["upper"])
+    if score <= upper:
+        return None
+    return f"{UNKNOWN_SCAN} Its {title} is {score:.3g}, scans the model knows stay below {upper:.3g}."

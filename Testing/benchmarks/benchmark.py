@@ -1,0 +1,116 @@
+"""How fast, how large and how exact the shortcuts are, on this machine, in one run.
+
+    python -m Testing.benchmarks                     # from the repository's root: all of it
+    python -m Testing.benchmarks --model DIR --slices 8 --device cuda --output results
+    python -m Testing.benchmarks memory              # peak memory of a scan of 512 x 512 x 300 voxels
+
+For each model package it prints
+
+- seconds and network calls for each stage of a scan, in all and by slice, and the share of the machine's own
+  bfloat16 matrix rate (that of one large product, measured in the same run) that the networks' stages reach;
+- the default options against the plain reference of the method: float32, one slice at once, one sample a
+network
+  call, and every noise level (all of [kl_from, kl_to) in the KL map, all below start_level when healing; all
+  levels below `level` both ways for the guided method). How much faster, and Spearman's rank correlation of
+  the two heats inside the brain;
+- a 256 x 256 x 25 version of the scan through the command line in a process of its own, from start to finish,
+and
+  that process's peak memory.
+
+Only the engine's public interface is used. Other work on the machine slows the run down and makes the matrix
+rate, and with it the shares, smaller: leave the machine alone meanwhile. Needs Linux or macOS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from measure import say
+from memory import child, memory
+from speed import speed
+
+from diffusion_anomaly.bundle import open_bundle
+from diffusion_anomaly.detect import Options, make_plan
+from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.planning import DEFAULT_MODELS
+from diffusion_anomaly.system import device_name, versions
+
+SAMPLE = measure.REPOSITORY / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
+LARGE = (512, 512, 300)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = _parser().parse_args(arguments)
+    if asked.child:
+        return child(asked)
+    about = machine(asked.device)
+    report: dict[str, Any] = {"machine": about, "scan": str(asked.scan)}
+    say("\n".join(f"- {name}: {value}" for name, value in about.items()))
+    models = asked.model or [name for name in DEFAULT_MODELS.values() if _exists(name)]
+    if asked.what == "memory":
+        report["memory"] = memory(asked, models)
+    else:
+        report["models"] = [speed(asked, model) for model in models]
+    if asked.output is not None:
+        asked.output.mkdir(parents=True, exist_ok=True)
+        path = asked.output / f"benchmark-{asked.what}.json"
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The hardware and its own rates."""
+    place = make_plan(Options("intensity", device=device)).device
+    rates = {
+        f"matrix rate, {str(dtype).removeprefix('torch.')}": f"{measure.matrix_rate(place, dtype) / 1e9:.0f} GFLOP/s"
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    return {
+        "device": f"{device_name(place)} ({place})",
+        "processor": f"{device_name('cpu')}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "system": platform.platform(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        **rates,
+    }
+
+
+def _exists(name: str) -> bool:
+    try:
+        open_bundle(name)
+    except ModelError as error:
+        sys.stderr.write(f"left out: {error}\n")
+        return False
+    return True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("what", nargs="?", choices=("speed", "memory"), default="speed")
+    add("--scan", type=Path, default=SAMPLE, help="default: the sample scan")
+    add("--brain", type=Path, help="brain mask on the scan's grid; default: found by the network")
+    add(
+        "--model",
+        action="append",
+        help="package by name or folder, repeatable; default: those of both methods",
+    )
+    add("--slices", type=int, default=8, help="compared with the plain reference; default: 8, a batch")
+    add("--size", type=int, nargs=3, default=LARGE, help="voxels of the large scan; default: 512 512 300")
+    add("--device", default="auto")
+    add("--precision", default="auto")
+    add("--output", type=Path, metavar="DIR", help="also write all numbers there as JSON")
+    add("--child", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

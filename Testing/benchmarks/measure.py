@@ -1,0 +1,121 @@
+"""The instruments of the benchmark: time, memory, operations, the machine's own rate; scans of any size; tables."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import SimpleITK as sitk
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+T = TypeVar("T")
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENGINE = REPOSITORY / "DiffusionAnomaly"
+GIBIBYTE = 2**30
+# What Linux counts in kibibytes, macOS counts in bytes.
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+def timed(function: Callable[[], T], device: torch.device | str = "cpu") -> tuple[T, float]:
+    """Result and wall-clock seconds, waiting for the GPU at both ends."""
+    synchronise(device)
+    start = time.perf_counter()
+    result = function()
+    synchronise(device)
+    return result, time.perf_counter() - start
+
+
+def synchronise(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def operations(function: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products in ``function``; it is run once."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device | str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Operations a second that a product of two large square matrices reaches here: the best of many."""
+    size = 8192 if torch.device(device).type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or best == float("inf"):
+        _, spent = timed(lambda: torch.mm(a, b), device)
+        best = min(best, spent)
+    return 2.0 * size**3 / best
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
+
+
+def run_process(arguments: Sequence[str | Path]) -> tuple[bytes, float, int]:
+    """Run Python with these arguments: stdout, wall-clock seconds from start to finish, and peak memory in
+    bytes.
+
+    Raises:
+        RuntimeError: with what it wrote to stderr, when it fails.
+    """
+    path = os.pathsep.join([str(ENGINE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, *map(str, arguments)]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout, process.stderr:
+        output = process.stdout.read()
+        complaints = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {process.returncode}: {complaints.decode(errors='replace')}"
+        )
+    return output, seconds, usage.ru_maxrss * MAXRSS_BYTES
+
+
+def resampled(image: sitk.Image, size: Sequence[int], interpolator: int, path: Path) -> Path:
+    """The image on a grid of ``size`` over the same field of view, as a file."""
+    grid = sitk.Image([int(count) for count in size], sitk.sitkUInt8)
+    old, spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
+    new = old * spacing / np.array(size)
+    grid.SetSpacing(new.tolist())
+    grid.SetDirection(image.GetDirection())
+    # Outer edges meet: the first voxel's centre moves by half the difference of the voxels.
+    grid.SetOrigin(image.TransformContinuousIndexToPhysicalPoint(((new / spacing - 1) / 2).tolist()))
+    made = sitk.Resample(image, grid, sitk.Transform(), interpolator, 0.0, image.GetPixelID())
+    if interpolator == sitk.sitkLinear:
+        made = sitk.Cast(sitk.RescaleIntensity(made, 0, 4000), sitk.sitkInt16)
+    sitk.WriteImage(made, str(path))
+    return path
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *("---:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows))
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,48 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import phantom
+from diffusion_anomaly.volume import Volume
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real scans beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs real scans in {SHARED}, which are not distributed with the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def flair_like_grid() -> sitk.Image:
+    """Axial slices of a whole head, 2.4 mm in-plane and 5 mm thick."""
+    return phantom.grid((64, 72, 26), (2.4, 2.4, 5.0))
+
+
+@pytest.fixture(scope="session")
+def flair_like_volume(flair_like_grid: sitk.Image) -> Volume:
+    """An ellipsoid head with scalp, brain and one bright lesion, with noise."""
+    noise = np.random.default_rng(0).normal(0, 3, flair_like_grid.GetSize()[::-1]).astype(np.float32)
+    clean = sitk.GetArrayFromImage(phantom.paint(flair_like_grid))
+    return phantom.as_volume(phantom.on_grid(np.where(clean > 0, clean + noise, 0), flair_like_grid))
+
+
+@pytest.fixture(scope="session")
+def flair_like_brain(flair_like_grid: sitk.Image) -> sitk.Image:
+    """Brain mask of `flair_like_volume`, uint8."""
+    return phantom.brain_of(flair_like_grid)
+
+
+@pytest.fixture(scope="session")
+def flair_like_lesion(flair_like_grid: sitk.Image) -> sitk.Image:
+    """True lesion of `flair_like_volume`, uint8."""
+    return phantom.lesion_of(flair_like_grid)

@@ -1,0 +1,197 @@
+"""Raw heat to tail probability, thresholds from healthy scans, and the filters before both."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from diffusion_anomaly.calibration import Calibration, false_alarm_ml, threshold_for_false_alarms
+from diffusion_anomaly.errors import InputError, ModelError
+from diffusion_anomaly.postprocess import PostprocessSettings, postprocess
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int] = (8, 48, 48)) -> np.ndarray:
+    """Heat of a healthy scan with components of all sizes."""
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5)
+    return np.maximum(noise / noise.std(), 0).astype(np.float32)
+
+
+# --- heat ---------------------------------------------------------------------------------------------------
+
+
+def test_exponential_heat_becomes_its_log10_tail_within_sampling_error(rng: np.random.Generator) -> None:
+    count = 200_000
+    calibration = Calibration.fit(rng.exponential(size=count))
+    raw = np.linspace(0.05, np.log(1e4), 60)
+    tail = np.exp(-raw)
+    sampling_error = 1 / np.sqrt(count * tail) / np.log(10)
+    np.testing.assert_array_less(np.abs(calibration(raw) + np.log10(tail)), 4 * sampling_error + 0.01)
+
+
+def test_beyond_the_rarest_healthy_voxel_heat_goes_on_with_the_tails_slope(rng: np.random.Generator) -> None:
+    calibration = Calibration.fit(rng.exponential(size=200_000))
+    assert calibration.tail_slope == pytest.approx(1 / np.log(10), rel=0.35)
+    far = calibration(np.array([20.0, 21.0, 22.0]))
+    np.testing.assert_allclose(np.diff(far), calibration.tail_slope, rtol=1e-4)
+
+
+def test_calibration_keeps_the_order_of_all_values_and_leaves_zero_at_zero(rng: np.random.Generator) -> None:
+    calibration = Calibration.fit(rng.gamma(0.5, size=50_000))
+    raw = np.concatenate([[0.0], np.geomspace(1e-6, 100, 2000)])
+    heat = calibration(raw)
+    assert heat[0] == 0 and heat.dtype == np.float32
+    assert (np.diff(heat) > 0).all()
+
+
+def test_mostly_zero_heat_is_calibrated_against_all_healthy_voxels(rng: np.random.Generator) -> None:
+    raw = np.where(rng.random(100_000) < 0.05, 1 + rng.random(100_000), 0)
+    calibration = Calibration.fit(raw)
+    assert calibration(np.array([1.5]))[0] == pytest.approx(-np.log10(0.025), abs=0.02)
+    assert calibration(np.array([0.0]))[0] == 0
+
+
+def test_equal_heat_values_share_one_knot() -> None:
+    calibration = Calibration.fit(np.repeat([0.0, 1.0, 2.0], [900, 90, 10]))
+    np.testing.assert_allclose(calibration(np.array([0.0, 1.0, 2.0])), [0, 1, 2], atol=1e-3)
+
+
+def test_calibration_survives_json_exactly(rng: np.random.Generator) -> None:
+    calibration = Calibration.fit(rng.exponential(size=1000), source="healthy slices")
+    back = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    raw = rng.exponential(size=100) * 3
+    np.testing.assert_array_equal(back(raw), calibration(raw))
+    assert (back.voxels, back.source) == (1000, "healthy slices")
+
+
+@pytest.mark.parametrize("values", [[], [0.0, 0.0], [1.0, np.nan], [1.0, -1.0]])
+def test_calibration_refuses_values_it_cannot_learn_from(values: list[float]) -> None:
+    with pytest.raises(InputError, match="Calibration got"):
+        Calibration.fit(np.array(values))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"raw": [0, 1]},
+        {"raw": [0, 1], "heat": [0, 1, 2]},
+        {"raw": [0, 1, 1], "heat": [0, 1, 2]},
+        {"raw": [0, 1], "heat": [0, "high"]},
+        {"raw": [0.5, 1], "heat": [0, 1]},
+    ],
+)
+def test_a_damaged_calibration_table_is_a_model_error(table: dict) -> None:
+    with pytest.raises(ModelError, match="calibration table"):
+        Calibration.from_dict(table)
+
+
+# --- threshold ----------------------------------------------------------------------------------------------
+
+
+def test_threshold_keeps_the_stated_volume_and_is_the_lowest_that_does(rng: np.random.Generator) -> None:
+    voxel_ml, scans = 0.01, [smooth_noise(rng) for _ in range(5)]
+    threshold = threshold_for_false_alarms([(heat, voxel_ml, 1.0) for heat in scans], ml=1.0)
+
+    def median_volume(at: float) -> float:
+        volumes = []
+        for heat in scans:
+            labels = np.zeros(heat.shape, dtype=int)
+            ndimage.label(heat >= at, np.ones((3, 3, 3)), labels)
+            sizes = [voxel_ml * float((labels == i).sum()) for i in range(1, labels.max() + 1)]
+            volumes.append(sum(size for size in sizes if size >= 0.05))
+        return float(np.median(volumes))
+
+    assert median_volume(threshold) <= 1.0
+    assert median_volume(threshold - 0.05) > 1.0
+
+
+def test_slices_that_stand_for_more_of_the_scan_count_more(rng: np.random.Generator) -> None:
+    heat = smooth_noise(rng)
+    whole = threshold_for_false_alarms([(heat, 0.01, 1.0)], ml=0.5)
+    half = threshold_for_false_alarms([(heat, 0.01, 2.0)], ml=1.0)
+    assert half == pytest.approx(whole)
+    assert threshold_for_false_alarms([(heat, 0.01, 2.0)], ml=0.5) > whole
+
+
+def test_small_components_are_no_false_alarms() -> None:
+    heat = np.zeros((3, 16, 16), dtype=np.float32)
+    heat[1, 2:4, 2:4] = 5  # 4 voxels of 0.01 ml: under 0.05 ml
+    heat[1, 8:11, 8:11] = 3  # 9 voxels
+    assert false_alarm_ml(heat, 2.0, 0.01, 0.05) == pytest.approx(0.09)
+    assert threshold_for_false_alarms([(heat, 0.01, 1.0)], ml=0.05) == pytest.approx(3, abs=0.01)
+
+
+def test_the_allowance_holds_for_the_share_of_scans_asked_for(rng: np.random.Generator) -> None:
+    scans = [(smooth_noise(rng) * scale, 0.01, 1.0) for scale in (1.0, 1.0, 1.0, 3.0)]
+    median = threshold_for_false_alarms(scans, ml=1.0, quantile=0.5)
+    every = threshold_for_false_alarms(scans, ml=1.0, quantile=1.0)
+    assert every > 2 * median
+    assert max(false_alarm_ml(heat, every, 0.01, 0.05) for heat, _, _ in scans) <= 1.0
+
+
+def test_no_scans_give_no_threshold() -> None:
+    with pytest.raises(InputError, match="No healthy scans"):
+        threshold_for_false_alarms([])
+
+
+# --- post-processing ----------------------------------------------------------------------------------------
+
+
+def test_median_removes_a_hot_pixel_and_keeps_a_lesion() -> None:
+    heat = np.zeros((2, 32, 32), dtype=np.float32)
+    heat[0, 5, 5] = 9
+    heat[1, 12:20, 12:20] = 1
+    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 5})
+    assert filtered[0].max() == 0
+    assert (filtered[1, 14:18, 14:18] == 1).all()
+
+
+def test_postprocessed_heat_stays_in_the_brain_and_loses_nothing_at_its_ends() -> None:
+    brain = np.zeros((6, 20, 20), dtype=bool)
+    brain[1:5, 4:16, 4:16] = True
+    uniform = brain.astype(np.float32)
+    filtered = postprocess(uniform + 7 * ~brain, brain, {"median_pixels": 1, "slice_sigma": 1.5})
+    np.testing.assert_allclose(filtered[brain], 1, rtol=1e-5)
+    assert (filtered[~brain] == 0).all()
+
+
+def test_slice_smoothing_does_not_mix_positions_within_a_slice() -> None:
+    heat = np.zeros((5, 8, 8), dtype=np.float32)
+    heat[2, 3, 4] = 1
+    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 1, "slice_sigma": 1.0})
+    assert (filtered[:, 3, 4] > 0).all()
+    assert np.count_nonzero(filtered) == 5
+
+
+def test_the_rim_is_taken_off_in_the_slice_only() -> None:
+    brain = np.zeros((3, 12, 12), dtype=bool)
+    brain[:, 2:10, 2:10] = True
+    filtered = postprocess(
+        brain.astype(np.float32), brain, PostprocessSettings(median_pixels=1, rim_pixels=2)
+    )
+    expected = np.zeros_like(filtered)
+    expected[:, 4:8, 4:8] = 1
+    np.testing.assert_array_equal(filtered, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"median_pixels": 4}, "median_pixels is 4"),
+        ({"median_pixels": 0}, "median_pixels is 0"),
+        ({"slice_sigma": -1}, "slice_sigma is -1"),
+        ({"slice_sigma": "wide"}, "slice_sigma is 'wide'"),
+        ({"blur": 1}, "blur"),
+    ],
+)
+def test_unusable_settings_are_named(settings: dict, named: str) -> None:
+    volume = np.zeros((1, 4, 4), dtype=np.float32)
+    with pytest.raises(InputError, match=named):
+        postprocess(volume, volume > 0, settings)

@@ -1,0 +1,419 @@
+"""The evaluation against definitions written out, on phantoms whose truth is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import packages
+import phantom
+from diffusion_anomaly import brain as brain_finder
+from diffusion_anomaly import evaluate, metrics
+from diffusion_anomaly.bundle import Bundle
+from diffusion_anomaly.detect import Progress
+from diffusion_anomaly.errors import Cancelled, InputError
+from diffusion_anomaly.evaluate import Pair, RunSpec
+from diffusion_anomaly.evaluation_statistics import Case, RunResult, Sweep
+from diffusion_anomaly.evaluation_table import COLUMNS, Table
+from diffusion_anomaly.findings import segment
+
+DARK = RunSpec("intensity", options={"overrides": {"side": "dark"}}, label="dark")
+PATIENTS = ("anna", "bert", "carla")
+
+
+def write_patients(folder: Path, spacing: tuple[float, float, float] = (5.0, 5.0, 5.0)) -> Path:
+    """Three heads with noise and one lesion each, ever less bright; the last reference is empty."""
+    folder.mkdir(parents=True)
+    empty = phantom.grid((28, 34, 26), spacing)
+    brain, lesion = phantom.brain_of(empty), phantom.lesion_of(empty)
+    for number, (name, brightness) in enumerate(zip(PATIENTS, (220.0, 125.0, 100.0), strict=True)):
+        clean = sitk.GetArrayFromImage(phantom.paint(empty, lesion=brightness))
+        noise = np.random.default_rng(number).normal(0, 8, clean.shape)
+        scan = phantom.on_grid(np.where(clean > 0, clean + noise, 0).astype(np.float32), empty)
+        reference = lesion if brightness > 100 else phantom.on_grid(np.zeros(clean.shape, np.uint8), empty)
+        for kind, image in (("flair", scan), ("mask", reference), ("brain", brain)):
+            sitk.WriteImage(image, str(folder / f"{name}_{kind}.nii.gz"))
+    return folder
+
+
+def with_brains(folder: Path) -> list[Pair]:
+    return evaluate.find_pairs(folder, brain_pattern="*_brain.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_patients(tmp_path_factory.mktemp("scans") / "patients")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return packages.unsupervised(tmp_path_factory.mktemp("models") / "toy-unsupervised")
+
+
+@pytest.fixture(scope="module")
+def output(patients: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one evaluation: the dark side of intensity, and the baseline."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    evaluate.run(with_brains(patients), [DARK], folder, device="cpu", resamples=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(output: Path) -> dict[str, Any]:
+    return json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def row_of(written: dict[str, Any], label: str) -> dict[str, Any]:
+    (row,) = [row for row in written["rows"] if row["run"] == label]
+    return row
+
+
+def arrays(patients: Path, output: Path, label: str) -> Iterator[tuple[sitk.Image, np.ndarray, np.ndarray]]:
+    """Heat image, reference and brain of each patient."""
+    for name in PATIENTS:
+        masks = (sitk.GetArrayFromImage(sitk.ReadImage(patients / f"{name}_{k}.nii.gz")) > 0 for k in ("mask", "brain"))
+        yield (sitk.ReadImage(output / "heat" / label / f"{name}.nii.gz"), *masks)
+
+
+# --- Which scans
+
+
+def test_pairs_are_found_by_name(patients: Path) -> None:
+    pairs = evaluate.find_pairs(patients)
+    assert [pair.name for pair in pairs] == list(PATIENTS)
+    assert pairs[0] == Pair("anna", patients / "anna_flair.nii.gz", patients / "anna_mask.nii.gz")
+
+
+def test_patterns_may_name_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("scan.nii", "truth.nii"):
+            (tmp_path / name / file).touch()
+    pairs = evaluate.find_pairs(tmp_path, "*/scan.nii", "*/truth.nii")
+    assert [(pair.name, pair.reference) for pair in pairs] == [(n, tmp_path / n / "truth.nii") for n in ("a", "b")]
+
+
+def test_pairs_are_listed_in_a_csv_file_relative_to_it(patients: Path) -> None:
+    path = patients / "pairs.csv"
+    path.write_text(
+        "scan,reference,brain\nbert_flair.nii.gz,bert_mask.nii.gz,\nanna_flair.nii.gz,anna_mask.nii.gz,anna_brain.nii.gz\n",
+        encoding="utf-8",
+    )
+    anna, bert = evaluate.find_pairs(path)
+    assert (anna.name, anna.brain) == ("anna_flair", patients / "anna_brain.nii.gz")
+    assert (bert.name, bert.brain) == ("bert_flair", None)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        (("*_t1.nii.gz", "*_mask.nii.gz"), "holds no scan named"),
+        (("*_flair.nii.gz", "*_truth.nii.gz"), "anna_truth.nii.gz"),
+        (("anna_flair.nii.gz", "*_mask.nii.gz"), "needs one *"),
+        (("*_flair.nii.*", "*_mask.nii.gz"), "needs one *"),
+    ],
+)
+def test_pairs_that_cannot_be_had_are_named(patients: Path, patterns: tuple[str, str], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        evaluate.find_pairs(patients, *patterns)
+    assert said in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has the columns none"),
+        ("scan,mask\na,b\n", "has the columns mask, scan"),
+        ("scan,reference\na,\n", "line 2, lacks"),
+        ("scan,reference,name\na,b,x\nc,d,x\n", "names x more than once"),
+    ],
+)
+def test_a_csv_file_that_lists_no_pairs_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "pairs.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as refused:
+        evaluate.find_pairs(tmp_path / "pairs.csv")
+    assert said in refused.value.what
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gone"):
+        evaluate.find_pairs(tmp_path / "gone")
+
+
+# --- Which methods
+
+
+def test_the_baseline_is_always_beside() -> None:
+    assert list(evaluate.plan_runs([DARK], "cpu")) == ["dark", "intensity"]
+    assert list(evaluate.plan_runs([RunSpec("intensity")], "cpu")) == ["intensity"]
+    own = RunSpec("intensity", options={"min_volume_ml": 1.0, "precision": "float32"})
+    assert evaluate.plan_runs([own], "cpu")["intensity"].asked.min_volume_ml == 1.0
+    assert list(evaluate.plan_runs([], "cpu")) == ["intensity"]
+
+
+def test_the_baseline_has_the_grid_and_post_processing_of_the_method(package: Bundle) -> None:
+    plans = evaluate.plan_runs([RunSpec("unsupervised", str(package.path))], "cpu")
+    assert list(plans) == ["unsupervised", "intensity"]
+    bundle = plans["intensity"].bundle
+    assert bundle is not None
+    assert bundle.grid == package.grid
+    assert plans["intensity"].postprocess == plans["unsupervised"].postprocess
+
+
+def test_methods_on_two_grids_get_two_baselines(package: Bundle, tmp_path: Path) -> None:
+    other = packages.unsupervised(tmp_path / "other", postprocess={"median_pixels": 5})
+    runs = [RunSpec("unsupervised", str(bundle.path)) for bundle in (package, other)]
+    assert list(evaluate.plan_runs(runs, "cpu")) == [
+        "unsupervised",
+        "unsupervised (other)",
+        "intensity",
+        "intensity 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([DARK, DARK], "Two runs are called 'dark'"),
+        ([RunSpec("intensity", label="intensity")], "as the baseline is"),
+        ([RunSpec("intensity", options={"stepz": 3})], "unknown entries stepz"),
+        ([RunSpec("telepathy")], "Unknown method 'telepathy'"),
+    ],
+)
+def test_runs_that_cannot_be_told_apart_or_run_are_refused(runs: list[RunSpec], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        evaluate.plan_runs(runs, "cpu")
+    assert said in refused.value.what
+
+
+# --- The numbers, from the heat maps that were written, by other means
+
+
+@pytest.mark.parametrize("label", ["dark", "intensity"])
+def test_pooled_average_precision_is_that_of_all_voxels_at_once(
+    patients: Path, output: Path, written: dict[str, Any], label: str
+) -> None:
+    lesion, other = [], []
+    for heat, reference, brain in arrays(patients, output, label):
+        values = sitk.GetArrayFromImage(heat)
+        lesion.append(values[brain & reference])
+        other.append(values[brain & ~reference])
+    expected = metrics.average_precision(np.concatenate(lesion), np.concatenate(other))
+    assert row_of(written, label)["pooled_average_precision"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_dice_at_both_thresholds_is_that_of_findings_cut_anew(
+    patients: Path, output: Path, written: dict[str, Any]
+) -> None:
+    row = row_of(written, "intensity")
+    for column, threshold in (("dice", row["threshold"]), ("best_dice", row["best_threshold"])):
+        dices = [
+            metrics.dice(sitk.GetArrayFromImage(segment(heat, threshold)[0]) > 0, reference)
+            for heat, reference, _ in arrays(patients, output, "intensity")
+        ]
+        assert row[column] == pytest.approx(np.nanmean(dices), abs=1e-12)
+
+
+def test_the_best_dice_is_not_beaten_by_any_threshold_of_a_fine_list(
+    patients: Path, output: Path, written: dict[str, Any]
+) -> None:
+    row = row_of(written, "intensity")
+    maps = list(arrays(patients, output, "intensity"))
+    fine = [
+        np.nanmean([metrics.dice(sitk.GetArrayFromImage(segment(h, t)[0]) > 0, r) for h, r, _ in maps])
+        for t in np.linspace(0.3, 6.0, 25)
+    ]
+    assert row["best_dice"] >= max(fine) - 0.02  # recall may change by 1/63 between two of the thresholds tried
+    assert row["best_dice"] >= row["dice"]
+
+
+def test_a_bright_lesion_is_found_by_the_bright_side_alone(written: dict[str, Any]) -> None:
+    bright, dark = row_of(written, "intensity"), row_of(written, "dark")
+    assert bright["average_precision"] > 0.5 > dark["average_precision"]
+    assert bright["slice_auroc"] > dark["slice_auroc"]
+    assert dark["gain"] == pytest.approx(dark["average_precision"] - bright["average_precision"])
+    assert bright["lesion_recall"] >= 0.5
+    assert dark["lesion_recall"] == 0.0
+
+
+def test_a_patient_without_a_lesion_counts_for_false_alarms_alone(written: dict[str, Any]) -> None:
+    (carla,) = [case for case in written["patients"] if (case["run"], case["patient"]) == ("intensity", "carla")]
+    assert (carla["lesions"], carla["dice"], carla["average_precision"]) == (0, None, None)
+    assert carla["tumour_free_slices"] > 15
+
+
+def test_every_number_lies_in_its_interval_and_range(written: dict[str, Any]) -> None:
+    for row in written["rows"]:
+        for key in ("dice", "best_dice", "average_precision", "lesion_recall", "false_positives", "seconds"):
+            low, high = row[f"{key}_low"], row[f"{key}_high"]
+            assert low <= row[key] <= high or low == pytest.approx(row[key])
+        assert 0 <= row["slice_auroc"] <= 1
+
+
+@pytest.mark.parametrize(("thickness", "gap"), [(5.0, 3), (10.0, 3), (1.0, 15), (2.5, 6)])
+def test_tumour_free_slices_are_three_slices_and_15_mm_away(thickness: float, gap: int) -> None:
+    image = phantom.grid((4, 4, 60), (2.0, 2.0, thickness))
+    ones = phantom.on_grid(np.ones((60, 4, 4), np.uint8), image)
+    reference = np.zeros((60, 4, 4), np.uint8)
+    reference[30, 1, 1] = 1
+    truth = evaluate.Truth.of(phantom.as_volume(image), phantom.on_grid(reference, image), ones)
+    assert np.flatnonzero(~truth.free_slices).tolist() == list(range(30 - gap + 1, 30 + gap))
+
+
+# --- What is written
+
+
+def test_all_forms_of_the_table_hold_the_same_numbers(output: Path, written: dict[str, Any]) -> None:
+    with open(output / "evaluation.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["dark", "intensity"]
+    for from_csv, from_json in zip(rows, written["rows"], strict=True):
+        assert float(from_csv["average_precision"]) == from_json["average_precision"]
+    text = (output / "evaluation.md").read_text(encoding="utf-8")
+    assert f"{written['rows'][1]['average_precision']:.3f}" in text
+    assert written["about"]["hardware"] in text
+
+
+def test_markdown_tables_are_well_formed_and_explain_every_column(output: Path) -> None:
+    lines = (output / "evaluation.md").read_text(encoding="utf-8").splitlines()
+    first = [line for line in lines if line.startswith("|")][:4]
+    assert {line.count("|") for line in first} == {len(COLUMNS) + 2}
+    for column in COLUMNS:
+        assert f"- **{column.title}**: {column.meaning}." in lines
+
+
+def test_there_is_a_row_a_patient_and_a_heat_map(patients: Path, output: Path, written: dict[str, Any]) -> None:
+    assert len(written["patients"]) == 2 * len(PATIENTS)
+    for heat, _, brain in arrays(patients, output, "intensity"):
+        assert not sitk.GetArrayFromImage(heat)[~brain].any()
+
+
+def test_hardware_models_and_definitions_are_named(written: dict[str, Any]) -> None:
+    about = written["about"]
+    assert "processor cores" in about["hardware"]
+    assert set(about["runs"]) == {"dark", "intensity"}
+    assert about["versions"]["torch"]
+    assert set(about["columns"]) == {column.key for column in COLUMNS}
+
+
+# --- The run
+
+
+def test_a_brain_is_found_once_a_scan_and_kept(
+    patients: Path, package: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def find(volume: Any, **options: Any) -> sitk.Image:
+        asked.append(volume.source)
+        return phantom.brain_of(volume.image)
+
+    monkeypatch.setattr(brain_finder, "find_brain", find)
+    runs = [RunSpec("unsupervised", str(package.path), {"precision": "float32"}), DARK]
+    table = evaluate.run(evaluate.find_pairs(patients)[:2], runs, tmp_path, "cpu", resamples=10)
+    assert len(asked) == 2
+    assert sorted(path.name for path in (tmp_path / "brain").iterdir()) == ["anna.nii.gz", "bert.nii.gz"]
+    assert [row["run"] for row in table.rows] == ["unsupervised", "dark", "intensity"]
+    assert [row["network_calls"] for row in table.rows] == [8, 0, 0]  # 2 levels, 2 draws each, and 4 steps
+
+
+def test_progress_goes_forward_and_a_cancel_gets_through(patients: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
+    def stop_at_the_second_scan(now: Progress) -> None:
+        seen.append(now)
+        if now.stage == "detect" and now.done >= 1:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        evaluate.run(with_brains(patients), [], tmp_path / "out", "cpu", progress=stop_at_the_second_scan)
+    assert [now.stage for now in seen] == sorted((now.stage for now in seen), key=["brain", "detect"].index)
+    done = [now.done for now in seen if now.stage == "detect"]
+    assert done == sorted(done)
+    assert seen[-1].total == 3
+    assert not list((tmp_path / "out").glob("evaluation*"))
+
+
+def test_a_reference_on_another_grid_is_refused_before_any_method_runs(patients: Path, tmp_path: Path) -> None:
+    scans = write_patients(tmp_path / "scans", (4.0, 4.0, 4.0))
+    pairs = [Pair("a", patients / "anna_flair.nii.gz", scans / "anna_mask.nii.gz", patients / "anna_brain.nii.gz")]
+    with pytest.raises(InputError, match="another grid"):
+        evaluate.run([*with_brains(patients), *pairs], [], tmp_path / "out", "cpu")
+    assert not (tmp_path / "out" / "heat").exists()
+
+
+# --- Summaries of patients made up
+
+
+def made_up(name: str, lesions: tuple[tuple[float, bool], ...], dice: float = 0.5, precision: float = 0.5) -> Case:
+    volumes, found = tuple(volume for volume, _ in lesions), tuple(hit for _, hit in lesions)
+    return Case(
+        name=name,
+        reference_ml=sum(volumes),
+        outside_brain_ml=0.0,
+        predicted_ml=1.0,
+        dice=dice,
+        average_precision=precision,
+        lesions=metrics.LesionMatch(volumes, found, 2),
+        free_slices=0,
+        false_positive_ml=0.0,
+        score=0.0,
+        score_warning=False,
+        seconds=1.0,
+        brain_given=True,
+        input_sha256="",
+        lesion_heat=np.array([1.0]),
+        slice_scores=np.array([1.0, 0.0]),
+        slice_has_lesion=np.array([True, False]),
+    )
+
+
+PROVENANCE = {
+    "method": "intensity",
+    "model": None,
+    "threshold": {"heat": 3.0},
+    "network_calls_per_slice": 0,
+    "device": {"name": "a processor", "used": "cpu", "precision": "float32"},
+    "versions": {},
+    "options": {},
+    "calibration": "",
+}
+
+
+def run_of(label: str, cases: list[Case], is_baseline: bool = False) -> RunResult:
+    count = len(cases)
+    swept = Sweep(0.4, np.ones((count, 1), int), np.ones((count, 1), int), np.array([3.0]), np.full((count, 1), 0.5))
+    return RunResult(label, is_baseline, cases, swept, PROVENANCE)
+
+
+def test_recall_counts_lesions_not_patients_and_strata_share_them_out() -> None:
+    cases = [made_up("a", ((0.5, True), (0.2, False), (20.0, True))), made_up("b", ((1.0, False), (99.0, True)))]
+    table = Table.of([run_of("x", cases)], resamples=10)
+    assert table.rows[0]["lesion_recall"] == pytest.approx(3 / 5)
+    assert [(row["lesions"], row["lesion_recall"]) for row in table.strata] == [(2, 0.5), (1, 0.0), (1, 1.0), (1, 1.0)]
+    assert [row["patients"] for row in table.strata] == [0, 0, 1, 1]
+
+
+def test_the_gain_is_paired_so_equal_differences_have_no_spread() -> None:
+    baseline = [made_up("a", (), precision=0.1), made_up("b", (), precision=0.7)]
+    better = [made_up("a", (), precision=0.2), made_up("b", (), precision=0.8)]
+    row, other = Table.of([run_of("x", better), run_of("intensity", baseline, True)], resamples=50).rows
+    assert row["gain"] == pytest.approx(0.1)
+    assert (row["gain_low"], row["gain_high"]) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert "gain" not in other
+
+
+def test_one_patient_has_numbers_but_no_intervals() -> None:
+    table = Table.of([run_of("x", [made_up("a", ((1.0, True),))])], resamples=10)
+    assert table.rows[0]["dice"] == 0.5
+    assert math.isnan(table.rows[0]["dice_low"])
+    assert "| x | 0.500 |" in table.markdown()
+    json.dumps(table.to_dict(), allow_nan=False)

@@ -1,0 +1,165 @@
+"""A heat map becomes a list: how large, how hot, where."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import phantom
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.findings import findings_table, segment, write_findings_csv, write_findings_json
+
+COLUMNS = [
+    "id",
+    "volume_ml",
+    "peak_heat_neg_log10_p",
+    "mean_heat_neg_log10_p",
+    "centroid_r_mm",
+    "centroid_a_mm",
+    "centroid_s_mm",
+    "slice_first_index",
+    "slice_last_index",
+    "i_first_index",
+    "i_last_index",
+    "j_first_index",
+    "j_last_index",
+    "k_first_index",
+    "k_last_index",
+]
+
+
+def heat_map(size=(20, 18, 10), spacing=(1.0, 2.0, 5.0), direction=None) -> tuple[sitk.Image, np.ndarray]:
+    """An empty heat map of 10 µl voxels, and an array to fill."""
+    image = phantom.grid(size, spacing, direction)
+    return image, np.zeros(size[::-1], np.float32)
+
+
+def three_blocks() -> sitk.Image:
+    """A large warm block, a small hot one, and one single voxel (k, j, i)."""
+    image, heat = heat_map()
+    heat[1:4, 2:8, 3:9] = 2.0
+    heat[2, 4, 5] = 2.5
+    heat[6:8, 10:12, 12:14] = 5.0
+    heat[9, 17, 19] = 9.0
+    return phantom.on_grid(heat, image)
+
+
+def test_blocks_are_measured_and_ranked_by_volume_times_heat():
+    mask, labels, findings = segment(three_blocks(), 1.5, min_volume_ml=0)
+    assert [finding.id for finding in findings] == [1, 2, 3]
+    large, hot, voxel = findings
+    assert (large.volume_ml, hot.volume_ml, voxel.volume_ml) == pytest.approx((1.08, 0.08, 0.01))
+    assert (large.peak_heat, hot.peak_heat, voxel.peak_heat) == (2.5, 5.0, 9.0)
+    assert large.mean_heat == pytest.approx((107 * 2.0 + 2.5) / 108)
+    assert large.bounding_box == ((3, 2, 1), (8, 7, 3))
+    assert large.slices == (1, 3)
+    assert [finding.burden for finding in findings] == sorted((f.burden for f in findings), reverse=True)
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    assert phantom.geometry(mask) == phantom.geometry(labels) == phantom.geometry(three_blocks())
+    label_array = sitk.GetArrayFromImage(labels)
+    assert [(label_array == rank).sum() for rank in (1, 2, 3)] == [108, 8, 1]
+    assert np.array_equal(sitk.GetArrayFromImage(mask), label_array > 0)
+
+
+def test_the_centroid_is_in_ras_millimetres_in_every_orientation():
+    _, array = heat_map()
+    array[1:4, 2:8, 3:9] = 2.0
+    image, _ = heat_map(direction=phantom.rotation((20, -10, 35)))
+    heat = phantom.on_grid(array, image)
+    left, posterior, superior = phantom.points(image)[1:4, 2:8, 3:9].reshape(-1, 3).mean(axis=0)
+    for turned in phantom.orientations(heat):
+        (finding,) = segment(turned, 1.0)[2]
+        assert finding.centroid_ras == pytest.approx((-left, -posterior, superior), abs=1e-4)
+        assert finding.volume_ml == pytest.approx(1.08)
+
+
+def test_slices_are_counted_along_the_scans_own_axial_axis():
+    image, array = heat_map()
+    array[1:4, 2:8, 3:9] = 2.0
+    heat = phantom.on_grid(array, image)
+    sagittal = sitk.PermuteAxes(heat, (1, 2, 0))  # axial slices run along j
+    assert segment(sagittal, 1.0)[2][0].slices == (1, 3)
+    assert segment(sagittal, 1.0)[2][0].bounding_box == ((2, 1, 3), (7, 3, 8))
+    upside_down = sitk.Flip(heat, (False, False, True))
+    assert segment(upside_down, 1.0)[2][0].slices == (6, 8)
+
+
+def test_small_components_are_dropped_from_mask_and_list():
+    mask, _, findings = segment(three_blocks(), 1.5, min_volume_ml=0.05)
+    assert [finding.id for finding in findings] == [1, 2]
+    assert sitk.GetArrayFromImage(mask)[9, 17, 19] == 0
+
+
+@pytest.mark.parametrize("edge", [0.9999999, 1.0, 1.0000001])
+def test_the_smallest_volume_itself_is_kept(edge):
+    image, heat = heat_map((20, 20, 5), (edge, edge, edge))
+    heat[2, 3:8, 3:13] = 1  # 50 voxels of 1 mm
+    heat[4, 12, 1:50] = 1  # 19 voxels
+    findings = segment(phantom.on_grid(heat, image), 1.0, min_volume_ml=0.05)[2]
+    assert [finding.volume_ml for finding in findings] == [pytest.approx(0.05)]
+
+
+def test_voxels_that_touch_by_a_corner_belong_together():
+    image, heat = heat_map()
+    heat[3, 3, 3] = heat[4, 4, 4] = heat[5, 5, 5] = 2.0
+    heat[7, 5, 5] = 2.0  # one slice between
+    findings = segment(phantom.on_grid(heat, image), 1.0, min_volume_ml=0)[2]
+    assert [finding.slices for finding in findings] == [(3, 5), (7, 7)]
+
+
+def test_a_threshold_holds_voxels_at_it_and_never_those_without_heat():
+    heat = three_blocks()
+    counts = {at: sitk.GetArrayFromImage(segment(heat, at, 0)[0]).sum() for at in (0.0, 2.0, 2.001, 5.0, 9.5)}
+    assert counts == {0.0: 117, 2.0: 117, 2.001: 10, 5.0: 9, 9.5: 0}
+
+
+def test_heat_outside_the_brain_is_left_out():
+    heat = three_blocks()
+    brain = np.ones((10, 18, 20), np.uint8)
+    brain[6:8] = 0
+    findings = segment(heat, 1.5, 0, phantom.on_grid(brain, heat))[2]
+    assert [finding.peak_heat for finding in findings] == [2.5, 9.0]
+
+
+def test_no_heat_means_no_findings(tmp_path):
+    image, array = heat_map()
+    mask, labels, findings = segment(phantom.on_grid(array, image), 3.0)
+    assert findings == []
+    assert sitk.GetArrayFromImage(mask).max() == sitk.GetArrayFromImage(labels).max() == 0
+    write_findings_csv(findings, tmp_path / "findings.csv")
+    assert (tmp_path / "findings.csv").read_text() == ",".join(COLUMNS) + "\n"
+    write_findings_json(findings, tmp_path / "findings.json")
+    assert json.loads((tmp_path / "findings.json").read_text())["findings"] == []
+
+
+def test_the_tables_hold_what_was_found_with_units(tmp_path):
+    findings = segment(three_blocks(), 1.5)[2]
+    write_findings_csv(findings, tmp_path / "findings.csv")
+    write_findings_json(findings, tmp_path / "findings.json")
+    with open(tmp_path / "findings.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    document = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
+    assert list(rows[0]) == COLUMNS
+    assert document["findings"] == findings_table(findings)
+    assert "log10" in document["heat"]
+    for row, finding in zip(rows, findings, strict=True):
+        assert float(row["volume_ml"]) == pytest.approx(finding.volume_ml, rel=1e-5)
+        assert float(row["centroid_a_mm"]) == pytest.approx(finding.centroid_ras[1], rel=1e-5)
+        assert int(row["k_last_index"]) == finding.bounding_box[1][2]
+
+
+@pytest.mark.parametrize("wrong", [-0.1, float("nan"), float("inf")])
+def test_numbers_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(InputError, match="threshold is"):
+        segment(three_blocks(), wrong)
+    with pytest.raises(InputError, match="volume is"):
+        segment(three_blocks(), 1.0, wrong)
+
+
+def test_a_brain_mask_of_another_grid_is_refused():
+    with pytest.raises(InputError, match=r"4x4x4.*20x18x10"):
+        segment(three_blocks(), 1.0, brain=sitk.Image(4, 4, 4, sitk.sitkUInt8))

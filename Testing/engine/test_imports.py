@@ -1,0 +1,221 @@
+"""The arrows of the architecture point down only, and Slicer's own process never meets torch.
+
+Read from the source with ``ast``, so that an import inside a function counts too where it matters, and
+nothing has to be importable here: Slicer's modules exist only inside Slicer.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULE_FOLDER = REPOSITORY / "DiffusionAnomaly"
+ENGINE = "diffusion_anomaly"
+
+ABOVE_THE_ENGINE = {
+    "training",
+    "slicer",
+    "qt",
+    "ctk",
+    "vtk",
+    "mrml",
+    "DiffusionAnomaly",
+    "DiffusionAnomalyLib",
+}
+HEAVY = {"torch", "monai"}
+# What Slicer's own process may import of the engine. Submodules of `bundle` are one unit with it.
+FOR_SLICER = {f"{ENGINE}.{name}" for name in ("job", "bundle", "errors")}
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import statement: the name as Python would resolve it, and whether it runs when the file loads."""
+
+    name: str
+    line: int
+    at_load: bool
+
+
+def imports_of(source: str, module: str, is_package: bool = False) -> list[Import]:
+    """All imports of a module, relative ones resolved; what stands under ``if TYPE_CHECKING`` never runs.
+
+    ``from a import b`` yields both ``a`` and ``a.b``, since ``b`` may be a module.
+    """
+    package = module if is_package else module.rpartition(".")[0]
+
+    def walk(node: ast.AST, at_load: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                yield from walk(child, at_load)
+            return
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, at_load)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            yield Import(base, node.lineno, at_load)
+            for alias in node.names:
+                yield Import(f"{base}.{alias.name}", node.lineno, at_load)
+        in_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, at_load and not in_function)
+
+    return list(walk(ast.parse(source), True))
+
+
+def modules_under(folder: Path, name: str) -> dict[str, Path]:
+    """Dotted name to file of every module of a package."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = [name, *path.relative_to(folder).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def read(modules: dict[str, Path]) -> dict[str, list[Import]]:
+    return {
+        name: imports_of(path.read_text(encoding="utf-8"), name, path.name == "__init__.py")
+        for name, path in modules.items()
+    }
+
+
+def violations(
+    imports: dict[str, list[Import]], forbidden: set[str], at_load_only: bool = False
+) -> list[str]:
+    """Every import whose top-level name is forbidden, as ``module:line imports name``."""
+    return [
+        f"{module}:{entry.line} imports {entry.name}"
+        for module, entries in imports.items()
+        for entry in entries
+        if entry.name.partition(".")[0] in forbidden and (entry.at_load or not at_load_only)
+    ]
+
+
+def loaded_by(start: set[str], imports: dict[str, list[Import]]) -> set[str]:
+    """The modules of ``imports`` that are loaded when ``start`` is, parents included."""
+    loaded: set[str] = set()
+    waiting = set(start)
+    while waiting:
+        module = waiting.pop()
+        if module in loaded or module not in imports:
+            continue
+        loaded.add(module)
+        waiting.add(module.rpartition(".")[0])
+        waiting |= {entry.name for entry in imports[module] if entry.at_load}
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def engine() -> dict[str, list[Import]]:
+    return read(modules_under(MODULE_FOLDER / ENGINE, ENGINE))
+
+
+def test_the_engine_imports_nothing_that_stands_above_it(engine: dict[str, list[Import]]) -> None:
+    assert f"{ENGINE}.job" in engine  # the check has found the engine
+    assert violations(engine, ABOVE_THE_ENGINE) == []
+
+
+def test_what_slicer_imports_never_loads_torch(engine: dict[str, list[Import]]) -> None:
+    loaded = loaded_by(FOR_SLICER, engine)
+    assert loaded >= FOR_SLICER
+    assert violations({name: engine[name] for name in loaded}, HEAVY, at_load_only=True) == []
+
+
+def test_the_job_file_needs_the_standard_library_alone(engine: dict[str, list[Import]]) -> None:
+    loaded = loaded_by({f"{ENGINE}.job"}, engine)
+    names = {entry.name.partition(".")[0] for module in loaded for entry in engine[module] if entry.at_load}
+    assert names - {ENGINE} <= set(sys.stdlib_module_names)
+
+
+def test_slicer_side_imports_only_the_torch_free_border() -> None:
+    library = MODULE_FOLDER / "DiffusionAnomalyLib"
+    imports = read(modules_under(library, "DiffusionAnomalyLib"))
+    for path in sorted(MODULE_FOLDER.glob("*.py")):
+        imports[path.stem] = imports_of(path.read_text(encoding="utf-8"), path.stem)
+    assert violations(imports, HEAVY | {"training"}) == []
+    beyond = [
+        f"{module}:{entry.line} imports {entry.name}"
+        for module, entries in imports.items()
+        for entry in entries
+        if entry.name.partition(".")[0] == ENGINE
+        and entry.name != ENGINE
+        and not any(entry.name == unit or entry.name.startswith(f"{unit}.") for unit in FOR_SLICER)
+    ]
+    assert beyond == []
+
+
+def test_training_imports_nothing_of_slicer() -> None:
+    imports = read(modules_under(REPOSITORY / "training", "training"))
+    assert violations(imports, ABOVE_THE_ENGINE - {"training"}) == []
+
+
+def test_no_method_imports_its_siblings_or_the_orchestration(engine: dict[str, list[Import]]) -> None:
+    methods = {name: entries for name, entries in engine.items() if name.startswith(f"{ENGINE}.methods.")}
+    siblings = {f"{ENGINE}.methods.{name}" for name in ("unsupervised", "guided", "intensity")}
+    upwards = siblings | {f"{ENGINE}.{name}" for name in ("detect", "worker", "cli", "evaluate", "report")}
+    found = [
+        f"{module} imports {entry.name}"
+        for module, entries in methods.items()
+        for entry in entries
+        if entry.name in upwards
+    ]
+    assert methods.keys() >= siblings
+    assert found == []
+
+
+@pytest.mark.parametrize("module", ["job", "bundle", "errors"])
+def test_importing_it_leaves_torch_out(module: str) -> None:
+    code = f"import sys, {ENGINE}.{module}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=MODULE_FOLDER, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("import slicer", "slicer"),
+        ("from training.trainer import Trainer", "training.trainer"),
+        ("def f():\n    import vtk.util", "vtk.util"),
+        ("try:\n    import qt\nexcept ImportError:\n    qt = None", "qt"),
+        ("class C:\n    from ctk import ctkWidget", "ctk"),
+    ],
+)
+def test_the_check_catches_a_planted_arrow_upwards(source: str, caught: str) -> None:
+    found = violations(
+        {"diffusion_anomaly.planted": imports_of(source, "diffusion_anomaly.planted")}, ABOVE_THE_ENGINE
+    )
+    assert any(entry.endswith(f"imports {caught}") for entry in found)
+
+
+def test_the_check_follows_imports_to_torch_through_other_modules() -> None:
+    sources = {
+        "pack": ("", True),
+        "pack.job": ("from . import middle", False),
+        "pack.middle": ("from .deep import f", False),
+        "pack.deep": ("import torch.nn", False),
+        "pack.late": ("def f():\n    import torch", False),
+    }
+    imports = {name: imports_of(text, name, package) for name, (text, package) in sources.items()}
+    assert loaded_by({"pack.job"}, imports) == {"pack", "pack.job", "pack.middle", "pack.deep"}
+    assert violations(imports, HEAVY, at_load_only=True) == [
+        "pack.deep:1 imports torch.nn",
+    ]
+
+
+def test_the_check_lets_annotations_and_the_standard_library_pass() -> None:
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\nelse:\n    import json"
+    names = [entry.name for entry in imports_of(source, "pack.job")]
+    assert "torch" not in names
+    assert "json" in names

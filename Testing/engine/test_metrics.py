@@ -1,0 +1,172 @@
+"""The numbers of an evaluation against brute force and against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion_anomaly import metrics
+from diffusion_anomaly.findings import segment
+
+# Few distinct values, so that ties are the rule.
+scores = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=25).map(np.array)
+
+
+def average_precision_by_enumeration(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The definition, word by word: gain in recall times precision, summed down the distinct thresholds."""
+    total, recall_before = 0.0, 0.0
+    for threshold in sorted({*positive, *negative}, reverse=True):
+        true = sum(p >= threshold for p in positive)
+        false = sum(n >= threshold for n in negative)
+        recall = true / len(positive)
+        total += (recall - recall_before) * true / (true + false)
+        recall_before = recall
+    return total
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, scores)
+def test_average_precision_is_its_definition_with_ties(positive: np.ndarray, negative: np.ndarray) -> None:
+    expected = average_precision_by_enumeration(positive, negative)
+    assert metrics.average_precision(positive, negative) == pytest.approx(expected, abs=1e-12)
+
+
+def test_average_precision_of_known_rankings() -> None:
+    assert metrics.average_precision(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1.0
+    # Ranks from the top: -, +, -, +: precision 1/2 at the first positive and 2/4 at the second.
+    assert metrics.average_precision(np.array([3.0, 1.0]), np.array([4.0, 2.0])) == pytest.approx(0.5)
+    # All alike: one threshold, whose precision is the prevalence.
+    assert metrics.average_precision(np.ones(2), np.ones(6)) == pytest.approx(0.25)
+    assert math.isnan(metrics.average_precision(np.array([]), np.ones(3)))
+
+
+def test_average_precision_of_random_scores_is_the_prevalence() -> None:
+    random = np.random.default_rng(0)
+    value = metrics.average_precision(random.random(20_000), random.random(60_000))
+    assert value == pytest.approx(0.25, abs=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(scores, scores, scores, scores)
+def test_pooling_counts_is_pooling_voxels(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> None:
+    values, counts = metrics.distinct(np.concatenate([a, c]))
+    negatives = metrics.at_least(b, values) + metrics.at_least(d, values)
+    pooled = metrics.average_precision_of_counts(counts, negatives)
+    direct = metrics.average_precision(np.concatenate([a, c]), np.concatenate([b, d]))
+    assert pooled == pytest.approx(direct, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores, scores)
+def test_auroc_is_the_share_of_pairs_in_order(positive: np.ndarray, negative: np.ndarray) -> None:
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert metrics.auroc(positive, negative) == pytest.approx(np.mean(pairs))
+
+
+def test_auroc_without_one_of_the_classes_is_no_number() -> None:
+    assert math.isnan(metrics.auroc(np.array([]), np.ones(2)))
+    assert math.isnan(metrics.auroc(np.ones(2), np.array([])))
+
+
+def test_dice_of_two_overlapping_boxes() -> None:
+    a, b = np.zeros((4, 8, 8), bool), np.zeros((4, 8, 8), bool)
+    a[:, :4], b[:, 2:6] = True, True
+    assert metrics.dice(a, b) == pytest.approx(0.5)
+    assert metrics.dice(a, a) == 1.0
+    assert metrics.dice(np.zeros_like(a), a) == 0.0
+    assert math.isnan(metrics.dice(a, np.zeros_like(a)))
+
+
+def box(shape: tuple[int, int, int], *corners: tuple[slice, slice, slice]) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    for corner in corners:
+        mask[corner] = True
+    return mask
+
+
+def test_lesions_are_found_by_one_common_voxel_and_others_are_false_alarms() -> None:
+    first = (slice(0, 2), slice(0, 2), slice(0, 2))
+    second = (slice(5, 8), slice(5, 8), slice(5, 8))
+    reference = box((10, 10, 10), first, second)
+    predicted = box(
+        (10, 10, 10), (slice(1, 3), slice(1, 3), slice(1, 3)), (slice(0, 1), slice(8, 10), slice(8, 10))
+    )
+    match = metrics.match_lesions(predicted, reference, voxel_ml=0.5)
+    assert match.volumes_ml == (4.0, 13.5)
+    assert match.found == (True, False)
+    assert match.false_positives == 1
+
+
+def test_voxels_that_share_a_corner_are_one_lesion() -> None:
+    diagonal = box((2, 2, 2), (slice(0, 1),) * 3, (slice(1, 2),) * 3)
+    assert len(metrics.match_lesions(diagonal, diagonal, 1.0).found) == 1
+
+
+def test_matching_with_nothing_predicted_or_nothing_there() -> None:
+    empty, full = np.zeros((3, 3, 3), bool), np.ones((3, 3, 3), bool)
+    assert metrics.match_lesions(empty, full, 1.0).found == (False,)
+    assert metrics.match_lesions(full, empty, 1.0) == metrics.LesionMatch((), (), 1)
+    assert metrics.match_lesions(empty, empty, 1.0) == metrics.LesionMatch((), (), 0)
+
+
+@pytest.mark.parametrize("smallest", [0.0, 0.5, 1.0, 1.2, 8.0])
+def test_small_components_are_left_out_as_findings_leave_them_out(smallest: float) -> None:
+    heat = np.random.default_rng(0).random((12, 12, 12)).astype(np.float32) ** 4
+    image = sitk.GetImageFromArray(heat)
+    image.SetSpacing((5.0, 5.0, 20.0))
+    expected = sitk.GetArrayFromImage(segment(image, 0.6, smallest)[0]) > 0
+    assert expected.any()
+    assert np.array_equal(metrics.without_small(heat >= 0.6, 0.5, smallest), expected)
+
+
+def test_distance_to_the_nearest_lesion_slice() -> None:
+    flags = np.array([0, 0, 1, 0, 0, 0, 1], bool)
+    assert metrics.slice_distance(flags).tolist() == [2, 1, 0, 1, 2, 1, 0]
+    assert np.isinf(metrics.slice_distance(np.zeros(3, bool))).all()
+
+
+def test_hottest_mean_takes_the_share_asked_for_and_at_least_one() -> None:
+    heat = np.arange(100.0)
+    assert metrics.hottest_mean(heat, 0.02) == 98.5
+    assert metrics.hottest_mean(np.array([1.0, 5.0]), 0.01) == 5.0
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_for_many_patients() -> None:
+    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    found = metrics.interval(lambda draw: values[draw].mean(), metrics.resamples(400, 2000, seed=0))
+    assert found is not None
+    half = 1.96 * values.std() / 20.0
+    assert found[0] == pytest.approx(values.mean() - half, abs=0.03)
+    assert found[1] == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_one_patient_has_no_interval() -> None:
+    assert metrics.interval(lambda draw: 1.0, metrics.resamples(1, 100, seed=0)) is None
+
+
+def test_a_statistic_that_most_resamples_lack_has_no_interval() -> None:
+    draws = metrics.resamples(10, 400, seed=0)
+    assert metrics.interval(lambda draw: 1.0 if draw[0] == 0 else math.nan, draws) is None
+
+
+def test_resamples_repeat_with_their_seed() -> None:
+    assert np.array_equal(metrics.resamples(7, 5, seed=3), metrics.resamples(7, 5, seed=3))
+    assert not np.array_equal(metrics.resamples(7, 5, seed=3), metrics.resamples(7, 5, seed=4))
+
+
+def test_thinning_keeps_both_ends_and_the_order() -> None:
+    thinned = metrics.thin(np.arange(1000.0), 10)
+    assert len(thinned) == 10
+    assert (thinned[0], thinned[-1]) == (0.0, 999.0)
+    assert (np.diff(thinned) > 0).all()
+    assert metrics.thin(np.arange(4.0), 10).tolist() == [0, 1, 2, 3]
+
+
+def test_mean_leaves_out_what_is_no_number() -> None:
+    assert metrics.mean_or_nan([1.0, math.nan, 3.0]) == 2.0
+    assert math.isnan(metrics.mean_or_nan([math.nan]))

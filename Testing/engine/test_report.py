@@ -1,0 +1,153 @@
+"""The page: self-contained, the right way round, and saying what was found."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from matplotlib.image import imread
+
+import phantom
+from diffusion_anomaly.detect import Options, Result, detect
+from diffusion_anomaly.pictures import SHOWN, SliceView, choose_slices, draw_slices
+from diffusion_anomaly.report import render_report
+from diffusion_anomaly.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
+    return detect(flair_like_volume, Options(method="intensity"), mask=flair_like_brain)
+
+
+@pytest.fixture(scope="module")
+def page(result: Result, flair_like_volume: Volume) -> str:
+    hostile = replace(flair_like_volume, source="/data/<script>alert(1) & Søn.nii.gz")
+    doubtful = replace(result, warnings=["Heat may mean <b>nothing</b>."])
+    return render_report(doubtful, hostile)
+
+
+def view_of(result: Result, scan: sitk.Image) -> SliceView:
+    return SliceView(scan, result.heat, result.mask, result.brain)
+
+
+def picture(uri: str) -> np.ndarray:
+    return imread(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_no_link_leads_out_of_the_page_and_no_script_is_in_it(page: str) -> None:
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) >= 2 * SHOWN
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page.replace("&#", "")
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_names_from_outside_are_escaped(page: str) -> None:
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1) &amp; Søn.nii.gz" in page
+    assert "Heat may mean &lt;b&gt;nothing&lt;/b&gt;." in page
+
+
+def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: Result) -> None:
+    assert page.count("For research use only. Not for diagnosis.") >= 2
+    first = result.findings[0]
+    right, anterior, superior = first.centroid_ras
+    row = f"<td>{first.volume_ml:.2f}</td><td>{first.peak_heat:.2f}</td><td>{first.mean_heat:.2f}</td>"
+    assert f"{row}<td>{right:.1f}, {anterior:.1f}, {superior:.1f}</td>" in page
+    for name in ("input · sha256", "versions · torch", "options · seed", "device · name", "timings seconds · total"):
+        assert name in page
+
+
+def test_a_scan_without_findings_says_so(
+    flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusion_anomaly.report.draw_slices", lambda *arguments: [])
+    nothing = detect(flair_like_volume, Options(method="intensity", threshold=1e6), mask=flair_like_brain)
+    page = render_report(nothing, flair_like_volume)
+    assert "No region of at least 0.05 ml reaches the threshold." in page
+    assert "<dd>0</dd>" in page
+
+
+def test_the_patients_left_is_on_the_right_and_the_front_on_top_for_any_axes(
+    result: Result, flair_like_grid: sitk.Image
+) -> None:
+    """The phantom's lesion lies to the left of the head's centre, in front of it and above it."""
+    for n, grid in enumerate(phantom.orientations(flair_like_grid)):
+        if n % 5:
+            continue
+        lesion, brain = phantom.lesion_of(grid), phantom.brain_of(grid)
+        view = SliceView(phantom.paint(grid), sitk.Cast(lesion, sitk.sitkFloat32), lesion, brain)
+        assert view.sides == ("R", "L")
+        k, row, column = np.argwhere(view.mask).mean(axis=0)
+        middle_k, middle_row, middle_column = np.argwhere(view.brain).mean(axis=0)
+        assert column - middle_column == pytest.approx(21 / 2.4, abs=1)
+        assert middle_row - row == pytest.approx(30 / 2.4, abs=1)
+        assert k - middle_k == pytest.approx(12 / 5, abs=1)
+
+
+def test_a_single_sagittal_slice_is_labelled_front_and_back() -> None:
+    grid = phantom.grid((1, 72, 64), (5.0, 2.4, 2.4))
+    brain = phantom.brain_of(grid)
+    view = SliceView(phantom.paint(grid), sitk.Cast(brain, sitk.sitkFloat32), brain, brain)
+    assert view.sides == ("A", "P")
+    assert len(view) == 1
+
+
+def test_slice_numbers_are_the_scans_own(flair_like_grid: sitk.Image) -> None:
+    upside_down = sitk.Flip(flair_like_grid, (False, False, True))
+    for grid in (flair_like_grid, upside_down):
+        lesion, brain = phantom.lesion_of(grid), phantom.brain_of(grid)
+        view = SliceView(phantom.paint(grid), sitk.Cast(lesion, sitk.sitkFloat32), lesion, brain)
+        own = np.flatnonzero(sitk.GetArrayViewFromImage(lesion).any(axis=(1, 2)))
+        assert {view.own_index(k) for k in np.flatnonzero(view.marked_ml())} == set(own)
+
+
+def test_pixels_have_the_aspect_of_the_patient() -> None:
+    """A head 140 mm long and 80 mm wide looks so, whatever the voxels are."""
+    grid = phantom.grid((20, 70, 3), (4.0, 2.0, 6.0))
+    everything = phantom.on_grid(np.ones((3, 70, 20), np.uint8), grid)
+    view = SliceView(phantom.paint(grid), sitk.Cast(everything, sitk.sitkFloat32), everything, everything)
+    drawn = draw_slices(view, [1], threshold=2.0, top=3.0)[0]
+    assert drawn.height / drawn.width == pytest.approx(140 / 80, rel=0.01)
+    assert picture(drawn.scan).shape[:2] == (2 * drawn.height, 2 * drawn.width)
+
+
+def test_heat_is_coloured_where_it_is_and_nowhere_else(result: Result, flair_like_volume: Volume) -> None:
+    view = view_of(result, flair_like_volume.image)
+    k = int(np.argmax(view.marked_ml()))
+    drawn = draw_slices(view, [k], result.threshold, top=2 * result.threshold)[0]
+    scan, overlay = picture(drawn.scan), picture(drawn.overlay)
+    changed = np.abs(overlay - scan)[..., :3].max(axis=-1) > 0.1
+    hot = view.mask[k, view.rows, view.columns] > 0
+    rows, columns = np.nonzero(changed)
+    hot_rows, hot_columns = np.nonzero(hot)
+    assert rows.mean() / changed.shape[0] == pytest.approx((hot_rows.mean() + 0.5) / hot.shape[0], abs=0.02)
+    assert columns.mean() / changed.shape[1] == pytest.approx((hot_columns.mean() + 0.5) / hot.shape[1], abs=0.02)
+    assert changed.mean() < 3 * hot.mean()
+    grey = scan[..., :3]
+    assert np.ptp(grey, axis=-1).max() == 0
+
+
+def test_the_slices_shown_hold_the_anomaly_and_a_sample_of_the_rest(result: Result, flair_like_volume: Volume) -> None:
+    view = view_of(result, flair_like_volume.image)
+    chosen = choose_slices(view, result.threshold)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == SHOWN
+    assert int(np.argmax(view.marked_ml())) in chosen
+    assert sum(view.marked_ml()[k] == 0 for k in chosen) >= 4
+    assert all(view.brain[k].any() for k in chosen)
+
+
+def test_thin_slices_shown_are_apart() -> None:
+    grid = phantom.grid((32, 36, 120), (5.0, 5.0, 1.0))
+    lesion, brain = phantom.lesion_of(grid), phantom.brain_of(grid)
+    view = SliceView(phantom.paint(grid), sitk.Cast(lesion, sitk.sitkFloat32) * 4, lesion, brain)
+    chosen = choose_slices(view, 2.0)
+    assert len(chosen) == SHOWN
+    assert min(np.diff(chosen)) >= 3
