@@ -1,0 +1,59 @@
+"""Configuration files: YAML in, a typed and checked model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ValidationError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class ConfigurationError(ValueError):
+    """A configuration file has a wrong, missing or unknown entry."""
+
+
+def read_yaml(path: Path, kind: type[T]) -> T:
+    """Read a configuration file.
+
+    Raises:
+        ConfigurationError: naming the file and each wrong entry.
+    """
+    try:
+        return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: {'; '.join(_wrong_entries(error))}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+
+
+def _wrong_entries(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        entry = ".".join(str(part) for part in item["loc"]) or "the file"
+        message = item["msg"].removeprefix("Value error, ").rstrip(".")
+        found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r}"
+        lines.append(f"{entry}: {message}{found}")
+    return lines
+
+
+def _buildable(declaration: dict[str, Any]) -> dict[str, Any]:
+    """Build the network without memory or random draws, so that a wrong entry shows before any data is read."""
+    import torch
+    from diffusion_anomaly.errors import ModelError
+    from diffusion_anomaly.networks import build_network
+
+    try:
+        with torch.device("meta"):
+            build_network(declaration)
+    except ModelError as error:
+        raise ValueError(str(error)) from error
+    return declaration
+
+
+NetworkDeclaration = Annotated[dict[str, Any], AfterValidator(_buildable)]
+"""``{"_target_": class name, **arguments}`` of a network that the engine builds."""

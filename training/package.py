@@ -1,0 +1,264 @@
+"""From trained runs to a verified model package: weights, latent threshold, calibration, thresholds, card, licences.
+
+Everything learnt here is learnt from healthy slices of validation scans, through the engine's own detection code, so
+that what a reader sees as "one healthy voxel in a thousand" was counted on the very numbers that detection computes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffusion_anomaly.bundle import Bundle, verify, write_bundle
+from diffusion_anomaly.calibration import Calibration, threshold_for_false_alarms
+from diffusion_anomaly.detect import Options, make_plan, raw_heat, whole_image_score
+from diffusion_anomaly.intensity import values_in_brain
+from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
+from diffusion_anomaly.methods.unsupervised import Unsupervised
+from diffusion_anomaly.running import make_batch
+from diffusion_anomaly.stack import SliceStack
+from diffusion_anomaly.volume import Volume, read_volume
+
+from .brain import BrainConfig
+from .codec import CodecConfig, load_codec
+from .configuration import read_yaml
+from .diffusion import DiffusionConfig
+from .slices import HEALTHY, PrepareConfig, brain_of, read_labels
+from .trainer import averaged_weights
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).parent / "templates"
+# A scan is called unknown when its score is this many deviations above the mean of validation scans.
+UNKNOWN_DEVIATIONS = 4.0
+
+
+class Stage(BaseModel):
+    """A trained stage: its configuration file and its run directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: Path
+    run: Path
+
+
+class Texts(BaseModel):
+    """What only the author knows, for metadata, card and licence files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    task: str
+    description: str
+    authors: str
+    copyright: str
+    license: str = Field(description="short name, such as CC BY-NC-SA 4.0")
+    license_file: Path
+    data_license: str
+    data_source: str
+    intended_use: str
+    limits: list[str] = []
+    references: list[str] = []
+
+
+class PackageConfig(BaseModel):
+    """Configuration file of the stage ``package``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str
+    method: str = Field(pattern="^(unsupervised|guided|brain)$")
+    modality: str
+    stages: dict[str, Stage] = Field(description="codec, diffusion, classifier or brain")
+    prepare: Path | None = Field(default=None, description="configuration of the stage 'prepare'")
+    brains: Path | None = Field(default=None, description="where 'prepare' keeps the brains it found")
+    options: dict[str, Any] = {}
+    postprocess: dict[str, Any] = {}
+    false_alarm_ml: float = Field(default=1.0, gt=0, description="healthy false alarms a scan at the threshold")
+    false_alarm_quantile: float = Field(default=0.5, gt=0, le=1, description="share of scans that stay below it")
+    texts: Texts
+
+
+@dataclass(frozen=True)
+class HealthyScan:
+    """A validation scan and which of its slices count as healthy."""
+
+    volume: Volume
+    brain: Any
+    healthy: set[int]
+
+
+def package(config: PackageConfig, output: Path) -> Bundle:
+    """Write the package ``output / name``, calibrated (except for a brain mask) and verified."""
+    directory = output / config.name
+    if config.method == "brain":
+        bundle = _write(config, directory, {"orientation": "any", "grid3d": {"spacing": 2.0}})
+    else:
+        anomaly = _uncalibrated(config)
+        scans = list(_healthy_scans(config))
+        bundle = _write(config, directory, anomaly)
+        if config.method == "unsupervised":
+            anomaly["latent_threshold"] = learn_latent_threshold(bundle, scans)
+            bundle = _write(config, directory, anomaly)
+        anomaly |= calibrate(bundle, scans, config, config.method)
+        intensity = calibrate(bundle, scans, config, "intensity")
+        anomaly["intensity"] = {key: intensity[key] for key in ("calibration", "threshold")}
+        bundle = _write(config, directory, anomaly)
+    verify(bundle)
+    return bundle
+
+
+def learn_latent_threshold(bundle: Bundle, scans: list[HealthyScan]) -> dict[str, Any]:
+    """The percentiles of the KL map on healthy validation slices (Pinaya et al. 2022, section 2.3)."""
+    # A stand-in lets the options be made; the KL map does not depend on it.
+    plan = make_plan(Options(method="unsupervised", overrides={"latent_threshold": 0.0}), bundle)
+    model = plan.load(plan.device)
+    assert model is not None
+    values = []
+    for scan in scans:
+        stack = SliceStack(scan.volume, bundle.grid, scan.brain)
+        scale = bundle.normalisation.fit(values_in_brain(scan.volume.image, scan.brain))
+        for place, index in enumerate(stack.indices):
+            if index in scan.healthy:
+                batch = make_batch(stack, scale, place, place + 1, seed=0)
+                found = Unsupervised().improbability(batch, model, plan.method_options, lambda calls: None)  # type: ignore[arg-type]
+                values.append(found.kl[found.inside].cpu().numpy())
+    logger.info("latent threshold from %d healthy slices", len(values))
+    return fit_latent_threshold(np.concatenate(values), plan.method_options.latent_percentile)  # type: ignore[attr-defined]
+
+
+def calibrate(bundle: Bundle, scans: list[HealthyScan], config: PackageConfig, method: str) -> dict[str, Any]:
+    """Table from raw heat to tail probability, default threshold and score range, on healthy slices alone."""
+    plan = make_plan(Options(method=method), bundle)
+    pieces, scores = [], []
+    for scan in scans:
+        found = raw_heat(scan.volume, scan.brain, plan)
+        keep = np.array([index in scan.healthy for index in found.stack.indices])
+        brain = found.stack.brain()
+        scores.append(whole_image_score(found.scores))
+        if keep.any():
+            pieces.append((found.raw[keep], brain[keep], found.stack.voxel_ml, brain.sum() / brain[keep].sum()))
+        logger.info("%s: %s, %d healthy slices", method, Path(scan.volume.source).name, keep.sum())
+    source = f"{sum(len(p[0]) for p in pieces)} healthy slices of {len(pieces)} validation scans"
+    calibration = Calibration.fit(np.concatenate([raw[brain] for raw, brain, _, _ in pieces]), source=source)
+    threshold = threshold_for_false_alarms(
+        [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces],
+        config.false_alarm_ml,
+        config.false_alarm_quantile,
+    )
+    spread = {"mean": float(np.mean(scores)), "std": float(np.std(scores))}
+    return {
+        "calibration": calibration.to_dict(),
+        "threshold": {"heat": round(threshold, 4), "false_alarm_ml": config.false_alarm_ml, "source": source},
+        "score_range": spread | {"upper": spread["mean"] + UNKNOWN_DEVIATIONS * spread["std"]},
+    }
+
+
+def describe(bundle: Bundle, quality: dict[str, Any]) -> Bundle:
+    """The same package with the measured quality in its declaration and on its card."""
+    networks = {part: (bundle.network_config(part), bundle.weights(part)) for part in bundle.networks}
+    anomaly = bundle.anomaly | {"quality": quality}
+    texts = json.loads((bundle.path / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    card = _card(anomaly, texts)
+    return write_bundle(
+        bundle.path,
+        name=bundle.name,
+        version=bundle.version,
+        method=bundle.method,
+        networks=networks,
+        anomaly=anomaly,
+        metadata={key: texts[key] for key in _METADATA if key in texts},
+        model_card=card,
+        data_license=bundle.data_license,
+        license_text=bundle.license_text,
+    )
+
+
+_METADATA = ("title", "limits", "task", "description", "authors", "copyright", "license", "intended_use", "data_source", "references")
+
+
+def _healthy_scans(config: PackageConfig) -> Iterator[HealthyScan]:
+    prepare = _prepare(config)
+    labels = read_labels(prepare.labels) if prepare.labels else None
+    for path in sorted(prepare.val.glob(prepare.pattern)):
+        volume = read_volume(path)
+        brain = brain_of(path, volume, prepare, config.brains)
+        slices = range(max(volume.image.GetSize()))
+        healthy = {i for i in slices if labels is None or labels.get((path.name, i)) == HEALTHY}
+        yield HealthyScan(volume, brain, healthy)
+
+
+def _prepare(config: PackageConfig) -> PrepareConfig:
+    if config.prepare is None:
+        raise ValueError(f"The package {config.name} needs 'prepare', the configuration its slices were made with.")
+    return read_yaml(config.prepare, PrepareConfig)
+
+
+def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
+    """The declaration as far as training settled it."""
+    prepare = _prepare(config)
+    diffusion = read_yaml(config.stages["diffusion"].config, DiffusionConfig)
+    codec: dict[str, Any] = {"factor": diffusion.fold}
+    if "codec" in config.stages:
+        settings = read_yaml(config.stages["codec"].config, CodecConfig)
+        loaded, _ = load_codec(settings, config.stages["codec"].run)
+        shift, scale = (v.flatten().tolist() for v in (loaded.shift, loaded.scale))
+        codec = {"factor": settings.factor, "shift": shift, "scale": scale}
+    return {
+        "orientation": "axial",
+        "brain_only": True,
+        "grid": prepare.grid.model_dump(mode="json"),
+        "normalisation": prepare.normalisation.model_dump(),
+        "schedule": diffusion.schedule.model_dump(),
+        "prediction_type": diffusion.prediction_type,
+        "codec": codec,
+        "options": config.options,
+        "postprocess": config.postprocess,
+    }
+
+
+def _networks(config: PackageConfig) -> tuple[dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]], dict[str, Any]]:
+    """Configuration and averaged weights of each part, and what each training took."""
+    networks, facts = {}, {}
+    kinds: dict[str, Any] = {"codec": CodecConfig, "brain": BrainConfig}
+    for part, stage in config.stages.items():
+        settings = read_yaml(stage.config, kinds.get(part, DiffusionConfig))
+        weights, fact = averaged_weights(stage.run / "checkpoint.pt")
+        networks[part] = (settings.network, {k.removeprefix("network."): v for k, v in weights.items()})
+        facts[part] = {"steps": fact["step"], "minutes": round(fact["seconds"] / 60.0, 1), "hardware": fact["hardware"]}
+    return networks, facts
+
+
+def _write(config: PackageConfig, directory: Path, anomaly: dict[str, Any]) -> Bundle:
+    networks, facts = _networks(config)
+    anomaly = {"modality": config.modality, **anomaly, "training": {**facts, "data": config.texts.data_source}}
+    texts = config.texts.model_dump(mode="json")
+    head = {"name": config.name, "version": config.version, "method": config.method}
+    return write_bundle(
+        directory,
+        **head,
+        networks=networks,
+        anomaly=anomaly,
+        metadata={key: texts[key] for key in _METADATA},
+        model_card=_card(head | anomaly, texts),
+        data_license=config.texts.data_license,
+        license_text=config.texts.license_file.read_text(encoding="utf-8"),
+    )
+
+
+def _card(anomaly: dict[str, Any], texts: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("model_card.md.jinja").render(anomaly=anomaly, texts=texts)
+

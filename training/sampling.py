@@ -1,0 +1,149 @@
+"""Which slice a step sees, and what is done to it: height-matched sampling and augmentation.
+
+Lesions sit mid-brain while healthy slices are mostly low or high, so slices are drawn by height first. Otherwise a
+healthy model hardly ever sees mid-brain, and a classifier learns height instead of disease.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandBiasFieldd,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from diffusion_anomaly.errors import InputError
+
+from .slices import DISEASED, HEALTHY, Slices
+
+HEIGHT_BINS = 10
+
+
+def _drawable(labels: tuple[int, ...]) -> tuple[int, ...]:
+    if labels not in ((HEALTHY,), (DISEASED,), (HEALTHY, DISEASED)):
+        raise ValueError(f"found {list(labels)}, expected [0] for healthy slices, [1] for diseased ones or [0, 1]")
+    return labels
+
+
+Labels = Annotated[tuple[int, ...], AfterValidator(_drawable)]
+"""The classes a stage learns from, in the order of a classifier's outputs."""
+
+
+class AugmentationConfig(BaseModel):
+    """Strength of each augmentation; nothing here may look like a lesion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rotation: float = Field(default=0.15, ge=0, description="radians")
+    scale: float = Field(default=0.1, ge=0)
+    translation: float = Field(default=4.0, ge=0, description="pixels")
+    contrast: float = Field(default=0.25, ge=0, description="range of log gamma")
+    intensity: float = Field(default=0.08, ge=0)
+    bias_field: float = Field(default=0.15, ge=0)
+    noise: float = Field(default=0.02, ge=0)
+    blur: float = Field(default=0.7, ge=0, description="pixels")
+
+    def build(self) -> Compose:
+        image, both = ["image"], ["image", "brain"]
+        return Compose(
+            [
+                RandFlipd(both, prob=0.5, spatial_axis=1),
+                RandAffined(
+                    both,
+                    prob=0.9,
+                    rotate_range=self.rotation,
+                    scale_range=(self.scale, self.scale),
+                    translate_range=self.translation,
+                    mode=["bilinear", "nearest"],
+                    padding_mode="zeros",
+                ),
+                RandAdjustContrastd(image, prob=0.5, gamma=(float(np.exp(-self.contrast)), float(np.exp(self.contrast)))),
+                RandScaleIntensityd(image, factors=self.intensity, prob=0.5),
+                RandBiasFieldd(image, degree=2, coeff_range=(-self.bias_field, self.bias_field), prob=0.3),
+                RandGaussianSmoothd(image, sigma_x=(0.1, self.blur), sigma_y=(0.1, self.blur), prob=0.3),
+                RandGaussianNoised(image, prob=0.3, std=self.noise),
+            ]
+        )
+
+
+class SliceSampler:
+    """Draws slices by height, one class or two.
+
+    Args:
+        slices: what to draw from.
+        labels: the labels to draw, equally often at every height. With two labels only heights that have both
+            are drawn, as often as the last label (diseased) is found there.
+        augmentation: what to do to each slice; None for nothing.
+    """
+
+    def __init__(self, slices: Slices, labels: tuple[int, ...], augmentation: AugmentationConfig | None) -> None:
+        self.slices, self.labels = slices, labels
+        self.transform = augmentation.build() if augmentation else None
+        bins = np.minimum((slices.height * HEIGHT_BINS).astype(int), HEIGHT_BINS - 1)
+        self.members = {
+            label: [np.flatnonzero((bins == b) & (slices.label == label)) for b in range(HEIGHT_BINS)]
+            for label in labels
+        }
+        counts = {label: np.array([len(m) for m in members]) for label, members in self.members.items()}
+        everywhere = np.all([count > 0 for count in counts.values()], axis=0)
+        # The square root lies between every height alike, which repeats few slices, and every slice alike.
+        weight = np.where(everywhere, np.sqrt(counts[labels[-1]]), 0.0)
+        if weight.sum() == 0:
+            found = ", ".join(f"{count.sum()} of label {label}" for label, count in counts.items())
+            raise InputError(
+                f"At no height there are slices of every label that is asked for; found {found}.",
+                "Look at the stage 'prepare', its labels and its scans.",
+            )
+        self.weight = weight / weight.sum()
+
+    def draw(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        """``image`` (size, 1, H, W) in [-1, 1] with -1 outside the brain, and ``label`` (size,)."""
+        images, labels = [], []
+        if self.transform is not None:
+            self.transform.set_random_state(int(rng.integers(2**31)))
+        for _ in range(size):
+            label = self.labels[int(rng.integers(len(self.labels)))]
+            members = self.members[label][rng.choice(HEIGHT_BINS, p=self.weight)]
+            images.append(self._augmented(int(members[rng.integers(len(members))])))
+            labels.append(label)
+        return {"image": torch.stack(images), "label": torch.tensor(labels)}
+
+    def _augmented(self, index: int) -> Tensor:
+        image = torch.from_numpy(self.slices.images[index].astype(np.float32) / 255.0)[None]
+        brain = torch.from_numpy(self.slices.brain[index].astype(np.float32))[None]
+        if self.transform is not None:
+            changed = self.transform({"image": image, "brain": brain})
+            image, brain = (changed[key].as_subclass(Tensor) for key in ("image", "brain"))
+        return to_network_range(image, brain > 0.5)
+
+
+def to_network_range(image: Tensor, brain: Tensor) -> Tensor:
+    """[0, 1] inside the brain to [-1, 1], and -1 outside."""
+    return torch.where(brain, 2.0 * image.clamp(0.0, 1.0) - 1.0, -torch.ones_like(image))
+
+
+def plain(slices: Slices, count: int, label: int) -> Tensor:
+    """Up to ``count`` slices of one label, evenly spread and untouched, ``(n, 1, H, W)`` in [-1, 1].
+
+    Raises:
+        InputError: when there is no slice of that label.
+    """
+    found = np.flatnonzero(slices.label == label)
+    if not found.size:
+        raise InputError(
+            f"None of the {len(slices)} slices has label {label}.", "Look at the stage 'prepare' and its labels."
+        )
+    chosen = found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
+    image = torch.from_numpy(slices.images[chosen].astype(np.float32) / 255.0)[:, None]
+    return to_network_range(image, torch.from_numpy(slices.brain[chosen])[:, None])
