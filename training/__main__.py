@@ -97,6 +97,22 @@ def package(config: Config, output: Output) -> None:
     typer.echo(f"{bundle.path}: {bundle.name} {bundle.version}", err=True)
 
 
+@app.command()
+def describe(
+    package: Annotated[str, typer.Argument(help="model package, by name or folder")],
+    evaluation: Annotated[Path, typer.Argument(help="evaluation.json of diffusion-anomaly evaluate", exists=True)],
+    run: Annotated[str, typer.Option(help="which row of it")],
+    data: Annotated[str, typer.Option(help="what was evaluated on, in words")],
+) -> None:
+    """What was measured, onto a package's card."""
+    from diffusion_anomaly.bundle import open_bundle
+
+    from .package import describe as write
+
+    bundle = write(open_bundle(package), evaluation, run, data)
+    typer.echo(f"{bundle.path}: {bundle.name} {bundle.version}", err=True)
+
+
 def train(
     config: Path, kind: type[C], make_task: Callable[[C], Task], run: Path, time_limit: float | None
 ) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from monai.losses import JukeboxLoss
+from monai.networks.layers.vector_quantizer import EMAQuantizer
 from monai.networks.nets import VQVAE
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -39,8 +40,13 @@ class CodecConfig(BaseModel):
     trainer: TrainerConfig
 
 
+# A code that is used less often than this a step, on average, is put where latents are. Without it three of 512 codes
+# were in use after 500 steps, and the codec's PSNR was 18 dB.
+LEAST_USE = 0.5
+
+
 class TrainableCodec(nn.Module):
-    """A VQ-VAE whose codebook is compared in float32 whatever the mixed precision around it."""
+    """A VQ-VAE whose codebook is compared in float32 whatever the mixed precision around it, and stays in use."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -52,7 +58,22 @@ class TrainableCodec(nn.Module):
         latent = self.network.encode(image)
         with torch.autocast(image.device.type, enabled=False):
             quantised, loss = self.network.quantize(latent.float())
+        if self.training:
+            self._revive_codes(latent.detach().float())
         return self.network.decode(quantised), loss
+
+    @torch.no_grad()
+    def _revive_codes(self, latent: Tensor) -> None:
+        """Move codes that nothing uses to latents of this batch, drawn from torch's generator, which a step seeds."""
+        codebook = cast(EMAQuantizer, self.network.quantizer.quantizer)
+        unused = codebook.ema_cluster_size < LEAST_USE
+        candidates = latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1])
+        chosen = candidates[torch.randint(len(candidates), (int(unused.sum()),)).to(latent.device)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(chosen, 0)
+        codebook.embedding.weight[unused] = chosen
+        codebook.ema_w[unused] = chosen
+        codebook.ema_cluster_size[unused] = 1.0
 
 
 class CodecTask:

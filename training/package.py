@@ -30,7 +30,7 @@ from diffusion_anomaly.volume import Volume, read_volume
 
 from .brain import BrainConfig
 from .codec import CodecConfig, load_codec
-from .configuration import read_yaml
+from .configuration import ConfigurationError, read_yaml
 from .diffusion import DiffusionConfig
 from .slices import HEALTHY, PrepareConfig, brain_of, read_labels
 from .trainer import averaged_weights
@@ -164,26 +164,55 @@ def calibrate(bundle: Bundle, scans: list[HealthyScan], config: PackageConfig, m
     }
 
 
-def describe(bundle: Bundle, quality: dict[str, Any]) -> Bundle:
-    """The same package with the measured quality in its declaration and on its card."""
-    networks = {part: (bundle.network_config(part), bundle.weights(part)) for part in bundle.networks}
-    anomaly = bundle.anomaly | {"quality": quality}
+def describe(bundle: Bundle, evaluation: Path, run: str, data: str) -> Bundle:
+    """The same package with what ``diffusion-anomaly evaluate`` measured in its declaration and on its card.
+
+    Args:
+        bundle: the package.
+        evaluation: ``evaluation.json``.
+        run: the row of its table.
+        data: what it was measured on, in words.
+    """
+    table = json.loads(evaluation.read_text(encoding="utf-8"))
+    rows = {row["run"]: row for row in table["rows"]}
+    if run not in rows:
+        raise ConfigurationError(f"{evaluation} has no run {run!r}; it has {', '.join(rows)}.")
+    quality: dict[str, Any] = {"measured on": data, "patients": rows[run]["patients"]}
+    for key, name in MEASURES.items():
+        quality[name] = round(rows[run][key], 4)
+        if f"{key}_low" in rows[run]:
+            quality[f"{name}, 95 % interval"] = [round(rows[run][f"{key}_{end}"], 4) for end in ("low", "high")]
+        if key in COMPARED and "intensity" in rows:
+            quality[f"{name} of the intensity baseline"] = round(rows["intensity"][key], 4)
+    quality |= {"hardware": table["about"]["hardware"]}
     texts = json.loads((bundle.path / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    card = _card(anomaly, texts)
+    anomaly = bundle.anomaly | {"quality": quality}
     return write_bundle(
         bundle.path,
         name=bundle.name,
         version=bundle.version,
         method=bundle.method,
-        networks=networks,
+        networks={part: (bundle.network_config(part), bundle.weights(part)) for part in bundle.networks},
         anomaly=anomaly,
-        metadata={key: texts[key] for key in _METADATA if key in texts},
-        model_card=card,
+        metadata={key: texts[key] for key in _METADATA},
+        model_card=_card(anomaly, texts),
         data_license=bundle.data_license,
         license_text=bundle.license_text,
     )
 
 
+# What of an evaluation's row goes on the card, by its name there.
+MEASURES = {
+    "average_precision": "average precision",
+    "best_dice": "best common-threshold Dice",
+    "dice": "Dice at the stored threshold",
+    "lesion_recall": "lesion recall at the stored threshold",
+    "false_positives": "false positives a scan",
+    "slice_auroc": "slice AUROC",
+    "seconds": "seconds a scan",
+    "network_calls": "network calls a slice",
+}
+COMPARED = ("average_precision", "best_dice")
 _METADATA = ("title", "limits", "task", "description", "authors", "copyright", "license", "intended_use", "data_source", "references")
 
 

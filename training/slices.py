@@ -21,6 +21,7 @@ from diffusion_anomaly.brain import find_brain
 from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.intensity import Normalisation, values_in_brain
+from diffusion_anomaly.orientation import Orientation
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import Volume, read_mask, read_volume, write_like
 
@@ -183,7 +184,10 @@ def slice_scan(
     images = np.round(255.0 * scale(stack.images(), brain) / config.normalisation.clip_max).astype(np.uint8)
     index = np.array(stack.indices)
     name = path.name
-    label = np.zeros(len(index), np.int8) if labels is None else slab_labels(labels, name, index)
+    label = np.zeros(len(index), np.int8)
+    if labels is not None:
+        slice_mm = Orientation.of(volume.image).spacing(volume.image)[0]
+        label = slab_labels(labels, name, index, round(stack.slice_spacing / slice_mm))
     count = len(index)
     slices = Slices(
         images,
@@ -197,7 +201,9 @@ def slice_scan(
     return slices.select(brain.sum((1, 2)) >= config.minimum_brain_pixels)
 
 
-def slab_labels(labels: Mapping[tuple[str, int], int], scan: str, index: np.ndarray) -> np.ndarray:
+def slab_labels(
+    labels: Mapping[tuple[str, int], int], scan: str, index: np.ndarray, thickness: int
+) -> np.ndarray:
     """Labels of a stack's slices, each of which may be the mean of several thin ones.
 
     Diseased when any of them is, healthy when all are, else unused.
@@ -206,13 +212,13 @@ def slab_labels(labels: Mapping[tuple[str, int], int], scan: str, index: np.ndar
         labels: of thin slices, by scan and slice.
         scan: its name.
         index: ``(n,)`` middles of the slabs, as ``SliceStack.indices``.
+        thickness: thin slices a slab.
     """
-    thickness = int(np.median(np.diff(index))) if len(index) > 1 else 1
     last = max((number for name, number in labels if name == scan), default=-1)
     result = np.full(len(index), UNUSED, np.int8)
     for place, middle in enumerate(index):
         first = int(middle) - thickness // 2
-        # The topmost slab may be thinner than the others.
+        # The topmost slab may be thinner; what it does not reach is looked at all the same.
         slab = [labels.get((scan, i), UNUSED) for i in range(max(first, 0), min(first + thickness, last + 1))]
         if DISEASED in slab:
             result[place] = DISEASED

@@ -30,10 +30,13 @@ WINDOW = (96, 112, 96)
 LOOKS = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
 ROBUST_PERCENTILES = (1.0, 99.0)
+# A voxel counts as brain from this probability on. Below one half, because cortex that is cut off is never looked at,
+# while fluid that is let in costs little.
+ENOUGH = 0.35
 MINIMUM_ML = 1.0  # less than this is no brain
 # Height by length of the mask. Brains measure about 0.75; above TALL the header's slice spacing must be wrong, as it is
 # in public sets that lost it, and the scan is looked at again as if its slices were closer.
-TALL = 0.9
+TALL = 0.95
 ORDINARY = 0.75
 
 
@@ -108,7 +111,7 @@ def brain_probability(network: torch.nn.Module, image: np.ndarray, dtype: torch.
         place = _window(values.shape, center)
         seen = _cut(values, place)
         probability = _ask(network, seen, dtype)
-        found = np.argwhere(largest_piece(probability > 0.5))
+        found = np.argwhere(largest_piece(probability >= ENOUGH))
         if not len(found):
             break
         moved = found.mean(0) + [low for low, _ in place]
@@ -171,7 +174,7 @@ def _plausible(
     while True:
         on_grid = network_grid(image)
         probability = brain_probability(network, sitk.GetArrayFromImage(on_grid), dtype)
-        found = np.argwhere(largest_piece(probability > 0.5))
+        found = np.argwhere(largest_piece(probability >= ENOUGH))
         if not len(found):
             return image, on_grid, probability
         height, length, _ = np.ptp(found, axis=0) + 1
@@ -216,16 +219,16 @@ def find_brain(
     place = choose_device(device)
     network = load_network(bundle, "brain").to(place)
     image, on_grid, probability = _plausible(volume.image, network, choose_dtype(precision, place))
-    piece = largest_piece(probability > 0.5)
+    piece = largest_piece(probability >= ENOUGH)
     if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
         raise InputError(
             f"No brain was found in {volume.source}.", "Is it a head MR? If it is, give a brain mask with --mask."
         )
     # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.
-    smooth = sitk.GetImageFromArray(np.where(piece, np.maximum(probability, 0.5), np.minimum(probability, 0.4999)))
+    smooth = sitk.GetImageFromArray(np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH)))
     smooth.CopyInformation(on_grid)
     fine = sitk.Resample(smooth, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
-    mask = largest_piece(sitk.GetArrayViewFromImage(fine) >= 0.5).astype(np.uint8)
+    mask = largest_piece(sitk.GetArrayViewFromImage(fine) >= ENOUGH).astype(np.uint8)
     result = sitk.GetImageFromArray(mask)
     result.CopyInformation(volume.image)
     return result

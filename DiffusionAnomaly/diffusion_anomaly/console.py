@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FINDINGS_SHOWN = 10
 SECONDS_BETWEEN_LINES = 0.2
 _STAGES = {
+    "start": "starting",
     "read": "reading",
     "brain": "finding the brain",
     "load": "loading the model",
@@ -109,7 +110,8 @@ class Terminal:
     def begin(self, scan: Path, several: bool) -> None:
         self._scan, self._several = scan, several
         self._bar = _bar()
-        self._task = self._bar.add_task(scan.name, total=None, left=None)
+        self._task = self._bar.add_task("", total=None, left=None)
+        self._show("start", 0, 1, None)
         self._bar.start()
 
     def stage(self, name: str, done: int, total: int) -> None:
@@ -120,9 +122,10 @@ class Terminal:
 
     def _show(self, stage: str, done: int, total: int, left: float | None) -> None:
         description = f"{self._scan.name}: {_STAGES[stage]}" if self._several else _STAGES[stage]
-        # A stage of one unit, such as finding the brain, has no measure of how far it is: the bar pulses.
-        known = total if total > 1 else None
-        self._bar.update(self._task, description=description, completed=done, total=known, left=left)
+        # A stage of one unit, such as finding the brain, has no measure of how far it is: the bar pulses. Set on the
+        # task itself, because rich's update takes None for "as before".
+        self._bar.tasks[0].total = total if total > 1 else None
+        self._bar.update(self._task, description=description, completed=done, left=left)
 
     def started(self, event: Started) -> None:
         return None  # a person sees the bar; provenance keeps what runs where

@@ -17,13 +17,13 @@ import SimpleITK as sitk
 
 from .errors import MemoryExhausted
 from .findings import Finding, segment
-from .intensity import IntensityScale, values_in_brain
-from .orientation import Orientation
-from .planning import Options, Plan, make_plan, with_options
+from .intensity import values_in_brain
+from .planning import Options, Plan, make_plan
+from .preparation import choose_grid, fit_intensities
 from .provenance import describe
 from .results import save
-from .stack import Grid, SliceStack
-from .suitability import brain_warnings, scan_warnings, score_warning
+from .stack import SliceStack
+from .suitability import brain_warnings, proportion_warnings, scan_warnings, score_warning
 from .system import free_gpu_memory, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ __all__ = [
     "save",
     "whole_image_score",
 ]
-
-# The baseline without a package looks at the scan's own pixels, as long as a slice has no more of them than this.
-LARGEST_NATIVE_SLICE = 512
 
 
 @dataclass(frozen=True)
@@ -226,9 +223,7 @@ def _detect(volume: Volume, plan: Plan, mask: sitk.Image | None, watch: _Watch) 
     provenance = describe(
         volume, found, brain, brain_given=mask is not None, score=score, warnings=watch.warnings, timings=watch.timings
     )
-    return Result(
-        heat, mask_image, findings, brain, score, doubt, threshold, provenance, watch.warnings, watch.timings
-    )
+    return Result(heat, mask_image, findings, brain, score, doubt, threshold, provenance, watch.warnings, watch.timings)
 
 
 def raw_heat(
@@ -254,11 +249,11 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
     from .running import run_slices
 
     watch.enter("load")
-    stack = SliceStack(volume, _grid(volume, brain, plan), brain)
+    stack = SliceStack(volume, choose_grid(volume, brain, plan), brain)
     values = values_in_brain(volume.image, brain)
-    for warning in brain_warnings(stack, values):
+    for warning in (*brain_warnings(stack, values), *proportion_warnings(brain)):
         watch.warn(warning)
-    plan, scale = _fit_intensities(plan, values)
+    plan, scale = fit_intensities(plan, values)
     bundle = plan.bundle if plan.method.needs_model else None
 
     def started(device: str) -> None:
@@ -305,46 +300,3 @@ def _find_brain(volume: Volume, plan: Plan, watch: _Watch) -> sitk.Image:
     free_gpu_memory()
     watch.warn(f"Memory of {plan.device} ran out when finding the brain; it is found, more slowly, on the CPU.")
     return find_brain(volume, device="cpu", precision=plan.asked.precision)
-
-
-def _grid(volume: Volume, brain: sitk.Image, plan: Plan) -> Grid:
-    """The package's grid, or for the baseline without one the scan's own pixels around the brain."""
-    grid = plan.bundle.grid if plan.bundle is not None else _native_grid(volume.image, brain)
-    if plan.asked.slice_spacing is not None:
-        grid = replace(grid, max_slice_spacing=float(plan.asked.slice_spacing))
-    return grid
-
-
-def _native_grid(image: sitk.Image, brain: sitk.Image) -> Grid:
-    """A grid over the brain's bounding box with the finer of the two in-plane spacings, or the next that fits."""
-    orientation = Orientation.of(image)
-    _, row_mm, column_mm = orientation.spacing(image)
-    inside = orientation.view(sitk.GetArrayViewFromImage(brain)).any(axis=0)
-    extents = [np.ptp(hits) + 1 if (hits := np.flatnonzero(inside.any(axis=axis))).size else 1 for axis in (1, 0)]
-    height_mm, width_mm = extents[0] * row_mm, extents[1] * column_mm
-    spacing = max(min(row_mm, column_mm), max(height_mm, width_mm) / LARGEST_NATIVE_SLICE)
-    # Two pixels more, because the box is centred to half a voxel.
-    width, height = (int(np.ceil(length / spacing - 1e-6)) + 2 for length in (width_mm, height_mm))
-    return Grid((width, height), float(spacing))
-
-
-def _fit_intensities(plan: Plan, values: np.ndarray) -> tuple[Plan, IntensityScale]:
-    """The scan's scale, and the plan that knows it.
-
-    The baseline gets the brain's whole range without a clip: a z-score does not care about the scale, but a clipped
-    intensity would end the order of the brightest voxels, which are the ones that matter.
-    """
-    from .methods import IntensityOptions
-
-    if plan.method.needs_model:
-        assert plan.bundle is not None
-        return plan, plan.bundle.normalisation.fit(values)
-    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
-    scale = IntensityScale(low, high if high > low else low + max(1.0, abs(low)), 1.0, 1.0)
-    options = plan.method_options
-    if isinstance(options, IntensityOptions) and (options.center is None or options.scale is None):
-        fitted = options.fitted(scale(values, np.True_))
-        center = fitted.center if options.center is None else options.center
-        deviation = fitted.scale if options.scale is None else options.scale
-        plan = with_options(plan, replace(options, center=center, scale=deviation))
-    return plan, scale

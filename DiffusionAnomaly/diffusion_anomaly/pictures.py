@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from .orientation import Orientation
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
@@ -39,7 +40,7 @@ class SlicePicture:
     Attributes:
         index: along the scan's own slice axis, counted from 0, as in the findings.
         scan: the slice in grey.
-        overlay: the same with heat and the mask's outline.
+        overlay: the same with heat and the outlines of mask and brain.
         width, height: of each picture in pixels.
         peak: highest heat in the slice.
         area_ml: volume of the mask in the slice.
@@ -86,10 +87,10 @@ class SliceView:
         return np.array([float(plane.max()) for plane in self.heat])
 
     def _crop(self) -> tuple[slice, slice]:
-        inside = self.brain.any(axis=0)
+        inside = np.any(self.brain, axis=0)
         crops = []
         for axis, spacing in ((1, self.spacing[1]), (0, self.spacing[2])):
-            hits = np.flatnonzero(inside.any(axis=axis))
+            hits = np.flatnonzero(np.any(inside, axis=axis))
             margin = int(np.ceil(MARGIN_MM / spacing))
             first, last = (hits[0], hits[-1]) if hits.size else (0, inside.shape[1 - axis] - 1)
             crops.append(slice(max(0, int(first) - margin), int(last) + margin + 1))
@@ -199,11 +200,8 @@ def _draw(view: SliceView, k: int, threshold: float, top: float, *, overlay: boo
         colours = _colours()(np.clip((heat - low) / max(top - low, 1e-6), 0, 1))
         colours[..., 3] = 0.8 * np.clip((heat - low) / (threshold - low), 0, 1)
         axes.imshow(colours, interpolation="nearest", **shared)
-        if mask.any():
-            # Framed by zeros, so that a region at the picture's edge is outlined all around.
-            x = (np.arange(-1, mask.shape[1] + 1) + 0.5) * view.spacing[2]
-            y = (np.arange(-1, mask.shape[0] + 1) + 0.5) * view.spacing[1]
-            axes.contour(x, y, np.pad(mask, 1), levels=[0.5], colors=[CONTOUR], linewidths=1.1)
+        _outline(axes, view.brain[crop], view.spacing, color="white", alpha=0.5, linewidths=0.6)
+        _outline(axes, mask, view.spacing, color=CONTOUR, linewidths=1.1)
     for side, x, align in ((view.sides[0], 0.02, "left"), (view.sides[1], 0.98, "right")):
         axes.text(
             x, 0.5, side, transform=axes.transAxes, ha=align, va="center", color="white", fontsize=9, fontweight="bold"
@@ -211,6 +209,15 @@ def _draw(view: SliceView, k: int, threshold: float, top: float, *, overlay: boo
     axes.set_xlim(0, width_mm)
     axes.set_ylim(height_mm, 0)
     return _data_uri(figure), width, height
+
+
+def _outline(axes: Axes, mask: np.ndarray, spacing: Sequence[float], *, color: str, **style: Any) -> None:
+    """The mask's edge. Framed by zeros, so that a region at the picture's edge is outlined all around."""
+    if not mask.any():
+        return
+    x = (np.arange(-1, mask.shape[1] + 1) + 0.5) * spacing[2]
+    y = (np.arange(-1, mask.shape[0] + 1) + 0.5) * spacing[1]
+    axes.contour(x, y, np.pad(mask != 0, 1).astype(float), levels=[0.5], colors=[color], **style)
 
 
 def _window(scan: np.ndarray, brain: np.ndarray) -> tuple[float, float]:

@@ -72,9 +72,7 @@ class Options:
             raise InputError(f"overrides is {self.overrides!r}.", "Give method options by name.")
 
 
-def _check_number(
-    name: str, value: Any, fits: Callable[[Any], bool], expected: str, *, whole: bool = False
-) -> None:
+def _check_number(name: str, value: Any, fits: Callable[[Any], bool], expected: str, *, whole: bool = False) -> None:
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not fits(value):
         raise InputError(f"Option {name} is {value!r}.", f"It must be {expected}.")

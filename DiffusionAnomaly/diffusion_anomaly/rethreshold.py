@@ -43,9 +43,7 @@ def rethreshold(
             "Choose another output folder.",
         )
     volume = read_heat(heat)
-    mask, _, findings = segment(
-        volume.image, at, min_volume_ml, None if brain is None else read_mask(brain, volume)
-    )
+    mask, _, findings = segment(volume.image, at, min_volume_ml, None if brain is None else read_mask(brain, volume))
     record = {
         "heat": str(heat.absolute()),
         "heat_sha256": volume.sha256,

@@ -24,6 +24,9 @@ UNKNOWN_SCAN = "This looks like no scan the model knows: T1? CT?"
 # In-plane voxels longer than this, and more than twice the shortest edge, are slices seen from the side.
 THICK_MM = 3.0
 
+# Brains are about 0.75 as tall as they are long.
+TALL = 1.05
+
 # Words in file names and headers, whole words only, and the contrast they stand for.
 _CONTRASTS = {
     "flair": "FLAIR",
@@ -100,6 +103,22 @@ def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[s
         yield (
             f"The model's field of view holds {stack.coverage:.0%} of the brain mask; the rest gets no heat. "
             "Is the voxel spacing right?"
+        )
+
+
+def proportion_warnings(brain: sitk.Image) -> Iterator[str]:
+    """What the brain's shape says about the header: some public sets have lost their slice spacing."""
+    orientation = Orientation.of(brain)
+    inside = orientation.view(sitk.GetArrayViewFromImage(brain)) != 0
+    slices, rows = (np.flatnonzero(np.any(inside, axis=others)) for others in ((1, 2), (0, 2)))
+    if not slices.size:
+        return
+    slice_mm, row_mm, _ = orientation.spacing(brain)
+    height, length = (np.ptp(slices) + 1) * slice_mm, (np.ptp(rows) + 1) * row_mm
+    if height > TALL * length:
+        yield (
+            f"The brain is {height:.0f} mm tall and {length:.0f} mm long, which no brain is; the header's slice "
+            "spacing is probably wrong, and so are volumes and positions in mm."
         )
 
 

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 import SimpleITK as sitk
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,11 +40,29 @@ def synchronise(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
+class _Operations(TorchDispatchMode):
+    """Adds up operations by torch's own formulas.
+
+    ``FlopCounterMode`` does the same by module as well, through hooks that ``torch.autograd.grad`` does not allow.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def operations(function: Callable[[], object]) -> int:
     """Floating-point operations of the convolutions and matrix products in ``function``; it is run once."""
-    with FlopCounterMode(display=False) as counter:
+    with _Operations() as counter:
         function()
-    return counter.get_total_flops()
+    return counter.total
 
 
 def matrix_rate(device: torch.device | str, dtype: torch.dtype, seconds: float = 1.0) -> float:

@@ -89,9 +89,7 @@ def read(modules: dict[str, Path]) -> dict[str, list[Import]]:
     }
 
 
-def violations(
-    imports: dict[str, list[Import]], forbidden: set[str], at_load_only: bool = False
-) -> list[str]:
+def violations(imports: dict[str, list[Import]], forbidden: set[str], at_load_only: bool = False) -> list[str]:
     """Every import whose top-level name is forbidden, as ``module:line imports name``."""
     return [
         f"{module}:{entry.line} imports {entry.name}"
@@ -176,9 +174,7 @@ def test_no_method_imports_its_siblings_or_the_orchestration(engine: dict[str, l
 @pytest.mark.parametrize("module", ["job", "bundle", "errors"])
 def test_importing_it_leaves_torch_out(module: str) -> None:
     code = f"import sys, {ENGINE}.{module}; print(sorted({HEAVY!r} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=MODULE_FOLDER, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=MODULE_FOLDER, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -193,9 +189,7 @@ def test_importing_it_leaves_torch_out(module: str) -> None:
     ],
 )
 def test_the_check_catches_a_planted_arrow_upwards(source: str, caught: str) -> None:
-    found = violations(
-        {"diffusion_anomaly.planted": imports_of(source, "diffusion_anomaly.planted")}, ABOVE_THE_ENGINE
-    )
+    found = violations({"diffusion_anomaly.planted": imports_of(source, "diffusion_anomaly.planted")}, ABOVE_THE_ENGINE)
     assert any(entry.endswith(f"imports {caught}") for entry in found)
 
 

@@ -93,9 +93,7 @@ def test_lesions_are_found_by_one_common_voxel_and_others_are_false_alarms() -> 
     first = (slice(0, 2), slice(0, 2), slice(0, 2))
     second = (slice(5, 8), slice(5, 8), slice(5, 8))
     reference = box((10, 10, 10), first, second)
-    predicted = box(
-        (10, 10, 10), (slice(1, 3), slice(1, 3), slice(1, 3)), (slice(0, 1), slice(8, 10), slice(8, 10))
-    )
+    predicted = box((10, 10, 10), (slice(1, 3), slice(1, 3), slice(1, 3)), (slice(0, 1), slice(8, 10), slice(8, 10)))
     match = metrics.match_lesions(predicted, reference, voxel_ml=0.5)
     assert match.volumes_ml == (4.0, 13.5)
     assert match.found == (True, False)
