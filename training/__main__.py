@@ -113,9 +113,7 @@ def describe(
     typer.echo(f"{bundle.path}: {bundle.name} {bundle.version}", err=True)
 
 
-def train(
-    config: Path, kind: type[C], make_task: Callable[[C], Task], run: Path, time_limit: float | None
-) -> None:
+def train(config: Path, kind: type[C], make_task: Callable[[C], Task], run: Path, time_limit: float | None) -> None:
     """Read a stage's configuration, make its task and train it."""
     settings = read_yaml(config, kind)
     try:

@@ -123,7 +123,9 @@ def load_codec(config: CodecConfig, run: Path) -> tuple[Codec, dict[str, Any]]:
     if facts["step"] < config.trainer.steps:
         logger.warning(
             "%s has %d of %d steps; train the codec to its end before anything is learnt on its latents",
-            checkpoint, facts["step"], config.trainer.steps,
+            checkpoint,
+            facts["step"],
+            config.trainer.steps,
         )
     network = TrainableCodec(build_network(config.network))
     require_fit(weights, network.state_dict(), checkpoint)

@@ -44,6 +44,7 @@ def _wrong_entries(error: ValidationError) -> list[str]:
 def _buildable(declaration: dict[str, Any]) -> dict[str, Any]:
     """Build the network without memory or random draws, so that a wrong entry shows before any data is read."""
     import torch
+
     from diffusion_anomaly.errors import ModelError
     from diffusion_anomaly.networks import build_network
 

@@ -86,7 +86,7 @@ class NoisedTask:
         height, width = self.slices.images.shape[1:]
         if height % self.codec.factor or width % self.codec.factor:
             raise InputError(
-                f"The slices have {width} x {height} pixels, which a codec of factor {self.codec.factor} cannot divide.",
+                f"Slices have {width} x {height} pixels, which the codec's factor {self.codec.factor} does not divide.",
                 "Choose another grid or another factor.",
             )
         _, channels, *shape = self.latent(torch.zeros(1, 1, height, width)).shape

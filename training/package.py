@@ -213,7 +213,18 @@ MEASURES = {
     "network_calls": "network calls a slice",
 }
 COMPARED = ("average_precision", "best_dice")
-_METADATA = ("title", "limits", "task", "description", "authors", "copyright", "license", "intended_use", "data_source", "references")
+_METADATA = (
+    "title",
+    "limits",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "license",
+    "intended_use",
+    "data_source",
+    "references",
+)
 
 
 def _healthy_scans(config: PackageConfig) -> Iterator[HealthyScan]:
@@ -256,7 +267,9 @@ def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
     }
 
 
-def _networks(config: PackageConfig) -> tuple[dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]], dict[str, Any]]:
+def _networks(
+    config: PackageConfig,
+) -> tuple[dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]], dict[str, Any]]:
     """Configuration and averaged weights of each part, and what each training took."""
     networks, facts = {}, {}
     kinds: dict[str, Any] = {"codec": CodecConfig, "brain": BrainConfig}
@@ -290,4 +303,3 @@ def _card(anomaly: dict[str, Any], texts: dict[str, Any]) -> str:
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("model_card.md.jinja").render(anomaly=anomaly, texts=texts)
-

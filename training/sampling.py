@@ -68,7 +68,9 @@ class AugmentationConfig(BaseModel):
                     mode=["bilinear", "nearest"],
                     padding_mode="zeros",
                 ),
-                RandAdjustContrastd(image, prob=0.5, gamma=(float(np.exp(-self.contrast)), float(np.exp(self.contrast)))),
+                RandAdjustContrastd(
+                    image, prob=0.5, gamma=(float(np.exp(-self.contrast)), float(np.exp(self.contrast)))
+                ),
                 RandScaleIntensityd(image, factors=self.intensity, prob=0.5),
                 RandBiasFieldd(image, degree=2, coeff_range=(-self.bias_field, self.bias_field), prob=0.3),
                 RandGaussianSmoothd(image, sigma_x=(0.1, self.blur), sigma_y=(0.1, self.blur), prob=0.3),

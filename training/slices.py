@@ -172,9 +172,7 @@ def require_labelled(scans: Iterable[Path], labels: Mapping[tuple[str, int], int
             )
 
 
-def slice_scan(
-    path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int], int] | None, brains: Path
-) -> Slices:
+def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int], int] | None, brains: Path) -> Slices:
     """The slices of one scan, with brain enough to matter."""
     volume = read_volume(path)
     mask = brain_of(path, volume, config, brains)
@@ -201,9 +199,7 @@ def slice_scan(
     return slices.select(brain.sum((1, 2)) >= config.minimum_brain_pixels)
 
 
-def slab_labels(
-    labels: Mapping[tuple[str, int], int], scan: str, index: np.ndarray, thickness: int
-) -> np.ndarray:
+def slab_labels(labels: Mapping[tuple[str, int], int], scan: str, index: np.ndarray, thickness: int) -> np.ndarray:
     """Labels of a stack's slices, each of which may be the mean of several thin ones.
 
     Diseased when any of them is, healthy when all are, else unused.
@@ -294,5 +290,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
             raise InputError(f"{path} has the columns {found}; expected {', '.join(columns)}.")
         for row in reader:
             if None in row or None in row.values():
-                raise InputError(f"{path}, line {reader.line_num} has not the {len(reader.fieldnames or ())} columns of line 1.")
+                raise InputError(
+                    f"{path}, line {reader.line_num} has not the {len(reader.fieldnames or ())} columns of line 1."
+                )
             yield reader.line_num, row

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import torchio as tio
 from scipy import ndimage
-from diffusion_anomaly.brain import WINDOW, rescale_intensity
 from torch import Tensor
+
+from diffusion_anomaly.brain import WINDOW, rescale_intensity
 
 # FreeSurfer numbers of tissue inside the brain, grouped by what shares an intensity on MR.
 BRAIN_GROUPS: dict[str, tuple[int, ...]] = {
@@ -218,4 +219,3 @@ def _plant(tissue: np.ndarray, brain: np.ndarray, shape: np.ndarray, rng: np.ran
     voxels = voxels[np.all((voxels >= 0) & (voxels < brain.shape), axis=1)]
     voxels = voxels[brain[tuple(voxels.T)]]
     tissue[tuple(voxels.T)] = TISSUES["lesion"]
-

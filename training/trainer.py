@@ -146,7 +146,9 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.config.seed)
         network = self.task.network.to(memory_format=_memory_format(self.task.network))
-        optimizer = torch.optim.AdamW(network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
         average = AveragedModel(
             self.task.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay), use_buffers=True
         ).to(fabric.device)
@@ -211,9 +213,7 @@ class Trainer:
         scalars = self.task.loss(network, batch, generator)
         self._require_finite("loss", float(scalars["loss"].detach()))
         fabric.backward(scalars["loss"])
-        norm = fabric.clip_gradients(
-            network, optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
-        )
+        norm = fabric.clip_gradients(network, optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False)
         self._require_finite("gradient", float(norm))  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -225,7 +225,11 @@ class Trainer:
         """The checkpoint is left alone: weights that gave such a value may have been spoilt steps ago."""
         if np.isfinite(value):
             return
-        whole = f"{self.checkpoint} is whole and of an earlier step" if self.checkpoint.exists() else "There is no checkpoint yet"
+        whole = (
+            f"{self.checkpoint} is whole and of an earlier step"
+            if self.checkpoint.exists()
+            else "There is no checkpoint yet"
+        )
         raise TrainingError(
             f"The {what} of step {self.step + 1} is {value}. {whole}. "
             "Lower trainer.learning_rate in the configuration and run the same command again."
@@ -280,7 +284,9 @@ class Trainer:
         logger.info("goes on at step %d of %d", self.step, self.config.steps)
         for name, value in self.config.model_dump(exclude=set(WITHOUT_EFFECT)).items():
             if name in state["config"] and state["config"][name] != value:
-                logger.warning("trainer.%s is now %s; the checkpoint was made with %s", name, value, state["config"][name])
+                logger.warning(
+                    "trainer.%s is now %s; the checkpoint was made with %s", name, value, state["config"][name]
+                )
 
 
 def _memory_format(network: nn.Module) -> torch.memory_format:

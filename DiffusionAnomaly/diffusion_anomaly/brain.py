@@ -71,14 +71,9 @@ def network_grid(image: sitk.Image) -> sitk.Image:
     grid.SetOrigin(origin.tolist())
     grid.SetDirection(direction.ravel().tolist())
     low = float(sitk.GetArrayViewFromImage(oriented).min())
-    # A single slice has no neighbours to interpolate between: nearest then spans its thickness.
-    return sitk.Resample(_thicken(oriented), grid, sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
-
-
-def _thicken(image: sitk.Image) -> sitk.Image:
-    """Repeat the first and last slice once outwards along each axis, so that interpolation covers whole voxels."""
-    pad = [1, 1, 1]
-    return sitk.ZeroFluxNeumannPad(image, pad, pad)
+    # The outermost slices are repeated outwards, so that interpolation covers whole voxels, a single slice's too.
+    thickened = sitk.ZeroFluxNeumannPad(oriented, [1, 1, 1], [1, 1, 1])
+    return sitk.Resample(thickened, grid, sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
 
 
 def brain_logits(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
@@ -168,7 +163,7 @@ def _ask(network: torch.nn.Module, window: np.ndarray, dtype: torch.dtype | None
 def _plausible(
     image: sitk.Image, network: torch.nn.Module, dtype: torch.dtype
 ) -> tuple[sitk.Image, sitk.Image, np.ndarray]:
-    """The image with a slice spacing that gives the brain a brain's proportions, its grid, and the probability there."""
+    """The image with a slice spacing that gives the brain a brain's proportions, its grid, the probability there."""
     image = sitk.Image(image)
     axis = Orientation.of(image).axes[0]
     while True:
@@ -215,6 +210,11 @@ def find_brain(
     from .bundle import open_bundle
     from .networks import choose_device, choose_dtype, load_network
 
+    values = sitk.GetArrayViewFromImage(volume.image)
+    if values.min() == values.max():
+        raise InputError(
+            f"No brain was found in {volume.source}: every voxel is {values.flat[0]:g}.", "Choose another scan."
+        )
     bundle = bundle or open_bundle("brain-mask")
     place = choose_device(device)
     network = load_network(bundle, "brain").to(place)
@@ -225,7 +225,8 @@ def find_brain(
             f"No brain was found in {volume.source}.", "Is it a head MR? If it is, give a brain mask with --mask."
         )
     # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.
-    smooth = sitk.GetImageFromArray(np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH)))
+    confined = np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH))
+    smooth = sitk.GetImageFromArray(confined)
     smooth.CopyInformation(on_grid)
     fine = sitk.Resample(smooth, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     mask = largest_piece(sitk.GetArrayViewFromImage(fine) >= ENOUGH).astype(np.uint8)

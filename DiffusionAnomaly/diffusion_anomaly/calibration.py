@@ -112,9 +112,7 @@ class Calibration:
         try:
             raw, heat = (np.asarray(table[key], dtype=np.float64) for key in ("raw", "heat"))
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"The calibration table is unreadable: {error}.", "Get the package again."
-            ) from error
+            raise ModelError(f"The calibration table is unreadable: {error}.", "Get the package again.") from error
         return cls(raw, heat, int(table.get("voxels", 0)), str(table.get("source", "")))
 
 
@@ -148,10 +146,7 @@ def threshold_for_false_alarms(
     # Raising the threshold only shrinks and splits components, so the volume never grows and bisection holds.
     while high - low > tolerance:
         middle = 0.5 * (low + high)
-        volumes = [
-            scale * false_alarm_ml(heat, middle, voxel_ml, min_component_ml)
-            for heat, voxel_ml, scale in heats
-        ]
+        volumes = [scale * false_alarm_ml(heat, middle, voxel_ml, min_component_ml) for heat, voxel_ml, scale in heats]
         if np.quantile(volumes, quantile, method="higher") > ml:
             low = middle
         else:

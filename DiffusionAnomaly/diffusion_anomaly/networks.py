@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 CPU_CHUNK = 8
 CUDA_CHUNK = 256
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    network.__name__: network for network in (AutoencoderKL, BasicUNet, DiffusionModelEncoder, DiffusionModelUNet, VQVAE)
-}
+_ALLOWED = (AutoencoderKL, BasicUNet, DiffusionModelEncoder, DiffusionModelUNet, VQVAE)
+NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in _ALLOWED}
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
@@ -273,7 +272,8 @@ def load_model(bundle: Bundle, device: str | torch.device = "auto", precision: s
 def load_network(bundle: Bundle, part: str) -> nn.Module:
     """One network of a package with its weights, as float32 in evaluation mode."""
     network = build_network(bundle.network_config(part))
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in bundle.weights(part).items()}
+    stored = bundle.weights(part)
+    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:

@@ -48,9 +48,7 @@ class PostprocessSettings:
         known = [setting.name for setting in fields(cls)]
         unknown = sorted(set(settings) - set(known))
         if unknown:
-            raise InputError(
-                f"Unknown post-processing {', '.join(unknown)}.", f"Known are {', '.join(known)}."
-            )
+            raise InputError(f"Unknown post-processing {', '.join(unknown)}.", f"Known are {', '.join(known)}.")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:

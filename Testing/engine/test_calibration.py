@@ -173,9 +173,7 @@ def test_slice_smoothing_does_not_mix_positions_within_a_slice() -> None:
 def test_the_rim_is_taken_off_in_the_slice_only() -> None:
     brain = np.zeros((3, 12, 12), dtype=bool)
     brain[:, 2:10, 2:10] = True
-    filtered = postprocess(
-        brain.astype(np.float32), brain, PostprocessSettings(median_pixels=1, rim_pixels=2)
-    )
+    filtered = postprocess(brain.astype(np.float32), brain, PostprocessSettings(median_pixels=1, rim_pixels=2))
     expected = np.zeros_like(filtered)
     expected[:, 4:8, 4:8] = 1
     np.testing.assert_array_equal(filtered, expected)

@@ -82,9 +82,7 @@ def test_any_number_of_transitions_down_with_constant_noise_gives_the_exact_clea
 
 
 @pytest.mark.parametrize("steps", [1, 10, 50, 500])
-def test_encoding_and_decoding_with_the_same_constant_noise_returns_the_input(
-    schedule: Schedule, steps: int
-) -> None:
+def test_encoding_and_decoding_with_the_same_constant_noise_returns_the_input(schedule: Schedule, steps: int) -> None:
     x = normal(2, 1, 8, 8, dtype=torch.float32)
     eps = normal(2, 1, 8, 8, seed=1, dtype=torch.float32)
     grid = step_grid(499, steps)

@@ -180,9 +180,7 @@ QUICK = {
 }
 
 
-def run(
-    name: str, batch: SliceBatch, model: Model | None = None, progress: ProgressCallback = ignore
-) -> SliceResult:
+def run(name: str, batch: SliceBatch, model: Model | None = None, progress: ProgressCallback = ignore) -> SliceResult:
     model = model or make_model(SmallNetwork(), SmallNetwork(outputs=2))
     return METHODS[name].run(batch, model, QUICK[name], progress)
 
@@ -233,9 +231,7 @@ def test_reported_progress_is_the_estimate_and_the_networks_true_use(name: str) 
     assert model.calls == 3 * count.calls
 
 
-@pytest.mark.parametrize(
-    ("name", "stop_at"), [("unsupervised", 1), ("unsupervised", 8), ("guided", 2), ("guided", 9)]
-)
+@pytest.mark.parametrize(("name", "stop_at"), [("unsupervised", 1), ("unsupervised", 8), ("guided", 2), ("guided", 9)])
 def test_cancelling_stops_at_the_next_network_step(name: str, stop_at: int) -> None:
     model, count = make_model(SmallNetwork(), SmallNetwork(outputs=2)), Count(stop_at)
     with pytest.raises(Cancelled):
@@ -336,14 +332,10 @@ def test_antithetic_pairs_cut_the_kl_maps_variance() -> None:
     def spread(**how: object) -> float:
         options = UnsupervisedOptions(kl_levels=2, latent_threshold=1.0, **how)  # type: ignore[arg-type]
         method = Unsupervised()
-        maps = [
-            method.improbability(make_batch(images, seed=s), model, options, ignore).kl for s in range(24)
-        ]
+        maps = [method.improbability(make_batch(images, seed=s), model, options, ignore).kl for s in range(24)]
         return float(torch.stack(maps).var(dim=0)[0][BLOB].mean())
 
-    assert spread(antithetic=True) < 0.5 * spread(antithetic=False, noise_draws=2), (
-        "at the same number of calls"
-    )
+    assert spread(antithetic=True) < 0.5 * spread(antithetic=False, noise_draws=2), "at the same number of calls"
 
 
 def test_kl_levels_are_spread_over_the_range_and_all_of_them_can_be_taken() -> None:
@@ -354,9 +346,7 @@ def test_kl_levels_are_spread_over_the_range_and_all_of_them_can_be_taken() -> N
 
 @pytest.mark.parametrize("fresh_noise", [False, True])
 @pytest.mark.parametrize("steps", [1, 7, 501])
-def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(
-    steps: int, fresh_noise: bool
-) -> None:
+def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps: int, fresh_noise: bool) -> None:
     mean = 0.3
     model = make_model(GaussianNoise(mean, 0.0))
     latent = torch.randn(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
@@ -396,9 +386,7 @@ def test_only_latents_that_touch_the_brain_count() -> None:
     model = Model(Codec(None, 4), GaussianNoiseChannels(16), SCHEDULE)
     brain = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool)
     brain[0, 0, 7, 12] = True
-    found = Unsupervised().improbability(
-        make_batch(random_slices(1), brain), model, UnsupervisedOptions(), ignore
-    )
+    found = Unsupervised().improbability(make_batch(random_slices(1), brain), model, UnsupervisedOptions(), ignore)
     assert found.kl.shape == (1, 8, 8)
     assert found.inside.nonzero().tolist() == [[0, 1, 3]]
     torch.testing.assert_close(found.score, found.kl[:, 1, 3])
@@ -477,9 +465,7 @@ def test_smoothing_the_kl_map_leaves_a_flat_one_flat_up_to_the_brains_rim() -> N
     model = make_model(GaussianNoise(healthy_mean() - 0.2 * disc(), 0.0))
     batch = make_batch(torch.full((1, 1, SIZE, SIZE), HEALTHY_INTENSITY))
     sharp, smooth = (
-        Unsupervised()
-        .improbability(batch, model, UnsupervisedOptions(kl_sigma=s), ignore)
-        .kl[batch.brain[:, 0]]
+        Unsupervised().improbability(batch, model, UnsupervisedOptions(kl_sigma=s), ignore).kl[batch.brain[:, 0]]
         for s in (0.0, 1.5)
     )
     torch.testing.assert_close(smooth, sharp, rtol=1e-3, atol=0)
@@ -556,9 +542,7 @@ def test_guided_score_is_the_log_odds_of_disease_of_the_clean_slice() -> None:
     alpha_bar = float(SCHEDULE.alpha_bar(0))
     variance = alpha_bar * 0.3**2 + 1 - alpha_bar
     latent = to_model_range(make_batch(images).images)
-    odds = [
-        ((latent - alpha_bar**0.5 * m) ** 2).sum(dim=(1, 2, 3)) / (2 * variance) for m in (healthy, diseased)
-    ]
+    odds = [((latent - alpha_bar**0.5 * m) ** 2).sum(dim=(1, 2, 3)) / (2 * variance) for m in (healthy, diseased)]
     torch.testing.assert_close(score, odds[0] - odds[1], rtol=1e-3, atol=1e-3)
     assert score[0] < 0 < score[1]
 

@@ -140,9 +140,7 @@ def _record(package: str, name: str, entry: object) -> FileRecord:
     if Path(name).suffix.lower() in PICKLES:
         fail(package, MANIFEST, f"lists {name!r}, a format that can run code when loaded", "Use safetensors.")
     if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-        fail(
-            package, MANIFEST, f"lists {name!r}, which is no file of the package, its configs, docs or models"
-        )
+        fail(package, MANIFEST, f"lists {name!r}, which is no file of the package, its configs, docs or models")
     if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
         fail(package, MANIFEST, f"must give sha256 and size for {name}, and nothing else")
     digest, size = entry["sha256"], entry["size"]

@@ -56,9 +56,7 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
     inputs, outputs = config.get("in_channels", 1), config.get("out_channels", 1)
     if part == "brain":
         return {
-            "inputs": {
-                "image": _tensor("image", "magnitude", inputs, ["*", "*", "*"], [0, 1], modality="MR")
-            },
+            "inputs": {"image": _tensor("image", "magnitude", inputs, ["*", "*", "*"], [0, 1], modality="MR")},
             "outputs": {"pred": _tensor("image", "segmentation", outputs, ["*", "*", "*"], [])},
         }
     width, height = anomaly["grid"]["size"]

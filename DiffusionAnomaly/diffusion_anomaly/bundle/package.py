@@ -213,15 +213,11 @@ def _locate(name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, str) and name_or_path in known:
         return known[name_or_path]
     path = Path(name_or_path)
-    choose = (
-        f"Choose one of {', '.join(known)}, or a package's folder." if known else "Give a package's folder."
-    )
+    choose = f"Choose one of {', '.join(known)}, or a package's folder." if known else "Give a package's folder."
     # os.path, because pathlib raises for a name that no file can have.
     if not os.path.exists(path):
         is_name = isinstance(name_or_path, str) and len(path.parts) == 1
-        raise ModelError(
-            f"{'Unknown model' if is_name else 'There is no model package at'} {str(path)!r}.", choose
-        )
+        raise ModelError(f"{'Unknown model' if is_name else 'There is no model package at'} {str(path)!r}.", choose)
     if not path.is_dir():
         raise ModelError(f"{str(path)!r} is a file; a model package is a folder.", choose)
     if not (path / MANIFEST).is_file():

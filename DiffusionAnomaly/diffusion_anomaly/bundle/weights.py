@@ -81,9 +81,7 @@ def check_fit(tensors: Mapping[str, Tensor], config: Mapping[str, Any], package:
     for name, tensor in expected.items():
         found = tensors[name]
         if found.shape != tensor.shape:
-            fail(
-                package, file, f"holds {name!r} of shape {tuple(found.shape)}, expected {tuple(tensor.shape)}"
-            )
+            fail(package, file, f"holds {name!r} of shape {tuple(found.shape)}, expected {tuple(tensor.shape)}")
         if found.is_floating_point() != tensor.is_floating_point():
             fail(package, file, f"holds {name!r} as {_name(found.dtype)}, expected {_name(tensor.dtype)}")
 

@@ -55,9 +55,7 @@ def write_bundle(
     """
     directory = Path(directory)
     if not _may_replace(directory):
-        raise ModelError(
-            f"{str(directory)!r} holds something else than a model package.", "Choose another folder."
-        )
+        raise ModelError(f"{str(directory)!r} holds something else than a model package.", "Choose another folder.")
     head = {"schema_version": SCHEMA_VERSION, "name": name, "version": version, "method": method}
     declared = {**head, **anomaly, **head, "networks": list(networks)}
     content = _declaration(name, declared, metadata, networks) | _weights(name, networks)
@@ -106,15 +104,10 @@ def _encode(name: str, file: str, content: Mapping[str, Any]) -> bytes:
         fail(name, file, f"cannot be written: {error}", "Give plain, finite values.")
 
 
-def _weights(
-    name: str, networks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]]
-) -> dict[str, bytes]:
+def _weights(name: str, networks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]]) -> dict[str, bytes]:
     from .weights import write_tensors
 
-    return {
-        weights_file(part): write_tensors(state, name, weights_file(part))
-        for part, (_, state) in networks.items()
-    }
+    return {weights_file(part): write_tensors(state, name, weights_file(part)) for part, (_, state) in networks.items()}
 
 
 def _may_replace(directory: Path) -> bool:

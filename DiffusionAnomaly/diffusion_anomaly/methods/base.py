@@ -79,9 +79,7 @@ class Method(Protocol):
     score_is_familiarity: bool
     options_type: type[Any]
 
-    def run(
-        self, batch: SliceBatch, model: Model | None, options: Any, progress: ProgressCallback
-    ) -> SliceResult:
+    def run(self, batch: SliceBatch, model: Model | None, options: Any, progress: ProgressCallback) -> SliceResult:
         """Heat and score of a batch; what ``progress`` is given adds up to ``network_calls(options)``."""
         ...
 

@@ -65,9 +65,7 @@ def resolve_threshold(threshold: Any, percentile: float) -> Tensor:
         if stored != percentile:
             value = _from_table(threshold.get("table"), stored, percentile)
     if value is None:
-        raise ModelError(
-            "The model package carries no latent threshold.", "Calibrate the package, or set one."
-        )
+        raise ModelError("The model package carries no latent threshold.", "Calibrate the package, or set one.")
     try:
         tensor = torch.as_tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -131,9 +131,7 @@ class Unsupervised:
         healed = heal(found.latent, mask, batch.generators, model, options, progress)
         healthy = to_unit_range(model.decode(healed))
         images = batch.images.to(model.device, torch.float32)
-        weight = gaussian_smooth(
-            functional.interpolate(mask, images.shape[2:], mode="nearest"), options.mask_sigma
-        )
+        weight = gaussian_smooth(functional.interpolate(mask, images.shape[2:], mode="nearest"), options.mask_sigma)
         heat = residual(images, healthy, options.side) * weight[:, 0]
         return SliceResult(confine(heat, batch.brain), found.score.float().cpu())
 

@@ -1,0 +1,116 @@
+"""The brain mask: the shipped network on scans it has never seen, and the window that moves over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+
+from diffusion_anomaly.brain import WINDOW, brain_probability, find_brain, network_grid, rescale_intensity
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.suitability import proportion_warnings
+from diffusion_anomaly.volume import Volume, read_volume
+
+SAMPLE = Path(__file__).parents[2] / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return float(2.0 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def found_in(volume: Volume) -> np.ndarray:
+    return sitk.GetArrayFromImage(find_brain(volume, device="cpu")) > 0
+
+
+def volume_of(array: np.ndarray, like: sitk.Image, spacing: tuple[float, float, float]) -> Volume:
+    image = sitk.GetImageFromArray(array.astype(np.float32))
+    image.SetOrigin(like.GetOrigin())
+    image.SetDirection(like.GetDirection())
+    image.SetSpacing(spacing)
+    return Volume(image, "scan", "", 3, 0, {})
+
+
+@pytest.fixture(scope="module")
+def stripped() -> Volume:
+    return read_volume(SAMPLE)
+
+
+def test_a_stripped_scan_keeps_its_brain(stripped: Volume) -> None:
+    assert dice(found_in(stripped), sitk.GetArrayFromImage(stripped.image) != 0) >= 0.95
+
+
+def test_slices_of_5_mm_keep_their_brain(stripped: Volume) -> None:
+    array = sitk.GetArrayFromImage(stripped.image)[:180]
+    thick = array.reshape(36, 5, *array.shape[1:]).mean(1)
+    assert dice(found_in(volume_of(thick, stripped.image, (1.0, 1.0, 5.0))), thick != 0) >= 0.95
+
+
+def test_the_brain_does_not_depend_on_the_order_of_axes(stripped: Volume) -> None:
+    # Thinned out, which is enough for the network and three times as fast.
+    coarse = sitk.Shrink(stripped.image, (2, 2, 2))
+    turned = sitk.DICOMOrient(coarse, "SRA")
+    there = find_brain(Volume(turned, "scan", "", 3, 0, {}), device="cpu")
+    here = find_brain(Volume(coarse, "scan", "", 3, 0, {}), device="cpu")
+    back = sitk.GetArrayFromImage(sitk.DICOMOrient(there, "LAS")) > 0
+    assert dice(back, sitk.GetArrayFromImage(sitk.DICOMOrient(here, "LAS")) > 0) > 0.99
+
+
+def test_the_skull_of_healthy_t1_scans_is_left_out(shared: Path) -> None:
+    scores = []
+    for scan in sorted((shared / "ixi-t1-2mm").glob("*T1_ds.nii.gz")):
+        reference = sitk.ReadImage(str(scan).replace("_ds.nii", "_ds_DLMUSE.nii"))
+        filled = ndimage.binary_fill_holes(sitk.GetArrayFromImage(reference) > 0)
+        scores.append(dice(found_in(read_volume(scan)), filled))
+    assert len(scores) == 5
+    assert min(scores) >= 0.93, scores
+
+
+def test_a_scan_without_a_brain_is_refused() -> None:
+    empty = volume_of(np.zeros((20, 64, 64)), sitk.Image(1, 1, 1, sitk.sitkFloat32), (3.0, 3.0, 5.0))
+    with pytest.raises(InputError, match="every voxel is 0"):
+        find_brain(empty, device="cpu")
+
+
+def test_the_networks_grid_covers_the_scan_with_axes_to_right_anterior_superior(stripped: Volume) -> None:
+    grid = network_grid(stripped.image)
+    assert grid.GetSpacing() == (2.0, 2.0, 2.0)
+    assert np.allclose(grid.GetDirection(), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    assert np.all(np.array(grid.GetSize()) * 2.0 >= np.array(stripped.image.GetSize()))
+
+
+def test_intensities_are_rescaled_alike_whatever_their_unit() -> None:
+    image = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    assert np.allclose(rescale_intensity(image), rescale_intensity(500.0 * image + 20.0), atol=1e-5)
+    assert np.array_equal(rescale_intensity(np.full((4, 4, 4), 7.0)), np.zeros((4, 4, 4), np.float32))
+
+
+class Threshold(torch.nn.Module):
+    """Stands in for the network: brain is where the folded image is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return 20.0 * (image - 0.5) + self.unused
+
+
+@pytest.mark.parametrize("bottom", [5, 70])
+def test_the_window_moves_to_the_brain_wherever_it_lies(bottom: int) -> None:
+    image = np.zeros((170, 140, 130), np.float32)  # z, y, x
+    image[bottom : bottom + 60, 60:130, 60:120] = 1.0
+    found = brain_probability(Threshold(), image) > 0.5
+    assert np.array_equal(found, image > 0)
+    assert all(size > window for size, window in zip(image.shape, WINDOW[::-1], strict=True))
+
+
+def test_a_brain_taller_than_any_is_reported() -> None:
+    brain = sitk.GetImageFromArray(np.ones((40, 90, 70), np.uint8))
+    brain.SetSpacing((2.0, 2.0, 3.0))
+    assert list(proportion_warnings(brain)) == []
+    brain.SetSpacing((2.0, 2.0, 6.0))
+    assert "slice spacing" in next(iter(proportion_warnings(brain)))

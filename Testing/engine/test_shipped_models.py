@@ -1,0 +1,73 @@
+"""The packages that travel with the engine: whole, small, documented, and fit for a real scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from diffusion_anomaly.bundle import builtin_directory, open_bundle, verify
+from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
+from diffusion_anomaly.volume import Volume, read_volume
+
+SAMPLE = Path(__file__).parents[2] / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
+METHODS = {"unsupervised": "flair-unsupervised", "guided": "flair-guided"}
+NAMES = sorted([*METHODS.values(), "brain-mask"])
+LARGEST_MB = 12.0
+
+
+@pytest.fixture(scope="module")
+def slab() -> tuple[Volume, sitk.Image]:
+    """17 slices' worth of the sample scan at mid-brain, and its brain: the scan is stripped."""
+    volume = read_volume(SAMPLE)
+    image = volume.image[:, :, 60:111]
+    return Volume(image, volume.source, "", 3, 0, {}), sitk.Cast(image != 0, sitk.sitkUInt8)
+
+
+def test_the_packages_are_those_the_readme_names() -> None:
+    assert sorted(path.name for path in builtin_directory().iterdir() if path.is_dir()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_package_is_whole_small_and_documented(name: str) -> None:
+    bundle = open_bundle(name)
+    verify(bundle)
+    size = sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file())
+    assert size / 1e6 <= LARGEST_MB
+    card = bundle.model_card
+    assert "Not for diagnosis" in card and bundle.license in card and "minutes" in card
+    if bundle.method != "brain":
+        assert bundle.license == "CC-BY-NC-SA-4.0" and "TCGA-LGG" in bundle.data_license
+        assert "average precision" in card
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_result_is_the_same_whatever_the_batch_size(method: str, slab: tuple[Volume, sitk.Image]) -> None:
+    volume, brain = slab
+    heats = []
+    for batch_size in (1, 3, 16):
+        plan = make_plan(Options(method=method, device="cpu", batch_size=batch_size, steps=2, slice_spacing=10.0))
+        heats.append(raw_heat(volume, brain, plan).raw)
+    assert heats[0].max() > 0
+    assert np.abs(heats[1] - heats[0]).max() <= 1e-5
+    assert np.abs(heats[2] - heats[0]).max() <= 1e-5
+
+
+def test_another_seed_gives_another_heat(slab: tuple[Volume, sitk.Image]) -> None:
+    volume, brain = slab
+    heats = [
+        raw_heat(volume, brain, make_plan(Options(device="cpu", steps=2, slice_spacing=20.0, seed=seed))).raw
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(heats[0], heats[1])
+    assert not np.array_equal(heats[0], heats[2])
+
+
+def test_a_t1_scan_is_called_unknown(shared: Path) -> None:
+    scan = sorted((shared / "ixi-t1-2mm").glob("*T1_ds.nii.gz"))[0]
+    volume = read_volume(scan)
+    renamed = Volume(volume.image, "scan.nii.gz", "", 3, 0, {})  # the name says T1, which is another warning
+    result = detect(renamed, Options(device="cpu", steps=1, slice_spacing=12.0))
+    assert result.score_warning is not None and "T1? CT?" in result.score_warning

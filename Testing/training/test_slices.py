@@ -1,0 +1,300 @@
+"""From scans to slices: labels, splits, normalisation, and files that are whole."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from diffusion_anomaly.errors import InputError
+from Testing.training.fakes import random_slices
+from training import slices as module
+from training.mednist import prepare_mednist
+from training.slices import (
+    DISEASED,
+    HEALTHY,
+    UNUSED,
+    PrepareConfig,
+    Slices,
+    label_tumour_slices,
+    prepare,
+    read_labels,
+    slab_labels,
+)
+
+SHAPE = (8, 24, 20)  # slices, rows, columns
+
+
+def write_scan(folder: Path, name: str, seed: int, *, upside_down: bool = False, thickness: float = 5.0) -> Path:
+    """A box of noise with its brain mask beside it; a slice's brightness grows with its height."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).uniform(90.0, 110.0, SHAPE).astype(np.float32)
+    values += 50.0 * np.arange(SHAPE[0], dtype=np.float32)[:, None, None]
+    brain = np.zeros(SHAPE, np.uint8)
+    brain[1:7, 4:20, 4:16] = 1
+    for suffix, array in (("", values), ("_brain", brain)):
+        image = sitk.GetImageFromArray(array[::-1].copy() if upside_down else array)
+        image.SetSpacing((2.0, 2.0, thickness))
+        if upside_down:
+            image.SetDirection((1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0))
+            image.SetOrigin((0.0, 0.0, (SHAPE[0] - 1) * thickness))
+        sitk.WriteImage(image, str(folder / f"{name}{suffix}.nii.gz"))
+    return folder / f"{name}.nii.gz"
+
+
+def prepare_config(folder: Path, **changes: Any) -> PrepareConfig:
+    settings = {
+        "train": folder / "train",
+        "val": folder / "val",
+        "pattern": "p??.nii.gz",
+        "brains": "{scan}_brain.nii.gz",
+        "grid": {"size": (20, 18), "spacing": 2.0},
+        "minimum_brain_pixels": 50,
+    }
+    return PrepareConfig.model_validate(settings | changes)
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    write_scan(tmp_path / "train", "p01", 1)
+    write_scan(tmp_path / "train", "p02", 2, upside_down=True)
+    write_scan(tmp_path / "val", "p03", 3)
+    return tmp_path
+
+
+def write_labels(path: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...] = ("scan", "slice", "label")) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+# Slices on disk
+
+
+@given(width=st.integers(1, 20), count=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_slices_of_any_width_come_back_as_they_were(tmp_path: Path, width: int, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (count, 5, width)
+    slices = Slices(
+        rng.integers(0, 256, shape).astype(np.uint8),
+        rng.random(shape) < 0.5,
+        rng.integers(-1, 2, count).astype(np.int8),
+        rng.random(count).astype(np.float32),
+        np.array([f"näme {i}.nii.gz" for i in range(count)]),
+        np.arange(count),
+        np.full(count, 0.02, np.float32),
+    )
+    slices.save(tmp_path / "train.npz")
+    again = Slices.load(tmp_path / "train.npz")
+    for name in Slices.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(slices, name), err_msg=name)
+
+
+def test_a_failing_write_leaves_the_old_slices_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_slices(4, 8, 0).save(tmp_path / "train.npz")
+    before = (tmp_path / "train.npz").read_bytes()
+
+    def half_a_file(path: Path, **_: np.ndarray) -> None:
+        Path(path).write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.np, "savez_compressed", half_a_file)
+    with pytest.raises(InputError, match="no space left"):
+        random_slices(6, 8, 1).save(tmp_path / "train.npz")
+    assert (tmp_path / "train.npz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["train.npz"]
+
+
+def test_slices_that_are_not_there_name_the_stage_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"val\.npz does not exist: run the stage 'prepare' first"):
+        Slices.load(tmp_path / "val.npz")
+
+
+def test_an_array_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=np.zeros((1, 4, 4), np.uint8))
+    with pytest.raises(InputError, match=r"train\.npz lacks brain, label"):
+        Slices.load(tmp_path / "train.npz")
+
+
+# Labels
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 0, 0, 0, 0, 7]), min_size=1, max_size=25), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_slice_less_than_three_from_a_tumour_is_never_healthy(tmp_path: Path, patients: list[list[int]]) -> None:
+    rows = [(f"P{p}", i, pixels) for p, slices in enumerate(patients) for i, pixels in enumerate(slices)]
+    table = write_labels(tmp_path / "slices.csv", rows, ("patient", "slice", "tumour_px"))
+    label_tumour_slices(table, tmp_path / "labels.csv")
+    labels = read_labels(tmp_path / "labels.csv")
+    assert len(labels) == len(rows)
+    for patient, index, pixels in rows:
+        distance = min((abs(index - i) for p, i, n in rows if p == patient and n > 0), default=99)
+        expected = DISEASED if pixels else UNUSED if distance < 3 else HEALTHY
+        assert labels[f"{patient}_flair.nii.gz", index] == expected
+
+
+def test_the_labels_of_the_lgg_set_keep_the_distance_too(tmp_path: Path) -> None:
+    table = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg-flair" / "slices.csv"
+    if not table.exists():
+        pytest.skip(f"needs {table}, which is not distributed with the repository")
+    label_tumour_slices(table, tmp_path / "labels.csv")
+    labels = read_labels(tmp_path / "labels.csv")
+    with table.open(newline="") as file:
+        tumours = {
+            (f"{r['patient']}_flair.nii.gz", int(r["slice"])) for r in csv.DictReader(file) if int(r["tumour_px"])
+        }
+    healthy = [place for place, label in labels.items() if label == HEALTHY]
+    assert healthy
+    assert not [p for p in healthy if any((p[0], p[1] + d) in tumours for d in range(-2, 3))]
+    assert {place for place, label in labels.items() if label == DISEASED} == tumours
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([("a", 0, 0)], ("scan", "slice", "class"), "has the columns scan, slice, class; expected scan, slice, label"),
+        ([("a", 0, 0), ("a", "one", 1)], ("scan", "slice", "label"), "line 3: slice and label must be whole numbers"),
+        ([("a", 0, 2)], ("scan", "slice", "label"), "line 2: expected a label of 0, 1 or -1"),
+        ([("a", -1, 0)], ("scan", "slice", "label"), "line 2: expected .* a slice from 0"),
+        ([("a", 4, 0), ("a", 4, 1)], ("scan", "slice", "label"), "line 3: slice 4 of a has another label further up"),
+        ([("a", 4)], ("scan", "slice", "label"), "line 2 has not the 3 columns"),
+    ],
+)
+def test_a_wrong_label_file_is_refused_with_its_line(
+    tmp_path: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"labels\.csv,? .*{message}|labels\.csv {message}"):
+        read_labels(write_labels(tmp_path / "labels.csv", rows, header))
+
+
+@given(st.lists(st.sampled_from([HEALTHY, HEALTHY, DISEASED, UNUSED]), min_size=1, max_size=14), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_a_slab_is_diseased_when_any_of_its_slices_is_and_healthy_when_all_are(thin: list[int], thickness: int) -> None:
+    slabs = [range(first, min(first + thickness, len(thin))) for first in range(0, len(thin), thickness)]
+    whole = [slab for slab in slabs if len(slab) == thickness]
+    index = np.array([(slab.start + slab.stop) // 2 for slab in slabs])
+    found = slab_labels({("s", i): label for i, label in enumerate(thin)} | {("t", 0): DISEASED}, "s", index, thickness)
+    for slab, label in zip(whole, found, strict=False):
+        values = {thin[i] for i in slab}
+        assert label == (DISEASED if DISEASED in values else HEALTHY if values == {HEALTHY} else UNUSED)
+    for slab, label in zip(slabs, found, strict=True):
+        if label == HEALTHY:
+            assert all(thin[i] == HEALTHY for i in slab)
+
+
+# Preparing
+
+
+def test_scans_become_normalised_labelled_slices_on_the_models_grid(scans: Path) -> None:
+    rows = [(f"p0{p}.nii.gz", i, DISEASED if i == 5 else HEALTHY) for p in (1, 2, 3) for i in range(8) if i != 2]
+    labels = write_labels(scans / "labels.csv", rows)
+    prepare(prepare_config(scans, labels=labels), scans / "out")
+    train, val = (Slices.load(scans / "out" / f"{split}.npz") for split in ("train", "val"))
+    assert set(train.scan) == {"p01.nii.gz", "p02.nii.gz"}
+    assert set(val.scan) == {"p03.nii.gz"}
+    assert train.images.shape == (12, 18, 20)
+    for name in ("p01.nii.gz", "p02.nii.gz"):  # the second is stored upside down, and still counted from below
+        one = train.select(train.scan == name)
+        assert one.index.tolist() == [1, 2, 3, 4, 5, 6]
+        assert one.label.tolist() == [HEALTHY, UNUSED, HEALTHY, HEALTHY, DISEASED, HEALTHY]
+        np.testing.assert_allclose(one.height, np.linspace(0.0, 1.0, 6))
+        brightness = [image[brain].mean() for image, brain in zip(one.images, one.brain, strict=True)]
+        assert np.all(np.diff(brightness) >= 0)
+    np.testing.assert_array_equal(train.images[~train.brain], 0)
+    np.testing.assert_allclose(train.voxel_ml, 2.0 * 2.0 * 5.0 / 1000.0)
+    # The default scale: the 5th percentile of the brain is 0, the 75th is one half.
+    inside = val.images[val.brain] / 255.0
+    assert np.percentile(inside, 75) == pytest.approx(0.5, abs=0.01)
+    assert np.mean(inside == 0.0) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_thin_scan_is_labelled_by_all_slices_of_a_slab(scans: Path) -> None:
+    path = write_scan(scans / "thin", "p09", 9, thickness=1.0)
+    labels = {(path.name, i): DISEASED if i == 3 else HEALTHY for i in range(8)}
+    found = module.slice_scan(path, prepare_config(scans), labels, scans / "brains")
+    assert found.index.tolist() == [2, 5]  # slices 1 to 3 and 4 to 6
+    assert found.label.tolist() == [DISEASED, HEALTHY]
+
+
+def test_without_labels_every_slice_is_healthy(scans: Path) -> None:
+    prepare(prepare_config(scans), scans / "out")
+    assert set(Slices.load(scans / "out" / "train.npz").label) == {HEALTHY}
+
+
+@pytest.mark.parametrize("same", ["name", "content"])
+def test_a_scan_in_both_splits_is_refused(scans: Path, same: str) -> None:
+    twin = scans / "val" / ("p01.nii.gz" if same == "name" else "p44.nii.gz")
+    source = scans / ("val/p03.nii.gz" if same == "name" else "train/p01.nii.gz")
+    twin.write_bytes(source.read_bytes())
+    with pytest.raises(InputError, match=rf"{twin.name} and .*p01\.nii\.gz are the same scan.*Split by patient"):
+        prepare(prepare_config(scans), scans / "out")
+    assert not list((scans / "out").glob("*.npz"))
+
+
+def test_a_scan_without_labels_is_refused_by_name(scans: Path) -> None:
+    labels = write_labels(scans / "labels.csv", [("p01.nii.gz", 0, 0), ("P02.nii.gz", 0, 0), ("p03.nii.gz", 0, 0)])
+    with pytest.raises(InputError, match=r"labels\.csv has no row for the scan p02\.nii\.gz"):
+        prepare(prepare_config(scans, labels=labels), scans / "out")
+
+
+def test_a_folder_without_scans_is_refused(scans: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train holds no scan that matches \*\.mha"):
+        prepare(prepare_config(scans, pattern="*.mha"), scans / "out")
+
+
+def test_a_brain_is_found_once_and_kept(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def find(volume: Any, *_: Any) -> sitk.Image:
+        asked.append(Path(volume.source).name)
+        return sitk.Cast(volume.image > 150.0, sitk.sitkUInt8)
+
+    monkeypatch.setattr(module, "find_brain", find)
+    monkeypatch.setattr(module, "open_bundle", lambda name: name)
+    for _ in range(2):
+        prepare(prepare_config(scans, brains=None), scans / "out")
+    assert sorted(asked) == ["p01.nii.gz", "p02.nii.gz", "p03.nii.gz"]
+    assert sorted(path.name for path in (scans / "out" / "brains").iterdir()) == sorted(asked)
+
+
+# MedNIST
+
+
+def test_mednist_pictures_become_slices_with_the_others_kept_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = {
+        name: rng.integers(0, 256, (n, 64, 64)).astype(np.uint8)
+        for name, n in {"train": 6, "val": 3, "test": 2, "ood": 4}.items()
+    }
+    np.savez_compressed(tmp_path / "headct.npz", **pictures)
+    prepare_mednist(tmp_path / "headct.npz", tmp_path / "out")
+    for name, expected in pictures.items():
+        found = Slices.load(tmp_path / "out" / f"{name}.npz")
+        np.testing.assert_array_equal(found.images, expected)
+        assert found.brain.all()
+        assert set(found.label) == {DISEASED if name == "ood" else HEALTHY}
+        assert len(set(found.scan)) == len(expected)
+
+
+@pytest.mark.parametrize("damage", ["missing", "no val", "float", "text"])
+def test_a_wrong_mednist_file_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "headct.npz"
+    arrays = {name: np.zeros((2, 64, 64), np.uint8) for name in ("train", "val", "test", "ood")}
+    if damage == "no val":
+        del arrays["val"]
+    if damage == "float":
+        arrays["test"] = arrays["test"].astype(np.float32)
+    if damage == "text":
+        path.write_text("train")
+    elif damage != "missing":
+        np.savez(path, **arrays)
+    with pytest.raises((InputError, FileNotFoundError), match=r"headct\.npz"):
+        prepare_mednist(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
