@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -121,7 +122,8 @@ def train(config: Path, kind: type[C], make_task: Callable[[C], Task], run: Path
     except EngineError as error:
         raise ConfigurationError(f"{config}: {error}") from error
     done = Trainer(task, settings.trainer, run, time_limit).run()  # type: ignore[attr-defined]
-    typer.echo(f"{run}: {'complete' if done else 'stopped early; the same command goes on'}", err=True)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        typer.echo(f"{run}: {'complete' if done else 'stopped early; the same command goes on'}", err=True)
 
 
 def command_line(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ healthy model hardly ever sees mid-brain, and a classifier learns height instead
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ class SliceSampler:
         image = torch.from_numpy(self.slices.images[index].astype(np.float32) / 255.0)[None]
         brain = torch.from_numpy(self.slices.brain[index].astype(np.float32))[None]
         if self.transform is not None:
-            changed = self.transform({"image": image, "brain": brain})
+            changed: Any = self.transform({"image": image, "brain": brain})
             image, brain = (changed[key].as_subclass(Tensor) for key in ("image", "brain"))
         return to_network_range(image, brain > 0.5)
 

@@ -73,18 +73,23 @@ def load_head(path: Path) -> Head:
     inside = tissue > 0
     for label in np.unique(labels[(tissue == 0) & (labels > 0)]):
         tissue[labels == label] = OUTSIDE.get(int(label), len(TISSUES))
-    brain = ndimage.binary_fill_holes(_close(inside[0], SULCUS_VOXELS))
-    near = ndimage.distance_transform_edt(~brain) <= FLUID_VOXELS
+    brain = np.asarray(ndimage.binary_fill_holes(_close(inside[0], SULCUS_VOXELS)))
+    near = _distance(~brain) <= FLUID_VOXELS
     brain |= near & (tissue[0] == TISSUES["fluid"])
-    return Head(torch.from_numpy(tissue), torch.from_numpy(np.uint8(brain)[None]), image.spacing)
+    return Head(torch.from_numpy(tissue), torch.from_numpy(brain.astype(np.uint8)[None]), image.spacing)
 
 
 def _close(mask: np.ndarray, radius: float) -> np.ndarray:
     margin = int(radius) + 1
     padded = np.pad(mask, margin)
-    grown = ndimage.distance_transform_edt(~padded) <= radius
-    closed = ndimage.distance_transform_edt(grown) > radius
+    grown = _distance(~padded) <= radius
+    closed = _distance(grown) > radius
     return closed[margin:-margin, margin:-margin, margin:-margin]
+
+
+def _distance(mask: np.ndarray) -> np.ndarray:
+    """Distance in voxels to the nearest one that is not in the mask, 0 outside it."""
+    return np.asarray(ndimage.distance_transform_edt(mask))
 
 
 def synthesise(head: Head, lesions: list[np.ndarray], rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -145,7 +145,7 @@ class Trainer:
         fabric.launch()
         self.directory.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.config.seed)
-        network = self.task.network.to(memory_format=_memory_format(self.task.network))
+        network = self.task.network.to(memory_format=_memory_format(self.task.network))  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(
             network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
         )

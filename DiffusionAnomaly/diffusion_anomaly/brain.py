@@ -182,12 +182,12 @@ def _plausible(
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest 6-connected piece of a mask with its holes filled."""
-    labels, count = ndimage.label(mask)
-    if count == 0:
+    labels = np.empty(mask.shape, np.int32)
+    if ndimage.label(mask, output=labels) == 0:
         return mask
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return ndimage.binary_fill_holes(labels == sizes.argmax())
+    return np.asarray(ndimage.binary_fill_holes(labels == sizes.argmax()))
 
 
 def find_brain(

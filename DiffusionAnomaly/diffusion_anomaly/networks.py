@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from monai.networks.nets import VQVAE, AutoencoderKL, BasicUNet, DiffusionModelUNet
@@ -95,7 +95,7 @@ class Codec(nn.Module):
         elif isinstance(self.network, VQVAE):
             raw = self.network.encode(x)
         else:
-            raw, _ = self.network.encode(x)
+            raw, _ = cast(AutoencoderKL, self.network).encode(x)
         return (raw.float() - self.shift) * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Codec(nn.Module):
         if isinstance(self.network, VQVAE):
             quantised, _ = self.network.quantize(raw)
             return self.network.decode(quantised).float()
-        return self.network.decode(raw).float()
+        return cast(AutoencoderKL, self.network).decode(raw).float()
 
 
 class Model:
@@ -142,7 +142,7 @@ class Model:
         self.classifier = self._place(classifier) if classifier is not None else None
 
     def _place(self, network: nn.Module) -> Any:
-        network = network.to(self.device, memory_format=torch.channels_last).eval()
+        network = network.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         return network.requires_grad_(False)
 
     def _autocast(self) -> torch.autocast:

@@ -221,12 +221,11 @@ def test_metadata_has_the_keys_of_the_monai_bundle_specification(original: Path)
 
 def test_a_brain_package_needs_neither_a_schedule_nor_a_calibration(tmp_path: Path) -> None:
     config = {
-        "_target_": "UNet",
+        "_target_": "BasicUNet",
         "spatial_dims": 3,
-        "in_channels": 1,
-        "out_channels": 1,
-        "channels": [2, 4],
-        "strides": [2],
+        "in_channels": 8,
+        "out_channels": 8,
+        "features": [2, 2, 2, 2, 2, 2],
     }
     networks = {"brain": (config, build_network(config).state_dict())}
     anomaly = {"modality": "MR", "orientation": "any", "grid3d": {"spacing": 2.0}}

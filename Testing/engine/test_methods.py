@@ -359,6 +359,34 @@ def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps
     assert torch.equal(healed[mask == 0], latent[mask == 0])
 
 
+@pytest.mark.parametrize("forget", [False, True])
+def test_forgetting_leaves_no_trace_of_what_was_inside_the_mask(forget: bool) -> None:
+    model = make_model(GaussianNoise(0.3, 0.5))
+    mask = torch.zeros(1, 1, SIZE, SIZE)
+    mask[:, :, BLOB[0], BLOB[1]] = 1
+    options = UnsupervisedOptions(steps=10, forget=forget)
+    healed = [
+        heal(contrast * mask, mask, [torch.Generator().manual_seed(1)], model, options, ignore)
+        for contrast in (0.0, 2.0)
+    ]
+    apart = (healed[1] - healed[0])[mask > 0].abs()
+    assert bool((apart == 0).all()) if forget else bool((apart > 0.1).all())
+
+
+def test_averaging_healed_versions_brings_them_closer_to_the_healthy_mean() -> None:
+    images = with_blob(healthy_slices(1))
+    errors = []
+    for healings in (1, 16):
+        model = make_model(GaussianNoise(healthy_mean(), 0.3), pixel=True)
+        options = UnsupervisedOptions(
+            steps=10, latent_threshold=-1.0, forget=True, healings=healings, mask_sigma=0.0, kl_levels=1
+        )
+        heat = get_method("unsupervised").run(make_batch(images), model, options, ignore).heat
+        expected = (images - (healthy_mean() + 1.0) / 2.0).abs()[:, 0]
+        errors.append(float((heat - expected)[disc()[0] > 0].square().mean()))
+    assert errors[1] < 0.5 * errors[0]
+
+
 def test_healing_asks_the_network_at_each_level_of_the_grid_once() -> None:
     asked: list[int] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -41,3 +43,17 @@ def test_the_wheel_installs_the_command_and_declares_its_licences(wheel: zipfile
     (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
     assert "diffusion-anomaly = diffusion_anomaly.cli:main" in wheel.read(entry_points).decode()
     assert "License-Expression: Apache-2.0 AND CC-BY-NC-SA-4.0" in wheel.read(metadata).decode()
+
+
+def test_every_package_that_the_engine_imports_is_a_declared_dependency(wheel: zipfile.ZipFile) -> None:
+    (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+    required = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", wheel.read(metadata).decode(), re.MULTILINE)
+    imported = set()
+    for path in ENGINE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - set(sys.stdlib_module_names)
+    assert {name.lower() for name in foreign} <= {name.lower() for name in required}

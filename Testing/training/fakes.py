@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -102,8 +104,16 @@ def curve(directory: Path, tag: str = "train/loss") -> dict[int, float]:
 
 
 def events(directory: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0})
-    return accumulator.Reload()
+    """What TensorBoard reads in a run's directory.
+
+    It takes the files in the order of their names, which hold the second, the process and a counter. Sessions of a
+    test can follow each other within a second, so the files get names in the order in which they were written.
+    """
+    files = sorted(directory.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, path in enumerate(files):
+            shutil.copy(path, Path(folder) / f"events.out.tfevents.{number:04d}")
+        return EventAccumulator(folder, size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
 def random_slices(count: int, size: int, seed: int) -> Slices:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import parse_args
 
-from Testing.training.fakes import launch_twice, state_of, train_here
+from Testing.training.fakes import REPOSITORY, launch_twice, state_of, train_here
 from Testing.training.stages import Workplace, task_of
 from training import codec as codec_module
 from training import trainer as trainer_module
@@ -33,6 +35,17 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     assert not torch.equal(first["0.weight"], alone.task.network.state_dict()["0.weight"]), (
         "rank 1's batches had no part"
     )
+
+
+def test_torchrun_understands_the_command_of_the_tutorial() -> None:
+    tutorial = (REPOSITORY / "training" / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in tutorial.splitlines() if line.startswith("torchrun "))
+    understood = parse_args(shlex.split(line)[1:])
+    assert (understood.module, understood.training_script) == (True, "training")
+    stage, config, *run = understood.training_script_args
+    assert stage == "diffusion"
+    assert (REPOSITORY / config).exists()
+    assert run == ["--run", "runs/flair-unsupervised"]
 
 
 def train_codec_rank(folder: Path, slices: Path, least_use: float) -> None:

@@ -19,6 +19,9 @@ from ..networks import Model
 ProgressCallback = Callable[[int], None]
 """Takes the network calls a slice since the last report; raises ``Cancelled`` to stop the method."""
 
+# Any odd number far from small ones: 2**64 divided by the golden ratio.
+_SECOND_USE = 0x9E3779B97F4A7C15
+
 SIDES = ("both", "bright", "dark")
 
 
@@ -110,6 +113,15 @@ def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], devi
     """Standard normal ``(N, *shape)``, one draw from each slice's own CPU generator, moved to ``device``."""
     noise = [torch.randn(tuple(shape), generator=generator) for generator in generators]
     return torch.stack(noise).to(device)
+
+
+def fork(generators: Sequence[torch.Generator]) -> list[torch.Generator]:
+    """Generators of their own for a second use, seeded by the first's seeds alone.
+
+    What the first has drawn so far then has no say: healing starts from the same noise however many levels the KL map
+    averages, so that few steps can be compared with many.
+    """
+    return [torch.Generator().manual_seed((g.initial_seed() + _SECOND_USE) % 2**63) for g in generators]
 
 
 def to_model_range(images: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from .base import (
     clean_range,
     confine,
     draw_noise,
+    fork,
     levels_of,
     require_levels,
     require_model,
@@ -43,7 +44,7 @@ class UnsupervisedOptions(MethodOptions):
     """Options of the unsupervised method. Levels are indices: -1 is clean, 0 the least noise.
 
     ``start_level``, ``kl_from``, ``kl_to`` and ``latent_percentile`` default to the paper's. The number of
-    levels, the antithetic pairs and the smoothing are ours.
+    levels, the antithetic pairs, the smoothing, ``forget`` and ``healings`` are ours.
 
     ``latent_threshold`` is a number, a ``(h, w)`` nested list (one number a latent position), or the
     object that a package carries: ``{"percentile": p, "value": number or nested list,
@@ -62,6 +63,8 @@ class UnsupervisedOptions(MethodOptions):
     latent_threshold: Any = field(default=None, metadata={"about": "KL above which a latent is healed"})
     mask_sigma: float = number(2.0, 0.0, 50.0, "Gaussian smoothing of the upsampled mask, pixels")
     fresh_noise: bool = flag(False, "noise the known part anew at each level of healing")
+    forget: bool = flag(False, "start healing from noise alone inside the mask, so that no trace of it is kept")
+    healings: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
 
     def __post_init__(self) -> None:
@@ -128,8 +131,13 @@ class Unsupervised:
                 "Use a number, or one number a latent position.",
             )
         mask = ((found.kl > threshold.to(found.kl.device)) & found.inside)[:, None].float()
-        healed = heal(found.latent, mask, batch.generators, model, options, progress)
-        healthy = to_unit_range(model.decode(healed))
+        generators = fork(batch.generators)
+        healthy = torch.stack(
+            [
+                to_unit_range(model.decode(heal(found.latent, mask, generators, model, options, progress)))
+                for _ in range(options.healings)
+            ]
+        ).mean(dim=0)
         images = batch.images.to(model.device, torch.float32)
         weight = gaussian_smooth(functional.interpolate(mask, images.shape[2:], mode="nearest"), options.mask_sigma)
         heat = residual(images, healthy, options.side) * weight[:, 0]
@@ -153,7 +161,7 @@ class Unsupervised:
         return Improbability(latent, kl[:, 0], inside[:, 0] > 0, score)
 
     def network_calls(self, options: UnsupervisedOptions) -> int:
-        return options.kl_levels * _samples_per_level(options) + options.steps
+        return options.kl_levels * _samples_per_level(options) + options.healings * options.steps
 
 
 def latent_kl(
@@ -198,6 +206,9 @@ def heal(
     so inside the mask the same noise is still there, and with any other one outside, the two halves of what
     the network sees would not belong together.
 
+    With ``forget`` (ours) the walk starts from noise alone inside the mask. At level 500 a third of the amplitude
+    of z0 is still in z_500, enough for a network that saw healthy slices only to bring a large lesion back.
+
     Args:
         latent: ``(N, C, h, w)`` z0.
         mask: ``(N, 1, h, w)`` of 0 and 1.
@@ -211,6 +222,8 @@ def heal(
     noise = draw_noise(generators, latent.shape[1:], latent.device)
     grid = step_grid(options.start_level, options.steps)
     z = add_noise(latent, noise, grid[-1], model.schedule)
+    if options.forget:
+        z = torch.where(mask > 0, noise, z)
     for t, s in pairwise(reversed(grid)):
         step = transition(z, model.eps(z, levels_of(t, z)), t, s, model.schedule, clamp)
         if options.fresh_noise:
