@@ -29,6 +29,7 @@ from diffusion_anomaly.stack import SliceStack
 from diffusion_anomaly.volume import Volume, read_volume
 
 from .brain import BrainConfig
+from .brain_check import BrainCheck, check_brain
 from .codec import CodecConfig, load_codec
 from .configuration import ConfigurationError, read_yaml
 from .diffusion import DiffusionConfig
@@ -84,6 +85,7 @@ class PackageConfig(BaseModel):
     brains: Path | None = Field(default=None, description="where 'prepare' keeps the brains it found")
     options: dict[str, Any] = {}
     postprocess: dict[str, Any] = {}
+    checks: list[BrainCheck] = Field(default=[], description="of a brain mask: scans to measure it on")
     false_alarm_ml: float = Field(default=1.0, gt=0, description="healthy false alarms a scan at the threshold")
     false_alarm_quantile: float = Field(default=0.5, gt=0, le=1, description="share of scans that stay below it")
     texts: Texts
@@ -102,7 +104,10 @@ def package(config: PackageConfig, output: Path) -> Bundle:
     """Write the package ``output / name``, calibrated (except for a brain mask) and verified."""
     directory = output / config.name
     if config.method == "brain":
-        bundle = _write(config, directory, {"orientation": "any", "grid3d": {"spacing": 2.0}})
+        declared: dict[str, Any] = {"orientation": "any", "grid3d": {"spacing": 2.0}}
+        bundle = _write(config, directory, declared)
+        if config.checks:
+            bundle = _write(config, directory, declared | {"quality": check_brain(bundle, config.checks)})
     else:
         anomaly = _uncalibrated(config)
         scans = list(_healthy_scans(config))

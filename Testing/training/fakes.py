@@ -157,7 +157,11 @@ class Session:
         return self.process.pid
 
     def loaders(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children(recursive=True)
+        """The processes that make its batches; none when it has ended."""
+        try:
+            return psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
 
     def wait(self, seconds: float = 120.0) -> int | None:
         """The exit code; None when the process still runs."""

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,13 @@ def test_kills_at_any_moment_change_neither_weights_nor_losses(
     delays = [random.uniform(0.0, 0.4) for _ in range(3)]
     loaders: list[psutil.Process] = []
     for delay in delays:
-        session = Session(train_slowly, tmp_path, STEPS, 0.01)
+        session = Session(train_slowly, tmp_path, STEPS, 0.03)
         sessions.append(session)
         wait_for(lambda: (tmp_path / "checkpoint.pt").exists(), "a first checkpoint")
         time.sleep(delay)
         loaders += session.loaders()
-        os.kill(session.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # on a busy machine it may have come to its end
+            os.kill(session.pid, signal.SIGKILL)
         session.wait()
     session = Session(train_slowly, tmp_path, STEPS, 0.0)
     sessions.append(session)
@@ -72,7 +74,7 @@ def test_kills_at_any_moment_change_neither_weights_nor_losses(
 def test_a_signal_to_the_whole_group_ends_with_a_checkpoint_and_the_same_command_goes_on(
     tmp_path: Path, uninterrupted: Path, sessions: list[Session], number: signal.Signals
 ) -> None:
-    session = Session(train_slowly, tmp_path, STEPS, 0.05)
+    session = Session(train_slowly, tmp_path, STEPS, 0.5)
     sessions.append(session)
     wait_for(lambda: (tmp_path / "checkpoint.pt").exists(), "a first checkpoint")
     loaders = session.loaders()
@@ -95,12 +97,18 @@ def test_a_signal_to_the_loader_alone_stops_nothing(tmp_path: Path, sessions: li
 
 
 def test_a_time_limit_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_path: Path, uninterrupted: Path) -> None:
-    first = train_here(tmp_path, DenoisingTask(pause=0.02), time_limit=0.3 / 60.0, steps=STEPS)
-    assert 0 < first.step < STEPS
-    assert state_of(tmp_path)["step"] == first.step
-    second = train_here(tmp_path, steps=STEPS)
+    class AnHourAtStep(DenoisingTask):
+        def loss(self, *arguments: Any) -> dict[str, torch.Tensor]:
+            if self.calls == 16:
+                first.limit.started -= 3600.0
+            return super().loss(*arguments)
+
+    first = Trainer(AnHourAtStep(), trainer_config(steps=STEPS), tmp_path, time_limit=59.0)
+    assert not first.run()
+    assert first.step == state_of(tmp_path)["step"] == 17
+    second = train_here(tmp_path, steps=STEPS, time_limit=59.0)
+    assert len(second.losses) == STEPS - 17
     assert curve(tmp_path) == curve(uninterrupted)
-    assert len(first.losses) + len(second.losses) == STEPS
     assert_same_training(state_of(tmp_path), state_of(uninterrupted))
 
 
