@@ -60,6 +60,7 @@ class SliceView:
 
     def __init__(self, scan: sitk.Image, heat: sitk.Image, mask: sitk.Image, brain: sitk.Image) -> None:
         orientation = Orientation.of(scan)
+        self._images = (scan, heat, mask, brain)  # the arrays are views of their memory
         self.scan, self.heat, self.mask, self.brain = (
             orientation.view(sitk.GetArrayViewFromImage(image)) for image in (scan, heat, mask, brain)
         )

@@ -389,7 +389,8 @@ def test_evaluate_prints_the_table_with_the_baseline_beside(
 ) -> None:
     arguments = ("--scan-pattern", "k*f.nii.gz", "--mask-pattern", "lesi*n.nii.gz", "--brain-pattern", "brai*n.nii.gz")
     table = tmp_path / "scans.csv"
-    table.write_text(f"scan,reference,brain\n{folder}/kopf.nii.gz,{folder}/lesion.nii.gz,{folder}/brain.nii.gz\n")
+    row = ",".join(f"{folder}/{name}.nii.gz" for name in ("kopf", "lesion", "brain"))
+    table.write_text(f"scan,reference,brain\n{row}\n", encoding="utf-8")
     end = run("evaluate", table, "--run", f"unsupervised={package.path}", "-o", tmp_path / "out", "--steps", 2)
     assert end.code == 0, end.err
     assert re.search(r"^\| unsupervised \|", end.out, re.MULTILINE)

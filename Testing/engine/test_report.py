@@ -153,3 +153,13 @@ def test_thin_slices_shown_are_apart() -> None:
     chosen = choose_slices(view, 2.0)
     assert len(chosen) == SHOWN
     assert min(np.diff(chosen)) >= 3
+
+
+def test_a_view_outlives_the_images_it_was_made_of(flair_like_volume: Volume) -> None:
+    heat = sitk.Image(flair_like_volume.image) * 0.0
+    view = SliceView(flair_like_volume.image, heat, heat > 0, flair_like_volume.image > 0)
+    mask, brain = view.mask.copy(), view.brain.copy()
+    del heat
+    _ = [sitk.Image(flair_like_volume.image) + 1.0 for _ in range(4)]  # would take the memory that has become free
+    assert np.array_equal(view.mask, mask) and not mask.any()
+    assert np.array_equal(view.brain, brain) and brain.any()

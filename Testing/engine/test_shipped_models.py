@@ -65,9 +65,9 @@ def test_another_seed_gives_another_heat(slab: tuple[Volume, sitk.Image]) -> Non
     assert not np.array_equal(heats[0], heats[2])
 
 
-def test_a_t1_scan_is_called_unknown(shared: Path) -> None:
-    scan = sorted((shared / "ixi-t1-2mm").glob("*T1_ds.nii.gz"))[0]
-    volume = read_volume(scan)
-    renamed = Volume(volume.image, "scan.nii.gz", "", 3, 0, {})  # the name says T1, which is another warning
-    result = detect(renamed, Options(device="cpu", steps=1, slice_spacing=12.0))
-    assert result.score_warning is not None and "T1? CT?" in result.score_warning
+def test_t1_scans_are_called_unknown(shared: Path) -> None:
+    warnings = []
+    for scan in sorted((shared / "ixi-t1-2mm").glob("*T1_ds.nii.gz"))[:3]:
+        renamed = Volume(read_volume(scan).image, "scan.nii.gz", "", 3, 0, {})  # "T1" in its name is another warning
+        warnings.append(detect(renamed, Options(device="cpu", steps=1, slice_spacing=12.0)).score_warning)
+    assert sum(warning is not None and "T1? CT?" in warning for warning in warnings) >= 2, warnings

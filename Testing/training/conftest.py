@@ -13,14 +13,10 @@ from training.slices import Slices
 
 
 @pytest.fixture(autouse=True)
-def one_thread_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactness is promised for one kind of arithmetic, so a GPU of the machine must not join in."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -44,3 +40,12 @@ def slices_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def slices(slices_folder: Path) -> Slices:
     return Slices.load(slices_folder / "train.npz")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums of several threads are rounded in the order they arrive; one thread makes "the same" mean every bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
