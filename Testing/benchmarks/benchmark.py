@@ -41,6 +41,7 @@ from speed import speed
 from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.detect import Options, make_plan
 from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.networks import choose_device
 from diffusion_anomaly.planning import DEFAULT_MODELS
 from diffusion_anomaly.system import device_name, versions
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     if asked.child:
         return child(asked)
+    asked.device = str(choose_device(asked.device))
     about = machine(asked.device)
     report: dict[str, Any] = {"machine": about, "scan": str(asked.scan)}
     say("\n".join(f"- {name}: {value}" for name, value in about.items()))
