@@ -38,7 +38,7 @@ def draw(scan: Path, results: Path, picture: Path) -> None:
     heat = read_heat(results / "heat.nii.gz").image
     mask = read_mask(results / "mask.nii.gz", volume)
     threshold = json.loads((results / "provenance.json").read_text(encoding="utf-8"))["threshold"]["heat"]
-    view = SliceView(volume.image, heat, mask, heat > 0)
+    view = SliceView(volume.image, heat, mask, volume.image > 0)  # the sample is stripped
     top = max(float(view.peaks().max()), 1.5 * threshold)
     drawn = draw_slices(view, spread_slices(view, COLUMNS), threshold, top)
     rows = [np.hstack([_pixels(one.scan) for one in drawn]), np.hstack([_pixels(one.overlay) for one in drawn])]

@@ -48,6 +48,15 @@ def prepare(config: Config, output: Output) -> None:
     run(read_yaml(config, PrepareConfig), output)
 
 
+@app.command("prepare-heads")
+def prepare_heads(config: Config, output: Output) -> None:
+    """Slices of healthy FLAIR-like heads, painted from label maps."""
+    from .flair_heads import HeadsConfig
+    from .flair_heads import prepare_heads as run
+
+    run(read_yaml(config, HeadsConfig), output)
+
+
 @app.command("prepare-mednist")
 def prepare_mednist(source: Path, output: Output) -> None:
     """Slices of MedNIST's head CT pictures, for the first paper's experiment."""
@@ -86,6 +95,27 @@ def classifier(config: Config, run: Run, time_limit: Limit = None) -> None:
     from .classifier import ClassifierConfig, ClassifierTask
 
     train(config, ClassifierConfig, ClassifierTask, run, time_limit)
+
+
+@app.command()
+def restore(config: Config, run: Run, time_limit: Limit = None) -> None:
+    """The one-step restorer, from healthy slices and synthetic corruption; also the denoising autoencoder."""
+    from .restore import RestoreConfig, RestoreTask
+
+    train(config, RestoreConfig, RestoreTask, run, time_limit)
+
+
+@app.command()
+def mednist(
+    config: Config,
+    output: Output,
+    split: Annotated[str, typer.Option(help="test, or val to choose options by")] = "test",
+) -> None:
+    """The first paper's experiment: sprites in head CT, and pictures of other classes."""
+    from .mednist_experiment import MednistConfig, experiment
+
+    experiment(read_yaml(config, MednistConfig), output, split)
+    typer.echo((output / "mednist.md").read_text(encoding="utf-8"))
 
 
 @app.command()

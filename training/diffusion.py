@@ -10,14 +10,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from diffusion_anomaly.diffusion import Schedule, add_noise, step_grid, to_epsilon, transition, velocity
+from diffusion_anomaly.diffusion import Schedule, add_noise, pyramid_noise, step_grid, to_epsilon, transition, velocity
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.networks import Codec, build_network
 
 from .codec import CodecConfig, read_codec
 from .configuration import NetworkDeclaration, read_yaml
 from .sampling import AugmentationConfig, Labels, SliceSampler, plain
-from .slices import Slices
+from .slices import training_slices, validation_slices
 from .trainer import Batch, TrainerConfig
 
 
@@ -28,6 +28,7 @@ class ScheduleConfig(BaseModel):
 
     kind: str = Field(default="scaled_linear", pattern="^(linear|scaled_linear)$")
     levels: int = Field(default=1000, gt=1)
+    pyramid: float = Field(default=0.0, ge=0, le=1, description="discount of pyramid noise; 0 for white")
 
 
 class DiffusionConfig(BaseModel):
@@ -37,6 +38,7 @@ class DiffusionConfig(BaseModel):
 
     slices: Path
     labels: Labels = (0,)
+    halves: bool = Field(default=False, description="healthy halves with their mirror images count as healthy slices")
     codec: Path | None = Field(default=None, description="configuration of the codec; without it, pixel space")
     codec_run: Path | None = None
     fold: int = Field(default=1, ge=1, description="pixel space: fold blocks of this many pixels into channels")
@@ -51,6 +53,8 @@ class DiffusionConfig(BaseModel):
     def _consistent(self) -> DiffusionConfig:
         if (self.codec is None) != (self.codec_run is None):
             raise ValueError("codec and codec_run belong together: give both, or neither for pixel space")
+        if self.halves and self.labels != (0,):
+            raise ValueError("halves are for healthy slices alone: beside diseased ones, symmetry would mean health")
         if self.codec is not None and self.fold != 1:
             raise ValueError(f"fold is {self.fold}, but pixels are folded only without a codec")
         if self.highest_level >= self.schedule.levels:
@@ -73,8 +77,8 @@ class NoisedTask:
         self.network: nn.Module = build_network(config.network)
         self.codec = config.load_codec().eval().requires_grad_(False)
         self.schedule = Schedule.named(config.schedule.kind, config.schedule.levels)
-        self.slices = Slices.load(config.slices / "val.npz")
-        self.sampler = SliceSampler(Slices.load(config.slices / "train.npz"), config.labels, config.augmentation)
+        self.slices = validation_slices(config.slices)
+        self.sampler = SliceSampler(training_slices(config.slices, config.halves), config.labels, config.augmentation)
         self._require_fitting_network()
 
     def outputs(self, channels: int) -> int:
@@ -109,7 +113,7 @@ class NoisedTask:
         place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         level = (place * (self.config.highest_level + 1)).long().clamp_max(self.config.highest_level)
         level = level[torch.randperm(count, generator=generator)].to(latent.device)
-        noise = torch.randn(latent.shape, generator=generator).to(latent.device)
+        noise = pyramid_noise(latent.shape, generator, self.config.schedule.pyramid).to(latent.device)
         x_t = add_noise(latent, noise, level, self.schedule)
         return x_t.contiguous(memory_format=torch.channels_last), level, noise
 
@@ -129,7 +133,7 @@ class DiffusionTask(NoisedTask):
         image = plain(self.slices, 48, self.config.labels[0]).to(device)
         generator = torch.Generator().manual_seed(0)
         loss = self.loss(network, {"image": image}, generator)["loss"]
-        start = torch.randn(self.latent(image[:6]).shape, generator=generator).to(device)
+        start = pyramid_noise(self.latent(image[:6]).shape, generator, self.config.schedule.pyramid).to(device)
         walked = self._heal(network, self.latent(image[:6]), start)
         shown = torch.cat([image[:6], self.codec.decode(walked)], 2)
         return {"loss": float(loss)}, {"scan, noised and denoised": 0.5 + 0.5 * torch.cat(list(shown), 2)}

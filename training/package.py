@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_anomaly.bundle import Bundle, verify, write_bundle
+from diffusion_anomaly.bundle.declaration import NEEDED
 from diffusion_anomaly.calibration import Calibration, threshold_for_false_alarms
 from diffusion_anomaly.detect import Options, make_plan, raw_heat, whole_image_score
 from diffusion_anomaly.intensity import values_in_brain
@@ -33,7 +34,8 @@ from .brain_check import BrainCheck, check_brain
 from .codec import CodecConfig, load_codec
 from .configuration import ConfigurationError, read_yaml
 from .diffusion import DiffusionConfig
-from .slices import HEALTHY, PrepareConfig, brain_of, read_labels
+from .restore import RestoreConfig
+from .slices import HEALTHY, PrepareConfig, brain_of, read_labels, slab_labels, slab_thickness
 from .trainer import averaged_weights
 
 logger = logging.getLogger(__name__)
@@ -78,9 +80,9 @@ class PackageConfig(BaseModel):
 
     name: str
     version: str
-    method: str = Field(pattern="^(unsupervised|guided|brain)$")
+    method: str = Field(pattern="^(unsupervised|guided|restore|brain)$")
     modality: str
-    stages: dict[str, Stage] = Field(description="codec, diffusion, classifier or brain")
+    stages: dict[str, Stage] = Field(description="codec, diffusion, classifier, restorer or brain")
     prepare: Path | None = Field(default=None, description="configuration of the stage 'prepare'")
     brains: Path | None = Field(default=None, description="where 'prepare' keeps the brains it found")
     options: dict[str, Any] = {}
@@ -90,14 +92,29 @@ class PackageConfig(BaseModel):
     false_alarm_quantile: float = Field(default=0.5, gt=0, le=1, description="share of scans that stay below it")
     texts: Texts
 
+    @model_validator(mode="after")
+    def _complete(self) -> PackageConfig:
+        missing = [part for part in NEEDED[self.method] if part not in self.stages]
+        if missing:
+            raise ValueError(f"stages lacks {', '.join(missing)}, which the method {self.method} needs")
+        return self
+
 
 @dataclass(frozen=True)
 class HealthyScan:
-    """A validation scan and which of its slices count as healthy."""
+    """A validation scan and the labels of its thin slices; without labels all are healthy."""
 
     volume: Volume
     brain: Any
-    healthy: set[int]
+    name: str
+    labels: dict[tuple[str, int], int] | None
+
+    def healthy(self, stack: SliceStack) -> np.ndarray:
+        """Which of the stack's slices count as healthy, ``(n,)`` bool."""
+        index = np.array(stack.indices)
+        if self.labels is None:
+            return np.ones(len(index), bool)
+        return slab_labels(self.labels, self.name, index, slab_thickness(stack, self.volume)) == HEALTHY
 
 
 def package(config: PackageConfig, output: Path) -> Bundle:
@@ -133,11 +150,10 @@ def learn_latent_threshold(bundle: Bundle, scans: list[HealthyScan]) -> dict[str
     for scan in scans:
         stack = SliceStack(scan.volume, bundle.grid, scan.brain)
         scale = bundle.normalisation.fit(values_in_brain(scan.volume.image, scan.brain))
-        for place, index in enumerate(stack.indices):
-            if index in scan.healthy:
-                batch = make_batch(stack, scale, place, place + 1, seed=0)
-                found = Unsupervised().improbability(batch, model, plan.method_options, lambda calls: None)  # type: ignore[arg-type]
-                values.append(found.kl[found.inside].cpu().numpy())
+        for place in np.flatnonzero(scan.healthy(stack)).tolist():
+            batch = make_batch(stack, scale, place, place + 1, seed=0)
+            found = Unsupervised().improbability(batch, model, plan.method_options, lambda calls: None)  # type: ignore[arg-type]
+            values.append(found.kl[found.inside].cpu().numpy())
     logger.info("latent threshold from %d healthy slices", len(values))
     return fit_latent_threshold(np.concatenate(values), plan.method_options.latent_percentile)  # type: ignore[attr-defined]
 
@@ -148,7 +164,7 @@ def calibrate(bundle: Bundle, scans: list[HealthyScan], config: PackageConfig, m
     pieces, scores = [], []
     for scan in scans:
         found = raw_heat(scan.volume, scan.brain, plan)
-        keep = np.array([index in scan.healthy for index in found.stack.indices])
+        keep = scan.healthy(found.stack)
         brain = found.stack.brain()
         scores.append(whole_image_score(found.scores))
         if keep.any():
@@ -238,9 +254,7 @@ def _healthy_scans(config: PackageConfig) -> Iterator[HealthyScan]:
     for path in sorted(prepare.val.glob(prepare.pattern)):
         volume = read_volume(path)
         brain = brain_of(path, volume, prepare, config.brains)
-        slices = range(max(volume.image.GetSize()))
-        healthy = {i for i in slices if labels is None or labels.get((path.name, i)) == HEALTHY}
-        yield HealthyScan(volume, brain, healthy)
+        yield HealthyScan(volume, brain, path.name, labels)
 
 
 def _prepare(config: PackageConfig) -> PrepareConfig:
@@ -252,23 +266,29 @@ def _prepare(config: PackageConfig) -> PrepareConfig:
 def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
     """The declaration as far as training settled it."""
     prepare = _prepare(config)
+    declared = {
+        "orientation": "axial",
+        "brain_only": True,
+        "grid": prepare.grid.model_dump(mode="json"),
+        "normalisation": prepare.normalisation.model_dump(),
+        "postprocess": config.postprocess,
+    }
+    if config.method == "restore":
+        restorer = read_yaml(config.stages["restorer"].config, RestoreConfig)
+        levels = {"levels": restorer.corruption.levels}
+        return declared | {"codec": {"factor": restorer.fold}, "options": levels | config.options}
     diffusion = read_yaml(config.stages["diffusion"].config, DiffusionConfig)
     codec: dict[str, Any] = {"factor": diffusion.fold}
     if "codec" in config.stages:
         settings = read_yaml(config.stages["codec"].config, CodecConfig)
         loaded, _ = load_codec(settings, config.stages["codec"].run)
         shift, scale = (v.flatten().tolist() for v in (loaded.shift, loaded.scale))
-        codec = {"factor": settings.factor, "shift": shift, "scale": scale}
-    return {
-        "orientation": "axial",
-        "brain_only": True,
-        "grid": prepare.grid.model_dump(mode="json"),
-        "normalisation": prepare.normalisation.model_dump(),
+        codec = {"factor": settings.factor, "fold": settings.fold, "shift": shift, "scale": scale}
+    return declared | {
         "schedule": diffusion.schedule.model_dump(),
         "prediction_type": diffusion.prediction_type,
         "codec": codec,
         "options": config.options,
-        "postprocess": config.postprocess,
     }
 
 
@@ -277,7 +297,7 @@ def _networks(
 ) -> tuple[dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]], dict[str, Any]]:
     """Configuration and averaged weights of each part, and what each training took."""
     networks, facts = {}, {}
-    kinds: dict[str, Any] = {"codec": CodecConfig, "brain": BrainConfig}
+    kinds: dict[str, Any] = {"codec": CodecConfig, "brain": BrainConfig, "restorer": RestoreConfig}
     for part, stage in config.stages.items():
         settings = read_yaml(stage.config, kinds.get(part, DiffusionConfig))
         weights, fact = averaged_weights(stage.run / "checkpoint.pt")

@@ -18,6 +18,7 @@ from monai.transforms import (
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    Randomizable,
     RandScaleIntensityd,
 )
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -53,9 +54,16 @@ class AugmentationConfig(BaseModel):
     bias_field: float = Field(default=0.15, ge=0)
     noise: float = Field(default=0.02, ge=0)
     blur: float = Field(default=0.7, ge=0, description="pixels")
+    tissue_contrast: float = Field(default=0.0, ge=0, description="range of the logarithm, about the brain's median")
+    erosion: int = Field(default=0, ge=0, description="pixels taken off the brain's mask at most")
 
     def build(self) -> Compose:
         image, both = ["image"], ["image", "brain"]
+        ours: list[Any] = []
+        if self.tissue_contrast > 0:
+            ours.append(RandTissueContrast(self.tissue_contrast))
+        if self.erosion > 0:
+            ours.append(RandErosion(self.erosion))
         return Compose(
             [
                 RandFlipd(both, prob=0.5, spatial_axis=1),
@@ -74,9 +82,40 @@ class AugmentationConfig(BaseModel):
                 RandScaleIntensityd(image, factors=self.intensity, prob=0.5),
                 RandBiasFieldd(image, degree=2, coeff_range=(-self.bias_field, self.bias_field), prob=0.3),
                 RandGaussianSmoothd(image, sigma_x=(0.1, self.blur), sigma_y=(0.1, self.blur), prob=0.3),
+                *ours,
                 RandGaussianNoised(image, prob=0.3, std=self.noise),
             ]
         )
+
+
+class RandTissueContrast(Randomizable):
+    """Stretch or compress the brain's intensities about their median, as another scanner or sequence would."""
+
+    def __init__(self, extent: float) -> None:
+        self.extent = extent
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        factor = float(np.exp(self.R.uniform(-self.extent, self.extent)))
+        inside = data["brain"] > 0.5
+        if not inside.any():
+            return data
+        median = data["image"][inside].median()
+        return {**data, "image": median + factor * (data["image"] - median)}
+
+
+class RandErosion(Randomizable):
+    """Take the edge off the brain in every third slice: masks differ in how close they cut."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        pixels = int(self.R.randint(1, self.most + 1))
+        if self.R.random() > 1 / 3:
+            return data
+        # A pixel stays when no other within this many is outside: max-pooling of the outside.
+        outside = torch.nn.functional.max_pool2d(1.0 - data["brain"][None], 2 * pixels + 1, 1, pixels)[0]
+        return {**data, "brain": 1.0 - outside}
 
 
 class SliceSampler:
@@ -110,24 +149,26 @@ class SliceSampler:
         self.weight = weight / weight.sum()
 
     def draw(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        """``image`` (size, 1, H, W) in [-1, 1] with -1 outside the brain, and ``label`` (size,)."""
-        images, labels = [], []
+        """``image`` (size, 1, H, W) in [-1, 1] with -1 outside the brain, ``brain`` bool, and ``label`` (size,)."""
+        images, brains, labels = [], [], []
         if self.transform is not None:
             self.transform.set_random_state(int(rng.integers(2**31)))
         for _ in range(size):
             label = self.labels[int(rng.integers(len(self.labels)))]
             members = self.members[label][rng.choice(HEIGHT_BINS, p=self.weight)]
-            images.append(self._augmented(int(members[rng.integers(len(members))])))
+            image, brain = self._augmented(int(members[rng.integers(len(members))]))
+            images.append(image)
+            brains.append(brain)
             labels.append(label)
-        return {"image": torch.stack(images), "label": torch.tensor(labels)}
+        return {"image": torch.stack(images), "brain": torch.stack(brains), "label": torch.tensor(labels)}
 
-    def _augmented(self, index: int) -> Tensor:
+    def _augmented(self, index: int) -> tuple[Tensor, Tensor]:
         image = torch.from_numpy(self.slices.images[index].astype(np.float32) / 255.0)[None]
         brain = torch.from_numpy(self.slices.brain[index].astype(np.float32))[None]
         if self.transform is not None:
             changed: Any = self.transform({"image": image, "brain": brain})
             image, brain = (changed[key].as_subclass(Tensor) for key in ("image", "brain"))
-        return to_network_range(image, brain > 0.5)
+        return to_network_range(image, brain > 0.5), brain > 0.5
 
 
 def to_network_range(image: Tensor, brain: Tensor) -> Tensor:
@@ -141,11 +182,20 @@ def plain(slices: Slices, count: int, label: int) -> Tensor:
     Raises:
         InputError: when there is no slice of that label.
     """
+    chosen = evenly(slices, count, label)
+    image = torch.from_numpy(chosen.images.astype(np.float32) / 255.0)[:, None]
+    return to_network_range(image, torch.from_numpy(chosen.brain)[:, None])
+
+
+def evenly(slices: Slices, count: int, label: int) -> Slices:
+    """Up to ``count`` slices of one label, evenly spread.
+
+    Raises:
+        InputError: when there is no slice of that label.
+    """
     found = np.flatnonzero(slices.label == label)
     if not found.size:
         raise InputError(
             f"None of the {len(slices)} slices has label {label}.", "Look at the stage 'prepare' and its labels."
         )
-    chosen = found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)]
-    image = torch.from_numpy(slices.images[chosen].astype(np.float32) / 255.0)[:, None]
-    return to_network_range(image, torch.from_numpy(slices.brain[chosen])[:, None])
+    return slices.select(found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)])

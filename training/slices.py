@@ -9,12 +9,12 @@ import csv
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.brain import find_brain
@@ -25,9 +25,12 @@ from diffusion_anomaly.orientation import Orientation
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import Volume, read_mask, read_volume, write_like
 
+from .halves import healthy_halves
+
 logger = logging.getLogger(__name__)
 
 HEALTHY, DISEASED, UNUSED = 0, 1, -1
+HEALTHY_HALF = 2  # a healthy half and its mirror image, see ``halves``
 
 
 class GridConfig(BaseModel):
@@ -62,9 +65,19 @@ class PrepareConfig(BaseModel):
     labels: Path | None = Field(default=None, description="CSV scan,slice,label; without it every slice is healthy")
     brains: str | None = Field(default=None, description="pattern of ready brain masks: {scan} is the scan's name")
     brain_model: str = "brain-mask"
+    lesions: tuple[str, str] | None = Field(
+        default=None,
+        description="how a scan's name ends, and its lesion mask's instead; with it, healthy halves are kept too",
+    )
     grid: GridConfig
     normalisation: NormalisationConfig = NormalisationConfig()
     minimum_brain_pixels: int = Field(default=300, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrepareConfig:
+        if self.lesions is not None and self.labels is None:
+            raise ValueError("lesions needs labels too: without them, slices with a lesion would count as healthy")
+        return self
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,8 @@ class Slices:
     Attributes:
         images: ``(N, H, W)`` uint8, 255 is 1.0 of the normalised range.
         brain: ``(N, H, W)`` bool.
-        label: ``(N,)`` int8: healthy 0, diseased 1, -1 neither (too close to a lesion to count as healthy).
+        label: ``(N,)`` int8: healthy 0, diseased 1, -1 neither (too close to a lesion to count as healthy), 2 a
+            healthy half of a diseased slice with its mirror image.
         height: ``(N,)`` float32, 0 at the brain's lowest slice and 1 at its highest.
         scan: ``(N,)`` names.
         index: ``(N,)`` canonical slice index, counted from below.
@@ -122,6 +136,25 @@ class Slices:
         width = arrays["images"].shape[-1]
         arrays["brain"] = np.unpackbits(arrays["brain"], axis=-1, count=width).astype(bool)
         return cls(**arrays)
+
+
+def training_slices(folder: Path, halves: bool) -> Slices:
+    """The training split of the stage ``prepare``.
+
+    Args:
+        folder: where it was written.
+        halves: whether healthy halves with their mirror images count as healthy slices; they are left out otherwise.
+    """
+    slices = Slices.load(folder / "train.npz")
+    if halves:
+        return replace(slices, label=np.where(slices.label == HEALTHY_HALF, HEALTHY, slices.label))
+    return slices.select(slices.label != HEALTHY_HALF)
+
+
+def validation_slices(folder: Path) -> Slices:
+    """The validation split of the stage ``prepare``, real slices alone."""
+    slices = Slices.load(folder / "val.npz")
+    return slices.select(slices.label != HEALTHY_HALF)
 
 
 def prepare(config: PrepareConfig, output: Path) -> None:
@@ -179,13 +212,13 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
     stack = SliceStack(volume, Grid(**config.grid.model_dump()), mask)
     scale = Normalisation(**config.normalisation.model_dump()).fit(values_in_brain(volume.image, mask))
     brain = stack.brain()
-    images = np.round(255.0 * scale(stack.images(), brain) / config.normalisation.clip_max).astype(np.uint8)
+    normalised = scale(stack.images(), brain) / config.normalisation.clip_max
+    images = np.round(255.0 * normalised).astype(np.uint8)
     index = np.array(stack.indices)
     name = path.name
     label = np.zeros(len(index), np.int8)
     if labels is not None:
-        slice_mm = Orientation.of(volume.image).spacing(volume.image)[0]
-        label = slab_labels(labels, name, index, round(stack.slice_spacing / slice_mm))
+        label = slab_labels(labels, name, index, slab_thickness(stack, volume))
     count = len(index)
     slices = Slices(
         images,
@@ -196,7 +229,42 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
         index,
         np.full(count, stack.voxel_ml, np.float32),
     )
-    return slices.select(brain.sum((1, 2)) >= config.minimum_brain_pixels)
+    if config.lesions is not None:
+        slices = join([slices, halves_of(slices, normalised, _lesion(path, volume, mask, config))])
+    return slices.select(slices.brain.sum((1, 2)) >= config.minimum_brain_pixels)
+
+
+def halves_of(slices: Slices, normalised: np.ndarray, lesion: np.ndarray) -> Slices:
+    """The healthy halves of one scan's slices, each with its mirror image.
+
+    Args:
+        slices: all of the scan's, in order.
+        normalised: ``(N, H, W)`` their images in [0, 1].
+        lesion: ``(N, H, W)`` bool.
+    """
+    found = healthy_halves(normalised, slices.brain, lesion)
+    chosen = slices.select(np.array([number for number, _, _ in found], dtype=int))
+    for place, (_, image, brain) in enumerate(found):
+        chosen.images[place] = np.round(255.0 * np.where(brain, image, 0.0)).astype(np.uint8)
+        chosen.brain[place] = brain
+    chosen.label[:] = HEALTHY_HALF
+    return chosen
+
+
+def _lesion(path: Path, volume: Volume, brain: sitk.Image, config: PrepareConfig) -> np.ndarray:
+    """A scan's lesion mask on the slice grid, generously: whatever a pixel shares with a lesion counts."""
+    assert config.lesions is not None
+    ending, instead = config.lesions
+    if not path.name.endswith(ending):
+        raise InputError(f"{path} does not end in {ending!r}.", "Set 'lesions' to how the scans' names end.")
+    mask = read_mask(path.with_name(path.name.removesuffix(ending) + instead), volume)
+    as_volume = replace(volume, image=sitk.Cast(mask, sitk.sitkFloat32))
+    return SliceStack(as_volume, Grid(**config.grid.model_dump()), brain).images() > 0.01
+
+
+def slab_thickness(stack: SliceStack, volume: Volume) -> int:
+    """How many of the volume's slices one slice of the stack is the mean of."""
+    return round(stack.slice_spacing / Orientation.of(volume.image).spacing(volume.image)[0])
 
 
 def slab_labels(labels: Mapping[tuple[str, int], int], scan: str, index: np.ndarray, thickness: int) -> np.ndarray:

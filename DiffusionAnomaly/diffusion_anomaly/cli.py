@@ -23,6 +23,7 @@ from . import __version__, catalogue
 from .batch import Request, as_engine_error, run_batch
 from .console import JsonLines, Terminal, out, show_error
 from .errors import Cancelled, EngineError, InputError
+from .method_guide import DEFAULT_METHOD
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -85,7 +86,10 @@ def detect(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where to; several scans get a subfolder each.")
     ],
-    method: Annotated[str, typer.Option(help="unsupervised, guided or intensity.")] = "unsupervised",
+    method: Annotated[
+        str | None,
+        typer.Option(help=f"unsupervised, guided, restore or intensity; default: the model's, or {DEFAULT_METHOD}."),
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the package's.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
@@ -116,7 +120,7 @@ def detect(
     listener = JsonLines() if json_lines else Terminal()
     try:
         options = Options(
-            method=method,
+            method=method or _method_of(model),
             model=model,
             steps=steps,
             device=device,
@@ -133,6 +137,17 @@ def detect(
     except EngineError as error:  # of no one scan: every consumer of events gets its last line
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error
+
+
+def _method_of(model: str | None) -> str:
+    """The method that a model package is made for; the default method for no model, or one that finds brains."""
+    if model is None:
+        return DEFAULT_METHOD
+    from .bundle import open_bundle
+    from .planning import DEFAULT_MODELS
+
+    method = open_bundle(model).method
+    return method if method in DEFAULT_MODELS else DEFAULT_METHOD
 
 
 @app.command()
@@ -154,7 +169,9 @@ def evaluate(
     source: Annotated[
         Path, typer.Argument(metavar="FOLDER|CSV", help="Scans with reference masks, or a table that lists them.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the tables and heat maps.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for tables, pictures and heat maps.")
+    ],
     runs: Annotated[
         list[str] | None,
         typer.Option("--run", metavar="METHOD[=MODEL]", help="What to evaluate; repeatable. [default: both methods]"),
@@ -170,16 +187,18 @@ def evaluate(
 ) -> None:
     """Measure methods against reference masks.
 
-    The intensity baseline always runs beside, with the same post-processing.
+    The intensity baseline always runs beside, with the same post-processing. Also written: whether heat keeps its
+    promise on tumour-free slices, and a picture of each run's best, median and worst patient.
     """
     from . import evaluate
+    from .planning import DEFAULT_MODELS
 
     listener = JsonLines() if json_lines else Terminal()
     try:
         options: dict[str, Any] = {"precision": precision} | ({} if steps is None else {"steps": steps})
         specs = [
             evaluate.RunSpec(method, model or None, options)
-            for method, _, model in (run.partition("=") for run in runs or ["unsupervised", "guided"])
+            for method, _, model in (run.partition("=") for run in runs or list(DEFAULT_MODELS))
         ]
         pairs = evaluate.find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
         _end_like_interrupt(signal.SIGTERM)
@@ -187,7 +206,8 @@ def evaluate(
             listener.begin(source, several=False)
             start = time.perf_counter()
             table = evaluate.run(pairs, specs, output, device, seed, listener.progress)
-            files = {path.stem: path for path in sorted(output.glob("evaluation*"))}
+            written = ("evaluation*", "reliability*", "montage-*")
+            files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
             listener.evaluated(table, files, time.perf_counter() - start)
     except EngineError as error:
         listener.failed(error)

@@ -107,6 +107,8 @@ class Result:
         provenance: what was run on what, JSON-ready.
         warnings: reasons to doubt the result, ``score_warning`` among them.
         timings: seconds by stage.
+        healed: float32, the scan with its brain as the model would have it; None unless asked for, or where the method
+            has no such thing.
     """
 
     heat: sitk.Image
@@ -119,6 +121,7 @@ class Result:
     provenance: dict[str, Any]
     warnings: list[str]
     timings: dict[str, float]
+    healed: sitk.Image | None = None
 
 
 @dataclass
@@ -223,7 +226,20 @@ def _detect(volume: Volume, plan: Plan, mask: sitk.Image | None, watch: _Watch) 
     provenance = describe(
         volume, found, brain, brain_given=mask is not None, score=score, warnings=watch.warnings, timings=watch.timings
     )
-    return Result(heat, mask_image, findings, brain, score, doubt, threshold, provenance, watch.warnings, watch.timings)
+    healed = None if found.run.healed is None else _healed_scan(volume, found.stack, found.run.healed)
+    return Result(
+        heat,
+        mask_image,
+        findings,
+        brain,
+        score,
+        doubt,
+        threshold,
+        provenance,
+        watch.warnings,
+        watch.timings,
+        healed,
+    )
 
 
 def raw_heat(
@@ -272,13 +288,31 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
         device=plan.device,
         seed=plan.asked.seed,
         batch_size=plan.asked.batch_size,
+        keep_healed=plan.asked.keep_healed,
         on_calls=watch.report,
         on_loaded=started,
         warn=watch.warn,
     )
-    run = replace(run, raw=postprocess(run.raw, stack.brain(), plan.postprocess))
+    run = replace(run, raw=postprocess(run.raw, stack.brain(), plan.postprocess, run.misfit))
+    if run.healed is not None:
+        run = replace(run, healed=scale.inverse(run.healed))
     watch.leave()
     return RawHeat(stack, run.raw, run.scores, run, plan)
+
+
+def _healed_scan(volume: Volume, stack: SliceStack, healed: np.ndarray) -> sitk.Image:
+    """The scan, with what the model made of its brain in place of the brain.
+
+    Args:
+        volume: the scan.
+        stack: its slices.
+        healed: ``(len(stack), H, W)`` in the scan's own units.
+    """
+    reached = sitk.GetArrayFromImage(stack.to_volume(np.ones_like(healed))) > 0
+    made = sitk.GetArrayFromImage(stack.to_volume(healed))
+    image = sitk.GetImageFromArray(np.where(reached, made, sitk.GetArrayViewFromImage(volume.image)).astype(np.float32))
+    image.CopyInformation(volume.image)
+    return image
 
 
 def whole_image_score(scores: np.ndarray) -> float:

@@ -9,10 +9,12 @@ Conventions: ``T`` noise levels ``t = 0 … T-1``; level ``-1`` means clean, whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .errors import InputError
 
@@ -64,6 +66,29 @@ class Schedule:
             return 1.0 if t == CLEAN else float(self.alphas_cumprod[t])
         table = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)]).to(t.device)
         return table[t].float().view(-1, 1, 1, 1)  # index -1 is the appended one: clean
+
+
+def pyramid_noise(shape: Sequence[int], generator: torch.Generator, discount: float) -> Tensor:
+    """Normal noise ``(N, C, h, w)`` on the CPU, of unit deviation in each sample.
+
+    White noise leaves what is large and even readable at every level: over a lesion of hundreds of pixels it averages
+    out. Noise that is summed over a pyramid of resolutions hides large things as well as small ones (Frotscher et al.
+    2023, "Unsupervised Anomaly Detection using Aggregated Normative Diffusion").
+
+    Args:
+        shape: of the noise.
+        generator: on the CPU.
+        discount: weight of each resolution relative to the next finer one; 0 for white noise.
+    """
+    noise = torch.randn(tuple(shape), generator=generator)
+    if discount == 0:
+        return noise
+    size, weight = tuple(shape[2:]), 1.0
+    while min(size) > 1:
+        size, weight = tuple(max(1, length // 2) for length in size), weight * discount
+        coarse = torch.randn((*shape[:2], *size), generator=generator)
+        noise = noise + weight * functional.interpolate(coarse, tuple(shape[2:]), mode="bilinear")
+    return noise / noise.std(dim=(1, 2, 3), keepdim=True)
 
 
 def step_grid(last: int, steps: int) -> list[int]:

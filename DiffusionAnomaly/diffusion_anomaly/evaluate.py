@@ -24,7 +24,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from . import metrics
+from . import metrics, montage
 from .detect import Options, Plan, Progress, Result, detect, make_plan
 from .errors import InputError
 from .evaluation_statistics import Case, RunResult, Sweep
@@ -32,7 +32,8 @@ from .evaluation_table import Table
 from .job import checked
 from .orientation import Orientation
 from .pairs import Pair, find_pairs
-from .publishing import prepare_folder
+from .publishing import Writer, prepare_folder
+from .reliability import FreeSlices, Reliability
 from .volume import Volume, read_heat, read_mask, read_volume, write_like
 
 __all__ = ["Pair", "RunSpec", "Table", "find_pairs", "plan_runs", "run", "sweep"]
@@ -82,7 +83,9 @@ def run(
         pairs: from ``find_pairs``.
         runs: what to evaluate; the baseline is added where it is missing.
         output: folder for the table (``evaluation.csv``, ``.json``, ``.md`` and one row a patient in
-            ``evaluation_patients.csv``), the brain masks and the heat maps.
+            ``evaluation_patients.csv``), the calibration's reliability (``reliability.md``, ``.json``, ``.png``), a
+            picture of each run's best, median and worst patient (``montage-<run>.png``), the brain masks and the
+            heat maps.
         device, seed: as for a detection.
         progress: is told how far it is; may raise ``Cancelled``.
         resamples: of the patients, for the intervals.
@@ -124,7 +127,20 @@ def run(
         results.append(RunResult(label, label == BASELINE, cases[label], swept, last[label].provenance))
         clock.report(done + 1)
     table = Table.of(results, seed=seed, resamples=resamples)
-    table.write(output)
+    reliability = Reliability.of(
+        {result.label: [case.free for case in result.cases] for result in results},
+        {label: plan.threshold for label, plan in plans.items()},
+        seed=seed,
+        resamples=resamples,
+    )
+    montages: dict[str, Writer] = {}
+    for label, plan in plans.items():
+        files = {
+            pair.name: montage.Files(pair.scan, _heat_file(output, label, pair), brains[pair.name].path, pair.reference)
+            for pair in pairs
+        }
+        montages |= montage.writer(_file_name(label), cases[label], files, plan.threshold, plan.asked.min_volume_ml)
+    table.write(output, reliability.writers() | montages)
     return table
 
 
@@ -258,8 +274,7 @@ def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_give
         dice=metrics.dice(predicted, truth.reference),
         average_precision=metrics.average_precision(lesion_heat, heat[truth.brain & ~truth.reference]),
         lesions=metrics.match_lesions(predicted, truth.reference, truth.voxel_ml),
-        free_slices=int(truth.free_slices.sum()),
-        false_positive_ml=float(predicted[truth.free_slices].sum() * truth.voxel_ml),
+        free=FreeSlices.of(name, heat, predicted, truth.brain, truth.free_slices, truth.voxel_ml),
         score=result.score,
         score_warning=result.score_warning is not None,
         seconds=seconds,

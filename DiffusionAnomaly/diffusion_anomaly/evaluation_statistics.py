@@ -15,6 +15,7 @@ import numpy as np
 
 from . import metrics
 from .metrics import LesionMatch
+from .reliability import FreeSlices
 
 # Upper ends of the lesion-size strata, in ml; a last one holds what is larger.
 STRATA_ML = (1.0, 10.0, 50.0)
@@ -34,8 +35,7 @@ class Case:
         dice: NaN without a reference.
         average_precision: over brain voxels; NaN without a reference in the brain.
         lesions: how the components of mask and reference meet.
-        free_slices: how many slices with brain are far from any tumour.
-        false_positive_ml: volume of the mask on them.
+        free: the slices with brain that are far from any tumour.
         score, score_warning: the whole-image score, and whether it came with a warning.
         seconds: from the scan in memory to findings, finding the brain included.
         brain_given: whether the brain mask came with the scan.
@@ -51,8 +51,7 @@ class Case:
     dice: float
     average_precision: float
     lesions: LesionMatch
-    free_slices: int
-    false_positive_ml: float
+    free: FreeSlices
     score: float
     score_warning: bool
     seconds: float
@@ -121,7 +120,7 @@ class RunResult:
         found = np.array([sum(case.lesions.found) for case in cases])
         lesions = np.array([len(case.lesions.found) for case in cases])
         alarms = np.array([case.lesions.false_positives for case in cases], dtype=float)
-        alarm_ml = np.array([case.false_positive_ml if case.free_slices else math.nan for case in cases])
+        alarm_ml = np.array([case.free.false_alarm_ml if case.free.slices else math.nan for case in cases])
         seconds = np.array([case.seconds for case in cases])
 
         def auroc(chosen: np.ndarray) -> float:
@@ -206,8 +205,8 @@ def case_row(label: str, case: Case) -> dict[str, Any]:
         "lesions": len(case.lesions.found),
         "lesions_found": sum(case.lesions.found),
         "false_positives": case.lesions.false_positives,
-        "tumour_free_slices": case.free_slices,
-        "false_positive_ml": case.false_positive_ml,
+        "tumour_free_slices": case.free.slices,
+        "false_positive_ml": case.free.false_alarm_ml,
         "score": case.score,
         "score_warning": case.score_warning,
         "seconds": case.seconds,

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from . import metrics
 from .evaluation_statistics import RunResult, case_row, run_row, strata_rows
-from .publishing import publish
+from .publishing import Writer, publish
+from .tables import finite, markdown_table, number, text_writer, with_interval
 
 
 class Column(NamedTuple):
@@ -73,22 +71,22 @@ class Table:
 
     def markdown(self) -> str:
         """Both tables, and below them what their columns mean and what they were measured on."""
-        lines = _markdown_table(
+        lines = markdown_table(
             ["method", *(column.title for column in COLUMNS)],
-            [[row["run"], *(_with_interval(row, column) for column in COLUMNS)] for row in self.rows],
+            [[row["run"], *(with_interval(row, column.key, column.digits) for column in COLUMNS)] for row in self.rows],
         )
         lines += ["", "By size:", ""]
-        lines += _markdown_table(
+        lines += markdown_table(
             ["method", "size", "lesions", "lesion recall", "patients", "Dice", "AP"],
             [
                 [
                     stratum["run"],
                     stratum["size"],
                     str(stratum["lesions"]),
-                    _number(stratum["lesion_recall"], 3),
+                    number(stratum["lesion_recall"], 3),
                     str(stratum["patients"]),
-                    _number(stratum["dice"], 3),
-                    _number(stratum["average_precision"], 3),
+                    number(stratum["dice"], 3),
+                    number(stratum["average_precision"], 3),
                 ]
                 for stratum in self.strata
             ],
@@ -106,10 +104,10 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; what is no number is null."""
-        return _finite({"about": self.about, "rows": self.rows, "strata": self.strata, "patients": self.cases})
+        return finite({"about": self.about, "rows": self.rows, "strata": self.strata, "patients": self.cases})
 
-    def write(self, output: Path) -> dict[str, Path]:
-        """Write all forms of the table, together or not at all."""
+    def write(self, output: Path, beside: Mapping[str, Writer] | None = None) -> dict[str, Path]:
+        """Write all forms of the table, and what goes with them, together or not at all."""
         texts = {
             "evaluation.csv": _csv(self.rows),
             "evaluation_strata.csv": _csv(self.strata),
@@ -117,7 +115,7 @@ class Table:
             "evaluation.md": self.markdown(),
             "evaluation.json": json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n",
         }
-        return publish(output, {name: _writer(text) for name, text in texts.items()})
+        return publish(output, {**(beside or {}), **{name: text_writer(text) for name, text in texts.items()}})
 
 
 def _about(runs: Sequence[RunResult], seed: int, resamples: int) -> dict[str, Any]:
@@ -149,42 +147,10 @@ DEFINITIONS = {
 }
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    ruler = ["---", *("---:" for _ in head[1:])]
-    return [f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows)]
-
-
-def _with_interval(row: Mapping[str, Any], column: Column) -> str:
-    text = _number(row.get(column.key), column.digits)
-    low, high = (row.get(f"{column.key}_{end}", math.nan) for end in ("low", "high"))
-    if not math.isfinite(low) or not math.isfinite(high):
-        return text
-    return f"{text} [{_number(low, column.digits)}, {_number(high, column.digits)}]"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_finite([dict(row) for row in rows]))
+    writer.writerows(finite([dict(row) for row in rows]))
     return text.getvalue()
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _writer(text: str) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(text.encode("utf-8"))

@@ -101,3 +101,8 @@ class IntensityScale:
         """
         scaled = (np.asarray(images, dtype=np.float64) - self.low) * (self.high_value / (self.high - self.low))
         return np.where(brain, np.clip(scaled, 0.0, self.clip_max), 0.0).astype(np.float32)
+
+    def inverse(self, normalised: np.ndarray) -> np.ndarray:
+        """Normalised images back to the scan's own units, float32; what was clipped stays clipped."""
+        raw = np.asarray(normalised, dtype=np.float64) * ((self.high - self.low) / self.high_value) + self.low
+        return raw.astype(np.float32)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .errors import InputError
+from .method_guide import DEFAULT_METHOD
 
 SCHEMA_VERSION = 1
 JOB_FILE = "job.json"
@@ -58,7 +59,7 @@ class Job:
 
     input: str
     output: str
-    method: str = "unsupervised"
+    method: str = DEFAULT_METHOD
     model: str | None = None
     mask: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from monai.networks.nets import VQVAE, AutoencoderKL, BasicUNet, DiffusionModelUNet
+from monai.networks.nets import VQVAE, AutoEncoder, AutoencoderKL, BasicUNet, DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CPU_CHUNK = 8
 CUDA_CHUNK = 256
 
-_ALLOWED = (AutoencoderKL, BasicUNet, DiffusionModelEncoder, DiffusionModelUNet, VQVAE)
+_ALLOWED = (AutoEncoder, AutoencoderKL, BasicUNet, DiffusionModelEncoder, DiffusionModelUNet, VQVAE)
 NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in _ALLOWED}
 
 
@@ -59,12 +59,14 @@ class Codec(nn.Module):
 
     Three kinds, by the network declared: ``None`` with factor 1 is pixel space itself; ``None`` with a larger factor
     folds blocks of ``factor x factor`` pixels into channels (still pixel space, an invertible rearrangement);
-    ``VQVAE`` and ``AutoencoderKL`` compress. Latents of a VQ-VAE are taken before quantisation, so that they are
-    continuous for the diffusion model, and are quantised when decoded (Rombach et al. 2022, appendix G).
+    ``VQVAE``, ``AutoencoderKL`` and ``AutoEncoder`` compress, pixels or blocks of ``fold x fold`` pixels folded into
+    channels. Latents of a VQ-VAE are taken before quantisation, so that they are continuous for the diffusion model,
+    and are quantised when decoded (Rombach et al. 2022, appendix G); those of an ``AutoencoderKL`` are the means.
 
     Args:
         network: a MONAI autoencoder, or None.
         factor: how many pixels a latent element spans, along each axis.
+        fold: blocks of so many pixels are folded into channels before the network sees them; it divides ``factor``.
         shift, scale: ``z = (raw - shift) * scale``, per channel or for all.
     """
 
@@ -74,10 +76,12 @@ class Codec(nn.Module):
         factor: int,
         shift: float | list[float] = 0.0,
         scale: float | list[float] = 1.0,
+        fold: int = 1,
     ) -> None:
         super().__init__()
         self.network = network
         self.factor = factor
+        self.fold = factor if network is None else fold
         self.shift: Tensor
         self.scale: Tensor
         self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1), False)
@@ -90,10 +94,13 @@ class Codec(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """``(N, 1, H, W)`` in [-1, 1] to ``(N, C, H / factor, W / factor)``."""
+        x = nn.functional.pixel_unshuffle(x, self.fold)
         if self.network is None:
-            raw = nn.functional.pixel_unshuffle(x, self.factor)
+            raw = x
         elif isinstance(self.network, VQVAE):
             raw = self.network.encode(x)
+        elif isinstance(self.network, AutoEncoder):
+            raw = self.network.intermediate(self.network.encode(x))
         else:
             raw, _ = cast(AutoencoderKL, self.network).encode(x)
         return (raw.float() - self.shift) * self.scale
@@ -101,12 +108,12 @@ class Codec(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """``(N, C, h, w)`` back to ``(N, 1, H, W)``."""
         raw = z / self.scale + self.shift
-        if self.network is None:
-            return nn.functional.pixel_shuffle(raw, self.factor)
         if isinstance(self.network, VQVAE):
             quantised, _ = self.network.quantize(raw)
-            return self.network.decode(quantised).float()
-        return cast(AutoencoderKL, self.network).decode(raw).float()
+            raw = self.network.decode(quantised).float()
+        elif self.network is not None:
+            raw = cast(AutoencoderKL, self.network).decode(raw).float()
+        return nn.functional.pixel_shuffle(raw, self.fold)
 
 
 class Model:
@@ -115,7 +122,8 @@ class Model:
     Attributes:
         codec: image to latent and back.
         schedule: noise levels.
-        calls: samples that have passed the diffusion model or the classifier so far.
+        noise_pyramid: discount of the noise the model was trained on, see ``diffusion.pyramid_noise``; 0 for white.
+        calls: samples that have passed the diffusion model, the classifier or the restorer so far.
     """
 
     def __init__(
@@ -125,7 +133,9 @@ class Model:
         schedule: Schedule,
         *,
         classifier: nn.Module | None = None,
+        restorer: nn.Module | None = None,
         prediction_type: str = "epsilon",
+        noise_pyramid: float = 0.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         chunk: int | None = None,
@@ -134,12 +144,14 @@ class Model:
         self.dtype = dtype
         self.schedule = schedule
         self.prediction_type = prediction_type
+        self.noise_pyramid = noise_pyramid
         self.calls = 0
         self.chunk = chunk or (CPU_CHUNK if self.device.type == "cpu" else CUDA_CHUNK)
         self._pad = self.device.type == "cpu"
         self.codec = self._place(codec)
         self.diffusion = self._place(diffusion) if diffusion is not None else None
         self.classifier = self._place(classifier) if classifier is not None else None
+        self.restorer = self._place(restorer) if restorer is not None else None
 
     def _place(self, network: nn.Module) -> Any:
         network = network.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -204,6 +216,15 @@ class Model:
 
         return self._chunks(gradient, x_t, self._levels(x_t, t))
 
+    @torch.no_grad()
+    def restore(self, latent: Tensor, level: int) -> Tensor:
+        """The restorer's output ``(N, C, h, w)`` for folded slices ``(N, factor**2, h, w)``, told a level."""
+        if self.restorer is None:
+            raise ModelError("This model package has no restorer.", "Choose another package.")
+        self.calls += len(latent)
+        levels = torch.full((len(latent),), level, dtype=torch.long, device=latent.device)
+        return self._chunks(lambda x, at: self.restorer(x, at), latent, levels)  # type: ignore[misc]
+
     def _class_log_prob(self, x: Tensor, level: Tensor) -> Tensor:
         if self.classifier is None:
             raise ModelError("This model package has no classifier.", "The guided method needs one; choose another.")
@@ -257,13 +278,23 @@ def load_model(bundle: Bundle, device: str | torch.device = "auto", precision: s
     place = choose_device(device) if isinstance(device, str) else device
     networks = {part: load_network(bundle, part) for part in bundle.anomaly["networks"]}
     codec = bundle.anomaly["codec"]
-    schedule = bundle.anomaly["schedule"]
+    # A restorer has levels of corruption instead of noise.
+    levels = bundle.anomaly.get("options", {}).get("levels", 1000)
+    schedule = bundle.anomaly.get("schedule", {"kind": "linear", "levels": levels})
     return Model(
-        Codec(networks.get("codec"), codec["factor"], codec.get("shift", 0.0), codec.get("scale", 1.0)),
+        Codec(
+            networks.get("codec"),
+            codec["factor"],
+            codec.get("shift", 0.0),
+            codec.get("scale", 1.0),
+            codec.get("fold", 1),
+        ),
         networks.get("diffusion"),
         Schedule.named(schedule["kind"], schedule["levels"]),
         classifier=networks.get("classifier"),
-        prediction_type=bundle.anomaly["prediction_type"],
+        restorer=networks.get("restorer"),
+        prediction_type=bundle.anomaly.get("prediction_type", "epsilon"),
+        noise_pyramid=schedule.get("pyramid", 0.0),
         device=place,
         dtype=choose_dtype(precision, place),
     )

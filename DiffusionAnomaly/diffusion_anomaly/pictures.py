@@ -142,22 +142,8 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
 
 def draw_colour_bar(threshold: float, top: float) -> str:
     """The heat scale, with the threshold marked, as a data URI."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     figure = _figure(4.2, 0.62)
-    axes = figure.add_axes((0.03, 0.55, 0.94, 0.34))
-    low = coloured_from(threshold)
-    bar = figure.colorbar(ScalarMappable(Normalize(low, top), _colours()), cax=axes, orientation="horizontal")
-    bar.outline.set_visible(False)
-    ticks = sorted({low, threshold, top} | {float(tick) for tick in range(int(np.ceil(low)), int(top) + 1)})
-    near = 0.06 * (top - low)
-    ticks = [tick for tick in ticks if tick == threshold or abs(tick - threshold) > near]
-    while len(ticks) > 9:
-        ticks = [tick for n, tick in enumerate(ticks) if n % 2 == 0 or tick == threshold]
-    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
-    axes.tick_params(labelsize=8, colors="#334155", length=2)
-    axes.axvline(threshold, color=CONTOUR, linewidth=2.5)
+    paint_scale(figure.add_axes((0.03, 0.55, 0.94, 0.34)), threshold, top)
     return _data_uri(figure)
 
 
@@ -184,32 +170,82 @@ def draw_profile(view: SliceView, slices: Sequence[int]) -> str:
     return _data_uri(figure)
 
 
-def _draw(view: SliceView, k: int, threshold: float, top: float, *, overlay: bool) -> tuple[str, int, int]:
-    crop = (k, view.rows, view.columns)
-    scan = view.scan[crop]
-    height_mm, width_mm = scan.shape[0] * view.spacing[1], scan.shape[1] * view.spacing[2]
-    height = PICTURE_HEIGHT
-    width = int(np.clip(round(height * width_mm / height_mm), PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4))
-    figure = _figure(width / 100, height / 100)
-    axes = figure.add_axes((0, 0, 1, 1))
+def paint_scan(axes: Axes, view: SliceView, k: int) -> None:
+    """The slice in grey with the patient's sides, in millimetres around the brain; what lies on top comes after."""
+    scan = view.scan[k, view.rows, view.columns]
+    extent = _extent(view)
     axes.set_axis_off()
-    shared: dict[str, Any] = {"extent": (0, width_mm, height_mm, 0), "aspect": "auto"}
-    axes.imshow(scan, cmap="gray", vmin=view.window[0], vmax=view.window[1], interpolation="bilinear", **shared)
-    if overlay:
-        heat, mask = view.heat[crop], view.mask[crop]
-        low = coloured_from(threshold)
-        colours = _colours()(np.clip((heat - low) / max(top - low, 1e-6), 0, 1))
-        colours[..., 3] = 0.8 * np.clip((heat - low) / (threshold - low), 0, 1)
-        axes.imshow(colours, interpolation="nearest", **shared)
-        _outline(axes, view.brain[crop], view.spacing, color="white", alpha=0.5, linewidths=0.6)
-        _outline(axes, mask, view.spacing, color=CONTOUR, linewidths=1.1)
+    low, high = view.window
+    axes.imshow(scan, cmap="gray", vmin=low, vmax=high, interpolation="bilinear", extent=extent, aspect="auto")
     for side, x, align in ((view.sides[0], 0.02, "left"), (view.sides[1], 0.98, "right")):
         axes.text(
             x, 0.5, side, transform=axes.transAxes, ha=align, va="center", color="white", fontsize=9, fontweight="bold"
         )
-    axes.set_xlim(0, width_mm)
-    axes.set_ylim(height_mm, 0)
+    axes.set_xlim(*extent[:2])
+    axes.set_ylim(*extent[2:])
+
+
+def paint_heat(axes: Axes, view: SliceView, k: int, threshold: float, top: float) -> None:
+    """Heat in colour, ever more opaque up to the threshold, and the outline of the brain."""
+    heat = view.heat[k, view.rows, view.columns]
+    low = coloured_from(threshold)
+    colours = _colours()(np.clip((heat - low) / max(top - low, 1e-6), 0, 1))
+    colours[..., 3] = 0.8 * np.clip((heat - low) / (threshold - low), 0, 1)
+    axes.imshow(colours, interpolation="nearest", extent=_extent(view), aspect="auto")
+    _outline(axes, view.brain[k, view.rows, view.columns], view.spacing, color="white", alpha=0.5, linewidths=0.6)
+
+
+def paint_outline(axes: Axes, view: SliceView, k: int) -> None:
+    """The mask's outline."""
+    _outline(axes, view.mask[k, view.rows, view.columns], view.spacing, color=CONTOUR, linewidths=1.1)
+
+
+def paint_mask(axes: Axes, view: SliceView, k: int) -> None:
+    """The mask as a coloured area."""
+    from matplotlib.colors import to_rgba
+
+    marked = view.mask[k, view.rows, view.columns] != 0
+    colours = np.where(marked[..., None], to_rgba(CONTOUR, 0.7), 0.0)
+    axes.imshow(colours, interpolation="nearest", extent=_extent(view), aspect="auto")
+
+
+def paint_scale(axes: Axes, threshold: float, top: float) -> None:
+    """The colours of heat as a lying bar, with the threshold marked."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    figure = axes.get_figure()
+    assert figure is not None
+    low = coloured_from(threshold)
+    bar = figure.colorbar(ScalarMappable(Normalize(low, top), _colours()), cax=axes, orientation="horizontal")
+    bar.outline.set_visible(False)
+    ticks = sorted({low, threshold, top} | {float(tick) for tick in range(int(np.ceil(low)), int(top) + 1)})
+    near = 0.06 * (top - low)
+    ticks = [tick for tick in ticks if tick == threshold or abs(tick - threshold) > near]
+    while len(ticks) > 9:
+        ticks = [tick for n, tick in enumerate(ticks) if n % 2 == 0 or tick == threshold]
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    axes.tick_params(labelsize=8, colors="#334155", length=2)
+    axes.axvline(threshold, color=CONTOUR, linewidth=2.5)
+
+
+def _draw(view: SliceView, k: int, threshold: float, top: float, *, overlay: bool) -> tuple[str, int, int]:
+    _, width_mm, height_mm, _ = _extent(view)
+    height = PICTURE_HEIGHT
+    width = int(np.clip(round(height * width_mm / height_mm), PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4))
+    figure = _figure(width / 100, height / 100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    paint_scan(axes, view, k)
+    if overlay:
+        paint_heat(axes, view, k, threshold, top)
+        paint_outline(axes, view, k)
     return _data_uri(figure), width, height
+
+
+def _extent(view: SliceView) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of the picture in mm; rows run downwards."""
+    rows, columns = view.scan[0, view.rows, view.columns].shape
+    return 0.0, columns * view.spacing[2], rows * view.spacing[1], 0.0
 
 
 def _outline(axes: Axes, mask: np.ndarray, spacing: Sequence[float], *, color: str, **style: Any) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError, ModelError
+from .method_guide import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .networks import Model
     from .postprocess import PostprocessSettings
 
-DEFAULT_MODELS = {"unsupervised": "flair-unsupervised", "guided": "flair-guided"}
+DEFAULT_MODELS = {"unsupervised": "flair-unsupervised", "guided": "flair-guided", "restore": "flair-restore"}
 
 # Heat of 3 is one healthy voxel in a thousand. Only used where no model package brings a measured threshold.
 INTENSITY_THRESHOLD = 3.0
@@ -45,9 +46,10 @@ class Options:
         batch_size: slices at once; None chooses by the device. Never changes a result.
         slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
         overrides: any other option of the method, by name.
+        keep_healed: whether the scan as the model would have it is a result too, where the method has it.
     """
 
-    method: str = "unsupervised"
+    method: str = DEFAULT_METHOD
     model: str | None = None
     steps: int | None = None
     device: str = "auto"
@@ -58,6 +60,7 @@ class Options:
     batch_size: int | None = None
     slice_spacing: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    keep_healed: bool = False
 
     def __post_init__(self) -> None:
         _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)

@@ -15,6 +15,9 @@ from scipy import ndimage
 
 from .errors import InputError
 
+# Normalised intensity; an image without any texture, which a model may restore perfectly, must not become hot.
+LEAST_MISFIT = 1e-3
+
 
 @dataclass(frozen=True)
 class PostprocessSettings:
@@ -25,16 +28,20 @@ class PostprocessSettings:
             off.
         slice_sigma: Gaussian through the slices, in slices; 0 switches it off.
         rim_pixels: pixels taken off the brain's edge in each slice, where partial volume makes false heat.
+        relative: how far heat is relative to the scan's own misfit: heat is divided by the misfit to this power. 0
+            leaves heat as it is; with 1, a scan that the model restores twice as badly needs twice the difference.
     """
 
     median_pixels: int = 5
     slice_sigma: float = 0.0
     rim_pixels: int = 0
+    relative: float = 0.0
 
     def __post_init__(self) -> None:
         _check("median_pixels", self.median_pixels, 1, 31, whole=True)
         _check("slice_sigma", self.slice_sigma, 0, 20, whole=False)
         _check("rim_pixels", self.rim_pixels, 0, 31, whole=True)
+        _check("relative", self.relative, 0, 1, whole=False)
         if self.median_pixels % 2 == 0:
             raise InputError(f"Option median_pixels is {self.median_pixels}.", "It must be odd.")
 
@@ -56,7 +63,10 @@ class PostprocessSettings:
 
 
 def postprocess(
-    raw: np.ndarray, brain: np.ndarray, settings: PostprocessSettings | Mapping[str, Any] | None = None
+    raw: np.ndarray,
+    brain: np.ndarray,
+    settings: PostprocessSettings | Mapping[str, Any] | None = None,
+    misfit: float | None = None,
 ) -> np.ndarray:
     """Filter raw heat.
 
@@ -64,6 +74,8 @@ def postprocess(
         raw: ``(n, H, W)`` heat of a volume's slices in order, >= 0.
         brain: ``(n, H, W)`` bool.
         settings: what to apply; None for the defaults.
+        misfit: how far the scan's brain commonly is from its healthy version, in the units of ``raw``; None for a
+            method without a healthy version, whose heat is left as it is.
 
     Returns:
         ``(n, H, W)`` float32, >= 0, exactly 0 outside the brain.
@@ -81,6 +93,8 @@ def postprocess(
         heat = _smooth_through_slices(np.where(brain, heat, 0), brain, settings.slice_sigma)
     if settings.rim_pixels > 0:
         brain = _without_rim(brain, settings.rim_pixels)
+    if settings.relative > 0 and misfit is not None:
+        heat = heat / max(misfit, LEAST_MISFIT) ** settings.relative
     return np.where(brain, heat, 0).astype(np.float32)
 
 

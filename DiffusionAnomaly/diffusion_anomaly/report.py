@@ -75,6 +75,7 @@ def render_report(result: Result, volume: Volume) -> str:
 _METHOD_TITLES = {
     "unsupervised": "Unsupervised latent diffusion",
     "guided": "Classifier-guided diffusion",
+    "restore": "One-step restoration",
     "intensity": "Intensity (baseline)",
 }
 

@@ -42,7 +42,8 @@ def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Pat
         directory: where to; made if it does not exist. Files of an earlier run are replaced.
 
     Returns:
-        The paths of ``heat``, ``mask``, ``findings_csv``, ``findings_json``, ``report`` and ``provenance``.
+        The paths of ``heat``, ``mask``, ``findings_csv``, ``findings_json``, ``report`` and ``provenance``, and of
+        ``healed`` where that was kept.
 
     Raises:
         InputError: when something cannot be written. The folder is then as it was.
@@ -52,6 +53,7 @@ def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Pat
     suffix = image_suffix(volume)
     names = {
         "heat": f"heat{suffix}",
+        **({} if result.healed is None else {"healed": f"healed{suffix}"}),
         "mask": f"mask{suffix}",
         "findings_csv": "findings.csv",
         "findings_json": "findings.json",
@@ -65,10 +67,16 @@ def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Pat
         text = json.dumps({**result.provenance, "files_sha256": files}, indent=2, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
 
+    healed = result.healed
     published = publish(
         directory,
         {
             names["heat"]: lambda path: write_like(result.heat, volume, path, dtype=np.float32),
+            **(
+                {}
+                if healed is None
+                else {names["healed"]: lambda path: write_like(healed, volume, path, dtype=np.float32)}
+            ),
             names["mask"]: lambda path: write_like(result.mask, volume, path, dtype=np.uint8),
             names["findings_csv"]: lambda path: write_findings_csv(result.findings, path),
             names["findings_json"]: lambda path: write_findings_json(result.findings, path),

@@ -40,18 +40,23 @@ class SliceRun:
     Attributes:
         raw: ``(n, H, W)`` float32 heat as the method gives it, before post-processing.
         scores: ``(n,)`` float32 whole-image score of each slice.
+        misfit: how far the brain commonly is from its healthy version, see ``methods.base.misfit``, as the mean over
+            slices weighted by their brain; None for a method without one.
         device: where the last slice ran, ``cpu`` or ``cuda:0``.
         precision: ``float32`` or ``bfloat16``.
         batch_size: of the last batch.
         network_calls: calls of a network that each slice took.
+        healed: ``(n, H, W)`` float32 slices as the model would have them, normalised intensity; None unless asked for.
     """
 
     raw: np.ndarray
     scores: np.ndarray
+    misfit: float | None
     device: str
     precision: str
     batch_size: int
     network_calls: int
+    healed: np.ndarray | None = None
 
 
 def slice_seed(seed: int, index: int) -> int:
@@ -89,6 +94,7 @@ def run_slices(
     device: str,
     seed: int = 0,
     batch_size: int | None = None,
+    keep_healed: bool = False,
     on_calls: Callable[[int, int], None] = lambda done, total: None,
     on_loaded: Callable[[str], None] = lambda device: None,
     warn: Callable[[str], None] = lambda message: None,
@@ -105,6 +111,7 @@ def run_slices(
         device: ``cpu``, ``cuda`` or ``cuda:0``.
         seed: of all noise.
         batch_size: slices a batch to start with; None chooses by the device.
+        keep_healed: whether the slices as the model would have them are kept too, where the method has them.
         on_calls: takes how many network calls of all slices together are done, and how many there are. May raise
             ``Cancelled``.
         on_loaded: takes the device once the model is ready there, before the first slice.
@@ -120,6 +127,8 @@ def run_slices(
     total = len(stack) * each
     shape = (len(stack), stack.grid.size[1], stack.grid.size[0])
     raw, scores = np.zeros(shape, np.float32), np.zeros(len(stack), np.float32)
+    misfits: list[np.ndarray] = []
+    healed: list[np.ndarray] = []
     done = 0
     while done < len(stack):
         stop = min(done + attempt.batch_size, len(stack))
@@ -134,6 +143,10 @@ def run_slices(
         try:
             result = method.run(make_batch(stack, scale, done, stop, seed), attempt.model, options, progress)
             raw[done:stop], scores[done:stop] = result.heat.numpy(), result.score.numpy()
+            if result.misfit is not None:
+                misfits.append(result.misfit.numpy())
+            if keep_healed and result.healed is not None:
+                healed.append(result.healed.numpy())
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -144,7 +157,20 @@ def run_slices(
             continue
         done = stop
         on_calls(done * each, total)
-    return SliceRun(raw, scores, attempt.device, attempt.precision, attempt.batch_size, calls)
+    misfit = None
+    if misfits:
+        weight = stack.brain().sum(axis=(1, 2))
+        misfit = float((np.concatenate(misfits) * weight).sum() / max(1, weight.sum()))
+    return SliceRun(
+        raw,
+        scores,
+        misfit,
+        attempt.device,
+        attempt.precision,
+        attempt.batch_size,
+        calls,
+        np.concatenate(healed) if healed else None,
+    )
 
 
 @dataclass(frozen=True)

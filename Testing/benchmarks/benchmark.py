@@ -1,20 +1,22 @@
-"""How fast, how large and how exact the shortcuts are, on this machine, in one run.
+"""How fast, how large, how exact and how robust the methods are: everything that is measured beside an evaluation.
 
-    python -m Testing.benchmarks                     # from the repository's root: all of it
+    python -m Testing.benchmarks                     # from the repository's root: speed, see below
     python -m Testing.benchmarks --model DIR --slices 8 --device cuda --output results
     python -m Testing.benchmarks memory              # peak memory of a scan of 512 x 512 x 300 voxels
+    python -m Testing.benchmarks robustness SCANS -o OUT     # against noise, thick slices, rotation: see `robustness`
+    python -m Testing.benchmarks steps SCANS -o OUT          # the default against many more steps: see `steps`
+    python -m Testing.benchmarks options SCANS --run guided --set floor=0,0.4 -o OUT    # what each value of an option
+                                                                                        # is worth: see `options`
 
-For each model package it prints
+For each model package the first prints
 
 - seconds and network calls for each stage of a scan, in all and by slice, and the share of the machine's own
   bfloat16 matrix rate (that of one large product, measured in the same run) that the networks' stages reach;
-- the default options against the plain reference of the method: float32, one slice at once, one sample a
-network
-  call, and every noise level (all of [kl_from, kl_to) in the KL map, all below start_level when healing; all
-  levels below `level` both ways for the guided method). How much faster, and Spearman's rank correlation of
-  the two heats inside the brain;
-- a 256 x 256 x 25 version of the scan through the command line in a process of its own, from start to finish,
-and
+- the default options against the plain reference of the method: float32, one slice at once, one sample a network
+  call, and every level (all of [kl_from, kl_to) in the KL map, all below start_level when healing; all levels below
+  `level` both ways for the guided method; all levels of the restorer). How much faster, and Spearman's rank
+  correlation of the two heats inside the brain;
+- a 256 x 256 x 25 version of the scan through the command line in a process of its own, from start to finish, and
   that process's peak memory.
 
 Only the engine's public interface is used. Other work on the machine slows the run down and makes the matrix
@@ -32,11 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
-from measure import say
-from memory import child, memory
-from speed import speed
 
 from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.detect import Options, make_plan
@@ -45,11 +43,21 @@ from diffusion_anomaly.networks import choose_device
 from diffusion_anomaly.planning import DEFAULT_MODELS
 from diffusion_anomaly.system import device_name, versions
 
+from . import measure, options, robustness, steps
+from .measure import say
+from .memory import child, memory
+from .speed import speed
+
 SAMPLE = measure.REPOSITORY / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
 LARGE = (512, 512, 300)
+# What has arguments of its own.
+OTHERS = {"robustness": robustness.main, "steps": steps.main, "options": options.main}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     asked = _parser().parse_args(arguments)
     if asked.child:
         return child(asked)
@@ -95,7 +103,9 @@ def _exists(name: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m Testing.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("what", nargs="?", choices=("speed", "memory"), default="speed")
     add("--scan", type=Path, default=SAMPLE, help="default: the sample scan")
@@ -103,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model",
         action="append",
-        help="package by name or folder, repeatable; default: those of both methods",
+        help="package by name or folder, repeatable; default: all that ship with the engine",
     )
     add("--slices", type=int, default=8, help="compared with the plain reference; default: 8, a batch")
     add("--size", type=int, nargs=3, default=LARGE, help="voxels of the large scan; default: 512 512 300")
@@ -112,7 +122,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="DIR", help="also write all numbers there as JSON")
     add("--child", action="store_true", help=argparse.SUPPRESS)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,8 +15,11 @@ import numpy as np
 import psutil
 import SimpleITK as sitk
 import torch
+from scipy.stats import rankdata
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from diffusion_anomaly.tables import markdown_table
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -94,7 +97,7 @@ def run_process(arguments: Sequence[str | Path]) -> tuple[bytes, float, int]:
     Raises:
         RuntimeError: with what it wrote to stderr, when it fails.
     """
-    path = os.pathsep.join([str(ENGINE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ENGINE), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, *map(str, arguments)]
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -130,9 +133,15 @@ def resampled(image: sitk.Image, size: Sequence[int], interpolator: int, path: P
     return path
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation; 1 for two constant maps that agree, 0 where one alone is constant."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float(np.ptp(a) == np.ptp(b))
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    ruler = ["---", *("---:" for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows))
+    return "\n".join(markdown_table(head, rows))
 
 
 def say(text: str) -> None:

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import measure
 import SimpleITK as sitk
-from measure import GIBIBYTE, resampled, say, table, timed
 
 from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.detect import Options, detect, make_plan, save
 from diffusion_anomaly.volume import read_mask, read_volume
 
-PROGRAM = Path(__file__).with_name("benchmark.py")
+from . import measure
+from .measure import GIBIBYTE, resampled, say, table, timed
 
 
 def memory(asked: argparse.Namespace, models: Sequence[str]) -> list[dict[str, Any]]:
@@ -31,16 +30,8 @@ def memory(asked: argparse.Namespace, models: Sequence[str]) -> list[dict[str, A
             mask = read_mask(asked.brain, source)
             brain = resampled(mask, tuple(asked.size), sitk.sitkNearestNeighbor, Path(folder) / "brain.nrrd")
         for model in ["", *models]:
-            command: list[str | Path] = [
-                PROGRAM,
-                "memory",
-                "--child",
-                "--scan",
-                scan,
-                "--device",
-                asked.device,
-            ]
-            command += ["--precision", asked.precision]
+            command: list[str | Path] = ["-m", "Testing.benchmarks", "memory", "--child", "--scan", scan]
+            command += ["--device", asked.device, "--precision", asked.precision]
             command += [*(["--model", model] if model else []), *(["--brain", brain] if brain else [])]
             output, _, _ = measure.run_process(command)
             rows.append(json.loads(output))

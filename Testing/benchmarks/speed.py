@@ -9,21 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import measure
 import numpy as np
 import SimpleITK as sitk
 import torch
-from measure import GIBIBYTE, resampled, say, table, timed
-from scipy.stats import rankdata
 
 from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.detect import Options, Plan, detect, make_plan, save
-from diffusion_anomaly.methods import GuidedOptions, SliceBatch, UnsupervisedOptions
+from diffusion_anomaly.methods import GuidedOptions, RestoreOptions, SliceBatch, UnsupervisedOptions
 from diffusion_anomaly.networks import Model, load_model
 from diffusion_anomaly.postprocess import postprocess
 from diffusion_anomaly.running import make_batch
 from diffusion_anomaly.stack import SliceStack
 from diffusion_anomaly.volume import Volume, read_mask, read_volume
+
+from . import measure
+from .measure import GIBIBYTE, rank_correlation, resampled, say, table, timed
+from .variants import every_level
 
 CLINICAL = (256, 256, 25)
 
@@ -141,6 +142,8 @@ def network_stages(setting: Setting, model: Model, slices: range) -> list[Stage]
     steps = _unsupervised(batch, model, options) if isinstance(options, UnsupervisedOptions) else None
     if isinstance(options, GuidedOptions):
         steps = _guided(batch, model, options)
+    if isinstance(options, RestoreOptions):
+        steps = _restore(batch, model, options)
     assert steps is not None, "a method this benchmark does not know"
     for name, function in steps.items():
         function()  # the first call of a shape chooses its kernels
@@ -183,6 +186,19 @@ def _guided(batch: SliceBatch, model: Model, options: GuidedOptions) -> dict[str
     }
 
 
+def _restore(batch: SliceBatch, model: Model, options: RestoreOptions) -> dict[str, Any]:
+    from diffusion_anomaly.methods.base import to_model_range
+    from diffusion_anomaly.methods.restore import asked_levels
+
+    images = to_model_range(batch.images.to(model.device))
+    latent = model.encode(images)
+    return {
+        "encode": lambda: model.encode(images),
+        "restore": lambda: [model.restore(latent, level) for level in asked_levels(options.steps, options.levels)],
+        "decode": lambda: model.decode(latent),
+    }
+
+
 def output_stages(setting: Setting) -> list[Stage]:
     """Back to the scan's grid and onto the disk, with the baseline's heat: these do not depend on the method."""
     options = Options("intensity", setting.plan.asked.model, device="cpu")
@@ -194,17 +210,9 @@ def output_stages(setting: Setting) -> list[Stage]:
 
 
 def plain_options(options: Any) -> Any:
-    """The method with every noise level and without our shortcuts."""
-    if isinstance(options, UnsupervisedOptions):
-        return replace(
-            options,
-            kl_levels=options.kl_to - options.kl_from,
-            noise_draws=1,
-            antithetic=False,
-            steps=options.start_level + 1,
-        )
-    assert isinstance(options, GuidedOptions)
-    return replace(options, steps=options.level)
+    """The method with every level and without our shortcuts."""
+    plain = every_level(options)
+    return replace(plain, noise_draws=1, antithetic=False) if isinstance(plain, UnsupervisedOptions) else plain
 
 
 def against_plain(setting: Setting, model: Model, slices: range) -> dict[str, Any]:
@@ -233,8 +241,8 @@ def against_plain(setting: Setting, model: Model, slices: range) -> dict[str, An
         "plain_seconds": plain_seconds / len(slices),
         "plain_calls": plan.method.network_calls(plain),
         "speed_up": plain_seconds / seconds,
-        "correlation": _rank_correlation(fast[brain], slow[brain]),
-        "correlation_by_slice": [_rank_correlation(a[b], c[b]) for a, c, b in zip(fast, slow, brain, strict=True)],
+        "correlation": rank_correlation(fast[brain], slow[brain]),
+        "correlation_by_slice": [rank_correlation(a[b], c[b]) for a, c, b in zip(fast, slow, brain, strict=True)],
     }
 
 
@@ -274,13 +282,6 @@ def _brain(asked: argparse.Namespace, volume: Volume) -> tuple[sitk.Image, float
     from diffusion_anomaly.brain import find_brain
 
     return timed(lambda: find_brain(volume, device=asked.device, precision=asked.precision), asked.device)
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation; 1 for two constant maps that agree, 0 where one alone is constant."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float(np.ptp(a) == np.ptp(b))
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 def _ignore(calls: int) -> None:

@@ -35,6 +35,7 @@ CLASSIFIER = {
     "num_head_channels": 4,
     "input_shape": [12, 10],
 }
+RESTORER = {**DIFFUSION, "out_channels": 2 * CHANNELS}
 ANOMALY: dict[str, Any] = {
     "modality": "FLAIR",
     "orientation": "axial",
@@ -54,6 +55,7 @@ UNSUPERVISED = {
     "latent_threshold": {"percentile": 97.5, "value": 0.0},
 }
 GUIDED = {**ANOMALY, "options": {"steps": 3, "guidance_scale": 10.0}}
+RESTORE = {**ANOMALY, "schedule": None, "prediction_type": None, "options": {"steps": 2, "levels": 4}}
 METADATA = {
     "task": "Find anomalies in phantoms",
     "description": "Random weights for tests",
@@ -73,6 +75,11 @@ def unsupervised(directory: Path, **anomaly: Any) -> Bundle:
 def guided(directory: Path, **anomaly: Any) -> Bundle:
     """A package of method 2."""
     return _write(directory, "guided", {"diffusion": DIFFUSION, "classifier": CLASSIFIER}, {**GUIDED, **anomaly})
+
+
+def restore(directory: Path, network: dict[str, Any] | None = None, **anomaly: Any) -> Bundle:
+    """A package of method 3, with a restorer that gives logits too unless ``network`` says otherwise."""
+    return _write(directory, "restore", {"restorer": network or RESTORER}, {**RESTORE, **anomaly})
 
 
 def _write(directory: Path, method: str, networks: dict[str, dict[str, Any]], anomaly: dict[str, Any]) -> Bundle:

@@ -554,6 +554,10 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         declare(lambda c: c["grid"].update(size=[32, 17])),
         "[32, 17] pixels, not multiples of the codec's factor 2",
     ),
+    "folding that the codec's factor is no multiple of": (
+        declare(lambda c: c["codec"].update(fold=4)),
+        "folds 4 pixels, which do not divide the codec's factor 2",
+    ),
     "percentiles upside down": (
         declare(lambda c: c["normalisation"].update(low_percentile=80)),
         "from percentile 80 up to 75",

@@ -15,6 +15,7 @@ from diffusion_anomaly.diffusion import (
     add_noise,
     kl_map,
     predict_x0,
+    pyramid_noise,
     step_grid,
     to_epsilon,
     transition,
@@ -161,3 +162,30 @@ def test_kl_map_is_the_divergence_of_the_two_gaussians(schedule: Schedule, t: in
 def test_kl_is_refused_at_the_level_whose_posterior_is_a_point(schedule: Schedule) -> None:
     with pytest.raises(InputError, match="at least 1"):
         kl_map(torch.zeros(1), torch.zeros(1), 0, schedule)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 32, 32), (2, 1, 7, 12), (1, 16, 3, 1)])
+@pytest.mark.parametrize("discount", [0.3, 0.8, 1.0])
+def test_pyramid_noise_has_unit_deviation_in_each_sample(shape: tuple[int, ...], discount: float) -> None:
+    noise = pyramid_noise(shape, torch.Generator().manual_seed(0), discount)
+    assert noise.shape == shape
+    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(shape[0]), rtol=0, atol=1e-5)
+
+
+def test_noise_without_a_pyramid_is_white() -> None:
+    white = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(pyramid_noise((2, 3, 8, 8), torch.Generator().manual_seed(4), 0.0), white)
+
+
+def test_the_pyramid_hides_what_is_large() -> None:
+    """White noise averages out over a block of 16 x 16: its mean has a sixteenth of the deviation."""
+    spreads = [
+        float(
+            torch.nn.functional.avg_pool2d(
+                pyramid_noise((200, 1, 32, 32), torch.Generator().manual_seed(0), d), 16
+            ).std()
+        )
+        for d in (0.0, 0.4, 0.8)
+    ]
+    assert spreads[0] == pytest.approx(1 / 16, rel=0.1)
+    assert spreads[1] > 1.5 * spreads[0] and spreads[2] > 1.5 * spreads[1]

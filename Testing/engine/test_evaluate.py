@@ -24,6 +24,7 @@ from diffusion_anomaly.evaluate import Pair, RunSpec
 from diffusion_anomaly.evaluation_statistics import Case, RunResult, Sweep
 from diffusion_anomaly.evaluation_table import COLUMNS, Table
 from diffusion_anomaly.findings import segment
+from diffusion_anomaly.reliability import HEATS, FreeSlices
 
 DARK = RunSpec("intensity", options={"overrides": {"side": "dark"}}, label="dark")
 PATIENTS = ("anna", "bert", "carla")
@@ -304,6 +305,27 @@ def test_hardware_models_and_definitions_are_named(written: dict[str, Any]) -> N
     assert set(about["columns"]) == {column.key for column in COLUMNS}
 
 
+def test_reliability_counts_the_heat_maps_own_voxels(patients: Path, output: Path) -> None:
+    written = json.loads((output / "reliability.json").read_text(encoding="utf-8"))
+    hot, brain_voxels = 0, 0
+    for heat, reference, brain in arrays(patients, output, "intensity"):
+        tumour = np.flatnonzero(reference.any(axis=(1, 2)))
+        free = [k for k in range(len(brain)) if not len(tumour) or np.abs(tumour - k).min() >= 3]
+        values = sitk.GetArrayFromImage(heat)[free][brain[free]]
+        hot, brain_voxels = hot + (values >= 2).sum(), brain_voxels + values.size
+    (row,) = [row for row in written["curve"] if (row["run"], row["heat"]) == ("intensity", 2.0)]
+    assert row["measured"] == pytest.approx(hot / brain_voxels)
+    assert row["patients"] == len(PATIENTS)
+    by_patient = {row["patient"]: row for row in written["patients"] if row["run"] == "intensity"}
+    assert by_patient["carla"]["brain_ml"] == pytest.approx(by_patient["carla"]["scan_brain_ml"])  # without a lesion
+    assert by_patient["anna"]["brain_ml"] < by_patient["anna"]["scan_brain_ml"]
+
+
+def test_there_are_pictures_of_calibration_and_of_each_run(output: Path) -> None:
+    names = ("reliability.png", "montage-dark.png", "montage-intensity.png")
+    assert all((output / name).read_bytes().startswith(b"\x89PNG") for name in names)
+
+
 # --- The run
 
 
@@ -363,8 +385,7 @@ def made_up(name: str, lesions: tuple[tuple[float, bool], ...], dice: float = 0.
         dice=dice,
         average_precision=precision,
         lesions=metrics.LesionMatch(volumes, found, 2),
-        free_slices=0,
-        false_positive_ml=0.0,
+        free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(HEATS)), 0.0),
         score=0.0,
         score_warning=False,
         seconds=1.0,

@@ -17,6 +17,7 @@ from diffusion_anomaly.methods import (
     GuidedOptions,
     IntensityOptions,
     ProgressCallback,
+    RestoreOptions,
     SliceBatch,
     SliceResult,
     UnsupervisedOptions,
@@ -97,9 +98,14 @@ class MixtureNoise(nn.Module):
 
 
 class SmallNetwork(nn.Module):
-    """Untrained convolutions with real kernels, whose rounding may depend on the batch."""
+    """Untrained convolutions with real kernels, whose rounding may depend on the batch.
 
-    def __init__(self, outputs: int | None = None) -> None:
+    Args:
+        outputs: classes; None for an image.
+        channels: of that image.
+    """
+
+    def __init__(self, outputs: int | None = None, channels: int = 1) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -107,7 +113,7 @@ class SmallNetwork(nn.Module):
                 nn.Conv2d(1, 16, 3, padding=1),
                 nn.GroupNorm(4, 16),
                 nn.SiLU(),
-                nn.Conv2d(16, outputs or 1, 3, padding=1),
+                nn.Conv2d(16, outputs or channels, 3, padding=1),
             )
         self.outputs = outputs
 
@@ -118,6 +124,12 @@ class SmallNetwork(nn.Module):
 
 def make_model(diffusion: nn.Module, classifier: nn.Module | None = None, *, pixel: bool = False) -> Model:
     return Model(Codec(None if pixel else Identity(), 1), diffusion, SCHEDULE, classifier=classifier)
+
+
+def small_model(noise_pyramid: float = 0.0) -> Model:
+    """Untrained networks for every method."""
+    networks = {"classifier": SmallNetwork(outputs=2), "restorer": SmallNetwork(channels=2)}
+    return Model(Codec(Identity(), 1), SmallNetwork(), SCHEDULE, noise_pyramid=noise_pyramid, **networks)
 
 
 # --- slices -------------------------------------------------------------------------------------------------
@@ -176,12 +188,13 @@ class Count:
 QUICK = {
     "unsupervised": UnsupervisedOptions(steps=6, kl_levels=5, latent_threshold=0.004),
     "guided": GuidedOptions(steps=6, guidance_scale=30),
+    "restore": RestoreOptions(steps=3, levels=10),
     "intensity": IntensityOptions(side="both", center=0.4, scale=0.1),
 }
 
 
 def run(name: str, batch: SliceBatch, model: Model | None = None, progress: ProgressCallback = ignore) -> SliceResult:
-    model = model or make_model(SmallNetwork(), SmallNetwork(outputs=2))
+    model = model or small_model()
     return METHODS[name].run(batch, model, QUICK[name], progress)
 
 
@@ -199,6 +212,14 @@ def test_result_does_not_depend_on_batch_size_or_companions(name: str) -> None:
         torch.testing.assert_close(torch.cat([p.score for p in parts]), whole.score, rtol=1e-5, atol=1e-5)
 
 
+def test_pyramid_noise_of_a_slice_does_not_depend_on_its_companions() -> None:
+    images = with_blob(random_slices(3))
+    whole = run("unsupervised", make_batch(images), small_model(noise_pyramid=0.8)).heat
+    alone = run("unsupervised", make_batch(images[2:], first=2), small_model(noise_pyramid=0.8)).heat
+    torch.testing.assert_close(alone[0], whole[2], rtol=0, atol=1e-5)
+    assert not torch.allclose(whole, run("unsupervised", make_batch(images), small_model()).heat, atol=1e-3)
+
+
 def test_another_seed_gives_another_unsupervised_heat_and_the_same_seed_the_same() -> None:
     images = random_slices(2)
     first, again, other = (run("unsupervised", make_batch(images, seed=seed)).heat for seed in (0, 0, 1))
@@ -206,9 +227,10 @@ def test_another_seed_gives_another_unsupervised_heat_and_the_same_seed_the_same
     assert (first - other).abs().max() > 1e-3
 
 
-def test_the_guided_method_draws_nothing() -> None:
+@pytest.mark.parametrize("name", ["guided", "restore"])
+def test_a_method_without_noise_draws_nothing(name: str) -> None:
     images = random_slices(2)
-    first, other = (run("guided", make_batch(images, seed=seed)).heat for seed in (0, 1))
+    first, other = (run(name, make_batch(images, seed=seed)).heat for seed in (0, 1))
     assert torch.equal(first, other)
 
 
@@ -225,28 +247,30 @@ def test_heat_is_zero_outside_the_brain_and_never_negative(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_reported_progress_is_the_estimate_and_the_networks_true_use(name: str) -> None:
-    model, count = make_model(SmallNetwork(), SmallNetwork(outputs=2)), Count()
+    model, count = small_model(), Count()
     run(name, make_batch(random_slices(3)), model, count)
     assert count.calls == METHODS[name].network_calls(QUICK[name])
     assert model.calls == 3 * count.calls
 
 
-@pytest.mark.parametrize(("name", "stop_at"), [("unsupervised", 1), ("unsupervised", 8), ("guided", 2), ("guided", 9)])
+@pytest.mark.parametrize(
+    ("name", "stop_at"), [("unsupervised", 1), ("unsupervised", 8), ("guided", 2), ("guided", 9), ("restore", 2)]
+)
 def test_cancelling_stops_at_the_next_network_step(name: str, stop_at: int) -> None:
-    model, count = make_model(SmallNetwork(), SmallNetwork(outputs=2)), Count(stop_at)
+    model, count = small_model(), Count(stop_at)
     with pytest.raises(Cancelled):
         run(name, make_batch(random_slices(2)), model, count)
     assert count.reports == stop_at
     assert model.calls == 2 * count.calls < 2 * METHODS[name].network_calls(QUICK[name])
 
 
-@pytest.mark.parametrize("name", ["unsupervised", "guided"])
+@pytest.mark.parametrize("name", ["unsupervised", "guided", "restore"])
 def test_a_method_without_its_networks_is_a_model_error(name: str) -> None:
     batch = make_batch(random_slices(1))
     with pytest.raises(ModelError, match=name):
         METHODS[name].run(batch, None, QUICK[name], ignore)
     without = Model(Codec(None, 1), None, SCHEDULE)
-    with pytest.raises(ModelError, match=r"no (diffusion network|classifier)"):
+    with pytest.raises(ModelError, match=r"no (diffusion network|classifier|restorer)"):
         METHODS[name].run(batch, without, QUICK[name], ignore)
 
 
@@ -254,7 +278,7 @@ def test_levels_beyond_the_models_schedule_are_refused() -> None:
     model = Model(Codec(None, 1), SmallNetwork(), Schedule.linear(400), classifier=SmallNetwork(outputs=2))
     batch = make_batch(random_slices(1))
     for name in ("unsupervised", "guided"):
-        with pytest.raises(InputError, match="400 noise levels"):
+        with pytest.raises(InputError, match="the model has 400 levels"):
             METHODS[name].run(batch, model, QUICK[name], ignore)
 
 
@@ -636,6 +660,10 @@ def test_user_overrides_package_overrides_default() -> None:
         ("guided", {"level": 1001}, r"level is 1001"),
         ("guided", {"guidance_scale": float("nan")}, r"guidance_scale is nan"),
         ("guided", {"guidance": 1}, r"no option guidance.*guidance_scale"),
+        ("restore", {"steps": 11}, r"steps is 11, more than the 10 levels.*1 to 10"),
+        ("restore", {"levels": 0}, r"levels is 0"),
+        ("restore", {"heat": "logit"}, r"heat is 'logit'.*residual, probability, product"),
+        ("restore", {"side": "left"}, r"side is 'left'"),
         ("intensity", {"scale": 0}, r"scale is 0"),
     ],
 )
@@ -652,7 +680,7 @@ def test_a_packages_bad_options_are_the_packages_fault() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unsupervised, guided, intensity"):
+    with pytest.raises(InputError, match="unsupervised, guided, restore, intensity"):
         get_method("magic")
 
 

@@ -15,6 +15,7 @@ from training.classifier import ClassifierConfig, ClassifierTask
 from training.codec import CodecConfig, CodecTask
 from training.configuration import read_yaml
 from training.diffusion import DiffusionConfig, DiffusionTask
+from training.restore import RestoreConfig, RestoreTask
 
 TRAINER = {
     "steps": 4,
@@ -45,6 +46,28 @@ CODEC = {
     },
     "trainer": TRAINER,
 }
+# Of 2 x 2 pixels folded into channels, so that one halving makes a factor of 4.
+FOLDED = {"spatial_dims": 2, "in_channels": 4, "out_channels": 4}
+NORMAL = CODEC | {
+    "fold": 2,
+    "kl_weight": 0.01,
+    "network": FOLDED
+    | {
+        "_target_": "AutoencoderKL",
+        "channels": [8, 8],
+        "attention_levels": [False, False],
+        "num_res_blocks": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "with_encoder_nonlocal_attn": False,
+        "with_decoder_nonlocal_attn": False,
+    },
+}
+AUTOENCODER = CODEC | {
+    "fold": 2,
+    "network": FOLDED
+    | {"_target_": "AutoEncoder", "channels": [8, 4], "strides": [2, 1], "inter_channels": [4], "num_inter_units": 1},
+}
 NETWORK = {
     "spatial_dims": 2,
     "channels": [8, 8],
@@ -54,7 +77,7 @@ NETWORK = {
 }
 DIFFUSION = {
     "labels": [0],
-    "schedule": {"kind": "scaled_linear", "levels": 1000},
+    "schedule": {"kind": "scaled_linear", "levels": 1000, "pyramid": 0.8},
     "highest_level": 649,
     "network": NETWORK | {"_target_": "DiffusionModelUNet", "in_channels": 4, "out_channels": 4, "num_res_blocks": 1},
     "trainer": TRAINER,
@@ -73,10 +96,32 @@ CLASSIFIER = DIFFUSION | {
     },
 }
 PIXELS = CLASSIFIER | {"network": DIFFUSION["network"] | {"in_channels": 16, "out_channels": 16}}
+DENOISER = {
+    "fold": 4,
+    "corruption": {"levels": 1, "noise": {"deviation": 0.2, "cell": [2, 4]}},
+    "network": PIXELS["network"],
+    "trainer": TRAINER,
+}
+RESTORE = DENOISER | {
+    "corruption": {"levels": 3, "lesions": {"diameter": [2.0, 6.0]}, "noise": {"deviation": 0.1, "cell": [2, 4]}},
+    "network": PIXELS["network"] | {"out_channels": 32},
+    "augmentation": {"tissue_contrast": 0.2, "erosion": 1},
+}
+# The command of each configuration.
+STAGES = {
+    "codec": "codec",
+    "normal": "codec",
+    "autoencoder": "codec",
+    "diffusion": "diffusion",
+    "classifier": "classifier",
+    "pixels": "diffusion",
+    "restore": "restore",
+    "denoiser": "restore",
+}
 
 
 class Workplace:
-    """Configuration files and runs of the three stages in one folder."""
+    """Configuration files and runs of all stages in one folder."""
 
     def __init__(self, folder: Path, slices: Path) -> None:
         self.folder = folder
@@ -85,9 +130,13 @@ class Workplace:
             name: {"slices": str(slices)} | deepcopy(entries) | more
             for name, entries, more in (
                 ("codec", CODEC, {}),
+                ("normal", NORMAL, {}),
+                ("autoencoder", AUTOENCODER, {}),
                 ("diffusion", DIFFUSION, latent),
                 ("classifier", CLASSIFIER, {}),
                 ("pixels", PIXELS, {}),
+                ("restore", RESTORE, {}),
+                ("denoiser", DENOISER, {}),
             )
         }
         for name in self.entries:
@@ -112,8 +161,8 @@ def task_of(place: Workplace, name: str) -> tuple[Any, Any]:
         "codec": (CodecConfig, CodecTask),
         "diffusion": (DiffusionConfig, DiffusionTask),
         "classifier": (ClassifierConfig, ClassifierTask),
-        "pixels": (DiffusionConfig, DiffusionTask),
+        "restore": (RestoreConfig, RestoreTask),
     }
-    kind, make = kinds[name]
+    kind, make = kinds[STAGES[name]]
     config = read_yaml(place.folder / f"{name}.yaml", kind)
     return make(config), config.trainer

@@ -9,10 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
-from training.sampling import HEIGHT_BINS, AugmentationConfig, SliceSampler, plain, to_network_range
+from training.sampling import (
+    HEIGHT_BINS,
+    AugmentationConfig,
+    RandErosion,
+    RandTissueContrast,
+    SliceSampler,
+    plain,
+    to_network_range,
+)
 from training.slices import DISEASED, HEALTHY, UNUSED, Slices
 
 COUNTS = st.lists(st.integers(0, 5), min_size=HEIGHT_BINS, max_size=HEIGHT_BINS)
@@ -127,6 +136,55 @@ def test_slices_are_mirrored_between_left_and_right_only() -> None:
     assert (image[:, 8:14].mean((1, 2)) > image[:, 18:24].mean((1, 2))).all()
     mirrored = image[:, 20, 12] < image[:, 20, 20]
     assert 8 < mirrored.sum() < 32
+
+
+def test_the_brain_that_is_drawn_is_where_the_image_is_not_background(slices: Slices) -> None:
+    drawn = SliceSampler(slices, (HEALTHY,), AugmentationConfig(erosion=2)).draw(np.random.default_rng(0), 24)
+    assert drawn["brain"].dtype == torch.bool and drawn["brain"].shape == drawn["image"].shape
+    assert drawn["image"][~drawn["brain"]].eq(-1.0).all()
+    assert drawn["image"][drawn["brain"]].gt(-1.0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("extra", [{"tissue_contrast": 0.3}, {"erosion": 2}, {"tissue_contrast": 0.3, "erosion": 2}])
+def test_added_augmentations_depend_on_the_generator_alone(slices: Slices, extra: dict[str, float]) -> None:
+    sampler = SliceSampler(slices, (HEALTHY,), AugmentationConfig(**STILL, **SAME_BRIGHTNESS, **extra))  # type: ignore[arg-type]
+    first, other = (sampler.draw(np.random.default_rng(seed), 8) for seed in (1, 2))
+    again = sampler.draw(np.random.default_rng(1), 8)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first["image"], other["image"])
+
+
+def test_tissue_contrast_stretches_about_the_brains_median() -> None:
+    image, brain = torch.rand(1, 15, 15), torch.zeros(1, 15, 15)
+    brain[:, 2:13, 2:13] = 1.0
+    inside, factors = brain > 0.5, []
+    for seed in range(200):
+        changed = RandTissueContrast(0.3).set_random_state(seed)({"image": image, "brain": brain})["image"]
+        assert float(changed[inside].median()) == pytest.approx(float(image[inside].median()), abs=1e-6)
+        factors.append(float(changed[inside].std() / image[inside].std()))
+    assert min(factors) >= np.exp(-0.3) - 1e-4 and max(factors) <= np.exp(0.3) + 1e-4
+    assert abs(np.log(factors)).mean() == pytest.approx(0.15, abs=0.03), "evenly in the logarithm"
+    empty = {"image": image, "brain": torch.zeros_like(brain)}
+    assert torch.equal(RandTissueContrast(0.3).set_random_state(0)(empty)["image"], image)
+
+
+def test_erosion_takes_so_many_pixels_off_every_third_brain() -> None:
+    brain = torch.from_numpy(ndimage.gaussian_filter(np.random.default_rng(0).random((24, 20)), 2.0) > 0.5).float()[
+        None
+    ]
+    eroded = {
+        pixels: ndimage.binary_erosion(brain[0].numpy() > 0.5, np.ones((3, 3)), iterations=pixels, border_value=1)
+        for pixels in (0, 1, 2)
+    }
+    eroded[0] = brain[0].numpy() > 0.5
+    counts = Counter()
+    for seed in range(300):
+        data = {"image": brain, "brain": brain}
+        found = RandErosion(2).set_random_state(seed)(data)["brain"][0].numpy() > 0.5
+        (pixels,) = [n for n, expected in eroded.items() if np.array_equal(found, expected)]
+        counts[pixels] += 1
+    assert counts[1] + counts[2] == pytest.approx(100, abs=25)
+    assert counts[1] == pytest.approx(counts[2], abs=25)
 
 
 def test_no_augmentation_leaves_slices_as_they_are(slices: Slices) -> None:

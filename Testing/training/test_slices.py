@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
@@ -19,6 +20,7 @@ from training.mednist import prepare_mednist
 from training.slices import (
     DISEASED,
     HEALTHY,
+    HEALTHY_HALF,
     UNUSED,
     PrepareConfig,
     Slices,
@@ -26,6 +28,8 @@ from training.slices import (
     prepare,
     read_labels,
     slab_labels,
+    training_slices,
+    validation_slices,
 )
 
 SHAPE = (8, 24, 20)  # slices, rows, columns
@@ -262,6 +266,66 @@ def test_a_brain_is_found_once_and_kept(scans: Path, monkeypatch: pytest.MonkeyP
         prepare(prepare_config(scans, brains=None), scans / "out")
     assert sorted(asked) == ["p01.nii.gz", "p02.nii.gz", "p03.nii.gz"]
     assert sorted(path.name for path in (scans / "out" / "brains").iterdir()) == sorted(asked)
+
+
+# Healthy halves
+
+
+@pytest.fixture
+def with_lesions(scans: Path) -> Path:
+    """A lesion at one side of one slice of each scan, and the slices' labels."""
+    rows = [(f"p0{p}.nii.gz", i, DISEASED if i == 4 else HEALTHY) for p in (1, 2, 3) for i in range(8)]
+    write_labels(scans / "labels.csv", rows)
+    for path in sorted(scans.glob("*/p??.nii.gz")):
+        scan = sitk.ReadImage(str(path))
+        lesion = np.zeros(SHAPE, np.uint8)
+        lesion[4, 8:12, 4:6] = 1
+        image = sitk.GetImageFromArray(lesion[::-1].copy() if scan.GetDirection()[8] < 0 else lesion)
+        image.CopyInformation(scan)
+        sitk.WriteImage(image, str(path.with_name(path.name.replace(".nii.gz", "_lesion.nii.gz"))))
+    return scans
+
+
+def halves_config(scans: Path, **changes: Any) -> PrepareConfig:
+    entries = {"labels": scans / "labels.csv", "lesions": [".nii.gz", "_lesion.nii.gz"]}
+    return prepare_config(scans, **(entries | changes))
+
+
+def test_halves_are_kept_beside_the_slices_and_used_only_when_asked_for(with_lesions: Path) -> None:
+    prepare(prepare_config(with_lesions, labels=with_lesions / "labels.csv"), with_lesions / "plain")
+    prepare(halves_config(with_lesions), with_lesions / "out")
+    plain, every = (Slices.load(with_lesions / folder / "train.npz") for folder in ("plain", "out"))
+    half = every.select(every.label == HEALTHY_HALF)
+    assert sorted(half.scan) == ["p01.nii.gz", "p02.nii.gz"] and set(half.index) == {4}
+    assert len(every) == len(plain) + 2
+    without, with_them = (training_slices(with_lesions / "out", halves) for halves in (False, True))
+    for name in Slices.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(without, name), getattr(plain, name), err_msg=name)
+    assert (with_them.label == HEALTHY).sum() == (plain.label == HEALTHY).sum() + 2
+    assert HEALTHY_HALF not in validation_slices(with_lesions / "out").label
+    # A half is its own mirror image, and lies at its slice's height.
+    np.testing.assert_array_equal(half.images, half.images[:, :, ::-1])
+    np.testing.assert_array_equal(half.brain, half.brain[:, :, ::-1])
+    assert not half.images[~half.brain].any()
+    np.testing.assert_allclose(half.height, 3.0 / 5.0)
+
+
+def test_lesions_without_labels_are_refused(scans: Path) -> None:
+    with pytest.raises(ValidationError, match="lesions needs labels too"):
+        halves_config(scans, labels=None)
+
+
+def test_a_scan_whose_name_ends_otherwise_is_named(with_lesions: Path) -> None:
+    config = halves_config(with_lesions, lesions=["_flair.nii.gz", "_lesion.nii.gz"])
+    with pytest.raises(InputError, match=r"p01\.nii\.gz does not end in '_flair\.nii\.gz'.*Set 'lesions'"):
+        prepare(config, with_lesions / "out")
+
+
+def test_a_lesion_mask_that_is_missing_is_named(with_lesions: Path) -> None:
+    (with_lesions / "train" / "p02_lesion.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"p02_lesion\.nii\.gz"):
+        prepare(halves_config(with_lesions), with_lesions / "out")
+    assert not list((with_lesions / "out").glob("*.npz"))
 
 
 # MedNIST

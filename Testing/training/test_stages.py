@@ -11,14 +11,19 @@ import pytest
 import torch
 
 from Testing.training.fakes import assert_same_training, curve, events, random_slices, state_of
-from Testing.training.stages import Workplace, task_of
+from Testing.training.stages import STAGES, Workplace, task_of
 from training.__main__ import command_line
 from training.classifier import ClassifierConfig
 from training.codec import CodecConfig, CodecTask, load_codec
 from training.configuration import read_yaml
 from training.diffusion import DiffusionConfig
-from training.slices import Slices
+from training.flair_heads import HeadsConfig
+from training.package import PackageConfig
+from training.restore import RestoreConfig
+from training.slices import PrepareConfig, Slices
 from training.trainer import Trainer
+
+BASIC = {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 1}
 
 
 @pytest.fixture
@@ -30,17 +35,12 @@ def place(tmp_path: Path, slices_folder: Path) -> Workplace:
 def trained(tmp_path_factory: pytest.TempPathFactory, slices_folder: Path) -> Workplace:
     """All stages trained by their commands."""
     place = Workplace(tmp_path_factory.mktemp("trained"), slices_folder)
-    for stage, name in (
-        ("codec", "codec"),
-        ("diffusion", "diffusion"),
-        ("classifier", "classifier"),
-        ("diffusion", "pixels"),
-    ):
+    for name, stage in STAGES.items():
         assert place.command(stage, name=name) == 0
     return place
 
 
-@pytest.mark.parametrize("name", ["codec", "diffusion", "classifier", "pixels"])
+@pytest.mark.parametrize("name", STAGES)
 def test_each_stage_trains_and_shows_its_curves(trained: Workplace, name: str) -> None:
     assert state_of(trained.folder / name)["step"] == 4
     assert sorted(curve(trained.folder / name)) == [1, 2, 3, 4]
@@ -62,7 +62,7 @@ class Interrupted(Trainer):
         return super()._one_step(*arguments)
 
 
-@pytest.mark.parametrize("name", ["codec", "diffusion", "classifier", "pixels"])
+@pytest.mark.parametrize("name", STAGES)
 def test_each_stage_goes_on_exactly_where_it_was_stopped(tmp_path: Path, trained: Workplace, name: str) -> None:
     for last in (1, 3):
         task, config = task_of(trained, name)
@@ -85,9 +85,10 @@ def test_a_time_limit_of_a_command_is_a_success_and_the_same_command_goes_on(
     assert state_of(place.folder / "codec")["step"] == 4
 
 
-def test_the_loaded_codec_has_latents_of_unit_deviation(trained: Workplace) -> None:
-    config = read_yaml(trained.folder / "codec.yaml", CodecConfig)
-    codec, facts = load_codec(config, trained.folder / "codec")
+@pytest.mark.parametrize("name", ["codec", "normal", "autoencoder"])
+def test_the_loaded_codec_has_latents_of_unit_deviation(trained: Workplace, name: str) -> None:
+    config = read_yaml(trained.folder / f"{name}.yaml", CodecConfig)
+    codec, facts = load_codec(config, trained.folder / name)
     assert facts["step"] == 4
     slices = Slices.load(config.slices / "train.npz")
     image = torch.from_numpy(slices.images[slices.label == 0] / 127.5 - 1.0).float()[:, None]
@@ -132,6 +133,18 @@ def test_latents_of_an_unfinished_codec_are_used_with_a_warning(
         ("classifier", "network.out_channels", 3, "network.out_channels is 3, .* need 2"),
         ("classifier", "fold", 3, "16 x 16 pixels, which the codec's factor 3 does not divide"),
         ("codec", "slices", "nowhere", r"nowhere/train\.npz does not exist: run the stage 'prepare' first"),
+        ("codec", "fold", 3, "fold is 3, which does not divide factor 4"),
+        ("codec", "fold", 2, "network.in_channels is 1, but fold 2 needs 4"),
+        ("codec", "network", BASIC, "network is BasicUNet; expected one of AutoEncoder, AutoencoderKL, VQVAE"),
+        ("codec", "kl_weight", -1, "kl_weight: .*greater than or equal to 0"),
+        ("classifier", "halves", True, "halves are for healthy slices alone"),
+        ("restore", "network.in_channels", 4, "network.in_channels is 4, but fold and corruption need 16"),
+        ("restore", "network.out_channels", 16, "network.out_channels is 16, but fold and corruption need 32"),
+        ("denoiser", "network.out_channels", 32, "network.out_channels is 32, but fold and corruption need 16"),
+        ("restore", "corruption", {"levels": 2}, "corruption names neither lesions nor noise"),
+        ("restore", "corruption.lesions.diameter", [0, 3], r"lesions.diameter: found \[0.0, 3.0\], expected a range"),
+        ("restore", "corruption.lesions.shapes", "nowhere", "nowhere holds no lesion mask"),
+        ("restore", "more_slices", "nowhere", r"nowhere/train\.npz does not exist: run the stage 'prepare' first"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_file_and_exit_code_2(
@@ -145,11 +158,11 @@ def test_a_wrong_entry_is_named_with_its_file_and_exit_code_2(
         del target[last]
     else:
         target[last] = value
-    assert place.command(stage) == 2
+    assert place.command(STAGES[stage], name=stage) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert re.search(message, " ".join(said.split())), said
-    assert f"{stage}.yaml" in said or entry == "slices"
+    assert f"{stage}.yaml" in said or entry.endswith("slices")
 
 
 @pytest.mark.parametrize("content", [b"", b"- 1\n", b"factor: [4\n", b"labels: \xff\n", b"factor: 4\n\tlabels: 3\n"])
@@ -212,6 +225,8 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
         "unsupervised": DiffusionConfig,
         "guided": DiffusionConfig,
         "classifier": ClassifierConfig,
+        "restore": RestoreConfig,
+        "dae": RestoreConfig,
     }
     read = [
         read_yaml(path, kind)
@@ -219,7 +234,13 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
         for path in sorted(configs.glob(f"*-{ending}.yaml"))
         if not path.name.startswith(("package-", "prepare-"))
     ]
-    assert len(read) >= 6
+    assert len(read) >= 8
+    for path in sorted(configs.glob("prepare-*.yaml")):
+        read_yaml(path, HeadsConfig if path.stem == "prepare-heads" else PrepareConfig)
+    for path in sorted(configs.glob("package-*.yaml")):
+        package = read_yaml(path, PackageConfig)
+        assert all(stage.config.exists() for stage in package.stages.values())
+        assert package.prepare is None or package.prepare.exists()
     for config in read:
         codec = getattr(config, "codec", None)
         assert codec is None or codec.exists()

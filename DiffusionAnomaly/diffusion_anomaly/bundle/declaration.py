@@ -21,11 +21,17 @@ SCHEMA_DIRECTORY = Path(__file__).parent / "schema"
 METADATA = "configs/metadata.json"
 ANOMALY = "configs/anomaly.json"
 WRONG = "Correct the declaration and write the package again, or get the package again."
-NEEDED = {"unsupervised": ("diffusion",), "guided": ("diffusion", "classifier"), "brain": ("brain",)}
+NEEDED = {
+    "unsupervised": ("diffusion",),
+    "guided": ("diffusion", "classifier"),
+    "restore": ("restorer",),
+    "brain": ("brain",),
+}
 # What only healthy validation images can say: without it there is no scale, no threshold and no warning.
 CALIBRATED = {
     "unsupervised": ("calibration", "threshold", "score_range", "latent_threshold"),
     "guided": ("calibration", "threshold"),
+    "restore": ("calibration", "threshold"),
     "brain": (),
 }
 
@@ -66,6 +72,8 @@ def check_declaration(
     if missing:
         fail(package, ANOMALY, f"has method {method} without its network {', '.join(missing)}", WRONG)
     _check_grid(package, anomaly)
+    if method == "restore":
+        _check_restorer(package, anomaly, networks)
     _check_normalisation(package, anomaly)
     _check_calibration(package, anomaly)
 
@@ -113,6 +121,21 @@ def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
     if any(pixels % factor for pixels in size):
         found = f"has a grid of {size} pixels, not multiples of the codec's factor {factor}"
         fail(package, ANOMALY, found, WRONG)
+    fold = anomaly["codec"].get("fold", 1)
+    if factor % fold:
+        fail(package, ANOMALY, f"folds {fold} pixels, which do not divide the codec's factor {factor}", WRONG)
+
+
+def _check_restorer(package: str, anomaly: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> None:
+    """A restorer works on folded pixels as they are: it gives their change, and perhaps as many logits."""
+    codec, config = anomaly["codec"], networks["restorer"]
+    if "codec" in networks or {"shift", "scale"} & codec.keys():
+        fail(package, ANOMALY, "encodes slices, which a restorer takes as folded pixels", WRONG)
+    folded = codec["factor"] ** 2
+    inputs, outputs = config.get("in_channels"), config.get("out_channels")
+    if inputs != folded or outputs not in (folded, 2 * folded):
+        found = f"has {inputs} channels in and {outputs} out; the codec's factor {codec['factor']} needs {folded} in"
+        fail(package, network_file("restorer"), f"{found}, and {folded} or {2 * folded} out", WRONG)
 
 
 def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:

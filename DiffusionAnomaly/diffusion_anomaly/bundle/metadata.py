@@ -14,7 +14,7 @@ MONAI_SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
 REQUIRED_PACKAGES = ("einops", "safetensors", "scipy", "SimpleITK")
-MAIN_NETWORKS = ("diffusion", "brain")
+MAIN_NETWORKS = ("diffusion", "restorer", "brain")
 
 
 def complete_metadata(
@@ -49,7 +49,7 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
     """A network's inputs and outputs as MONAI's tensor specifiers.
 
     Args:
-        part: ``codec``, ``diffusion``, ``classifier`` or ``brain``.
+        part: ``codec``, ``diffusion``, ``classifier``, ``restorer`` or ``brain``.
         config: the network's configuration, which says its channels.
         anomaly: the content of ``anomaly.json``, which says the grid.
     """
@@ -61,10 +61,20 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
         }
     width, height = anomaly["grid"]["size"]
     if part == "codec":
-        image = _tensor("image", "magnitude", inputs, [height, width], [-1, 1], modality="MR")
+        fold = anomaly["codec"].get("fold", 1)
+        image = _tensor("image", "magnitude", inputs, [height // fold, width // fold], [-1, 1], modality="MR")
         return {"inputs": {"image": image}, "outputs": {"reconstruction": image}}
-    factor, levels = anomaly["codec"]["factor"], anomaly["schedule"]["levels"]
+    factor = anomaly["codec"]["factor"]
     shape = [height // factor, width // factor]
+    if part == "restorer":
+        levels = anomaly["options"]["levels"]
+        folded = _tensor("image", "magnitude", inputs, shape, [-1, 1], modality="MR")
+        level = _tensor("tuples", "level of corruption", 1, [], [0, levels - 1], dtype="int64")
+        return {
+            "inputs": {"image": folded, "level": level},
+            "outputs": {"change and lesion logits": _tensor("image", "magnitude", outputs, shape, [])},
+        }
+    levels = anomaly["schedule"]["levels"]
     noisy = {
         "latent": _tensor("image", "latent", inputs, shape, []),
         "timesteps": _tensor("tuples", "timesteps", 1, [], [0, levels - 1], dtype="int64"),

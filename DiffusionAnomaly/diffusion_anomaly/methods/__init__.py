@@ -16,6 +16,7 @@ from .base import (
 from .guided import Guided, GuidedOptions
 from .intensity import Intensity, IntensityOptions
 from .options import MethodOptions
+from .restore import Restore, RestoreOptions
 from .unsupervised import Unsupervised, UnsupervisedOptions
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Method",
     "MethodOptions",
     "ProgressCallback",
+    "RestoreOptions",
     "SliceBatch",
     "SliceResult",
     "UnsupervisedOptions",
@@ -32,7 +34,7 @@ __all__ = [
     "make_options",
 ]
 
-METHODS: dict[str, Method] = {method.name: method for method in (Unsupervised(), Guided(), Intensity())}
+METHODS: dict[str, Method] = {method.name: method for method in (Unsupervised(), Guided(), Restore(), Intensity())}
 
 
 def get_method(name: str) -> Method:

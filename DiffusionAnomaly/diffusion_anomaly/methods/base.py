@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..diffusion import pyramid_noise
 from ..errors import InputError, ModelError
 from ..networks import Model
 
@@ -56,10 +57,16 @@ class SliceResult:
     Attributes:
         heat: ``(N, H, W)`` float32 on the CPU, raw units, >= 0, exactly 0 outside the brain.
         score: ``(N,)`` float32 on the CPU, one number a slice; see ``Method.score_title``.
+        misfit: ``(N,)`` float32 on the CPU, how far the slice's brain commonly is from its healthy version, see
+            ``misfit``; None for a method without one.
+        healed: ``(N, H, W)`` float32 on the CPU, the slice as the model would have it, normalised intensity, 0 outside
+            the brain; None for a method without one.
     """
 
     heat: Tensor
     score: Tensor
+    misfit: Tensor | None = None
+    healed: Tensor | None = None
 
 
 class Method(Protocol):
@@ -99,20 +106,20 @@ def require_model(model: Model | None, method: str) -> Model:
 
 
 def require_levels(model: Model, **at_most: int) -> None:
-    """Refuse options, given as ``name=value``, that are larger than the model's number of noise levels."""
+    """Refuse options, given as ``name=value``, that are larger than the model's number of levels."""
     levels = model.schedule.levels
     for name, value in at_most.items():
         if value > levels:
             raise InputError(
-                f"Option {name} is {value}, but the model has {levels} noise levels.",
+                f"Option {name} is {value}, but the model has {levels} levels.",
                 f"Use at most {levels}.",
             )
 
 
-def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal ``(N, *shape)``, one draw from each slice's own CPU generator, moved to ``device``."""
-    noise = [torch.randn(tuple(shape), generator=generator) for generator in generators]
-    return torch.stack(noise).to(device)
+def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], model: Model) -> Tensor:
+    """The model's kind of noise ``(N, *shape)``, one draw from each slice's own CPU generator, on its device."""
+    noise = [pyramid_noise((1, *shape), generator, model.noise_pyramid) for generator in generators]
+    return torch.cat(noise).to(model.device)
 
 
 def fork(generators: Sequence[torch.Generator]) -> list[torch.Generator]:
@@ -147,7 +154,7 @@ def levels_of(t: int, like: Tensor) -> Tensor:
     return torch.full((len(like),), max(t, 0), dtype=torch.long, device=like.device)
 
 
-def residual(images: Tensor, healthy: Tensor, side: str) -> Tensor:
+def residual(images: Tensor, healthy: Tensor, side: str, floor: float = 0.0) -> Tensor:
     """How far the scan is from its healthy version, ``(N, C, H, W)`` to ``(N, H, W)``: summed over channels.
 
     Args:
@@ -155,13 +162,32 @@ def residual(images: Tensor, healthy: Tensor, side: str) -> Tensor:
         healthy: the same slices as the model would have them.
         side: "both" for the absolute difference (both papers), "bright" for where the scan is brighter only,
             "dark" for where it is darker only.
+        floor: what the scan is brighter than counts from here on at the earliest, in normalised intensity (ours). A
+            bright lesion is brighter than most of the brain, which a furrow that the model made too dark is not.
     """
-    difference = images - healthy
-    if side == "bright":
-        difference = difference.clamp_min(0.0)
-    elif side == "dark":
-        difference = (-difference).clamp_min(0.0)
-    return difference.abs().sum(dim=1)
+    brighter = (images - healthy.clamp_min(floor)).clamp_min(0.0)
+    darker = (healthy - images).clamp_min(0.0)
+    return {"both": brighter + darker, "bright": brighter, "dark": darker}[side].sum(dim=1)
+
+
+def misfit(images: Tensor, healthy: Tensor, brain: Tensor) -> Tensor:
+    """The difference that three quarters of a slice's brain stay below, ``(N,)`` on the CPU; 0 without brain.
+
+    A lesion does not move it as long as it fills less than a quarter. What moves it is how well the model knows such
+    scans: their noise, contrast and sharpness.
+
+    Args:
+        images, healthy: ``(N, 1, H, W)``.
+        brain: ``(N, 1, H, W)`` bool.
+    """
+    differences = (images - healthy).abs().float().cpu()
+    inside = brain.cpu()
+    return torch.stack(
+        [
+            one[mask].quantile(0.75) if bool(mask.any()) else torch.zeros(())
+            for one, mask in zip(differences, inside, strict=True)
+        ]
+    )
 
 
 def confine(heat: Tensor, brain: Tensor) -> Tensor:

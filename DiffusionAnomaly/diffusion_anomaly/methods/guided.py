@@ -24,6 +24,7 @@ from .base import (
     clean_range,
     confine,
     levels_of,
+    misfit,
     require_levels,
     require_model,
     residual,
@@ -47,6 +48,7 @@ class GuidedOptions(MethodOptions):
     level: int = number(500, 1, 1000, "noise levels the slice is encoded through (L)")
     guidance_scale: float = number(100.0, 0.0, 1e6, "weight of the gradient of log C(healthy | x_t, t) (s)")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
+    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +90,9 @@ class Guided:
         noised = encode_up(latent, grid, model, progress)
         healed = decode_guided(noised, grid, options.guidance_scale, model, progress)
         healthy = to_unit_range(model.decode(healed))
-        return SliceResult(confine(residual(images, healthy, options.side), batch.brain), score.float().cpu())
+        heat = residual(images, healthy, options.side, options.floor)
+        common = misfit(images, healthy, batch.brain)
+        return SliceResult(confine(heat, batch.brain), score.float().cpu(), common, confine(healthy[:, 0], batch.brain))
 
     def network_calls(self, options: GuidedOptions) -> int:
         """One network call each way and one classifier gradient a step."""

@@ -29,6 +29,7 @@ from .base import (
     draw_noise,
     fork,
     levels_of,
+    misfit,
     require_levels,
     require_model,
     residual,
@@ -66,6 +67,7 @@ class UnsupervisedOptions(MethodOptions):
     forget: bool = flag(False, "start healing from noise alone inside the mask, so that no trace of it is kept")
     healings: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
+    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,8 +142,11 @@ class Unsupervised:
         ).mean(dim=0)
         images = batch.images.to(model.device, torch.float32)
         weight = gaussian_smooth(functional.interpolate(mask, images.shape[2:], mode="nearest"), options.mask_sigma)
-        heat = residual(images, healthy, options.side) * weight[:, 0]
-        return SliceResult(confine(heat, batch.brain), found.score.float().cpu())
+        heat = residual(images, healthy, options.side, options.floor) * weight[:, 0]
+        common = misfit(images, healthy, batch.brain)
+        return SliceResult(
+            confine(heat, batch.brain), found.score.float().cpu(), common, confine(healthy[:, 0], batch.brain)
+        )
 
     def improbability(
         self, batch: SliceBatch, model: Model, options: UnsupervisedOptions, progress: ProgressCallback
@@ -181,7 +186,7 @@ def latent_kl(
     count, samples = len(latent), _samples_per_level(options)
     total = torch.zeros((count, *latent.shape[2:]), dtype=torch.float64, device=latent.device)
     for group in _groups(options.kl_grid, max(1, model.chunk // (count * samples))):
-        noise = torch.cat([n for _ in group for n in _level_noise(latent, generators, options)])
+        noise = torch.cat([n for _ in group for n in _level_noise(latent, generators, model, options)])
         levels = torch.tensor(group, device=latent.device).repeat_interleave(count * samples)
         noised = add_noise(latent.repeat(len(group) * samples, 1, 1, 1), noise, levels, model.schedule)
         divergence = kl_map(noise, model.eps(noised, levels), levels, model.schedule).to(total).sum(dim=1)
@@ -219,7 +224,7 @@ def heal(
         ``(N, C, h, w)``; exactly z0 where the mask is 0.
     """
     clamp = clean_range(model)
-    noise = draw_noise(generators, latent.shape[1:], latent.device)
+    noise = draw_noise(generators, latent.shape[1:], model)
     grid = step_grid(options.start_level, options.steps)
     z = add_noise(latent, noise, grid[-1], model.schedule)
     if options.forget:
@@ -227,7 +232,7 @@ def heal(
     for t, s in pairwise(reversed(grid)):
         step = transition(z, model.eps(z, levels_of(t, z)), t, s, model.schedule, clamp)
         if options.fresh_noise:
-            noise = draw_noise(generators, latent.shape[1:], latent.device)
+            noise = draw_noise(generators, latent.shape[1:], model)
         z = torch.where(mask > 0, step, add_noise(latent, noise, s, model.schedule))
         progress(1)
     return z
@@ -250,14 +255,14 @@ def _samples_per_level(options: UnsupervisedOptions) -> int:
 
 
 def _level_noise(
-    latent: Tensor, generators: Sequence[torch.Generator], options: UnsupervisedOptions
+    latent: Tensor, generators: Sequence[torch.Generator], model: Model, options: UnsupervisedOptions
 ) -> Iterator[Tensor]:
     """One level's noise, each ``(N, C, h, w)``: every draw, and its negative if antithetic.
 
     The negative cancels, in the average, all that is odd in the noise.
     """
     for _ in range(options.noise_draws):
-        noise = draw_noise(generators, latent.shape[1:], latent.device)
+        noise = draw_noise(generators, latent.shape[1:], model)
         yield noise
         if options.antithetic:
             yield -noise

@@ -1,0 +1,128 @@
+"""Method 3, beyond the two papers: one look at a slice, and a network says how it would look without its lesions.
+
+The restorer has learnt to undo synthetic lesions and coarse noise on healthy slices alone. It is told a level of
+corruption: how much of what it sees it should distrust. One call gives the restored slice and the probability that a
+pixel had to be restored; several levels make an ensemble, as in "Ensembled Cold-Diffusion Restorations" (Naval Marimont
+et al. 2024, arXiv 2407.06635). A denoising autoencoder (Kascenas et al. 2022) is the same network without the
+probability, asked once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..networks import Model
+from .base import (
+    SIDES,
+    ProgressCallback,
+    SliceBatch,
+    SliceResult,
+    confine,
+    misfit,
+    require_levels,
+    require_model,
+    residual,
+    to_model_range,
+    to_unit_range,
+)
+from .options import MethodOptions, choice, number
+
+HEATS = ("residual", "probability", "product")
+
+
+@dataclass(frozen=True)
+class RestoreOptions(MethodOptions):
+    """Options of the restorer."""
+
+    steps: int = number(3, 1, 1000, "levels of corruption asked for, evenly spread, and averaged; at most levels")
+    levels: int = number(10, 1, 1000, "levels of corruption the restorer was trained on")
+    heat: str = choice("product", HEATS, "difference to the restored slice, probability of a lesion, or their product")
+    side: str = choice("both", SIDES, "which differences count")
+    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps > self.levels:
+            raise InputError(
+                f"Option steps is {self.steps}, more than the {self.levels} levels of corruption.",
+                f"Use 1 to {self.levels} steps.",
+            )
+
+
+class Restore:
+    """Restore, report the difference."""
+
+    name = "restore"
+    title = "One-step restoration"
+    needs_model = True
+    score_title = "mean heat of the brain"
+    score_is_familiarity = False
+    options_type = RestoreOptions
+
+    def run(
+        self, batch: SliceBatch, model: Model | None, options: RestoreOptions, progress: ProgressCallback
+    ) -> SliceResult:
+        """Heat is the difference to the restored slice in normalised intensity, the probability, or their product.
+
+        Raises:
+            ModelError: when the model has no restorer.
+            InputError: for a heat that the restorer cannot give, or more levels than it was trained on.
+        """
+        model = require_model(model, self.name)
+        require_levels(model, levels=options.levels)
+        images = batch.images.to(model.device, torch.float32)
+        latent = model.encode(to_model_range(images))
+        restored, probability = [], []
+        for level in asked_levels(options.steps, options.levels):
+            change, logit = split_output(model.restore(latent, level), latent)
+            restored.append(to_unit_range(model.decode(change)))
+            if logit is not None:
+                probability.append(model.decode(logit).sigmoid())
+            progress(1)
+        healthy = torch.stack(restored).mean(dim=0)
+        lesion = torch.stack(probability).mean(dim=0) if probability else None
+        heat = confine(slice_heat(images, healthy, lesion, options), batch.brain)
+        pixels = batch.brain.sum(dim=(1, 2, 3)).cpu().clamp_min(1)
+        common = misfit(images, healthy, batch.brain)
+        return SliceResult(heat, heat.sum(dim=(1, 2)) / pixels, common, confine(healthy[:, 0], batch.brain))
+
+    def network_calls(self, options: RestoreOptions) -> int:
+        return options.steps
+
+
+def asked_levels(steps: int, levels: int) -> list[int]:
+    """The middles of ``steps`` equal parts of the levels; of a single level, that one."""
+    return [(2 * part + 1) * levels // (2 * steps) for part in range(steps)]
+
+
+def slice_heat(images: Tensor, restored: Tensor, probability: Tensor | None, options: RestoreOptions) -> Tensor:
+    """Heat ``(N, H, W)`` of images, restored images and lesion probability, ``(N, 1, H, W)`` in [0, 1]."""
+    difference = residual(images, restored, options.side, options.floor)
+    if options.heat == "residual":
+        return difference
+    if probability is None:
+        raise InputError(
+            f"Option heat is {options.heat!r}, but this model's restorer gives no probability.",
+            "Set heat to residual.",
+        )
+    if options.heat == "probability":
+        return probability[:, 0]
+    return probability[:, 0] * difference
+
+
+def split_output(output: Tensor, latent: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A restorer's output as restored slices and lesion logits, both still folded.
+
+    Args:
+        output: ``(N, C or 2 C, h, w)``: what to add to the slice, and as many channels of logits or none.
+        latent: ``(N, C, h, w)`` what the network saw, pixels folded into channels.
+
+    Returns:
+        ``(N, C, h, w)`` each; None for a network without logits.
+    """
+    channels = latent.shape[1]
+    return latent + output[:, :channels], output[:, channels:] if output.shape[1] > channels else None

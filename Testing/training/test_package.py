@@ -1,0 +1,174 @@
+"""From a trained restorer to a package: what is declared, what is calibrated on, and what detection does with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import yaml
+
+from diffusion_anomaly.bundle import Bundle, open_bundle, verify
+from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
+from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.stack import Grid, SliceStack
+from diffusion_anomaly.volume import read_mask, read_volume
+from Testing.training.stages import Workplace
+from training.__main__ import command_line
+from training.configuration import ConfigurationError, read_yaml
+from training.package import HealthyScan, PackageConfig
+from training.package import package as build
+from training.slices import DISEASED, HEALTHY, UNUSED
+
+SIZE = (24, 16)  # pixels of the package's grid
+TEXTS = {
+    "title": "A toy",
+    "task": "Tests",
+    "description": "Made of noise",
+    "authors": "The authors",
+    "copyright": "Copyright the authors",
+    "license": "CC0-1.0",
+    "license_file": "LICENSE",
+    "data_license": "None",
+    "data_source": "Random numbers",
+    "intended_use": "Tests",
+}
+
+
+def write_scan(folder: Path, name: str, seed: int, slices: int = 8, thickness: float = 5.0) -> Path:
+    """An ellipsoid of noise with its mask beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    z, y, x = np.mgrid[:slices, :20, :28] - (np.array((slices, 20, 28))[:, None, None, None] - 1) / 2.0
+    brain = (z / (0.48 * slices)) ** 2 + (y / 8.0) ** 2 + (x / 12.0) ** 2 < 1
+    values = np.where(brain, np.random.default_rng(seed).uniform(80.0, 120.0, brain.shape), 0.0)
+    for ending, array in (("", values.astype(np.float32)), ("_brain", brain.astype(np.uint8))):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((2.0, 2.0, thickness))
+        sitk.WriteImage(image, str(folder / f"{name}{ending}.nii.gz"))
+    return folder / f"{name}.nii.gz"
+
+
+def configure(place: Workplace, name: str, **changes: Any) -> Path:
+    """A package of the stage ``name``, calibrated on two scans with one diseased slice."""
+    folder = place.folder
+    for number in (1, 2):
+        write_scan(folder / "val", f"p{number}", number)
+    rows = [f"p{p}.nii.gz,{i},{DISEASED if i == 4 else HEALTHY}" for p in (1, 2) for i in range(8)]
+    (folder / "labels.csv").write_text("\n".join(["scan,slice,label", *rows]), encoding="utf-8")
+    (folder / "LICENSE").write_text("Do what you like", encoding="utf-8")
+    prepare = {
+        "train": str(folder / "val"),
+        "val": str(folder / "val"),
+        "pattern": "p?.nii.gz",
+        "labels": str(folder / "labels.csv"),
+        "brains": "{scan}_brain.nii.gz",
+        "grid": {"size": list(SIZE), "spacing": 2.0},
+    }
+    (folder / "prepare.yaml").write_text(yaml.safe_dump(prepare), encoding="utf-8")
+    entries = {
+        "name": "toy",
+        "version": "0.1.0",
+        "method": "restore",
+        "modality": "FLAIR",
+        "stages": {"restorer": {"config": str(folder / f"{name}.yaml"), "run": str(folder / name)}},
+        "prepare": str(folder / "prepare.yaml"),
+        "texts": TEXTS | {"license_file": str(folder / "LICENSE")},
+        **changes,
+    }
+    path = folder / f"package-{name}.yaml"
+    path.write_text(yaml.safe_dump(entries), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, slices_folder: Path) -> Workplace:
+    place = Workplace(tmp_path_factory.mktemp("trained"), slices_folder)
+    for name in ("restore", "denoiser"):
+        assert place.command("restore", name=name) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Workplace) -> Bundle:
+    with pytest.raises(SystemExit) as ended:
+        command_line(["package", str(configure(trained, "restore")), "--output", str(trained.folder / "packages")])
+    assert not ended.value.code
+    return open_bundle(trained.folder / "packages" / "toy")
+
+
+def test_a_restorers_package_is_complete_and_declares_what_was_trained(bundle: Bundle) -> None:
+    verify(bundle)
+    assert (bundle.method, bundle.networks) == ("restore", ("restorer",))
+    assert bundle.anomaly["codec"] == {"factor": 4}
+    assert bundle.anomaly["options"] == {"levels": 3}
+    assert "schedule" not in bundle.anomaly
+    assert bundle.grid.size == SIZE
+    assert bundle.anomaly["training"]["restorer"]["steps"] == 4
+    assert "restorer | 4" in bundle.model_card
+
+
+def test_heat_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bundle: Bundle) -> None:
+    table = bundle.anomaly["calibration"]
+    assert table["source"] == "14 healthy slices of 2 validation scans"
+    plan = make_plan(Options(method="restore", model=str(bundle.path), device="cpu"))
+    values = []
+    for path in sorted((trained.folder / "val").glob("p?.nii.gz")):
+        volume = read_volume(path)
+        found = raw_heat(volume, read_mask(path.with_name(path.name.replace(".nii", "_brain.nii")), volume), plan)
+        healthy = np.array(found.stack.indices) != 4
+        values.append(found.raw[healthy][found.stack.brain()[healthy]])
+    raw = np.concatenate(values)
+    assert table["voxels"] == raw.size
+    # Heat 1 is what one healthy voxel in ten reaches.
+    level = np.interp(1.0, table["heat"], table["raw"])
+    assert (raw >= level).mean() == pytest.approx(0.1, abs=0.01)
+    assert {"calibration", "threshold"} == set(bundle.anomaly["intensity"])
+
+
+def test_a_scan_goes_through_the_package(trained: Workplace, bundle: Bundle) -> None:
+    volume = read_volume(trained.folder / "val" / "p1.nii.gz")
+    mask = read_mask(trained.folder / "val" / "p1_brain.nii.gz", volume)
+    result = detect(volume, Options(method="restore", model=str(bundle.path), device="cpu"), mask=mask)
+    heat = sitk.GetArrayFromImage(result.heat)
+    assert np.isfinite(heat).all() and heat.max() > 1.0
+    assert result.threshold == bundle.anomaly["threshold"]["heat"]
+    assert result.provenance["network_calls_per_slice"] == 3
+
+
+def test_the_denoising_autoencoder_is_packaged_with_the_options_it_needs(trained: Workplace, tmp_path: Path) -> None:
+    one_look = {"steps": 1, "heat": "residual"}
+    made = build(read_yaml(configure(trained, "denoiser", options=one_look), PackageConfig), tmp_path)
+    assert made.anomaly["options"] == {"levels": 1} | one_look
+    verify(made)
+    with pytest.raises(ModelError, match="steps is 3, more than the 1 levels of corruption"):
+        build(read_yaml(configure(trained, "denoiser"), PackageConfig), tmp_path)
+
+
+def test_a_package_without_its_stage_is_refused_by_name(trained: Workplace) -> None:
+    stage = {"restore": {"config": "restore.yaml", "run": "restore"}}
+    with pytest.raises(ConfigurationError, match="stages lacks restorer, which the method restore needs"):
+        read_yaml(configure(trained, "restore", stages=stage), PackageConfig)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (None, [True, True, True]),
+        ({}, [True, True, True]),
+        ({4: DISEASED}, [True, False, True]),
+        ({2: UNUSED, 8: DISEASED}, [False, True, False]),
+        (dict.fromkeys(range(9), UNUSED), [False, False, False]),
+    ],
+)
+def test_a_slab_of_a_thin_scan_is_healthy_when_all_its_slices_are(
+    tmp_path: Path, labels: dict[int, int] | None, expected: list[bool]
+) -> None:
+    path = write_scan(tmp_path, "thin", 0, slices=9, thickness=1.0)
+    volume = read_volume(path)
+    brain = sitk.Cast(volume.image > -1.0, sitk.sitkUInt8)
+    stack = SliceStack(volume, Grid(SIZE, 2.0, max_slice_spacing=3.0), brain)
+    assert stack.indices == (1, 4, 7)
+    of_scan = None if labels is None else {(path.name, i): labels.get(i, HEALTHY) for i in range(9)}
+    assert HealthyScan(volume, brain, path.name, of_scan).healthy(stack).tolist() == expected

@@ -1,0 +1,79 @@
+"""How well heat finds the sprites, and a score the pictures of other classes, with bootstrap intervals over slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from diffusion_anomaly import metrics
+
+THRESHOLDS = 256  # tried for the best Dice
+RESAMPLES = 1000
+
+
+def sprite_row(heat: np.ndarray, masks: np.ndarray, threshold: float, seed: int) -> dict[str, Any]:
+    """Dice and average precision of the sprites, over all pixels.
+
+    Args:
+        heat: ``(N, H, W)``.
+        masks: ``(N, H, W)`` bool, a sprite in each.
+        threshold: the learnt one, above 0; a pixel counts as found from there on.
+        seed: of the bootstrap.
+
+    Returns:
+        ``dice`` and ``mean_average_precision``, means over slices; ``best_dice``, the highest mean Dice of one
+        threshold for all slices, and that threshold; ``average_precision`` of all pixels together. The first three
+        with the ends of their intervals.
+    """
+    found = np.array([metrics.dice(h >= threshold, m) for h, m in zip(heat, masks, strict=True)])
+    precision = np.array([metrics.average_precision(h[m], h[~m]) for h, m in zip(heat, masks, strict=True)])
+    candidates = candidate_thresholds(heat, masks, threshold)
+    curves = dice_curves(heat, masks, candidates)
+    best = int(curves.mean(axis=0).argmax())
+    row: dict[str, Any] = {
+        "threshold": threshold,
+        "dice": float(found.mean()),
+        "best_dice": float(curves[:, best].mean()),
+        "best_threshold": float(candidates[best]),
+        "average_precision": metrics.average_precision(heat[masks], heat[~masks]),
+        "mean_average_precision": float(precision.mean()),
+    }
+    draws = metrics.resamples(len(heat), RESAMPLES, seed)
+    for key, statistic in (
+        ("dice", lambda draw: float(found[draw].mean())),
+        ("best_dice", lambda draw: float(curves[draw].mean(axis=0).max())),
+        ("mean_average_precision", lambda draw: float(precision[draw].mean())),
+    ):
+        row |= _ends(key, metrics.interval(statistic, draws))
+    return row
+
+
+def candidate_thresholds(heat: np.ndarray, masks: np.ndarray, learnt: float) -> np.ndarray:
+    """Thresholds worth trying, ascending: heats of sprite pixels, equally spaced by rank, and the learnt one."""
+    return np.unique(np.append(metrics.thin(np.unique(heat[masks & (heat > 0)]), THRESHOLDS), learnt))
+
+
+def dice_curves(heat: np.ndarray, masks: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Each slice's Dice at each threshold, ``(N, T)``; every slice has a mask that is not empty."""
+    curves = np.empty((len(heat), len(thresholds)))
+    for number, (one, mask) in enumerate(zip(heat, masks, strict=True)):
+        overlap = metrics.at_least(one[mask], thresholds)
+        curves[number] = 2.0 * overlap / (metrics.at_least(one, thresholds) + np.count_nonzero(mask))
+    return curves
+
+
+def score_row(known: np.ndarray, alien: np.ndarray, seed: int) -> dict[str, Any]:
+    """AUROC of a score that should be higher for ``alien`` pictures than for ``known`` ones, with its interval."""
+    row = {"auroc": metrics.auroc(alien, known)}
+    draws = np.hstack(
+        [metrics.resamples(len(known), RESAMPLES, seed), metrics.resamples(len(alien), RESAMPLES, seed + 1)]
+    )
+    split = len(known)
+    return row | _ends(
+        "auroc", metrics.interval(lambda draw: metrics.auroc(alien[draw[split:]], known[draw[:split]]), draws)
+    )
+
+
+def _ends(key: str, interval: tuple[float, float] | None) -> dict[str, float]:
+    return {} if interval is None else {f"{key}_low": interval[0], f"{key}_high": interval[1]}
