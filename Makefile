@@ -2,10 +2,11 @@
 #
 #   make demo      detection on the shipped scan, results in demo/
 #   make test      lint, then all tests
+#   make test-slicer SLICER=/path/to/Slicer   the panel's tests inside a full Slicer (5.12 or newer)
 #   make lint      ruff (lint and format) and pyright
 #   make format    what ruff can mend by itself
 #   make bench     speed and memory on this machine
-#   make figures   the README's picture, from the demo's results
+#   make figures   the README's pictures, from the demo's results and from the tests of the Slicer module
 #   make clean     remove everything that the commands above have made, .venv too
 #
 # Variables: PYTHON, the interpreter (3.10 or newer) that .venv is made with; TORCH_INDEX, a package index with the
@@ -27,13 +28,21 @@ TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 
 SAMPLE := Resources/SampleData/open-ms-patient26-FLAIR.nii.gz
 CHECKED := DiffusionAnomaly training Testing docs
 
-.PHONY: demo test lint format bench figures clean
+.PHONY: demo test test-slicer lint format bench figures clean
 
 demo: $(VENV)/engine.installed
 	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# As CMake's slicer_add_python_unittest runs them, but from the checkout; every script is a Slicer of its own.
+test-slicer:
+	@test -n "$(SLICER)" || { echo "Say where Slicer is: make test-slicer SLICER=/path/to/Slicer"; exit 2; }
+	set -e; for name in DiffusionAnomalyPanelTest DiffusionAnomalyWorkerTest; do \
+	  "$(SLICER)" --no-splash --testing --additional-module-paths "$(CURDIR)/DiffusionAnomaly" --python-code \
+	    "import slicer.testing; slicer.testing.runUnitTest(['$(CURDIR)/Testing/app'], '$$name')"; \
+	done
 
 lint: $(VENV)/all.installed
 	$(BIN)/ruff check $(CHECKED)
@@ -49,9 +58,11 @@ bench: $(VENV)/all.installed
 
 figures: demo $(VENV)/all.installed
 	$(BIN)/python docs/figures.py
+	$(BIN)/python -m pytest -q Testing/slicer/test_pictures.py
+	cp Testing/output/slicer-views.png docs/images/
 
 clean:
-	rm -rf $(VENV) demo build dist DiffusionAnomaly/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build dist Testing/output DiffusionAnomaly/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: a second run installs nothing until a requirement changes. Torch goes first and alone, so that its index
@@ -67,5 +78,5 @@ $(VENV)/engine.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/all.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[train,dev]'
+	$(PIP_INSTALL) --editable '.[train,dev,slicer]'
 	touch $@ $(VENV)/engine.installed

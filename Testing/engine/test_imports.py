@@ -31,7 +31,20 @@ ABOVE_THE_ENGINE = {
 }
 HEAVY = {"torch", "monai"}
 # What Slicer's own process may import of the engine. Submodules of `bundle` are one unit with it.
-FOR_SLICER = {f"{ENGINE}.{name}" for name in ("job", "bundle", "errors")}
+FOR_SLICER = {
+    f"{ENGINE}.{name}"
+    for name in (
+        "atomic",
+        "bundle",
+        "errors",
+        "findings",
+        "job",
+        "method_guide",
+        "orientation",
+        "planning",
+        "suitability",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,7 @@ def test_training_imports_nothing_of_slicer() -> None:
 
 def test_no_method_imports_its_siblings_or_the_orchestration(engine: dict[str, list[Import]]) -> None:
     methods = {name: entries for name, entries in engine.items() if name.startswith(f"{ENGINE}.methods.")}
-    siblings = {f"{ENGINE}.methods.{name}" for name in ("unsupervised", "guided", "intensity")}
+    siblings = {f"{ENGINE}.methods.{name}" for name in ("unsupervised", "guided", "restore", "intensity")}
     upwards = siblings | {f"{ENGINE}.{name}" for name in ("detect", "worker", "cli", "evaluate", "report")}
     found = [
         f"{module} imports {entry.name}"
@@ -171,7 +184,7 @@ def test_no_method_imports_its_siblings_or_the_orchestration(engine: dict[str, l
     assert found == []
 
 
-@pytest.mark.parametrize("module", ["job", "bundle", "errors"])
+@pytest.mark.parametrize("module", sorted(name.partition(".")[2] for name in FOR_SLICER))
 def test_importing_it_leaves_torch_out(module: str) -> None:
     code = f"import sys, {ENGINE}.{module}; print(sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=MODULE_FOLDER, capture_output=True, text=True, check=True)

@@ -1,0 +1,269 @@
+"""DiffusionAnomaly in Slicer: the module, its panel and its logic. Glue only; the work is in DiffusionAnomalyLib."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+
+def _forgetLibrary() -> None:
+    """Let a reload of the module reload its library and the engine's border too."""
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] in ("DiffusionAnomalyLib", "diffusion_anomaly")
+    ]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+_forgetLibrary()
+
+from DiffusionAnomalyLib.detection import Detection, Request  # noqa: E402
+from DiffusionAnomalyLib.panel import Panel  # noqa: E402
+from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode  # noqa: E402
+from DiffusionAnomalyLib.qtprocess import QtProcess  # noqa: E402
+from DiffusionAnomalyLib.results import ResultNodes, Wanted, resultsIn  # noqa: E402
+from DiffusionAnomalyLib.sampledata import registerSampleData  # noqa: E402
+
+
+class DiffusionAnomaly(ScriptedLoadableModule):
+    """What Slicer's module list shows."""
+
+    def __init__(self, parent: Any) -> None:
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = "DiffusionAnomaly"
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Neuroimaging")]
+        self.parent.dependencies = ["Segmentations", "Terminologies"]
+        self.parent.contributors = ["The DiffusionAnomaly contributors"]
+        self.parent.helpText = _(
+            "Finds what is improbable in a brain scan with generative denoising diffusion models (not diffusion MRI): "
+            "a heat map, a segmentation and a table of findings. For research use only. Not for diagnosis. "
+            'See <a href="https://github.com/DiffusionAnomaly/DiffusionAnomaly">the documentation</a>.'
+        )
+        self.parent.acknowledgementText = _(
+            "After Pinaya et al., MICCAI 2022 (arXiv 2206.03461), and Wolleb et al., MICCAI 2022 (arXiv 2203.04306)."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Shows the panel, and ties it to the parameter node, the scene and the end of Slicer."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic: DiffusionAnomalyLogic | None = None
+        self.panel: Panel | None = None
+        self._parameters: Any = None
+        self._guiTag: Any = None
+
+    def setup(self) -> None:
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/DiffusionAnomaly.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = DiffusionAnomalyLogic()
+        self.panel = Panel(self.ui, self.logic.detection)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
+        slicer.app.connect("aboutToQuit()", self.onAboutToQuit)
+        self.initializeParameterNode()
+        if not self.panel.install.missing:
+            self.panel.method.askMachine()
+
+    def cleanup(self) -> None:
+        """Called when Slicer closes and before the module is reloaded."""
+        slicer.app.disconnect("aboutToQuit()", self.onAboutToQuit)
+        self.setParameterNode(None)
+        self.removeObservers()
+        if self.panel is not None:
+            self.panel.close()
+
+    def enter(self) -> None:
+        self.initializeParameterNode()
+        if self.panel is not None:
+            self.panel.install.offerToContinue()
+
+    def exit(self) -> None:
+        """Another module is shown. The panel stays connected: what runs goes on, and its results are loaded."""
+
+    def onAboutToQuit(self) -> None:
+        if self.panel is not None:
+            self.panel.close()
+
+    def onSceneStartClose(self, caller: Any, event: Any) -> None:
+        """The volumes go: whatever still looks at them is cancelled, and its results would have no place."""
+        if self.logic is not None:
+            self.logic.detection.queue.cancelAll()
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller: Any, event: Any) -> None:
+        self.initializeParameterNode()
+
+    def onSceneEndImport(self, caller: Any, event: Any) -> None:
+        """A saved scene brings the panel's state and its results with it."""
+        self.initializeParameterNode()
+
+    def initializeParameterNode(self) -> None:
+        """Make sure that there is a parameter node, and show it."""
+        if self.logic is None:
+            return
+        self.setParameterNode(self.logic.getParameterNode())
+        if self._parameters.inputVolume is None:
+            volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+            scans = [node for node in volumes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
+            self._parameters.inputVolume = scans[0] if scans else None
+
+    def setParameterNode(self, parameters: Any) -> None:
+        """Show and observe a parameter node; None to let go of the one that is shown."""
+        if self._parameters is not None:
+            self._parameters.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+        self._parameters = parameters
+        if parameters is not None:
+            self._guiTag = parameters.connectGui(self.ui)
+            self.addObserver(parameters, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+        if self.panel is not None:
+            self.panel.setParameters(parameters)
+
+    def _onParametersModified(self, caller: Any = None, event: Any = None) -> None:
+        if self.panel is not None:
+            self.panel.refreshSoon()
+
+
+class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
+    """Detections from a script, with or without the panel.
+
+    >>> import slicer
+    >>> logic = slicer.util.getModuleLogic("DiffusionAnomaly")  # doctest: +SKIP
+    >>> nodes = logic.detect(volumeNode, method="guided", steps=10)  # doctest: +SKIP
+    >>> nodes.heat, nodes.segmentation, nodes.table  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.detection = Detection(slicer.mrmlScene, slicer.app.temporaryPath, QtProcess)
+        self._timers: list[Any] = []
+
+    def getParameterNode(self) -> DiffusionAnomalyParameterNode:
+        return DiffusionAnomalyParameterNode(super().getParameterNode())
+
+    def detect(
+        self,
+        volumeNode: Any,
+        method: str = "restore",
+        steps: int | None = None,
+        *,
+        model: str | None = None,
+        device: str = "auto",
+        seed: int = 0,
+        threshold: float | None = None,
+        brainMask: Any = None,
+        brainSegment: str = "",
+        labelMap: bool = True,
+        segmentation: bool = True,
+        blocking: bool = True,
+        onProgress: Callable[[str], None] | None = None,
+        onFinished: Callable[[Any, ResultNodes | None, str], None] | None = None,
+        **more: Any,
+    ) -> Any:
+        """Look at a volume in the background process.
+
+        Args:
+            volumeNode: the scan, a scalar volume node.
+            method: ``unsupervised``, ``guided``, ``restore`` or ``intensity``.
+            steps: noise levels walked; None takes the model's default.
+            model: name of a model that comes with the extension, or the folder of one.
+            device: ``auto``, ``cpu`` or ``cuda:0``.
+            seed: of all randomness.
+            threshold: heat from which a voxel is in the mask; None takes the model's.
+            brainMask, brainSegment: label map, or segmentation and the id of its segment.
+            labelMap, segmentation: which forms of the mask are made.
+            blocking: wait for the result; Slicer stays alive meanwhile.
+            onProgress: takes a line on how far it is.
+            onFinished: takes the entry, the result's nodes or None, and what went wrong.
+            more: further attributes of ``DiffusionAnomalyLib.detection.Request``.
+
+        Returns:
+            The result's nodes; without ``blocking`` the queue's entry, whose ``state`` tells how it goes.
+
+        Raises:
+            diffusion_anomaly.errors.InputError: when the volume is no good, or a blocking run failed.
+        """
+        from DiffusionAnomalyLib.progresstext import progressLine
+
+        request = Request(
+            method=method,
+            model=model,
+            steps=steps,
+            device=device,
+            seed=seed,
+            threshold=threshold,
+            wanted=Wanted(labelMap, segmentation),
+            **more,
+        )
+        entry = self.detection.add(volumeNode, request, brainMask, brainSegment)
+
+        def tell() -> None:
+            if onProgress is not None and not entry.state.isOver:
+                onProgress(progressLine(entry.job))
+
+        if blocking:
+
+            def whileWaiting() -> None:
+                tell()
+                slicer.app.processEvents()
+
+            nodes = self.detection.wait(entry, whileWaiting)
+            if onFinished is not None:
+                onFinished(entry, nodes, "")
+            return nodes
+        self._watch(entry, tell, onFinished)
+        return entry
+
+    def results(self) -> list[ResultNodes]:
+        """All results in the scene, in the order in which they were made."""
+        return resultsIn(slicer.mrmlScene)
+
+    def _watch(self, entry: Any, tell: Callable[[], None], onFinished: Callable[..., None] | None) -> None:
+        """Call back from Qt's event loop until an entry has ended."""
+        timer = qt.QTimer()
+        timer.setInterval(100)
+
+        def tick() -> None:
+            self.detection.tick()
+            tell()
+            if entry.state.isOver:
+                timer.stop()
+                self._timers.remove(timer)
+                if onFinished is not None:
+                    onFinished(entry, entry.request.nodes, entry.message)
+
+        timer.connect("timeout()", tick)
+        timer.start()
+        self._timers.append(timer)
+
+
+class DiffusionAnomalyTest(ScriptedLoadableModuleTest):
+    """Slicer's Reload and Test button; the tests themselves are in Testing/app."""
+
+    def runTest(self) -> None:
+        slicer.mrmlScene.Clear()
+        assert DiffusionAnomalyLogic().results() == []
+        assert not {"torch", "monai"} & set(sys.modules)

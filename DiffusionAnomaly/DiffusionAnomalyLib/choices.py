@@ -1,0 +1,159 @@
+"""What can be chosen: methods, the models of each, what a model's card says, and where it may run.
+
+Everything comes from the engine's guide to the methods and from the model packages themselves, so that a new method or
+a new package appears in the panel without a change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from diffusion_anomaly.bundle import BundleSummary, available, open_bundle
+from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.method_guide import METHOD_GUIDES, MethodGuide, NumberRange, guide_to
+
+from .settings import Settings, readJson, writeJson
+from .translation import tr as _
+
+ADDED_MODELS = "AddedModels"
+DEFAULT_SLICE_SPACING = 3.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a network can run.
+
+    Attributes:
+        id: ``auto``, ``cpu`` or ``cuda:0``.
+        title: for people.
+    """
+
+    id: str
+    title: str
+
+
+def methods(settings: Settings) -> list[MethodGuide]:
+    """The methods that can run here: those without a model, and those that have one."""
+    return [guide for guide in METHOD_GUIDES if not guide.needs_model or models(guide.name, settings)]
+
+
+def models(method: str, settings: Settings) -> list[BundleSummary]:
+    """The packages of a method: those that come with the extension, then those that were added."""
+    added = [Path(folder) for folder in readJson(settings, ADDED_MODELS, [])]
+    return [summary for summary in available(added) if summary.method == method and not summary.problem]
+
+
+def problems(settings: Settings) -> list[str]:
+    """What is wrong with packages that cannot be offered."""
+    added = [Path(folder) for folder in readJson(settings, ADDED_MODELS, [])]
+    return [summary.problem for summary in available(added) if summary.problem]
+
+
+def remember(folder: Path, settings: Settings) -> None:
+    """Offer a package that was verified from now on."""
+    known = readJson(settings, ADDED_MODELS, [])
+    if str(folder) not in known:
+        writeJson(settings, ADDED_MODELS, [*known, str(folder)])
+
+
+def forget(folder: Path, settings: Settings) -> None:
+    """Offer an added package no more. Its files stay."""
+    known = readJson(settings, ADDED_MODELS, [])
+    writeJson(settings, ADDED_MODELS, [entry for entry in known if entry != str(folder)])
+
+
+def defaultOf(number: NumberRange, model: Path | None) -> float:
+    """The default of a number: the package's, else the method's."""
+    if model is None:
+        return number.default
+    value = _anomaly(model).get("options", {}).get(number.name)
+    return number.default if not isinstance(value, (int, float)) else value
+
+
+def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: float | None = None) -> float:
+    """How far a number may go with a package: no more steps than there are levels to walk."""
+    guide = guide_to(method)
+    if guide.steps is number and guide.noise_level is not None:
+        level = defaultOf(guide.noise_level, model) if noiseLevel is None else noiseLevel
+        return level + 1 if guide.noise_level.low == 0 else level  # counted from 0: so many levels and one
+    if guide.steps is number and model is not None:
+        levels = _anomaly(model).get("options", {}).get("levels", 10)
+        return min(number.high, levels)
+    return number.high
+
+
+def sliceSpacing(model: Path | None) -> float:
+    """How far apart slices are looked at by default, in mm."""
+    grid = _anomaly(model).get("grid", {}) if model is not None else {}
+    return float(grid.get("max_slice_spacing", DEFAULT_SLICE_SPACING))
+
+
+def card(summary: BundleSummary, time: str) -> str:
+    """A model's card as rich text: what it expects, its licence, its measured quality, the time it takes here."""
+    try:
+        bundle = open_bundle(summary.path)
+    except ModelError as error:
+        return escape(str(error))
+    planes = {"axial": _("axial slices"), "any": _("any orientation")}.get(summary.orientation, summary.orientation)
+    rows = [
+        (_("Expects"), ", ".join(filter(None, [summary.modality, planes, f"{summary.spacing:g} mm"]))),
+        (_("Licence of the weights"), summary.license),
+        (_("Measured"), _quality(summary.quality)),
+        (_("Time on this machine"), time),
+        (_("Meant for"), str(bundle.metadata.get("intended_use", ""))),
+    ]
+    lines = "".join(
+        f"<tr><td><b>{escape(title)}</b>&nbsp;</td><td>{escape(text)}</td></tr>" for title, text in rows if text
+    )
+    head = escape(f"{summary.name} {summary.version}, {summary.size_mb:.0f} MB")
+    return f"<p><b>{head}</b></p><table>{lines}</table>"
+
+
+def licence(summary: BundleSummary) -> str:
+    """The whole licence of a model's weights, to be shown before its first use."""
+    return open_bundle(summary.path).license_text
+
+
+def devices(machine: Mapping[str, Any] | None) -> list[Device]:
+    """Where a network can run, from the answer of ``diffusion_anomaly.probe``; before it came, automatic and CPU."""
+    found = [Device("auto", _("Automatic")), Device("cpu", _("CPU"))]
+    for entry in (machine or {}).get("devices", []):
+        if entry["id"] == "cpu":
+            found[1] = Device("cpu", _("CPU: {name}").format(name=entry["name"]))
+        else:
+            title = _("{name}, {free:.1f} of {total:.1f} GB free").format(
+                name=entry["name"], free=entry["free_mb"] / 1024, total=entry["total_mb"] / 1024
+            )
+            found.append(Device(entry["id"], title))
+    return found
+
+
+def deviceProblem(device: str, machine: Mapping[str, Any] | None) -> str:
+    """Why a device cannot be used; empty when it can, or when nobody knows yet."""
+    if machine is None or device in ("auto", "cpu"):
+        return ""
+    entry = next((entry for entry in machine.get("devices", []) if entry["id"] == device), None)
+    if entry is None:
+        return _("{device} is not there, or this build of torch cannot use it. Choose Automatic or CPU.").format(
+            device=device
+        )
+    if entry.get("free_mb", 0) < 1024:
+        return _("{name} has {free} MB free; a run needs about 1000. Close other programs or choose CPU.").format(
+            name=entry["name"], free=entry["free_mb"]
+        )
+    return ""
+
+
+def _anomaly(model: Path) -> Mapping[str, Any]:
+    return open_bundle(model).anomaly
+
+
+def _quality(quality: Mapping[str, Any]) -> str:
+    """The measured numbers; their intervals are in the model's own card."""
+    shown = {name: value for name, value in quality.items() if isinstance(value, (str, int, float))}
+    texts = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()]
+    return "; ".join(texts) or _("not measured")

@@ -1,0 +1,244 @@
+"""From a volume node to result nodes, in the background: the one way in for the panel, for scripts and for tests.
+
+Knows MRML and the job queue, but no widget. Whoever owns it calls ``tick`` a few times a second: the panel from a Qt
+timer, a script from its own loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusion_anomaly.bundle import open_bundle
+from diffusion_anomaly.errors import EngineError, InputError
+from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
+from diffusion_anomaly.planning import DEFAULT_MODELS
+
+from . import choices, timing
+from .display import showInSlices
+from .environment import workerCommand, workerEnvironment
+from .job import DetectionJob, Outcome, State
+from .process import PipeProcess, WorkerProcess
+from .queue import Entry, JobQueue
+from .results import Place, ResultNodes, Wanted, loadResults
+from .settings import Settings, defaultSettings
+from .translation import tr as _
+from .volumes import imageOf, maskOf
+from .workspace import Workspace, removeStale
+
+SECONDS_BETWEEN_TICKS = 0.1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run. None leaves a choice to the model package.
+
+    Attributes:
+        method: name of a method.
+        model: name of a model package that comes with the extension, or the folder of one.
+        steps, noiseLevel, guidanceScale: numbers of the method; ignored by a method without them.
+        device: ``auto``, ``cpu`` or ``cuda:0``.
+        seed: of all randomness.
+        sliceSpacing: slices are looked at no farther apart, in mm.
+        threshold: heat from which a voxel is in the mask.
+        minVolumeMl: smaller findings are dropped.
+        wanted: which forms of the mask to make.
+        keepHealed: whether the scan as the model would have it becomes a volume too.
+        keepFiles: whether the working files stay.
+        overrides: other options of the method, by name.
+    """
+
+    method: str = DEFAULT_METHOD
+    model: str | None = None
+    steps: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    noiseLevel: int | None = None
+    guidanceScale: float | None = None
+    sliceSpacing: float | None = None
+    threshold: float | None = None
+    minVolumeMl: float = 0.05
+    wanted: Wanted = field(default_factory=Wanted)
+    keepHealed: bool = False
+    keepFiles: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """As the job file holds them."""
+        guide = guide_to(self.method)
+        overrides = dict(self.overrides)
+        for number, value in ((guide.noise_level, self.noiseLevel), (guide.guidance_scale, self.guidanceScale)):
+            if number is not None and value is not None:
+                overrides[number.name] = value
+        options = {
+            "steps": self.steps if guide.steps is not None else None,
+            "device": self.device,
+            "seed": self.seed,
+            "slice_spacing": self.sliceSpacing,
+            "threshold": self.threshold,
+            "min_volume_ml": self.minVolumeMl,
+            "overrides": overrides or None,
+            "keep_healed": self.keepHealed or None,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass
+class Task:
+    """What the queue carries for an entry: the request, where the scan was, and the nodes once they are there."""
+
+    request: Request
+    place: Place
+    steps: int | None
+    nodes: ResultNodes | None = None
+
+
+class Detection:
+    """Detections on the volumes of a scene, one at a time.
+
+    >>> detection = Detection(slicer.mrmlScene, slicer.app.temporaryPath)  # doctest: +SKIP
+    >>> entry = detection.add(volumeNode, Request("guided", steps=10))  # doctest: +SKIP
+    >>> nodes = detection.wait(entry)  # doctest: +SKIP
+    >>> nodes.heat.GetName()  # doctest: +SKIP
+    'MRHead heat'
+
+    Args:
+        scene: holds the volumes and gets the results.
+        temporaryFolder: working folders are made in it.
+        makeProcess: gives a new process; ``QtProcess`` inside Slicer.
+        settings: where times are remembered.
+        command, environment: how the worker is started; None for Slicer's own Python.
+
+    Attributes:
+        queue: all that runs, waits and has ended.
+        onResults: takes an entry and its nodes when they are in the scene.
+        onChanged: called when anything that is shown may have changed.
+    """
+
+    def __init__(
+        self,
+        scene: Any,
+        temporaryFolder: Path | str,
+        makeProcess: Callable[[], WorkerProcess] = PipeProcess,
+        settings: Settings | None = None,
+        command: list[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.scene = scene
+        self.temporaryFolder = Path(temporaryFolder)
+        self.settings = settings or defaultSettings()
+        self.queue = JobQueue()
+        self.queue.onFinished = self._finished
+        self.queue.keepFiles = lambda entry: entry.request.request.keepFiles
+        self.onResults: Callable[[Entry, ResultNodes], None] = lambda entry, nodes: None
+        self._makeProcess = makeProcess
+        self._command = command
+        self._environment = environment
+        removeStale(self.temporaryFolder)
+
+    @property
+    def onChanged(self) -> Callable[[], None]:
+        return self.queue.onChanged
+
+    @onChanged.setter
+    def onChanged(self, callback: Callable[[], None]) -> None:
+        self.queue.onChanged = callback
+
+    def add(self, volumeNode: Any, request: Request, maskNode: Any = None, segmentId: str = "") -> Entry:
+        """Queue a detection. The scan is written out now, so that later changes of it do not matter to the worker.
+
+        Raises:
+            InputError: when the volume, the mask or the method is no good, or the disk is full. Nothing stays behind.
+        """
+        image = imageOf(volumeNode)
+        mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
+        options = request.options()
+        workspace = Workspace(self.temporaryFolder)
+        try:
+            workspace.writeScan(image)
+            if mask is not None:
+                workspace.writeMask(mask)
+            workspace.writeJob(request.method, request.model, options)
+        except EngineError:
+            workspace.remove()
+            raise
+        job = DetectionJob(
+            workspace,
+            self._makeProcess(),
+            self._command or workerCommand(),
+            self._environment or workerEnvironment(),
+        )
+        entry = Entry(volumeNode.GetName(), job, Task(request, Place.of(volumeNode), stepsOf(request)))
+        self.queue.add(entry)
+        return entry
+
+    def tick(self) -> None:
+        """Deliver what the workers said; to be called a few times a second."""
+        self.queue.tick()
+
+    def wait(self, entry: Entry, whileWaiting: Callable[[], None] = lambda: None) -> ResultNodes:
+        """Wait for an entry.
+
+        Args:
+            entry: from ``add``.
+            whileWaiting: called ten times a second, so that an application can stay alive; may raise to stop the run.
+
+        Raises:
+            InputError: when it failed or was cancelled, with what happened and what to do.
+        """
+        try:
+            while not entry.state.isOver:
+                self.tick()
+                entry.job.tick()  # even when the queue was closed under it
+                whileWaiting()
+                time.sleep(SECONDS_BETWEEN_TICKS)
+        except BaseException:
+            entry.job.kill()
+            raise
+        if entry.state is not State.DONE or entry.request.nodes is None:
+            raise InputError(entry.message or _("The run has no result."))
+        return entry.request.nodes
+
+    def close(self) -> None:
+        """End every process and delete every working file; no callback comes any more."""
+        self.onResults = lambda entry, nodes: None
+        self.onChanged = lambda: None
+        self.queue.killAll()
+
+    def _finished(self, entry: Entry, outcome: Outcome) -> None:
+        if outcome.state is not State.DONE:
+            return
+        task: Task = entry.request
+        task.nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
+        showInSlices(self.scene, task.nodes.inputNode, task.nodes.heat)
+        started = entry.job.started
+        if started is not None:
+            run = {
+                "method": task.request.method,
+                "model": started.model,
+                "device": started.device,
+                "slices": started.slices,
+                "steps": task.steps,
+            }
+            timing.remember(self.settings, run, outcome.timings)
+        self.onResults(entry, task.nodes)
+
+
+def stepsOf(request: Request) -> int | None:
+    """How many steps will be walked: those asked for, else the package's."""
+    guide = guide_to(request.method)
+    if guide.steps is None:
+        return None
+    if request.steps is not None:
+        return request.steps
+    model = modelFolder(request)
+    return int(choices.defaultOf(guide.steps, model))
+
+
+def modelFolder(request: Request) -> Path | None:
+    """The folder of the package that will be used; None for a method without one."""
+    name = request.model or DEFAULT_MODELS.get(request.method)
+    return None if name is None else open_bundle(name).path

@@ -1,0 +1,196 @@
+"""The panel's part on the method: which method, which model, how many steps, and where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+
+from diffusion_anomaly.method_guide import guide_to
+
+from . import choices, timing
+from .environment import pythonProgram, workerEnvironment
+from .qthelpers import Combo, Question, silent
+from .translation import tr as _
+from .volumes import axialSlices, problemWith
+
+if TYPE_CHECKING:
+    from diffusion_anomaly.bundle import BundleSummary
+
+    from .panel import Panel
+
+# More steps than that on the slider would make it useless for the few that matter; the engine takes more.
+LARGEST_ON_SLIDER = 200
+
+
+class MethodPanel:
+    """Shows and takes the choice of method, model, steps and device; see ``Panel``."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._ui = panel.ui
+        self._settings = panel.detection.settings
+        self.machine: dict[str, Any] | None = None  # what the engine's probe said
+        self._questions: list[Question] = []
+        self._methods = Combo(self._ui.methodComboBox, self._onMethod)
+        self._models = Combo(self._ui.modelComboBox, self._onModel)
+        self._devices = Combo(self._ui.deviceComboBox, self._onDevice)
+        self._shown: list[BundleSummary] = []
+        self._shownFor = ""
+        self._ui.stepsSlider.connect("valueChanged(double)", self._onSteps)
+        self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
+        self._ui.licenceButton.connect("clicked(bool)", self._onLicence)
+
+    def askMachine(self) -> None:
+        """Ask, in the background, what is installed and which GPUs there are."""
+        self._ask(["machine"], self._onMachine)
+
+    def refresh(self, parameters: Any) -> None:
+        method = parameters.method
+        if self._shownFor != method.name:
+            self._reload(method.name)
+        guide = guide_to(method.name)
+        self._methods.show([(entry.name, entry.title) for entry in choices.methods(self._settings)], method.name)
+        self._ui.methodInfoLabel.setText(
+            _("{does} Learnt from {labels}.").format(does=guide.does, labels=guide.learnt_from)
+        )
+        model = self.model(parameters)
+        self._models.show(
+            [(str(entry.path), f"{entry.name} {entry.version}") for entry in self._shown],
+            str(model.path) if model else "",
+        )
+        self._ui.modelComboBox.setEnabled(bool(self._shown))
+        self._ui.licenceButton.setVisible(model is not None)
+        seconds = self._seconds(parameters, model)
+        self._ui.modelCardLabel.setText(
+            choices.card(model, timing.inWords(seconds)) if model else _("This method needs no model.")
+        )
+        self._showSteps(parameters, model, seconds)
+        self._ui.guidanceScaleSpinBox.setEnabled(guide.guidance_scale is not None)
+        self._ui.noiseLevelSpinBox.setEnabled(guide.noise_level is not None)
+        found = choices.devices(self.machine)
+        if parameters.run.device not in [device.id for device in found]:  # of another machine, from a saved scene
+            found.append(choices.Device(parameters.run.device, parameters.run.device))
+        self._devices.show([(device.id, device.title) for device in found], parameters.run.device)
+        problem = choices.deviceProblem(parameters.run.device, self.machine)
+        self._ui.deviceInfoLabel.setText(problem)
+        self._ui.deviceInfoLabel.setVisible(bool(problem))
+
+    def problem(self, parameters: Any) -> str:
+        """Why the choice cannot run; empty when it can, as far as is known."""
+        if guide_to(parameters.method.name).needs_model and self.model(parameters) is None:
+            return _("There is no model for this method. Add one from a folder.")
+        return choices.deviceProblem(parameters.run.device, self.machine)
+
+    def model(self, parameters: Any) -> BundleSummary | None:
+        """The package that will run: the one chosen, else the first of the method."""
+        if self._shownFor != parameters.method.name:
+            self._reload(parameters.method.name)
+        chosen = next((entry for entry in self._shown if str(entry.path) == parameters.method.model), None)
+        return chosen or (self._shown[0] if self._shown else None)
+
+    def close(self) -> None:
+        for question in self._questions:
+            question.close()
+
+    def _reload(self, method: str) -> None:
+        """Read the packages of a method anew; kept, because that opens files."""
+        self._shown, self._shownFor = choices.models(method, self._settings), method
+
+    def _showSteps(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> None:
+        steps = guide_to(parameters.method.name).steps
+        for widget in (self._ui.stepsSlider, self._ui.stepsInfoLabel):
+            widget.setVisible(steps is not None)
+        if steps is None:
+            return
+        folder = model.path if model else None
+        default = int(choices.defaultOf(steps, folder))
+        level = parameters.method.noiseLevel if parameters.method.noiseLevel >= 0 else None
+        highest = min(int(choices.highest(parameters.method.name, steps, folder, level)), LARGEST_ON_SLIDER)
+        with silent(self._ui.stepsSlider):
+            self._ui.stepsSlider.minimum = 1
+            self._ui.stepsSlider.maximum = max(highest, 1)
+            self._ui.stepsSlider.value = parameters.method.steps if parameters.method.steps > 0 else default
+        self._ui.stepsInfoLabel.setText(
+            _("The model's default is {steps}. Expected time: {time}.").format(
+                steps=default, time=timing.inWords(seconds)
+            )
+        )
+
+    def _seconds(self, parameters: Any, model: BundleSummary | None) -> float | None:
+        volume = parameters.inputVolume
+        if problemWith(volume):
+            return None
+        folder = model.path if model else None
+        spacing = parameters.run.sliceSpacing
+        slices = axialSlices(volume, spacing if spacing > 0 else choices.sliceSpacing(folder))
+        steps = guide_to(parameters.method.name).steps
+        walked = parameters.method.steps if parameters.method.steps > 0 else None
+        if steps is not None and walked is None:
+            walked = int(choices.defaultOf(steps, folder))
+        name = model.name if model else None
+        return timing.expected(self._settings, parameters.method.name, name, parameters.run.device, slices, walked)
+
+    def _onMethod(self, name: str) -> None:
+        if (parameters := self._panel.parameters) is not None:
+            parameters.method.name = name
+            parameters.method.model = ""
+            parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = -1
+
+    def _onModel(self, folder: str) -> None:
+        if (parameters := self._panel.parameters) is not None:
+            parameters.method.model = folder
+            parameters.method.steps = -1
+
+    def _onDevice(self, device: str) -> None:
+        if (parameters := self._panel.parameters) is not None:
+            parameters.run.device = device
+
+    def _onSteps(self, value: float) -> None:
+        if (parameters := self._panel.parameters) is not None:
+            parameters.method.steps = int(value)
+
+    def _onLicence(self, checked: bool = False) -> None:
+        model = self.model(self._panel.parameters)
+        if model is not None:
+            with slicer.util.tryWithErrorDisplay(_("The licence cannot be read.")):
+                slicer.util.messageBox(
+                    _("Licence of the weights of {name}: {licence}").format(name=model.name, licence=model.license),
+                    detailedText=choices.licence(model),
+                )
+
+    def _onAddModel(self, checked: bool = False) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(
+            slicer.util.mainWindow(), _("Folder of a model package"), str(Path.home())
+        )
+        if folder:
+            self.addModel(Path(folder))
+
+    def addModel(self, folder: Path) -> None:
+        """Verify a package in the background, then list it; say what is wrong with it otherwise."""
+        self._ui.modelCardLabel.setText(_("Verifying {folder}…").format(folder=folder))
+        self._ask(["verify", str(folder)], lambda answer: self._onVerified(folder, answer))
+
+    def _onVerified(self, folder: Path, answer: dict[str, Any]) -> None:
+        if not answer.get("ok"):
+            problem = answer.get("problem") or _(
+                "The package could not be verified. Are all Python packages installed?"
+            )
+            slicer.util.warningDisplay(problem, _("This model cannot be used"))
+        else:
+            choices.remember(folder, self._settings)
+            self._shownFor = ""
+            if (parameters := self._panel.parameters) is not None:
+                self._onMethod(answer["method"])
+                parameters.method.model = str(folder)
+        self._panel.refreshSoon()
+
+    def _onMachine(self, answer: dict[str, Any]) -> None:
+        self.machine = answer or None
+        self._panel.refreshSoon()
+
+    def _ask(self, arguments: list[str], onAnswer: Any) -> None:
+        command = [pythonProgram(), "-m", "diffusion_anomaly.probe", *arguments]
+        self._questions.append(Question(command, workerEnvironment(), onAnswer))

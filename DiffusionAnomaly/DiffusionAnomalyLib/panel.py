@@ -1,0 +1,82 @@
+"""The panel as a whole: its parts, the parameter node that they share, and the timer that keeps them going.
+
+The parts hold no state: what the user set is in the parameter node, what runs is in the queue, what came out is in the
+scene. ``refresh`` shows all of it anew and may be called at any time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+
+from .detection import Detection
+from .inputpanel import InputPanel
+from .installpanel import InstallPanel
+from .methodpanel import MethodPanel
+from .resultpanel import ResultPanel
+from .runpanel import RunPanel
+
+TICK_MS = 100
+
+
+class Panel:
+    """Connects the widgets of ``DiffusionAnomaly.ui`` with a detection.
+
+    Args:
+        ui: the widgets by name, from ``slicer.util.childWidgetVariables``.
+        detection: runs and loads.
+    """
+
+    def __init__(self, ui: Any, detection: Detection) -> None:
+        self.ui = ui
+        self.detection = detection
+        self.parameters: Any = None
+        self.input = InputPanel(self)
+        self.install = InstallPanel(self)
+        self.method = MethodPanel(self)
+        self.run = RunPanel(self)
+        self.results = ResultPanel(self)
+        detection.onChanged = self.refreshSoon
+        detection.onResults = self.results.select
+        # A drag of a slider or a busy worker changes things more often than they can be read.
+        self._soon = qt.QTimer()
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(TICK_MS)
+        self._soon.connect("timeout()", self.refresh)
+        self._timer = qt.QTimer()
+        self._timer.setInterval(TICK_MS)
+        self._timer.connect("timeout()", self._tick)
+        self._timer.start()
+
+    def setParameters(self, parameters: Any) -> None:
+        """Show another parameter node, or none while a scene closes."""
+        self.parameters = parameters
+        self.results.forget()
+        self.refresh()
+
+    def refreshSoon(self) -> None:
+        """Show everything anew within a tick."""
+        if not self._soon.isActive():
+            self._soon.start()
+
+    def refresh(self) -> None:
+        """Show everything anew."""
+        if self.parameters is None:
+            return
+        for part in (self.input, self.method, self.install, self.run, self.results):
+            part.refresh(self.parameters)
+
+    def close(self) -> None:
+        """Stop the timers and every process; nothing is called back any more."""
+        self.parameters = None
+        self._timer.stop()
+        self._soon.stop()
+        self.install.close()
+        self.method.close()
+        self.detection.close()
+
+    def _tick(self) -> None:
+        self.detection.tick()
+        self.install.tick()
+        self.run.tick()

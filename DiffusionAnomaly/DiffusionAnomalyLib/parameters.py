@@ -1,0 +1,122 @@
+"""Everything that the user can set, in Slicer's parameter node: saved with the scene, restored with it.
+
+The names are those of the widgets' ``SlicerParameterName`` in ``DiffusionAnomaly.ui``. -1 stands for "as the model has
+it" where a model brings its own default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+from slicer import vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, parameterPack
+
+from diffusion_anomaly.method_guide import DEFAULT_METHOD
+
+from .detection import Request
+from .livethreshold import LOWEST
+from .results import Wanted
+
+MODEL_DEFAULT = -1
+
+# Of the threshold slider; the calibration of a package ends far below.
+HIGHEST = 20.0
+
+
+@parameterPack
+class MethodParameters:
+    """What is looked for and how.
+
+    Attributes:
+        name: of the method.
+        model: folder of the model package; empty for the method's default.
+        steps: noise levels walked.
+        noiseLevel: from or through which level.
+        guidanceScale: how strongly it is led to health.
+    """
+
+    name: str = DEFAULT_METHOD
+    model: str = ""
+    steps: Annotated[int, WithinRange(MODEL_DEFAULT, 1000)] = MODEL_DEFAULT
+    noiseLevel: Annotated[int, WithinRange(MODEL_DEFAULT, 1000)] = MODEL_DEFAULT
+    guidanceScale: Annotated[float, WithinRange(MODEL_DEFAULT, 10000)] = MODEL_DEFAULT
+
+
+@parameterPack
+class RunParameters:
+    """Where it runs and what is kept.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda:0``.
+        seed: of all randomness.
+        sliceSpacing: in mm.
+        minVolumeMl: smaller findings are dropped.
+    """
+
+    device: str = "auto"
+    seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
+    sliceSpacing: Annotated[float, WithinRange(MODEL_DEFAULT, 50)] = MODEL_DEFAULT
+    minVolumeMl: Annotated[float, WithinRange(0, 100)] = 0.05
+    keepHealed: bool = False
+    keepFiles: bool = False
+
+
+@parameterPack
+class OutputParameters:
+    """Which nodes are made, and how they are shown.
+
+    Attributes:
+        labelMap, segmentation: which forms of the mask are made.
+        opacity: of heat over the scan.
+        threshold: heat from which a voxel is in the mask of the shown result.
+        show3D: whether the segmentation has a surface.
+    """
+
+    labelMap: bool = True
+    segmentation: bool = True
+    opacity: Annotated[float, WithinRange(0, 1)] = 0.5
+    threshold: Annotated[float, WithinRange(LOWEST, HIGHEST)] = 3.0
+    show3D: bool = False
+
+
+@parameterNodeWrapper
+class DiffusionAnomalyParameterNode:
+    """The panel's state.
+
+    Attributes:
+        inputVolume: the scan.
+        brainMask: label map or segmentation; None lets the brain be found.
+        brainSegment: id of the segment of a segmentation.
+        result: heat map of the result that is shown.
+    """
+
+    inputVolume: vtkMRMLScalarVolumeNode
+    brainMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]  # noqa: UP007 - what the wrapper reads
+    brainSegment: str
+    method: MethodParameters
+    run: RunParameters
+    output: OutputParameters
+    result: vtkMRMLScalarVolumeNode
+
+
+def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
+    """What the panel asks for."""
+    method, run, output = parameters.method, parameters.run, parameters.output
+    return Request(
+        method=method.name,
+        model=method.model or None,
+        steps=_chosen(method.steps),
+        noiseLevel=_chosen(method.noiseLevel),
+        guidanceScale=_chosen(method.guidanceScale),
+        device=run.device,
+        seed=run.seed,
+        sliceSpacing=_chosen(run.sliceSpacing),
+        minVolumeMl=run.minVolumeMl,
+        wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation),
+        keepHealed=run.keepHealed,
+        keepFiles=run.keepFiles,
+    )
+
+
+def _chosen(number: float) -> float | None:
+    return None if number < 0 else number

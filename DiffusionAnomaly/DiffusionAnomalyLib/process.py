@@ -1,0 +1,154 @@
+"""A background process as the rest of the library sees it, and the one that needs no Qt.
+
+The job is given its process, so that the same code runs with Slicer's event loop (``qtprocess``), in a script that has
+none, and in tests. What a process says arrives through callbacks in the thread of the owner, never in another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Protocol
+
+from .processtree import killTree
+
+# A child that outlives its parent may hold the pipe open for ever; what it still says is then of no interest.
+SECONDS_FOR_LAST_WORDS = 1.0
+
+# A process that was killed holds its files until it is gone; on Windows they cannot be deleted before.
+SECONDS_TO_DIE = 2.0
+
+
+class WorkerProcess(Protocol):
+    """A process that can be written to and read from, and that ends for certain when it is told to.
+
+    Attributes:
+        onOutput, onErrorOutput: take bytes as they come, cut anywhere.
+        onFinished: takes the exit code, or None when the process crashed or was killed; called once, last.
+    """
+
+    onOutput: Callable[[bytes], None]
+    onErrorOutput: Callable[[bytes], None]
+    onFinished: Callable[[int | None], None]
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start it.
+
+        Raises:
+            OSError: when the program is not there or may not be run.
+        """
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input; nothing happens when nobody reads it any more."""
+        ...
+
+    def kill(self) -> None:
+        """End it and everything it has started. ``onFinished`` comes before this returns, or soon after."""
+        ...
+
+    def poll(self) -> None:
+        """Deliver what has come since the last time; nothing to do where an event loop delivers."""
+        ...
+
+    def isRunning(self) -> bool:
+        """Whether it was started and ``onFinished`` has not been called."""
+        ...
+
+
+class PipeProcess:
+    """A ``WorkerProcess`` of Python's own: threads read, and ``poll`` delivers.
+
+    >>> said = []
+    >>> process = PipeProcess()
+    >>> process.onOutput = said.append
+    >>> process.start([sys.executable, "-c", "print('hello')"], os.environ)  # doctest: +SKIP
+    >>> while process.isRunning():  # doctest: +SKIP
+    ...     process.poll()
+    """
+
+    def __init__(self) -> None:
+        self.onOutput: Callable[[bytes], None] = lambda data: None
+        self.onErrorOutput: Callable[[bytes], None] = lambda data: None
+        self.onFinished: Callable[[int | None], None] = lambda code: None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._received: queue.SimpleQueue[tuple[bool, bytes]] = queue.SimpleQueue()
+        self._readers: list[threading.Thread] = []
+        self._endedAt: float | None = None
+        self._running = False
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        hidden = subprocess.CREATE_NO_WINDOW if os.name == "nt" else 0  # type: ignore[attr-defined]
+        self._process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            creationflags=hidden,
+        )
+        self._running = True
+        for isError, pipe in ((False, self._process.stdout), (True, self._process.stderr)):
+            reader = threading.Thread(target=self._read, args=(pipe, isError), daemon=True)
+            reader.start()
+            self._readers.append(reader)
+
+    @property
+    def pid(self) -> int:
+        """The process's id; 0 before the start."""
+        return self._process.pid if self._process else 0
+
+    def write(self, data: bytes) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # it has ended; onFinished will say so
+                self._process.stdin.write(data)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            killTree(self._process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(SECONDS_TO_DIE)
+        end = time.monotonic() + SECONDS_TO_DIE
+        while self._running and time.monotonic() < end:
+            self.poll()
+            time.sleep(0.005)
+
+    def poll(self) -> None:
+        if self._process is None or not self._running:
+            return
+        ended = self._process.poll() is not None
+        if ended and self._endedAt is None:
+            self._endedAt = time.monotonic()
+        allSaid = not any(reader.is_alive() for reader in self._readers)
+        while not self._received.empty():
+            isError, data = self._received.get()
+            (self.onErrorOutput if isError else self.onOutput)(data)
+        late = self._endedAt is not None and time.monotonic() - self._endedAt > SECONDS_FOR_LAST_WORDS
+        if ended and (allSaid or late):
+            self._finish(closeOutput=allSaid)
+
+    def isRunning(self) -> bool:
+        return self._running
+
+    def _finish(self, closeOutput: bool) -> None:
+        if self._process is None or not self._running:  # killed by a callback of its own last words
+            return
+        self._running = False
+        for pipe in (self._process.stdin, *((self._process.stdout, self._process.stderr) if closeOutput else ())):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what was still to be written has no reader
+                    pipe.close()
+        code = self._process.returncode
+        self.onFinished(code if code >= 0 else None)  # negative: ended by a signal
+
+    def _read(self, pipe: IO[bytes], isError: bool) -> None:
+        # ValueError: closed under the reader.
+        with contextlib.suppress(OSError, ValueError):
+            while data := os.read(pipe.fileno(), 65536):
+                self._received.put((isError, data))

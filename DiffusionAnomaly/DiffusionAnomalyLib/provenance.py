@@ -1,0 +1,73 @@
+"""How a result was made, kept as attributes of every node that belongs to it, so that it is saved with the scene.
+
+Single facts have an attribute each, for a quick look in the Data module; the worker's whole ``provenance.json`` is
+there too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+PREFIX = "DiffusionAnomaly."
+ROLE = f"{PREFIX}Role"  # heat, labelMap, segmentation, findings or healed
+RUN = f"{PREFIX}Run"  # the same for all nodes of one result
+THRESHOLD = f"{PREFIX}Threshold"
+MIN_VOLUME = f"{PREFIX}MinVolumeMl"
+WARNINGS = f"{PREFIX}Warnings"
+DOCUMENT = f"{PREFIX}Provenance"
+INPUT = f"{PREFIX}Input"  # a node reference, which survives that a scene renames its nodes
+
+
+def attributes(document: Mapping[str, Any], runId: str, inputNodeId: str) -> dict[str, str]:
+    """Everything that is known of a result, by attribute.
+
+    Args:
+        document: the content of ``provenance.json``.
+        runId: tells this result from others in the scene.
+        inputNodeId: the scan.
+    """
+    model = document.get("model") or {}
+    options = document.get("options") or {}
+    facts = {
+        "Run": runId,
+        "Method": document.get("method"),
+        "Model": model.get("name"),
+        "ModelVersion": model.get("version"),
+        "ModelSHA256": model.get("sha256"),
+        "ModelLicense": model.get("license"),
+        "Steps": options.get("steps"),
+        "Seed": options.get("seed"),
+        "MinVolumeMl": options.get("min_volume_ml"),
+        "Threshold": document["threshold"]["heat"],
+        "EngineVersion": document["versions"]["diffusion_anomaly"],
+        "Device": document["device"]["used"],
+        "DeviceName": document["device"]["name"],
+        "Date": document["date_utc"],
+        "InputNodeID": inputNodeId,
+        "InputSHA256": document["input"]["sha256"],
+        "Purpose": document.get("purpose"),
+        "Warnings": json.dumps(document.get("warnings", [])),
+        "Provenance": json.dumps(document, separators=(",", ":")),
+    }
+    return {f"{PREFIX}{name}": str(value) for name, value in facts.items() if value is not None}
+
+
+def mark(node: Any, facts: Mapping[str, str], role: str, inputNode: Any) -> None:
+    """Put the attributes, the role and the reference to the scan on a node."""
+    for name, value in facts.items():
+        node.SetAttribute(name, value)
+    node.SetAttribute(ROLE, role)
+    node.SetNodeReferenceID(INPUT, inputNode.GetID())
+
+
+def document(node: Any) -> dict[str, Any]:
+    """The whole provenance of a node; empty when it is none of ours."""
+    text = node.GetAttribute(DOCUMENT)
+    return json.loads(text) if text else {}
+
+
+def warnings(node: Any) -> list[str]:
+    """The reasons to doubt a result that the user was told."""
+    return json.loads(node.GetAttribute(WARNINGS) or "[]")

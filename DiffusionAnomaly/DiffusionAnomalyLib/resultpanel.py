@@ -1,0 +1,254 @@
+"""The panel's part on results: how heat is shown, the live threshold, the findings, and files for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+
+from . import display, exporting, findingsTable, provenance, results, segmentation
+from .livethreshold import LOWEST, LiveThreshold, Thresholded
+from .parameters import HIGHEST
+from .qthelpers import Table, silent
+from .results import ResultNodes
+from .translation import tr as _
+
+if TYPE_CHECKING:
+    from .panel import Panel
+    from .queue import Entry
+
+# A surface of a whole brain takes seconds: it is made anew when the slider rests, not while it moves.
+SURFACE_DELAY_MS = 500
+
+
+def onSlider(threshold: float) -> float:
+    """The threshold within what the slider and its parameter can hold."""
+    return min(max(threshold, LOWEST), HIGHEST)
+
+
+class ResultPanel:
+    """Shows one result of the scene; see ``Panel``."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._ui = panel.ui
+        self._scene = panel.detection.scene
+        self._table = Table(
+            self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak heat"), _("R"), _("A"), _("S")]
+        )
+        self._live: LiveThreshold | None = None  # of the heat that is shown; costs memory, so it is kept, not made anew
+        self._liveOf: tuple[str, int] = ("", 0)
+        self._found: Thresholded | None = None
+        self._surface = qt.QTimer()
+        self._surface.setSingleShot(True)
+        self._surface.setInterval(SURFACE_DELAY_MS)
+        self._surface.connect("timeout()", self._showSurface)
+        self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", provenance.ROLE, results.HEAT)
+        self._ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onResult)
+        self._ui.opacitySlider.connect("valueChanged(double)", self._onOpacity)
+        self._ui.colorSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onColor)
+        self._ui.thresholdSlider.connect("valueChanged(double)", self._onThreshold)
+        self._ui.resetThresholdButton.connect("clicked(bool)", self._onResetThreshold)
+        self._ui.show3DCheckBox.connect("toggled(bool)", self._onShow3D)
+        self._ui.findingsTable.connect("cellClicked(int,int)", self.jumpTo)
+        self._ui.findingsTable.connect("cellDoubleClicked(int,int)", self._onName)
+        self._ui.exportSegmentationButton.connect("clicked(bool)", self._onSaveSegmentation)
+        self._ui.exportDicomButton.connect("clicked(bool)", self._onExportDicom)
+        self._ui.saveHeatButton.connect("clicked(bool)", self._onSaveHeat)
+        self._ui.saveReportButton.connect("clicked(bool)", self._onSaveReport)
+        self._ui.openReportButton.connect("clicked(bool)", self._onOpenReport)
+
+    def nodes(self) -> ResultNodes | None:
+        """The result that is shown."""
+        parameters = self._panel.parameters
+        heat = parameters.result if parameters is not None else None
+        if heat is None:
+            return None
+        return next((nodes for nodes in results.resultsIn(self._scene) if nodes.heat is heat), None)
+
+    def select(self, entry: Entry, nodes: ResultNodes) -> None:
+        """Show a result that has just come."""
+        if (parameters := self._panel.parameters) is not None:
+            parameters.result = nodes.heat
+            parameters.output.threshold = onSlider(nodes.threshold)
+            display.setOpacity(self._scene, nodes.heat, parameters.output.opacity)
+        self._panel.refreshSoon()
+
+    def forget(self) -> None:
+        """Let go of the heat that was shown."""
+        self._surface.stop()
+        self._live, self._liveOf, self._found = None, ("", 0), None
+
+    def refresh(self, parameters: Any) -> None:
+        nodes = self.nodes()
+        for widget in self._controls():
+            widget.setEnabled(nodes is not None)
+        if nodes is None:
+            self._ui.warningLabel.setText("")
+            self._ui.summaryLabel.setText("")
+            self._table.show([])
+            return
+        self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
+        self._ui.exportDicomButton.setEnabled(nodes.segmentation is not None)
+        for button in (self._ui.saveReportButton, self._ui.openReportButton):
+            button.setEnabled(nodes.report is not None)
+        with silent(self._ui.colorSelector):
+            self._ui.colorSelector.setCurrentNode(nodes.heat.GetDisplayNode().GetColorNode())
+        self._ui.warningLabel.setText("\n".join(provenance.warnings(nodes.heat)))
+        if self._found is None or self._isStale(nodes):
+            self._found = self._threshold(nodes).at(nodes.threshold, nodes.minVolumeMl)
+        self._showFindings(nodes)
+
+    def setThreshold(self, threshold: float) -> None:
+        """Let mask, segmentation and table follow another threshold, at once."""
+        nodes = self.nodes()
+        if nodes is None or threshold == nodes.threshold:
+            return
+        surface = nodes.segmentation is not None and segmentation.isSurfaceShown(nodes.segmentation)
+        if surface:
+            nodes.segmentation.RemoveClosedSurfaceRepresentation()
+        self._found = results.applyThreshold(nodes, self._threshold(nodes), threshold, nodes.minVolumeMl)
+        self._showFindings(nodes)
+        if surface or self._ui.show3DCheckBox.checked:
+            self._surface.start()
+
+    def jumpTo(self, row: int, column: int = 0) -> None:
+        """Let all slice views show a finding."""
+        nodes = self.nodes()
+        if nodes is not None and nodes.table is not None and 0 <= row < nodes.table.GetNumberOfRows():
+            display.jumpTo(self._scene, findingsTable.centre(nodes.table, row, nodes.heat))
+
+    def name(self, row: int, name: str) -> None:
+        """Name a finding."""
+        nodes = self.nodes()
+        if nodes is not None and nodes.table is not None and self._found is not None:
+            findingsTable.setName(nodes.table, self._threshold(nodes), self._found, row, name)
+            self._showFindings(nodes)
+
+    def _threshold(self, nodes: ResultNodes) -> LiveThreshold:
+        if self._live is None or self._isStale(nodes):
+            self._live, self._liveOf = results.liveThresholdOf(nodes), self._versionOf(nodes)
+        return self._live
+
+    def _isStale(self, nodes: ResultNodes) -> bool:
+        return self._liveOf != self._versionOf(nodes)
+
+    @staticmethod
+    def _versionOf(nodes: ResultNodes) -> tuple[str, int]:
+        return nodes.heat.GetID(), nodes.heat.GetImageData().GetMTime()
+
+    def _showFindings(self, nodes: ResultNodes) -> None:
+        if self._found is None:
+            return
+        live = self._threshold(nodes)
+        names = findingsTable.namesOf(nodes.table, live, self._found) if nodes.table is not None else {}
+        rows = [
+            (
+                names.get(finding.id, str(finding.id)),
+                f"{finding.volume_ml:.2f}",
+                f"{finding.peak_heat:.2f}",
+                *(f"{value:.1f}" for value in finding.centroid_ras),
+            )
+            for finding in self._found.findings
+        ]
+        self._table.show(rows)
+        self._ui.summaryLabel.setText(findingsTable.summary(self._found.findings))
+
+    def _controls(self) -> tuple[Any, ...]:
+        ui = self._ui
+        return (
+            ui.opacitySlider,
+            ui.colorSelector,
+            ui.thresholdSlider,
+            ui.resetThresholdButton,
+            ui.show3DCheckBox,
+            ui.findingsTable,
+            ui.exportSegmentationButton,
+            ui.exportDicomButton,
+            ui.saveHeatButton,
+            ui.saveReportButton,
+            ui.openReportButton,
+        )
+
+    def _onResult(self, node: Any) -> None:
+        """The parameter node does not know this selector: its attribute filter is set in code."""
+        if (parameters := self._panel.parameters) is None:
+            return
+        parameters.result = node
+        self.forget()
+        if (nodes := self.nodes()) is not None:
+            parameters.output.threshold = onSlider(nodes.threshold)
+            display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
+
+    def _onOpacity(self, value: float) -> None:
+        if (nodes := self.nodes()) is not None:
+            display.setOpacity(self._scene, nodes.heat, value)
+
+    def _onColor(self, node: Any) -> None:
+        if node is not None and (nodes := self.nodes()) is not None:
+            nodes.heat.GetDisplayNode().SetAndObserveColorNodeID(node.GetID())
+
+    def _onThreshold(self, value: float) -> None:
+        if self._panel.parameters is not None:
+            self.setThreshold(value)
+
+    def _onResetThreshold(self, checked: bool = False) -> None:
+        nodes = self.nodes()
+        if nodes is not None and (made := provenance.document(nodes.heat)):
+            self._panel.parameters.output.threshold = onSlider(float(made["threshold"]["heat"]))
+
+    def _onShow3D(self, shown: bool) -> None:
+        self._surface.start(0)
+
+    def _showSurface(self) -> None:
+        nodes = self.nodes()
+        if nodes is not None and nodes.segmentation is not None:
+            with slicer.util.tryWithErrorDisplay(_("The surface could not be made."), waitCursor=True):
+                segmentation.showSurface(nodes.segmentation, self._ui.show3DCheckBox.checked)
+
+    def _onName(self, row: int, column: int) -> None:
+        name = qt.QInputDialog.getText(
+            slicer.util.mainWindow(), _("Name a finding"), _("Name:"), qt.QLineEdit.Normal, ""
+        )
+        if name:
+            self.name(row, name)
+
+    def _onSaveSegmentation(self, checked: bool = False) -> None:
+        self._save(
+            _("Save segmentation"), _("Images (*.nrrd *.nii.gz *.nii)"), "-mask.nrrd", exporting.saveSegmentation
+        )
+
+    def _onSaveHeat(self, checked: bool = False) -> None:
+        self._save(_("Save heat"), _("Images (*.nrrd *.nii.gz *.nii)"), "-heat.nrrd", exporting.saveHeat)
+
+    def _onSaveReport(self, checked: bool = False) -> None:
+        self._save(_("Save report"), _("Web pages (*.html)"), "-report.html", exporting.saveReport)
+
+    def _save(self, title: str, kinds: str, ending: str, save: Any) -> None:
+        nodes = self.nodes()
+        if nodes is None:
+            return
+        start = str(Path.home() / f"{nodes.inputNode.GetName()}{ending}")
+        path = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), title, start, kinds)
+        if path:
+            with slicer.util.tryWithErrorDisplay(_("The file could not be written."), waitCursor=True):
+                save(nodes, Path(path))
+
+    def _onOpenReport(self, checked: bool = False) -> None:
+        if (nodes := self.nodes()) is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("The report could not be opened.")):
+            path = Path(slicer.app.temporaryPath) / f"DiffusionAnomaly-report-{nodes.heat.GetID()}.html"
+            exporting.saveReport(nodes, path)
+            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path)))
+
+    def _onExportDicom(self, checked: bool = False) -> None:
+        nodes = self.nodes()
+        if nodes is None or nodes.segmentation is None:
+            return
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
+        dialog = slicer.qSlicerDICOMExportDialog(None)
+        dialog.setMRMLScene(self._scene)
+        dialog.execDialog(hierarchy.GetItemByDataNode(nodes.segmentation))

@@ -1,0 +1,129 @@
+"""The panel's part on running: one button for Run and Cancel, the queue, progress and the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+
+from diffusion_anomaly.errors import EngineError
+
+from .parameters import requestOf
+from .progresstext import percent, progressLine, stateTitle
+from .qthelpers import Table
+from .translation import tr as _
+
+if TYPE_CHECKING:
+    from .panel import Panel
+    from .queue import Entry
+
+
+class RunPanel:
+    """Starts, queues, shows and cancels; see ``Panel``."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._ui = panel.ui
+        self._queue = panel.detection.queue
+        self._table = Table(self._ui.queueTable, [_("Volume"), _("State"), _("What happened")])
+        self._shownLog = ""
+        self._ui.runButton.connect("clicked(bool)", self.onRun)
+        self._ui.cancelSelectedButton.connect("clicked(bool)", self._onCancelSelected)
+        self._ui.cancelAllButton.connect("clicked(bool)", self._onCancelAll)
+        self._ui.clearQueueButton.connect("clicked(bool)", self._onClear)
+        self._ui.copyLogButton.connect("clicked(bool)", self._onCopyLog)
+
+    def refresh(self, parameters: Any) -> None:
+        running = self._entryOfInput(parameters)
+        problem = self.problem(parameters)
+        button = self._ui.runButton
+        if running is not None:
+            button.setText(_("Cancel"))
+            button.setEnabled(True)
+            button.setToolTip(_("Stop looking at {name}.").format(name=running.title))
+        else:
+            button.setText(_("Add to queue") if self._queue.isBusy else _("Run"))
+            button.setEnabled(not problem)
+            button.setToolTip(problem or _("Look at the volume in the background; Slicer stays usable."))
+        last = self._queue.entries[-1] if self._queue.entries else None
+        self._ui.messageLabel.setText(problem or (last.message if last is not None else ""))
+        self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
+        for widget in (
+            self._ui.queueTable,
+            self._ui.cancelSelectedButton,
+            self._ui.cancelAllButton,
+            self._ui.clearQueueButton,
+        ):
+            widget.setVisible(bool(self._queue.entries))
+        self.tick()
+
+    def tick(self) -> None:
+        """What changes by itself: progress, time left and log."""
+        current = self._queue.current
+        for widget in (self._ui.progressBar, self._ui.progressLabel):
+            widget.setVisible(current is not None)
+        if current is not None:
+            self._ui.progressBar.setValue(percent(current.job))
+            self._ui.progressLabel.setText(f"{current.title}: {progressLine(current.job)}")
+        if not self._ui.logCollapsibleButton.collapsed:
+            self._showLog()
+
+    def problem(self, parameters: Any) -> str:
+        """Why Run is disabled; empty when it is not."""
+        panel = self._panel
+        return panel.input.problem(parameters) or panel.install.problem() or panel.method.problem(parameters)
+
+    def log(self) -> str:
+        """All that can help to find out what went wrong."""
+        parts = [self._panel.install.log()]
+        for entry in self._queue.entries:
+            parts.append(f"# {entry.title}: {stateTitle(entry.state)} {entry.message}".rstrip())
+            parts.append(_("Working folder: {folder}").format(folder=entry.job.workspace.folder))
+            parts.extend(entry.job.log)
+        return "\n".join(filter(None, parts))
+
+    def onRun(self, checked: bool = False) -> None:
+        """Run the volume that is chosen; cancel it if it is being looked at already."""
+        parameters = self._panel.parameters
+        running = self._entryOfInput(parameters)
+        if running is not None:
+            self._queue.cancel(running)
+            return
+        try:
+            with slicer.util.WaitCursor():
+                self._panel.detection.add(
+                    parameters.inputVolume, requestOf(parameters), parameters.brainMask, parameters.brainSegment
+                )
+        except EngineError as error:
+            self._ui.messageLabel.setText(str(error))
+            slicer.util.warningDisplay(str(error), _("DiffusionAnomaly"))
+
+    def _entryOfInput(self, parameters: Any) -> Entry | None:
+        """The entry of the chosen volume that runs or waits."""
+        volume = parameters.inputVolume
+        for entry in self._queue.entries:
+            if volume is not None and not entry.state.isOver and entry.request.place.nodeId == volume.GetID():
+                return entry
+        return None
+
+    def _onCancelSelected(self, checked: bool = False) -> None:
+        row = self._ui.queueTable.currentRow()
+        if 0 <= row < len(self._queue.entries):
+            self._queue.cancel(self._queue.entries[row])
+
+    def _onCancelAll(self, checked: bool = False) -> None:
+        self._queue.cancelAll()
+
+    def _onClear(self, checked: bool = False) -> None:
+        self._queue.clearFinished()
+
+    def _onCopyLog(self, checked: bool = False) -> None:
+        slicer.app.clipboard().setText(self.log())
+
+    def _showLog(self) -> None:
+        log = self.log()
+        if log != self._shownLog:
+            self._shownLog = log
+            self._ui.logTextEdit.setPlainText(log)
+            self._ui.logTextEdit.moveCursor(qt.QTextCursor.End)

@@ -1,0 +1,197 @@
+"""The whole panel in a full Slicer: choose, run, cancel, threshold, jump, name, save, reload, close."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import slicer
+
+import panelcase  # as a module: unittest would run an imported case class as well
+
+
+class DiffusionAnomalyPanelTest(panelcase.PanelCase):
+    """Needs no further Python package: the worker is a stand-in."""
+
+    def test_run_gives_heat_mask_segmentation_and_table(self) -> None:
+        scan = self.addScan()
+        assert self.ui.runButton.enabled and self.ui.runButton.text == "Run"
+        nodes = self.run_()
+        assert len(nodes.all) == 5
+        assert slicer.util.arrayFromVolume(nodes.heat)[5, 7, 16] == 4.0
+        assert nodes.labelMap is not None and slicer.util.arrayFromVolume(nodes.labelMap).sum() == 4 * 5 * 6
+        assert self.ui.findingsTable.rowCount == 1
+        assert "1 findings" in self.ui.summaryLabel.text
+        assert "stand-in" in self.ui.warningLabel.text
+        composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        assert composite.GetBackgroundVolumeID() == scan.GetID()
+        assert composite.GetForegroundVolumeID() == nodes.heat.GetID()
+        assert abs(composite.GetForegroundOpacity() - 0.5) < 1e-6
+        self.assertNoTorch()
+
+    def test_run_is_disabled_with_a_reason(self) -> None:
+        self.settle()
+        assert not self.ui.runButton.enabled
+        assert self.ui.messageLabel.text == "Choose a volume."
+        self.addScan()
+        assert self.ui.runButton.enabled
+        assert "24 × 30 × 12" in self.ui.inputInfoLabel.text
+        self.panel.install.missing = ["monai>=1.5.1"]
+        self.panel.refresh()
+        assert not self.ui.runButton.enabled and self.ui.installFrame.visible
+
+    def test_slicer_stays_usable_and_the_same_button_cancels(self) -> None:
+        self.useStandIn(seconds=30)
+        self.addScan()
+        before = slicer.mrmlScene.GetNumberOfNodes()
+        self.ui.runButton.click()
+        self.waitFor(lambda: self.ui.progressBar.value > 20)
+        slicer.util.selectModule("Data")
+        self.settle()
+        slicer.util.selectModule("DiffusionAnomaly")
+        self.settle()
+        assert self.ui.runButton.text == "Cancel"
+        self.ui.runButton.click()
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        assert slicer.mrmlScene.GetNumberOfNodes() == before
+        assert self.ui.runButton.text == "Run" and "cancelled" in self.ui.messageLabel.text
+
+    def test_two_volumes_queue_and_each_has_its_row(self) -> None:
+        self.addScan("first")
+        self.ui.runButton.click()
+        self.addScan("second")
+        self.ui.runButton.click()
+        assert len(self.panel.detection.queue.entries) == 2
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        titles = [self.ui.queueTable.item(row, 0).text() for row in range(self.ui.queueTable.rowCount)]
+        states = [self.ui.queueTable.item(row, 1).text() for row in range(self.ui.queueTable.rowCount)]
+        assert titles == ["first", "second"] and states == ["done", "done"]
+        assert len(self.widget.logic.results()) == 2
+
+    def test_the_threshold_slider_moves_the_mask_and_the_table(self) -> None:
+        self.addScan()
+        nodes = self.run_()
+        self.ui.thresholdSlider.value = 4.5
+        self.settle()
+        assert slicer.util.arrayFromVolume(nodes.labelMap).sum() == 0
+        assert self.ui.findingsTable.rowCount == 0 and nodes.threshold == 4.5
+        self.ui.resetThresholdButton.click()
+        self.settle()
+        assert self.ui.thresholdSlider.value == 3.0 and self.ui.findingsTable.rowCount == 1
+
+    def test_a_click_on_a_finding_jumps_there_and_a_name_stays(self) -> None:
+        self.addScan()
+        nodes = self.run_()
+        self.ui.findingsTable.cellClicked.emit(0, 0)
+        ijk = np.array([16.5, 7.0, 5.5, 1.0])
+        expected = slicer.util.arrayFromVTKMatrix(self._matrix(nodes.heat)) @ ijk
+        red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
+        assert abs(red.GetSliceOffset() - expected[2]) < 1e-3
+        self.panel.results.name(0, "frontal")
+        self.settle()
+        assert self.ui.findingsTable.item(0, 0).text() == "frontal"
+        assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
+
+    def test_opacity_and_surface_follow_their_controls(self) -> None:
+        self.addScan()
+        nodes = self.run_()
+        self.ui.opacitySlider.value = 0.25
+        composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        assert abs(composite.GetForegroundOpacity() - 0.25) < 1e-6
+        surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        self.ui.show3DCheckBox.checked = True
+        self.settle()
+        assert nodes.segmentation.GetSegmentation().ContainsRepresentation(surface)
+        self.ui.show3DCheckBox.checked = False
+        self.settle()
+        assert not nodes.segmentation.GetSegmentation().ContainsRepresentation(surface)
+
+    def test_a_saved_scene_brings_panel_and_results_back(self) -> None:
+        self.addScan("kept")
+        self.parameters.run.seed = 42
+        self.run_()
+        self.ui.thresholdSlider.value = 3.5
+        self.settle()
+        path = Path(slicer.app.temporaryPath) / "DiffusionAnomaly test ä.mrb"
+        assert slicer.util.saveScene(str(path))
+        slicer.mrmlScene.Clear()
+        self.settle()
+        assert self.panel.results.nodes() is None
+        slicer.util.loadScene(str(path))
+        self.settle()
+        path.unlink()
+        nodes = self.panel.results.nodes()
+        assert nodes is not None and nodes.threshold == 3.5
+        assert self.parameters.inputVolume.GetName() == "kept"
+        assert self.ui.seedSpinBox.value == 42 and self.ui.thresholdSlider.value == 3.5
+        self.ui.thresholdSlider.value = 4.5
+        assert slicer.util.arrayFromVolume(nodes.labelMap).sum() == 0
+
+    def test_closing_the_scene_while_it_runs_cancels_and_leaves_it_empty(self) -> None:
+        self.useStandIn(seconds=30)
+        self.addScan()
+        self.ui.runButton.click()
+        self.waitFor(lambda: self.ui.progressBar.value > 5)
+        slicer.mrmlScene.Clear()
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        assert self.widget.logic.results() == []
+        assert self.parameters is not None and self.parameters.inputVolume is None
+
+    def test_deleting_the_volume_while_it_runs_says_so(self) -> None:
+        self.useStandIn(seconds=2)
+        scan = self.addScan()
+        self.ui.runButton.click()
+        slicer.mrmlScene.RemoveNode(scan)
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        assert "was deleted" in self.panel.detection.queue.entries[-1].message
+        assert self.widget.logic.results() == []
+
+    def test_reloading_the_module_ends_the_worker_and_starts_anew(self) -> None:
+        self.useStandIn(seconds=30)
+        self.addScan()
+        self.ui.runButton.click()
+        self.waitFor(lambda: self.ui.progressBar.value > 5)
+        old = self.panel
+        job = old.detection.queue.entries[0].job
+        slicer.util.reloadScriptedModule("DiffusionAnomaly")
+        assert self.panel is not old
+        assert not job._process.isRunning() and not job.workspace.folder.exists()
+        self.useStandIn()
+        self.addScan("again")
+        self.run_()
+        self.assertNoTorch()
+
+    def test_the_logic_works_without_the_panel(self) -> None:
+        scan = self.addScan()
+        lines: list[str] = []
+        logic = slicer.util.getModuleLogic("DiffusionAnomaly")
+        nodes = logic.detect(scan, method="intensity", threshold=2.0, onProgress=lines.append)
+        assert nodes.threshold == 2.0 and lines
+        ended: list[str] = []
+        entry = logic.detect(
+            scan, method="intensity", blocking=False, onFinished=lambda entry, nodes, problem: ended.append(problem)
+        )
+        assert not entry.state.isOver
+        self.waitFor(lambda: bool(ended))
+        assert ended == [""] and len(logic.results()) == 2
+
+    def test_the_sample_scan_loads_without_a_network(self) -> None:
+        self.ui.sampleDataLabel.linkActivated.emit("sample")
+        self.settle()
+        assert self.parameters.inputVolume is not None
+        assert "FLAIR" in self.ui.inputInfoLabel.text
+
+    @staticmethod
+    def _matrix(node: object) -> object:
+        import vtk
+
+        matrix = vtk.vtkMatrix4x4()
+        node.GetIJKToRASMatrix(matrix)  # type: ignore[attr-defined]
+        return matrix

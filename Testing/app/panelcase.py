@@ -1,0 +1,93 @@
+"""What the tests inside Slicer share: a scan, the panel with the stand-in worker, waiting with a live event loop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
+
+HERE = Path(__file__).resolve().parent
+
+
+class PanelCase(ScriptedLoadableModuleTest):
+    """Starts every test with an empty scene and the module's panel in front."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear()
+        slicer.util.selectModule("DiffusionAnomaly")
+        self.useStandIn()
+
+    def tearDown(self) -> None:
+        self.panel.detection.queue.cancelAll()
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        slicer.mrmlScene.Clear()
+
+    @property
+    def widget(self) -> Any:
+        return slicer.modules.DiffusionAnomalyWidget
+
+    @property
+    def panel(self) -> Any:
+        return self.widget.panel
+
+    @property
+    def ui(self) -> Any:
+        return self.widget.ui
+
+    @property
+    def parameters(self) -> Any:
+        return self.panel.parameters
+
+    def useStandIn(self, seconds: float = 0.2) -> None:
+        """Let the panel start the stand-in, which takes so long."""
+        from DiffusionAnomalyLib.environment import pythonProgram, workerEnvironment
+
+        detection = self.panel.detection
+        detection._command = [pythonProgram(), str(HERE / "standin_worker.py")]
+        detection._environment = {**workerEnvironment(), "STANDIN_SECONDS": str(seconds)}
+        self.panel.install.missing = []
+        detection.queue.clearFinished()
+
+    def addScan(self, name: str = "scan") -> Any:
+        """A volume with one bright block, off centre, in a tilted frame."""
+        array = np.full((12, 30, 24), 20.0, dtype=np.float32)
+        array[4:8, 5:10, 14:20] = 100.0
+        matrix = np.array([[0.0, -2.0, 0.0, 30.0], [2.0, 0.0, 0.0, -20.0], [0.0, 0.0, 5.0, 10.0], [0, 0, 0, 1.0]])
+        node = slicer.util.addVolumeFromArray(array, slicer.util.vtkMatrixFromArray(matrix), name)
+        self.parameters.inputVolume = node
+        self.parameters.method.name = "intensity"
+        self.settle()
+        return node
+
+    def run_(self) -> Any:
+        """Press Run, wait for the result, and give its nodes."""
+        self.ui.runButton.click()
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        nodes = self.panel.results.nodes()
+        assert nodes is not None, self.ui.messageLabel.text
+        return nodes
+
+    def settle(self) -> None:
+        """Let everything that is due be shown."""
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            slicer.app.processEvents()
+            time.sleep(0.01)
+
+    def waitFor(self, so: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Keep Slicer alive until it is so."""
+        end = time.monotonic() + seconds
+        while not so():
+            assert time.monotonic() < end, f"nothing came of it within {seconds} seconds"
+            slicer.app.processEvents()
+            time.sleep(0.01)
+
+    def assertNoTorch(self) -> None:
+        assert not {"torch", "monai"} & set(sys.modules)

@@ -1,0 +1,125 @@
+"""What the panel offers: methods, models and devices from the engine, and times from earlier runs."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import packages
+from diffusion_anomaly.method_guide import METHOD_GUIDES, guide_to
+from diffusion_anomaly.methods import METHODS
+from DiffusionAnomalyLib import choices, timing
+from DiffusionAnomalyLib.settings import MemorySettings
+
+MACHINE = {
+    "devices": [
+        {"id": "cpu", "name": "a processor"},
+        {"id": "cuda:0", "name": "a GPU", "free_mb": 6144, "total_mb": 8192},
+        {"id": "cuda:1", "name": "a full GPU", "free_mb": 100, "total_mb": 8192},
+    ]
+}
+
+
+def test_the_guide_says_of_every_method_what_the_registry_says() -> None:
+    assert [guide.name for guide in METHOD_GUIDES] == list(METHODS)
+    for guide in METHOD_GUIDES:
+        method = METHODS[guide.name]
+        assert (guide.title, guide.needs_model) == (method.title, method.needs_model)
+        options = {option.name: option for option in fields(method.options_type)}
+        for name, number in guide.numbers.items():
+            assert number.default == options[name].default
+            assert (number.low, number.high) == (options[name].metadata["low"], options[name].metadata["high"])
+        assert ("steps" in options) == (guide.steps is not None)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packages.guided(tmp_path_factory.mktemp("models") / "tiny").path
+
+
+def test_only_models_of_the_method_are_listed_and_added_ones_are_remembered(tiny: Path) -> None:
+    settings = MemorySettings()
+    before = [summary.name for summary in choices.models("guided", settings)]
+    assert "flair-guided" in before and "flair-unsupervised" not in before
+    choices.remember(tiny, settings)
+    choices.remember(tiny, settings)
+    assert [summary.name for summary in choices.models("guided", settings)] == [*before, "tiny"]
+    assert "tiny" not in [summary.name for summary in choices.models("unsupervised", settings)]
+    choices.forget(tiny, settings)
+    assert [summary.name for summary in choices.models("guided", settings)] == before
+
+
+def test_an_added_model_that_was_damaged_since_is_a_problem_and_is_not_listed(tmp_path: Path) -> None:
+    settings = MemorySettings()
+    folder = tmp_path / "broken"
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "manifest.json").write_text("{", encoding="utf-8")
+    choices.remember(folder, settings)
+    assert all(summary.name != "broken" for guide in METHOD_GUIDES for summary in choices.models(guide.name, settings))
+    assert any("broken" in problem for problem in choices.problems(settings))
+
+
+def test_the_baseline_is_offered_and_a_method_without_a_model_is_not() -> None:
+    offered = [guide.name for guide in choices.methods(MemorySettings())]
+    assert "intensity" in offered and "guided" in offered
+    for guide in METHOD_GUIDES:
+        assert (guide.name in offered) == (not guide.needs_model or bool(choices.models(guide.name, MemorySettings())))
+
+
+def test_steps_go_as_far_as_the_levels_do(tiny: Path) -> None:
+    guided, healed = guide_to("guided"), guide_to("unsupervised")
+    assert guided.steps and healed.steps
+    assert choices.defaultOf(guided.steps, tiny) == 3
+    assert choices.highest("guided", guided.steps, tiny) == 500
+    assert choices.highest("guided", guided.steps, tiny, 40) == 40
+    assert choices.highest("unsupervised", healed.steps, None, 640) == 641
+    assert choices.sliceSpacing(tiny) == 3.0
+
+
+def test_a_card_tells_licence_quality_and_time_and_escapes_what_strangers_wrote(tmp_path: Path) -> None:
+    quality = {
+        "average precision": 0.7085,
+        "average precision, 95 % interval": [0.6, 0.8],
+        "<b>measured on</b>": "x & y",
+    }
+    folder = packages.guided(tmp_path / "odd", quality=quality).path
+    settings = MemorySettings()
+    choices.remember(folder, settings)
+    summary = choices.models("guided", settings)[-1]
+    card = choices.card(summary, "about 2 minutes")
+    for text in ("FLAIR", "axial slices", "CC0-1.0", "average precision 0.71", "about 2 minutes", "x &amp; y"):
+        assert text in card
+    assert "<b>measured" not in card and "interval" not in card
+    assert choices.licence(summary).strip() == "The licence"
+
+
+def test_devices_come_from_the_machine_and_one_that_cannot_work_says_so() -> None:
+    titles = {device.id: device.title for device in choices.devices(MACHINE)}
+    assert list(titles) == ["auto", "cpu", "cuda:0", "cuda:1"]
+    assert "6.0 of 8.0 GB free" in titles["cuda:0"] and "a processor" in titles["cpu"]
+    assert [device.id for device in choices.devices(None)] == ["auto", "cpu"]
+    assert choices.deviceProblem("cuda:0", MACHINE) == choices.deviceProblem("auto", MACHINE) == ""
+    assert "100 MB" in choices.deviceProblem("cuda:1", MACHINE)
+    assert "not there" in choices.deviceProblem("cuda:7", MACHINE)
+    assert choices.deviceProblem("cuda:7", None) == ""
+
+
+def test_the_expected_time_follows_slices_and_steps() -> None:
+    settings = MemorySettings()
+    assert timing.expected(settings, "guided", "tiny", "cpu", 20, 10) is None
+    run = {"method": "guided", "model": "tiny", "device": "cpu", "slices": 20, "steps": 10}
+    timing.remember(settings, run, {"detect": 40.0, "total": 52.0})
+    assert timing.expected(settings, "guided", "tiny", "cpu", 20, 10) == pytest.approx(52.0)
+    assert timing.expected(settings, "guided", "tiny", "auto", 40, 20) == pytest.approx(12 + 160)
+    assert timing.expected(settings, "guided", "other", "auto", 20, 10) is None
+    assert timing.expected(settings, "guided", "tiny", "cuda:0", 20, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "not yet"), (3, "few seconds"), (52, "50 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
+)
+def test_times_are_said_as_people_say_them(seconds: float | None, words: str) -> None:
+    assert words in timing.inWords(seconds)

@@ -1,0 +1,150 @@
+"""Python packages: what is missing, what is asked, what runs, and what is said when it fails. pip is the real one."""
+
+from __future__ import annotations
+
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import jobs
+from diffusion_anomaly import probe
+from DiffusionAnomalyLib import dependencies
+from DiffusionAnomalyLib.dependencies import Installation
+from DiffusionAnomalyLib.process import PipeProcess
+from DiffusionAnomalyLib.settings import MemorySettings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_ranges_are_those_of_the_python_package() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {str(Requirement(text)) for text in project["project"]["dependencies"]}
+    lines = dependencies.requirementsFile().read_text(encoding="utf-8").splitlines()
+    ours = {str(Requirement(line)) for line in lines if line and not line.startswith("#")}
+    assert ours <= declared
+    assert {str(Requirement(text)) for text in dependencies.TORCH} <= declared
+    assert not any(Requirement(text).name == "torch" for text in ours)
+
+
+def test_everything_that_a_detection_imports_is_asked_for_or_comes_with_slicer() -> None:
+    asked = {requirement.name for requirement in dependencies.required()}
+    assert set(probe.NEEDED) - asked == {"numpy", "scipy", "SimpleITK"}
+
+
+def test_what_is_missing_or_too_old_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"torch": "2.9.1", "monai": "1.6.0", "einops": "0.8", "safetensors": "0.5", "jinja2": "3.1.0"}
+
+    def version(name: str) -> str:
+        if name not in found:
+            raise dependencies.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(dependencies, "version", version)
+    assert [requirement.name for requirement in dependencies.missing()] == ["torch", "jsonschema", "matplotlib"]
+    found.update({"torch": "2.10.0+cu126", "jsonschema": "4.20", "matplotlib": "3.9"})
+    assert dependencies.missing() == []
+
+
+def test_the_question_says_what_how_large_and_from_where(tmp_path: Path) -> None:
+    everything = dependencies.required()
+    asked = dependencies.question(everything)
+    assert "torch" in asked and "monai" in asked and "MB" in asked and "Nothing of your data is sent" in asked
+    offline = dependencies.question(everything, tmp_path)
+    assert str(tmp_path) in offline and "without the network" in offline and " MB" not in offline
+
+
+def test_torch_comes_from_the_installer_that_knows_the_driver_and_the_rest_from_pip(tmp_path: Path) -> None:
+    commands = dependencies.steps(dependencies.required(), "PythonSlicer")
+    assert [command[2] for command in commands] == ["pip", "light_the_torch", "pip"]
+    assert any("torch>=2.8" in part or "torch!=2.9" in part for part in commands[1])
+    assert not any(part.startswith("torch") for part in commands[2])
+    (offline,) = dependencies.steps(dependencies.required(), "PythonSlicer", tmp_path)
+    assert "--no-index" in offline and str(tmp_path) in offline
+    only = dependencies.steps([Requirement("einops>=0.7")], "PythonSlicer")
+    assert len(only) == 1 and only[0][-1] == "einops>=0.7"
+
+
+def wheel(folder: Path, name: str = "anomalytestwheel") -> None:
+    """A whole wheel with one module."""
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", "value = 1\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+
+def run(installation: Installation) -> str:
+    problems: list[str] = []
+    installation.onFinished = problems.append
+    installation.start()
+    jobs.wait(lambda: bool(problems), installation.tick, 120)
+    return problems[0]
+
+
+def test_packages_are_installed_from_a_folder_without_a_network(tmp_path: Path) -> None:
+    wheels, target = tmp_path / "wheels", tmp_path / "target"
+    wheels.mkdir()
+    wheel(wheels)
+    (command,) = dependencies.steps([Requirement("anomalytestwheel>=1")], sys.executable, wheels)
+    settings = MemorySettings()
+    installation = Installation(
+        [[*command, "--target", str(target)]], PipeProcess, jobs.environment(), settings, wheels
+    )
+    assert run(installation) == ""
+    assert (target / "anomalytestwheel.py").is_file()
+    assert dependencies.pending(settings) is None
+    assert any("anomalytestwheel" in line for line in installation.log)
+
+
+def test_a_folder_that_lacks_a_wheel_is_named_and_the_installation_is_offered_again(tmp_path: Path) -> None:
+    (command,) = dependencies.steps([Requirement("anomalytestwheel>=1")], sys.executable, tmp_path)
+    settings = MemorySettings()
+    problem = run(Installation([command], PipeProcess, jobs.environment(), settings, tmp_path))
+    assert str(tmp_path) in problem and "wheel" in problem
+    begun = dependencies.pending(settings)
+    assert begun is not None and begun.folder == str(tmp_path)
+
+
+def sleeping(settings: MemorySettings) -> Installation:
+    command = [sys.executable, "-c", "import time; print('began', flush=True); time.sleep(60)"]
+    return Installation([command, command], PipeProcess, jobs.environment(), settings)
+
+
+def test_a_stopped_installation_ends_and_is_not_offered_again() -> None:
+    settings = MemorySettings()
+    installation = sleeping(settings)
+    installation.onChanged = lambda: installation.cancel() if "began" in installation.log else None
+    started = time.monotonic()
+    assert "stopped" in run(installation)
+    assert time.monotonic() - started < 50
+    assert dependencies.pending(settings) is None
+
+
+def test_an_installation_that_slicers_end_cut_short_is_offered_again() -> None:
+    settings = MemorySettings()
+    installation = sleeping(settings)
+    installation.start()
+    installation.kill()
+    assert dependencies.pending(settings) == dependencies.Pending("")
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+        ("PermissionError: [WinError 32] The process cannot access the file", "Close every other Slicer"),
+        ("WARNING: Retrying after connection broken by 'ProxyError'", "HTTPS_PROXY"),
+        ("ERROR: No matching distribution found for torch>=2.8", "no build for this Python"),
+        ("Segmentation fault", "log says why"),
+    ],
+)
+def test_what_pip_says_becomes_advice(said: str, advice: str) -> None:
+    assert advice in dependencies.explain([said])

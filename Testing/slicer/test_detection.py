@@ -1,0 +1,151 @@
+"""From a volume node to result nodes with the real worker process, as a script in Slicer would do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
+
+import jobs
+import mrmlscene
+import packages
+from diffusion_anomaly.errors import InputError
+from DiffusionAnomalyLib import exporting, provenance, results, timing, volumes
+from DiffusionAnomalyLib.detection import Detection, Request, stepsOf
+from DiffusionAnomalyLib.job import State
+from DiffusionAnomalyLib.settings import MemorySettings
+from DiffusionAnomalyLib.workspace import PREFIX
+
+
+@pytest.fixture
+def detection(scene: Any, tmp_path: Path) -> Iterator[Detection]:
+    folder = tmp_path / "working files ä"
+    detection = Detection(
+        scene, folder, settings=MemorySettings(), command=list(jobs.WORKER), environment=jobs.environment()
+    )
+    yield detection
+    detection.close()
+    assert list(folder.glob(f"{PREFIX}*")) == []
+
+
+@pytest.fixture
+def scan(scene: Any, tmp_path: Path) -> Any:
+    return mrmlscene.addScan(scene, jobs.scan(), tmp_path, "Ünser FLAIR")
+
+
+@pytest.fixture
+def brain(scene: Any, scan: Any) -> Any:
+    node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "brain")
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(volumes.ijkToRas(scan)))
+    slicer.util.updateVolumeFromArray(node, sitk.GetArrayFromImage(jobs.brain()))
+    return node
+
+
+def test_a_script_gets_heat_mask_table_and_report(
+    detection: Detection, scene: Any, scan: Any, brain: Any, tmp_path: Path
+) -> None:
+    model = packages.guided(tmp_path / "tiny", options={"steps": 2, "level": 500}).path
+    request = Request(
+        "guided", model=str(model), steps=1, device="cpu", seed=5, threshold=1.5, minVolumeMl=0.0, keepHealed=True
+    )
+    lines: list[int] = []
+    entry = detection.add(scan, request, brain)
+    nodes = detection.wait(entry, lambda: lines.append(1))
+
+    assert entry.state is State.DONE and lines
+    assert results.resultsIn(scene)[0].heat is nodes.heat
+    made = provenance.document(nodes.heat)
+    assert (made["method"], made["options"]["steps"], made["options"]["seed"]) == ("guided", 1, 5)
+    assert made["brain"]["source"] == "given by the user"
+    assert nodes.threshold == 1.5
+    heat = slicer.util.arrayFromVolume(nodes.heat)
+    inside = slicer.util.arrayFromVolume(brain) != 0
+    assert heat.shape == slicer.util.arrayFromVolume(scan).shape
+    assert heat[inside].max() > 0 and heat[~inside].max() == 0
+    mask = slicer.util.arrayFromVolume(nodes.labelMap) != 0
+    assert np.array_equal(mask, heat >= np.float32(1.5))
+    healed, original = slicer.util.arrayFromVolume(nodes.healed), slicer.util.arrayFromVolume(scan)
+    assert np.array_equal(healed[~inside], original[~inside]) and not np.array_equal(healed, original)
+    assert np.array_equal(volumes.ijkToRas(nodes.healed), volumes.ijkToRas(scan))
+    assert "<html" in nodes.report.GetText().lower()
+    assert timing.expected(detection.settings, "guided", "tiny", "cpu", 16, 1) is not None
+    assert not [path for path in tmp_path.rglob("*") if path.name == "job.json"]
+
+    for name, save in (("m.nii.gz", exporting.saveSegmentation), ("h.nrrd", exporting.saveHeat)):
+        save(nodes, tmp_path / name)
+    assert np.array_equal(jobs.array(tmp_path / "m.nii.gz") != 0, mask)
+    assert np.array_equal(jobs.array(tmp_path / "h.nrrd"), heat)
+    assert np.allclose(sitk.ReadImage(str(tmp_path / "h.nrrd")).GetOrigin(), jobs.scan().GetOrigin())
+    exporting.saveReport(nodes, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text("utf-8") == nodes.report.GetText()
+    with pytest.raises(InputError, match="neither NRRD nor NIfTI"):
+        exporting.saveHeat(nodes, tmp_path / "heat.png")
+
+
+def test_a_volume_deleted_meanwhile_leaves_the_scene_as_it_is_and_says_so(
+    detection: Detection, scene: Any, scan: Any, brain: Any
+) -> None:
+    entry = detection.add(scan, Request("intensity", device="cpu"), brain)
+    scene.RemoveNode(scan)
+    before = mrmlscene.nodeIds(scene)
+    with pytest.raises(InputError, match=r"was deleted.*Load it again"):
+        detection.wait(entry)
+    assert entry.state is State.FAILED
+    assert mrmlscene.nodeIds(scene) == before
+
+
+def test_a_cancelled_run_leaves_the_scene_as_it_was(detection: Detection, scene: Any, scan: Any) -> None:
+    before = mrmlscene.nodeIds(scene)
+    entry = detection.add(scan, Request("intensity", device="cpu"))
+    entry.job._killSeconds = 0.1
+    detection.queue.cancel(entry)
+    with pytest.raises(InputError, match="cancelled"):
+        detection.wait(entry)
+    assert mrmlscene.nodeIds(scene) == before
+
+
+def test_a_refused_volume_or_mask_leaves_no_working_files(detection: Detection, scene: Any, scan: Any) -> None:
+    empty = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
+    mask = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "elsewhere")
+    for volume, brainMask, method in ((empty, None, "intensity"), (scan, mask, "intensity"), (scan, None, "guesswork")):
+        with pytest.raises(InputError):
+            detection.add(volume, Request(method), brainMask)
+    assert detection.queue.entries == []
+    assert list(detection.temporaryFolder.glob("*")) == []
+
+
+def test_a_script_that_is_interrupted_ends_the_worker(detection: Detection, scan: Any) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    entry = detection.add(scan, Request("intensity", device="cpu"))
+    with pytest.raises(KeyboardInterrupt):
+        detection.wait(entry, interrupt)
+    jobs.wait(lambda: entry.state.isOver, entry.job.tick, 10)
+    assert entry.state is State.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("request_", "options"),
+    [
+        (Request("guided", noiseLevel=300, guidanceScale=2.5), {"overrides": {"level": 300, "guidance_scale": 2.5}}),
+        (Request("guided", steps=7), {"steps": 7}),
+        (Request("unsupervised", noiseLevel=300, guidanceScale=2.5), {"overrides": {"start_level": 300}}),
+        (Request("intensity", steps=7, noiseLevel=1), {}),
+        (Request("guided", sliceSpacing=4.0, threshold=3.0), {"slice_spacing": 4.0, "threshold": 3.0}),
+    ],
+)  # fmt: skip
+def test_each_method_is_asked_only_what_it_has(request_: Request, options: dict[str, Any]) -> None:
+    assert request_.options() == {"device": "auto", "seed": 0, "min_volume_ml": 0.05, **options}
+
+
+def test_the_steps_that_will_be_walked_are_the_packages_unless_others_are_asked_for() -> None:
+    assert stepsOf(Request("guided", steps=3)) == 3
+    assert stepsOf(Request("intensity", steps=3)) is None
+    assert (stepsOf(Request("guided")) or 0) >= 1

@@ -1,0 +1,445 @@
+"""Results in a real scene: where they lie, what they say of themselves, and that nothing is ever half there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
+
+import mrmlscene
+import phantom
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.findings import findings_table, segment
+from DiffusionAnomalyLib import display, findingsTable, provenance, results, segmentation, volumes
+from DiffusionAnomalyLib.livethreshold import LiveThreshold
+from DiffusionAnomalyLib.results import Place, Wanted
+
+SIZE, SPACING = (20, 24, 14), (3.0, 2.5, 6.0)
+
+
+def oblique() -> np.ndarray:
+    return phantom.rotation([12.0, -23.0, 37.0])
+
+
+GRIDS = {
+    "axial": phantom.grid(SIZE, SPACING),
+    "oblique": phantom.grid(SIZE, SPACING, oblique()),
+    "left-handed": phantom.grid(SIZE, SPACING, np.diag([1.0, 1.0, -1.0])),
+    "sagittal": phantom.grid(SIZE, SPACING, np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])),
+}
+MARKED = (4, 17, 9)  # i, j, k: far from every plane of symmetry
+
+
+def marked(heat: float = 3.0) -> np.ndarray:
+    """Heat of a few voxels around one, k j i."""
+    array = np.zeros(SIZE[::-1], dtype=np.float32)
+    i, j, k = MARKED
+    array[k - 1 : k + 2, j - 1 : j + 2, i - 1 : i + 2] = heat - 0.5
+    array[k, j, i] = heat
+    return array
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    """Heat with many components of all sizes."""
+    smooth = sitk.SmoothingRecursiveGaussian(
+        sitk.GetImageFromArray(np.random.default_rng(seed).normal(size=SIZE[::-1]).astype(np.float32)), 1.0
+    )
+    array = sitk.GetArrayFromImage(smooth)
+    return np.clip(array / array.std() * 1.5, 0, None).astype(np.float32)
+
+
+@pytest.fixture
+def scan(scene: Any, tmp_path: Path) -> Any:
+    return mrmlscene.addScan(scene, phantom.paint(GRIDS["oblique"]), tmp_path)
+
+
+def load(scene: Any, scan: Any, folder: Path, heat: np.ndarray | None = None, **wanted: bool) -> results.ResultNodes:
+    files = mrmlscene.writeResults(folder / "results", marked() if heat is None else heat, volumes.imageOf(scan))
+    return results.loadResults(scene, Place.of(scan), files, Wanted(**wanted))
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("moved", [False, True], ids=["alone", "under a transform"])
+def test_a_marked_voxel_is_where_it_was(scene: Any, tmp_path: Path, grid: sitk.Image, moved: bool) -> None:
+    node = mrmlscene.addScan(scene, phantom.paint(grid), tmp_path)
+    if moved:
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = phantom.rotation([5.0, 6.0, 70.0]), (10.0, -20.0, 30.0)
+        node.SetAndObserveTransformNodeID(mrmlscene.addTransform(scene, matrix).GetID())
+
+    nodes = load(scene, node, tmp_path)
+
+    expected = mrmlscene.world(node, MARKED)
+    left, posterior, superior = grid.TransformIndexToPhysicalPoint(MARKED)
+    if not moved:
+        assert np.allclose(expected, (-left, -posterior, superior), atol=1e-6)
+    for volume in (nodes.heat, nodes.labelMap):
+        array = slicer.util.arrayFromVolume(volume)
+        assert array[MARKED[::-1]] == array.max() > 0
+        assert np.allclose(mrmlscene.world(volume, MARKED), expected, atol=1e-6)
+        assert np.array_equal(volumes.ijkToRas(volume), volumes.ijkToRas(node))
+        assert volume.GetTransformNodeID() == node.GetTransformNodeID()
+    image = nodes.segmentation.GetBinaryLabelmapInternalRepresentation(segmentation.SEGMENT)
+    inSegment = slicer.util.arrayFromSegmentInternalBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT)
+    middle = np.argwhere(inSegment).mean(axis=0)[::-1] + np.array(image.GetExtent()[::2])
+    matrix = slicer.vtkMatrix4x4() if hasattr(slicer, "vtkMatrix4x4") else mrmlscene.vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    local = matrix.MultiplyPoint([*middle, 1.0])[:3]
+    point = [0.0, 0.0, 0.0]
+    nodes.segmentation.TransformPointToWorld(local, point)
+    assert np.allclose(point, expected, atol=1e-6)
+    assert np.allclose(findingsTable.centre(nodes.table, 0, node), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_a_volume_goes_to_the_worker_as_it_was_read(scene: Any, tmp_path: Path, grid: sitk.Image) -> None:
+    original = phantom.paint(grid)
+    image = volumes.imageOf(mrmlscene.addScan(scene, original, tmp_path))
+    assert image.GetSize() == original.GetSize()
+    assert np.allclose(image.GetSpacing(), original.GetSpacing(), rtol=1e-12)
+    assert np.allclose(image.GetDirection(), original.GetDirection(), atol=1e-12)
+    assert np.allclose(image.GetOrigin(), original.GetOrigin(), atol=1e-9)
+    assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(original))
+
+
+def test_segmentation_label_map_and_array_agree(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path, noise())
+    labels = slicer.util.arrayFromVolume(nodes.labelMap)
+    exported = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT, scan)
+    assert labels.any() and not labels.all()
+    assert np.array_equal(labels, exported)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1.7, 2.4, 3.9, 50.0])
+@pytest.mark.parametrize("minVolumeMl", [0.0, 0.3])
+def test_the_live_threshold_is_the_engines(
+    scene: Any, scan: Any, tmp_path: Path, threshold: float, minVolumeMl: float
+) -> None:
+    heat = noise()
+    nodes = load(scene, scan, tmp_path, heat)
+
+    found = results.applyThreshold(nodes, results.liveThresholdOf(nodes), threshold, minVolumeMl)
+
+    mask, _, findings = segment(volumes.onGrid(heat, volumes.ijkToRas(scan)), threshold, minVolumeMl)
+    expected = sitk.GetArrayFromImage(mask)
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.labelMap), expected)
+    exported = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT, scan)
+    assert np.array_equal(exported, expected)
+    for ours, theirs in zip(findings_table(found.findings), findings_table(findings), strict=True):
+        assert ours == pytest.approx(theirs)
+    assert nodes.table.GetNumberOfRows() == len(findings)
+    assert nodes.threshold == threshold and nodes.minVolumeMl == minVolumeMl
+
+
+def test_a_dragged_threshold_keeps_up_with_the_hand(scene: Any, tmp_path: Path) -> None:
+    grid = phantom.grid((256, 256, 160), (0.7, 0.7, 0.9))
+    random = np.random.default_rng(0)
+    heat = np.kron(random.normal(size=(40, 64, 64)), np.ones((4, 4, 4))).astype(np.float32)
+    heat[sitk.GetArrayViewFromImage(phantom.brain_of(grid)) == 0] = 0
+    assert 50_000 < np.count_nonzero(heat >= 1) < 500_000
+    node = mrmlscene.addScan(scene, grid, tmp_path)
+    nodes = load(scene, node, tmp_path, np.clip(heat, 0, None))
+    live = results.liveThresholdOf(nodes)
+    spent = []
+    for threshold in (1.5, 2.0, 2.5, 3.0, 2.2):
+        start = time.process_time()  # the time of this process alone, whatever else the machine is doing
+        results.applyThreshold(nodes, live, threshold, 0.05)
+        spent.append(time.process_time() - start)
+    assert np.median(spent) < 0.1, spent
+
+
+def test_heat_is_shown_from_1_to_4_over_the_scan_and_transparent_below(scene: Any, scan: Any, tmp_path: Path) -> None:
+    composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    nodes = load(scene, scan, tmp_path)
+    display.showInSlices(scene, scan, nodes.heat)
+    shown = nodes.heat.GetDisplayNode()
+    assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
+    assert shown.GetApplyThreshold() and shown.GetLowerThreshold() == 1.0
+    assert not shown.GetAutoWindowLevel() and not shown.GetAutoThreshold()
+    assert composite.GetBackgroundVolumeID() == scan.GetID()
+    assert composite.GetForegroundVolumeID() == nodes.heat.GetID()
+    assert composite.GetForegroundOpacity() == 0.5
+
+
+def test_heat_colours_grow_lighter_in_even_steps(scene: Any) -> None:
+    node = display.heatColors(scene)
+    assert display.heatColors(scene) is node
+    rgb = np.array([[node.GetLookupTable().GetTableValue(i)[c] for c in range(3)] for i in range(256)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    lightness = 116 * np.cbrt(np.maximum(luminance, 216 / 24389)) - 16  # CIE L*
+    steps = np.diff(lightness[::15])
+    assert (steps > 0).all()
+    assert steps.max() < 2.5 * steps.min()
+
+
+def test_the_segment_has_the_codes_that_dicom_asks_for(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    segment = nodes.segmentation.GetSegmentation().GetSegment(segmentation.SEGMENT)
+    entry = slicer.vtkSlicerTerminologyEntry()
+    assert slicer.vtkSlicerTerminologiesModuleLogic().DeserializeTerminologyEntry(segment.GetTerminology(), entry)
+    category, kind, region = entry.GetCategoryObject(), entry.GetTypeObject(), entry.GetRegionObject()
+    assert (category.GetCodingSchemeDesignator(), category.GetCodeValue()) == ("SCT", "49755003")
+    assert category.GetCodeMeaning() == "Morphologically Abnormal Structure"
+    assert (kind.GetCodeValue(), kind.GetCodeMeaning()) == ("52988006", "Lesion")
+    assert (region.GetCodeValue(), region.GetCodeMeaning()) == ("12738006", "Brain")
+
+
+def test_results_lie_beside_the_scan_in_its_study(scene: Any, scan: Any, tmp_path: Path) -> None:
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    patient = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), "patient")
+    study = hierarchy.CreateStudyItem(patient, "study")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(scan) or hierarchy.CreateItem(study, scan), study)
+    nodes = load(scene, scan, tmp_path)
+    for node in nodes.all:
+        assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
+    reference = nodes.segmentation.GetNodeReference(nodes.segmentation.GetReferenceImageGeometryReferenceRole())
+    assert reference is scan
+
+
+def test_every_node_tells_how_it_was_made(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    assert len(nodes.all) == 4
+    for node in nodes.all:
+        told = {name: node.GetAttribute(f"{provenance.PREFIX}{name}") for name in node_facts()}
+        assert told == node_facts() | {"InputNodeID": scan.GetID()}
+        assert node.GetNodeReference(provenance.INPUT) is scan
+        assert provenance.document(node)["options"]["seed"] == 7
+
+
+def node_facts() -> dict[str, str]:
+    return {
+        "Method": "guided",
+        "Model": "tiny",
+        "ModelSHA256": "cd" * 32,
+        "Steps": "10",
+        "Seed": "7",
+        "Threshold": "2.0",
+        "EngineVersion": "0.1.0",
+        "Device": "cpu",
+        "Date": "2026-01-02T03:04:05+00:00",
+        "InputNodeID": "",
+    }
+
+
+@pytest.mark.parametrize("left_out", ["labelMap", "segmentation"])
+def test_one_form_of_the_mask_can_be_left_out(scene: Any, scan: Any, tmp_path: Path, left_out: str) -> None:
+    nodes = load(scene, scan, tmp_path, **{left_out: False})
+    assert getattr(nodes, left_out) is None
+    assert len(nodes.all) == 3
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), 2.8, 0.0)
+    assert nodes.table.GetNumberOfRows() == 1
+
+
+def test_the_table_holds_what_the_engine_measured(scene: Any, scan: Any, tmp_path: Path) -> None:
+    heat = noise(3)
+    nodes = load(scene, scan, tmp_path, heat)
+    _, _, findings = segment(volumes.onGrid(heat, volumes.ijkToRas(scan)), 2.0, 0.05)
+    assert nodes.table.GetNumberOfRows() == len(findings) > 3
+    table = nodes.table.GetTable()
+    for row, finding in enumerate(findings):
+        values = [table.GetColumnByName(name).GetValue(row) for name, _, _ in findingsTable.COLUMNS]
+        assert values[0] == str(finding.id)
+        assert values[1:4] == pytest.approx([finding.volume_ml, finding.peak_heat, finding.mean_heat])
+        assert values[4:7] == pytest.approx(finding.centroid_ras)
+        assert tuple(values[7:]) == finding.slices
+    assert nodes.table.GetColumnUnitLabel("Volume") == "ml"
+
+
+def test_a_name_stays_with_its_finding_when_the_threshold_moves(scene: Any, scan: Any, tmp_path: Path) -> None:
+    heat = marked(3.0)
+    heat[1:4, 2:5, 14:19] = 3.6
+    nodes = load(scene, scan, tmp_path, heat)
+    live = results.liveThresholdOf(nodes)
+    names = lambda: [  # noqa: E731
+        nodes.table.GetTable().GetColumnByName("Name").GetValue(row) for row in range(nodes.table.GetNumberOfRows())
+    ]
+    found = results.applyThreshold(nodes, live, 2.0, 0.0)
+    assert names() == ["1", "2"]
+    findingsTable.setName(nodes.table, live, found, 1, "left parietal")
+    assert names() == ["1", "left parietal"]
+    results.applyThreshold(nodes, live, 3.3, 0.0)
+    assert names() == ["1"]
+    found = results.applyThreshold(nodes, live, 2.7, 0.0)
+    assert names() == ["1", "left parietal"]
+    findingsTable.setName(nodes.table, live, found, 1, "")
+    assert names() == ["1", "2"]
+
+
+def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Path) -> None:
+    heat = noise()
+    nodes = load(scene, scan, tmp_path, heat)
+    live = results.liveThresholdOf(nodes)
+    found = results.applyThreshold(nodes, live, 2.6, 0.1)
+    findingsTable.setName(nodes.table, live, found, 0, "ä; first: 50%")
+    facts = {name: nodes.heat.GetAttribute(name) for name in nodes.heat.GetAttributeNames()}
+    before = slicer.util.arrayFromVolume(nodes.labelMap).copy()
+    saved = tmp_path / "saved.mrb"
+    assert scene.WriteToMRB(str(saved))
+    scene.Clear(0)
+    assert results.resultsIn(scene) == []
+
+    scene.SetURL(str(saved))
+    assert scene.ReadFromMRB(str(saved))
+
+    (again,) = results.resultsIn(scene)
+    assert again.inputNode.GetName() == "scan"
+    assert {name: again.heat.GetAttribute(name) for name in again.heat.GetAttributeNames()} == facts
+    assert np.array_equal(slicer.util.arrayFromVolume(again.heat), heat)
+    assert np.array_equal(slicer.util.arrayFromVolume(again.labelMap), before)
+    exported = slicer.util.arrayFromSegmentBinaryLabelmap(again.segmentation, segmentation.SEGMENT, again.inputNode)
+    assert np.array_equal(exported, before)
+    assert (again.threshold, again.minVolumeMl) == (2.6, 0.1)
+    assert again.table.GetTable().GetColumnByName("Name").GetValue(0) == "ä; first: 50%"
+    assert provenance.warnings(again.heat) == provenance.warnings(again.table) != []
+    shown = again.heat.GetDisplayNode()
+    assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
+    assert shown.GetColorNode().GetName() == display.COLOR_NODE
+
+    # and the threshold is live again, below and above the saved one
+    for threshold in (1.2, 3.1):
+        results.applyThreshold(again, results.liveThresholdOf(again), threshold, 0.1)
+        expected = sitk.GetArrayFromImage(
+            segment(volumes.onGrid(heat, volumes.ijkToRas(again.heat)), threshold, 0.1)[0]
+        )
+        exported = slicer.util.arrayFromSegmentBinaryLabelmap(again.segmentation, segmentation.SEGMENT, again.inputNode)
+        assert np.array_equal(exported, expected)
+        assert np.array_equal(slicer.util.arrayFromVolume(again.labelMap), expected)
+
+
+@pytest.mark.parametrize(
+    "broken", ["makeSegmentation", "fillSegmentation", "makeTable", "showHeat", "_placeBeside", "makeLabelMap"]
+)
+def test_a_failure_leaves_the_scene_as_it_was(
+    scene: Any, scan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("planted")
+
+    before = mrmlscene.nodeIds(scene)
+    monkeypatch.setattr(results, broken, fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        load(scene, scan, tmp_path)
+    assert mrmlscene.nodeIds(scene) == before
+    assert not scene.IsBatchProcessing()
+
+
+def test_results_of_a_deleted_volume_are_refused(scene: Any, scan: Any, tmp_path: Path) -> None:
+    place = Place.of(scan)
+    files = mrmlscene.writeResults(tmp_path / "results", marked(), volumes.imageOf(scan))
+    scene.RemoveNode(scan)
+    before = mrmlscene.nodeIds(scene)
+    with pytest.raises(InputError, match=r"scan was deleted.*Load it again"):
+        results.loadResults(scene, place, files)
+    assert mrmlscene.nodeIds(scene) == before
+
+
+def test_results_of_a_volume_that_has_moved_are_refused(scene: Any, scan: Any, tmp_path: Path) -> None:
+    place = Place.of(scan)
+    files = mrmlscene.writeResults(tmp_path / "results", marked(), volumes.imageOf(scan))
+    scan.SetOrigin(1.0, 2.0, 3.0)
+    with pytest.raises(InputError, match="moved"):
+        results.loadResults(scene, place, files)
+
+
+def test_a_changed_or_foreign_file_is_refused(scene: Any, scan: Any, tmp_path: Path) -> None:
+    files = mrmlscene.writeResults(tmp_path / "results", marked(), volumes.imageOf(scan))
+    before = mrmlscene.nodeIds(scene)
+    good = files["heat"].read_bytes()
+    files["heat"].write_bytes(good[:-7] + b"changed")
+    with pytest.raises(InputError, match="not what the worker wrote"):
+        results.loadResults(scene, Place.of(scan), files)
+    other = mrmlscene.writeResults(tmp_path / "other", np.zeros((3, 4, 5)), sitk.Image(5, 4, 3, sitk.sitkFloat32))
+    with pytest.raises(InputError, match="voxels"):
+        results.loadResults(scene, Place.of(scan), other)
+    assert mrmlscene.nodeIds(scene) == before
+
+
+def test_fifty_results_made_and_removed_leave_nothing_behind(scene: Any, scan: Any, tmp_path: Path) -> None:
+    files = mrmlscene.writeResults(tmp_path / "results", marked(), volumes.imageOf(scan))
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+
+    def round_trip() -> None:
+        nodes = results.loadResults(scene, Place.of(scan), files)
+        live = results.liveThresholdOf(nodes)
+        results.applyThreshold(nodes, live, 2.7, 0.0)
+        results.removeResults(scene, nodes)
+
+    def left() -> tuple[set[str], int, list[bool]]:
+        events = (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent)
+        observed = [bool(scan.HasObserver(event)) for event in (*events, "ModifiedEvent")]
+        return mrmlscene.nodeIds(scene), hierarchy.GetNumberOfItems(), observed
+
+    round_trip()  # the colour node of heat stays
+    before, references = left(), scan.GetReferenceCount()
+    for _ in range(50):
+        round_trip()
+    assert left() == before
+    assert scan.GetReferenceCount() <= references
+
+
+def test_volumes_that_cannot_be_looked_at_say_why(scene: Any, scan: Any, tmp_path: Path) -> None:
+    assert volumes.problemWith(scan) == ""
+    assert "Choose" in volumes.problemWith(None)
+    assert "no voxels" in volumes.problemWith(scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty"))
+    assert "not a scalar volume" in volumes.problemWith(scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels"))
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.2
+    scan.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(sheared))
+    assert "right angles" in volumes.problemWith(scan)
+    with pytest.raises(InputError, match="right angles"):
+        volumes.imageOf(scan)
+
+
+def test_a_line_describes_the_volume(scene: Any, tmp_path: Path) -> None:
+    node = mrmlscene.addScan(scene, phantom.paint(GRIDS["oblique"]), tmp_path, "patient_FLAIR")
+    line = volumes.describe(node)
+    assert "20 × 24 × 14" in line and "3 × 2.5 × 6 mm" in line and "FLAIR" in line and "tilted by" in line
+    sagittal = mrmlscene.addScan(scene, phantom.paint(GRIDS["sagittal"]), tmp_path, "odd")
+    assert "sagittal" in volumes.describe(sagittal) and "contrast unknown" in volumes.describe(sagittal)
+
+
+@pytest.mark.parametrize("kind", ["label map", "segmentation"])
+@pytest.mark.parametrize("moved", [False, True], ids=["alone", "under a transform"])
+def test_a_brain_mask_reaches_the_worker_voxel_by_voxel(
+    scene: Any, scan: Any, tmp_path: Path, kind: str, moved: bool
+) -> None:
+    brain = sitk.GetArrayFromImage(phantom.brain_of(GRIDS["oblique"]))
+    labels = segmentation.makeLabelMap(scene, "brain", scan)
+    slicer.util.arrayFromVolume(labels)[:] = brain
+    slicer.util.arrayFromVolumeModified(labels)
+    mask, segmentId = labels, ""
+    if kind == "segmentation":
+        mask = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "brain")
+        slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, mask)
+        segmentId = mask.GetSegmentation().GetNthSegmentID(0)
+    if moved:
+        transform = mrmlscene.addTransform(scene, np.array([[0, -1, 0, 5], [1, 0, 0, 6], [0, 0, 1, 7], [0, 0, 0, 1.0]]))
+        for node in (scan, mask):
+            node.SetAndObserveTransformNodeID(transform.GetID())
+    image = volumes.maskOf(mask, segmentId, scan)
+    assert np.array_equal(sitk.GetArrayFromImage(image), brain)
+    assert image.GetOrigin() == volumes.imageOf(scan).GetOrigin()
+
+
+def test_a_brain_mask_of_another_scan_or_of_nothing_is_refused(scene: Any, scan: Any, tmp_path: Path) -> None:
+    other = mrmlscene.addScan(scene, phantom.paint(GRIDS["axial"]), tmp_path, "other")
+    with pytest.raises(InputError, match="grid"):
+        volumes.maskOf(segmentation.makeLabelMap(scene, "brain", other), "", scan)
+    with pytest.raises(InputError, match="marks no voxel"):
+        volumes.maskOf(segmentation.makeLabelMap(scene, "brain", scan), "", scan)
+    with pytest.raises(InputError, match="no segment"):
+        volumes.maskOf(scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "empty"), "", scan)
+
+
+def test_a_heat_map_without_heat_has_no_finding_at_any_threshold() -> None:
+    live = LiveThreshold(sitk.Image(5, 6, 7, sitk.sitkFloat32))
+    found = live.at(1.0, 0.0)
+    assert found.findings == [] and not found.mask.any()
+    assert found.mask.shape == tuple(part.stop - part.start for part in live.box)
