@@ -86,7 +86,7 @@ def experiment(config: MednistConfig, output: Path, split: str = "test") -> dict
     options = replace(options, latent_threshold=learn_latent_threshold(model, options, healthy))
 
     rows, heats = [], []
-    for name, way in ways(model, options).items():
+    for name, way in ways(model, options, healthy).items():
         threshold = learn_threshold(healthy.each(way.heat), config.false_alarm_pixels)
         started = time.monotonic()
         heats.append(pasted.each(way.heat))

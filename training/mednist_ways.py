@@ -80,9 +80,16 @@ class Way:
     network_calls: int = 0
 
 
-def ways(model: Model, options: UnsupervisedOptions) -> dict[str, Way]:
-    """All that are compared, by name; the one that the experiment is about comes first."""
+def ways(model: Model, options: UnsupervisedOptions, healthy: Pictures) -> dict[str, Way]:
+    """All that are compared, by name; the one that the experiment is about comes first.
+
+    Args:
+        model: the trained networks.
+        options: of the unsupervised method; ``side`` holds for all.
+        healthy: slices whose intensities are the baseline's normal ones.
+    """
     method, baseline = Unsupervised(), Intensity()
+    normal = IntensityOptions(side=options.side).fitted(healthy.images[healthy.brain] / 255.0)
 
     def codec_residual(batch: SliceBatch) -> Tensor:
         images = batch.images.to(model.device)
@@ -95,7 +102,7 @@ def ways(model: Model, options: UnsupervisedOptions) -> dict[str, Way]:
             method.network_calls(options),
         ),
         "codec alone": Way(codec_residual, lambda batch: codec_residual(batch).mean(dim=(1, 2))),
-        baseline.name: Way(lambda batch: baseline.run(batch, None, IntensityOptions(side=options.side), _silent).heat),
+        baseline.name: Way(lambda batch: baseline.run(batch, None, normal, _silent).heat),
     }
 
 

@@ -185,7 +185,7 @@ def test_the_pyramid_hides_what_is_large() -> None:
                 pyramid_noise((200, 1, 32, 32), torch.Generator().manual_seed(0), d), 16
             ).std()
         )
-        for d in (0.0, 0.4, 0.8)
+        for d in (0.0, 0.5, 0.9)
     ]
     assert spreads[0] == pytest.approx(1 / 16, rel=0.1)
-    assert spreads[1] > 1.5 * spreads[0] and spreads[2] > 1.5 * spreads[1]
+    assert spreads[1] > 1.4 * spreads[0] and spreads[2] > 1.4 * spreads[1]

@@ -62,7 +62,8 @@ def test_a_job_reports_in_order_and_leaves_whole_results(tmp_path: Path, model: 
     assert [outcome.state for outcome in outcomes] == [State.DONE], job.log
     order = ["read", "brain", "load", "detect", "findings", "write"]
     places = [order.index(progress.stage) for progress in seen]
-    assert places == sorted(places) and set(places) == set(range(len(order)))
+    # A stage that is over within one delivery of the worker's words is not seen by itself.
+    assert places == sorted(places) and {order.index("detect"), order.index("write")} <= set(places)
     detect = [progress.done for progress in seen if progress.stage == "detect"]
     assert detect == sorted(detect)
     assert job.started is not None and job.started.model == "tiny" and job.started.slices > 0
