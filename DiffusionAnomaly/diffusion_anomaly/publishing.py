@@ -17,9 +17,6 @@ from .atomic import write_error
 from .errors import InputError
 
 UNFINISHED = ".unfinished-"
-"""How the hidden folder's name begins that files are written in until all are whole."""
-
-UNFINISHED = ".unfinished-"
 """How the hidden folders begin, for whoever has to end a writer by force and tidy up."""
 
 Writer = Callable[[Path], object]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atomic import write_text
+from .method_guide import guide_to
 from .pictures import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
 from .provenance import PURPOSE
 
@@ -53,7 +54,7 @@ def render_report(result: Result, volume: Volume) -> str:
         name=Path(volume.source).name,
         purpose=PURPOSE,
         provenance=provenance,
-        method=_METHOD_TITLES.get(provenance["method"], provenance["method"]),
+        method=guide_to(provenance["method"]).title,
         model=_model_line(provenance["model"]),
         date=datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
         warnings=result.warnings,
@@ -70,14 +71,6 @@ def render_report(result: Result, volume: Volume) -> str:
         sides=view.sides,
         rows=list(_flat(provenance)),
     )
-
-
-_METHOD_TITLES = {
-    "unsupervised": "Unsupervised latent diffusion",
-    "guided": "Classifier-guided diffusion",
-    "restore": "One-step restoration",
-    "intensity": "Intensity (baseline)",
-}
 
 
 def _model_line(model: Mapping[str, Any] | None) -> str:
