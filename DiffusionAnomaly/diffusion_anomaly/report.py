@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atomic import write_text
-from .method_guide import guide_to
+from .method_guide import METHOD_GUIDES
 from .pictures import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
 from .provenance import PURPOSE
 
@@ -54,7 +54,7 @@ def render_report(result: Result, volume: Volume) -> str:
         name=Path(volume.source).name,
         purpose=PURPOSE,
         provenance=provenance,
-        method=guide_to(provenance["method"]).title,
+        method=_title_of(provenance["method"]),
         model=_model_line(provenance["model"]),
         date=datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
         warnings=result.warnings,
@@ -71,6 +71,11 @@ def render_report(result: Result, volume: Volume) -> str:
         sides=view.sides,
         rows=list(_flat(provenance)),
     )
+
+
+def _title_of(method: str) -> str:
+    """A method's title; its name if it is none that this version offers, as in a report of a newer one's results."""
+    return next((guide.title for guide in METHOD_GUIDES if guide.name == method), method)
 
 
 def _model_line(model: Mapping[str, Any] | None) -> str:
