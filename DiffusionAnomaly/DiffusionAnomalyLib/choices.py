@@ -66,6 +66,11 @@ def forget(folder: Path, settings: Settings) -> None:
     writeJson(settings, ADDED_MODELS, [entry for entry in known if entry != str(folder)])
 
 
+def wasAdded(folder: Path, settings: Settings) -> bool:
+    """Whether a package was added by the user; the others come with the extension."""
+    return str(folder) in readJson(settings, ADDED_MODELS, [])
+
+
 def defaultOf(number: NumberRange, model: Path | None) -> float:
     """The default of a number: the package's, else the method's."""
     if model is None:

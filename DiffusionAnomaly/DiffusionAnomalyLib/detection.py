@@ -18,7 +18,7 @@ from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
 from diffusion_anomaly.planning import DEFAULT_MODELS
 
 from . import choices, timing
-from .display import showInSlices
+from .display import isInView, showInSlices
 from .environment import workerCommand, workerEnvironment
 from .job import DetectionJob, Outcome, State
 from .process import PipeProcess, WorkerProcess
@@ -161,7 +161,7 @@ class Detection:
             workspace.writeScan(image)
             if mask is not None:
                 workspace.writeMask(mask)
-            workspace.writeJob(request.method, request.model, options)
+            workspace.writeJob(request.method, request.model, options, volumeNode.GetName())
         except EngineError:
             workspace.remove()
             raise
@@ -213,7 +213,8 @@ class Detection:
             return
         task: Task = entry.request
         task.nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
-        showInSlices(self.scene, task.nodes.inputNode, task.nodes.heat)
+        if isInView(self.scene, task.nodes.inputNode):  # else the user is looking at another scan by now
+            showInSlices(self.scene, task.nodes.inputNode, task.nodes.heat)
         started = entry.job.started
         if started is not None:
             run = {

@@ -8,6 +8,7 @@ import numpy as np
 import slicer
 
 from .livethreshold import LOWEST
+from .translation import tr as _
 
 COLD, HOT = LOWEST, 4.0
 OPACITY = 0.5
@@ -60,6 +61,24 @@ def showInSlices(scene: Any, background: Any, foreground: Any, opacity: float = 
         composite.SetBackgroundVolumeID(background.GetID())
         composite.SetForegroundVolumeID(foreground.GetID())
         composite.SetForegroundOpacity(opacity)
+
+
+def isInView(scene: Any, background: Any) -> bool:
+    """Whether a slice view shows this scan, or none shows any: then nothing else would be pushed aside."""
+    shown = {composite.GetBackgroundVolumeID() for composite in _nodes(scene, "vtkMRMLSliceCompositeNode")}
+    return background.GetID() in shown or not any(map(scene.GetNodeByID, filter(None, shown)))
+
+
+def showLegend(node: Any, shown: bool) -> None:
+    """Show or hide the scale of a heat map's colours in the views that show it."""
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
+    if legend is None and shown:
+        legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
+        legend.SetTitleText(_("Heat"))
+        legend.SetLabelFormat("%.0f")
+        legend.SetNumberOfLabels(round(HOT - COLD) + 1)
+    if legend is not None:
+        legend.SetVisibility(shown)
 
 
 def setOpacity(scene: Any, foreground: Any, opacity: float) -> None:

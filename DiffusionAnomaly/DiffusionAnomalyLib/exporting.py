@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 import slicer
 
-from diffusion_anomaly.atomic import whole_file, write_text
+from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.errors import InputError
 
 from .results import ResultNodes, liveThresholdOf
@@ -46,17 +46,6 @@ def saveHeat(nodes: ResultNodes, path: Path | str) -> None:
         InputError: when the name ends otherwise, or the file cannot be written.
     """
     _writeImage(onGrid(slicer.util.arrayFromVolume(nodes.heat), ijkToRas(nodes.heat)), Path(path))
-
-
-def saveReport(nodes: ResultNodes, path: Path | str) -> None:
-    """Write the report as it was made: one page of HTML, at the threshold of the run.
-
-    Raises:
-        InputError: when there is none, or the file cannot be written.
-    """
-    if nodes.report is None:
-        raise InputError(_("This result has no report any more."), _("Run the detection again."))
-    write_text(path, nodes.report.GetText())
 
 
 def _firstSegment(segmentation: Any) -> str:

@@ -83,6 +83,11 @@ def namesOf(node: Any, live: LiveThreshold, found: Thresholded) -> dict[int, str
     return names
 
 
+def hasNames(node: Any) -> bool:
+    """Whether any finding was ever given a name that still stands."""
+    return bool(_given(node))
+
+
 def centre(node: Any, row: int, inputNode: Any) -> tuple[float, float, float]:
     """Where the finding of a row lies in the world, with the scan's parent transform applied."""
     table = node.GetTable()

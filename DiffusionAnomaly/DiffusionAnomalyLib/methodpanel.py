@@ -11,8 +11,9 @@ import slicer
 from diffusion_anomaly.method_guide import guide_to
 
 from . import choices, timing
-from .environment import pythonProgram, workerEnvironment
-from .qthelpers import Combo, Question, silent
+from .qthelpers import Combo, silent
+from .qtprocess import QtProcess
+from .question import Question
 from .translation import tr as _
 from .volumes import axialSlices, problemWith
 
@@ -42,6 +43,7 @@ class MethodPanel:
         self._ui.stepsSlider.connect("valueChanged(double)", self._onSteps)
         self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
         self._ui.licenceButton.connect("clicked(bool)", self._onLicence)
+        self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
 
     def askMachine(self) -> None:
         """Ask, in the background, what is installed and which GPUs there are."""
@@ -63,6 +65,7 @@ class MethodPanel:
         )
         self._ui.modelComboBox.setEnabled(bool(self._shown))
         self._ui.licenceButton.setVisible(model is not None)
+        self._ui.removeModelButton.setVisible(model is not None and choices.wasAdded(model.path, self._settings))
         seconds = self._seconds(parameters, model)
         self._ui.modelCardLabel.setText(
             choices.card(model, timing.inWords(seconds)) if model else _("This method needs no model.")
@@ -161,6 +164,14 @@ class MethodPanel:
                     detailedText=choices.licence(model),
                 )
 
+    def _onRemoveModel(self, checked: bool = False) -> None:
+        parameters = self._panel.parameters
+        if (model := self.model(parameters)) is not None:
+            choices.forget(model.path, self._settings)
+            self._shownFor = ""
+            parameters.method.model = ""
+            self._panel.refreshSoon()
+
     def _onAddModel(self, checked: bool = False) -> None:
         folder = qt.QFileDialog.getExistingDirectory(
             slicer.util.mainWindow(), _("Folder of a model package"), str(Path.home())
@@ -192,5 +203,4 @@ class MethodPanel:
         self._panel.refreshSoon()
 
     def _ask(self, arguments: list[str], onAnswer: Any) -> None:
-        command = [pythonProgram(), "-m", "diffusion_anomaly.probe", *arguments]
-        self._questions.append(Question(command, workerEnvironment(), onAnswer))
+        self._questions.append(Question(QtProcess(), arguments, onAnswer))

@@ -74,6 +74,7 @@ class Panel:
         self._soon.stop()
         self.install.close()
         self.method.close()
+        self.results.close()
         self.detection.close()
 
     def _tick(self) -> None:

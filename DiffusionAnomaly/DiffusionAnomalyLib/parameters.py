@@ -67,14 +67,18 @@ class OutputParameters:
 
     Attributes:
         labelMap, segmentation: which forms of the mask are made.
+        brain: whether the brain mask becomes a label map.
         opacity: of heat over the scan.
+        colorScale: whether the views show what the colours stand for.
         threshold: heat from which a voxel is in the mask of the shown result.
         show3D: whether the segmentation has a surface.
     """
 
     labelMap: bool = True
     segmentation: bool = True
+    brain: bool = True
     opacity: Annotated[float, WithinRange(0, 1)] = 0.5
+    colorScale: bool = True
     threshold: Annotated[float, WithinRange(LOWEST, HIGHEST)] = 3.0
     show3D: bool = False
 
@@ -112,7 +116,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
         seed=run.seed,
         sliceSpacing=_chosen(run.sliceSpacing),
         minVolumeMl=run.minVolumeMl,
-        wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation),
+        wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation, brain=output.brain),
         keepHealed=run.keepHealed,
         keepFiles=run.keepFiles,
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PREFIX = "DiffusionAnomaly."
-ROLE = f"{PREFIX}Role"  # heat, labelMap, segmentation, findings or healed
+ROLE = f"{PREFIX}Role"  # what a node is to its result, see ``results``
 RUN = f"{PREFIX}Run"  # the same for all nodes of one result
 THRESHOLD = f"{PREFIX}Threshold"
 MIN_VOLUME = f"{PREFIX}MinVolumeMl"

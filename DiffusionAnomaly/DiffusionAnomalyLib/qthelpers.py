@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import qt
-
-from .qtprocess import QtProcess
 
 
 @contextmanager
@@ -81,44 +78,3 @@ class Table:
                 for column, text in enumerate(texts):
                     self._widget.setItem(row, column, qt.QTableWidgetItem(text))
             self._widget.resizeColumnsToContents()
-
-
-class Question:
-    """Asks a process of the engine and gives the answer, one line of JSON.
-
-    Args:
-        command, environment: of the process.
-        onAnswer: takes the answer; empty when there was none.
-    """
-
-    def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], onAnswer: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self._onAnswer = onAnswer
-        self._said = b""
-        self._process = QtProcess()
-        self._process.onOutput = self._hear
-        self._process.onFinished = self._finished
-        try:
-            self._process.start(command, environment)
-        except OSError:
-            onAnswer({})
-
-    def close(self) -> None:
-        """Ask no more."""
-        self._onAnswer = lambda answer: None
-        self._process.kill()
-
-    def _hear(self, data: bytes) -> None:
-        self._said += data
-
-    def _finished(self, code: int | None) -> None:
-        for line in reversed(self._said.decode("utf-8", "replace").splitlines()):
-            try:
-                answer = json.loads(line)
-            except ValueError:  # something else was printed
-                continue
-            if isinstance(answer, dict):
-                self._onAnswer(answer)
-                return
-        self._onAnswer({})

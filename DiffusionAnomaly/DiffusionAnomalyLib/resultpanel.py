@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qt
 import slicer
 
-from . import display, exporting, findingsTable, provenance, results, segmentation
+from . import display, exporting, findingsTable, provenance, reporting, results, segmentation
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .parameters import HIGHEST
 from .qthelpers import Table, silent
+from .qtprocess import QtProcess
 from .results import ResultNodes
 from .translation import tr as _
 
@@ -41,6 +43,7 @@ class ResultPanel:
         self._live: LiveThreshold | None = None  # of the heat that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
         self._found: Thresholded | None = None
+        self._drawing: reporting.ReportDrawing | None = None
         self._surface = qt.QTimer()
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
@@ -59,6 +62,7 @@ class ResultPanel:
         self._ui.saveHeatButton.connect("clicked(bool)", self._onSaveHeat)
         self._ui.saveReportButton.connect("clicked(bool)", self._onSaveReport)
         self._ui.openReportButton.connect("clicked(bool)", self._onOpenReport)
+        self._ui.removeResultButton.connect("clicked(bool)", lambda checked=False: self.remove())
 
     def nodes(self) -> ResultNodes | None:
         """The result that is shown."""
@@ -69,11 +73,18 @@ class ResultPanel:
         return next((nodes for nodes in results.resultsIn(self._scene) if nodes.heat is heat), None)
 
     def select(self, entry: Entry, nodes: ResultNodes) -> None:
-        """Show a result that has just come."""
-        if (parameters := self._panel.parameters) is not None:
-            parameters.result = nodes.heat
-            parameters.output.threshold = onSlider(nodes.threshold)
-            display.setOpacity(self._scene, nodes.heat, parameters.output.opacity)
+        """Show a result that has just come, unless the user is looking at another scan by now."""
+        if display.isInView(self._scene, nodes.inputNode):
+            self.show(nodes)
+        self._panel.refreshSoon()
+
+    def show(self, nodes: ResultNodes) -> None:
+        """Show a result: over its scan in the slice views, and in the panel."""
+        if (parameters := self._panel.parameters) is None:
+            return
+        parameters.result = nodes.heat
+        parameters.output.threshold = onSlider(nodes.threshold)
+        display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
         self._panel.refreshSoon()
 
     def forget(self) -> None:
@@ -93,7 +104,8 @@ class ResultPanel:
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
         self._ui.exportDicomButton.setEnabled(nodes.segmentation is not None)
         for button in (self._ui.saveReportButton, self._ui.openReportButton):
-            button.setEnabled(nodes.report is not None)
+            button.setEnabled(self._drawing is None)
+        display.showLegend(nodes.heat, parameters.output.colorScale)
         with silent(self._ui.colorSelector):
             self._ui.colorSelector.setCurrentNode(nodes.heat.GetDisplayNode().GetColorNode())
         self._ui.warningLabel.setText("\n".join(provenance.warnings(nodes.heat)))
@@ -126,6 +138,19 @@ class ResultPanel:
         if nodes is not None and nodes.table is not None and self._found is not None:
             findingsTable.setName(nodes.table, self._threshold(nodes), self._found, row, name)
             self._showFindings(nodes)
+
+    def remove(self) -> None:
+        """Take the result that is shown out of the scene, with everything that belongs to it."""
+        if (nodes := self.nodes()) is not None:
+            self.forget()
+            results.removeResults(self._scene, nodes)
+            self._panel.refreshSoon()
+
+    def close(self) -> None:
+        """Let go of everything, and draw no report any more."""
+        self.forget()
+        if self._drawing is not None:
+            self._drawing.close()
 
     def _threshold(self, nodes: ResultNodes) -> LiveThreshold:
         if self._live is None or self._isStale(nodes):
@@ -170,6 +195,8 @@ class ResultPanel:
             ui.saveHeatButton,
             ui.saveReportButton,
             ui.openReportButton,
+            ui.legendCheckBox,
+            ui.removeResultButton,
         )
 
     def _onResult(self, node: Any) -> None:
@@ -224,7 +251,9 @@ class ResultPanel:
         self._save(_("Save heat"), _("Images (*.nrrd *.nii.gz *.nii)"), "-heat.nrrd", exporting.saveHeat)
 
     def _onSaveReport(self, checked: bool = False) -> None:
-        self._save(_("Save report"), _("Web pages (*.html)"), "-report.html", exporting.saveReport)
+        self._save(
+            _("Save report"), _("Web pages (*.html)"), "-report.html", lambda nodes, path: self._draw(nodes, path)
+        )
 
     def _save(self, title: str, kinds: str, ending: str, save: Any) -> None:
         nodes = self.nodes()
@@ -241,8 +270,22 @@ class ResultPanel:
             return
         with slicer.util.tryWithErrorDisplay(_("The report could not be opened.")):
             path = Path(slicer.app.temporaryPath) / f"DiffusionAnomaly-report-{nodes.heat.GetID()}.html"
-            exporting.saveReport(nodes, path)
-            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path)))
+            self._draw(nodes, path, lambda: qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path))))
+
+    def _draw(self, nodes: ResultNodes, path: Path, andThen: Callable[[], Any] = lambda: None) -> None:
+        """Write the report in the background if it has to be drawn again, and go on when it is there."""
+
+        def finished(problem: str) -> None:
+            self._drawing = None
+            self._panel.refreshSoon()
+            if problem:
+                slicer.util.warningDisplay(problem, _("The report could not be written"))
+            else:
+                andThen()
+
+        drawing = reporting.ReportDrawing(nodes, path, slicer.app.temporaryPath, QtProcess(), finished)
+        self._drawing = None if drawing.isOver else drawing
+        self._panel.refreshSoon()
 
     def _onExportDicom(self, checked: bool = False) -> None:
         nodes = self.nodes()

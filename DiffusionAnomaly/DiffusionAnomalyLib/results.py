@@ -29,13 +29,14 @@ from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegm
 from .translation import tr as _
 from .volumes import ijkToRas, onGrid
 
-HEAT, LABEL_MAP, SEGMENTATION, FINDINGS, HEALED, REPORT = (
+HEAT, LABEL_MAP, SEGMENTATION, FINDINGS, HEALED, REPORT, BRAIN = (
     "heat",
     "labelMap",
     "segmentation",
     "findings",
     "healed",
     "report",
+    "brain",
 )
 
 
@@ -45,6 +46,7 @@ class Wanted:
 
     labelMap: bool = True
     segmentation: bool = True
+    brain: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,12 @@ class ResultNodes:
     segmentation: Any = None
     healed: Any = None
     report: Any = None
+    brain: Any = None
 
     @property
     def all(self) -> list[Any]:
         """The nodes that the detection made."""
-        made = (self.heat, self.labelMap, self.segmentation, self.table, self.healed, self.report)
+        made = (self.heat, self.labelMap, self.segmentation, self.table, self.healed, self.report, self.brain)
         return [node for node in made if node is not None]
 
     @property
@@ -135,6 +138,7 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     _checkHashes(files, document)
     heat = _voxels(files["heat"], place).astype(np.float32, copy=False)
     healed = _voxels(files["healed"], place) if "healed" in files else None
+    brain = _voxels(files["brain"], place) if wanted.brain and "brain" in files else None
     report = _checked(files, "report").decode("utf-8", "replace") if "report" in files else ""
     live = LiveThreshold(onGrid(heat, ijkToRas(inputNode)))
     threshold, minVolumeMl = float(document["threshold"]["heat"]), float(document["options"]["min_volume_ml"])
@@ -143,7 +147,7 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     if scene.GetUndoFlag():
         scene.SaveStateForUndo()
     with _together(scene):
-        nodes = _make(scene, inputNode, _Read(heat, healed, report), live, found, wanted)
+        nodes = _make(scene, inputNode, _Read(heat, healed, brain, report), live, found, wanted)
         for role, node in _byRole(nodes).items():
             provenance.mark(node, facts, role, inputNode)
             if node.IsA("vtkMRMLTransformableNode"):
@@ -172,6 +176,7 @@ def resultsIn(scene: Any) -> list[ResultNodes]:
                     roles.get(SEGMENTATION),
                     roles.get(HEALED),
                     roles.get(REPORT),
+                    roles.get(BRAIN),
                 )
             )
     return sorted(found, key=lambda nodes: nodes.heat.GetAttribute(f"{provenance.PREFIX}Date") or "")
@@ -208,6 +213,7 @@ class _Read:
 
     heat: np.ndarray
     healed: np.ndarray | None
+    brain: np.ndarray | None
     report: str
 
 
@@ -228,6 +234,9 @@ def _make(
     if read.report:
         nodes.report = scene.AddNewNodeByClass("vtkMRMLTextNode", _("{name} report").format(name=name))
         nodes.report.SetText(read.report)
+    if read.brain is not None:
+        nodes.brain = makeLabelMap(scene, _("{name} brain").format(name=name), inputNode)
+        slicer.util.updateVolumeFromArray(nodes.brain, read.brain)
     if read.healed is not None:
         nodes.healed = _volume(scene, _("{name} healed").format(name=name), read.healed, inputNode)
         nodes.healed.CreateDefaultDisplayNodes()
@@ -256,6 +265,7 @@ def _byRole(nodes: ResultNodes) -> dict[str, Any]:
         FINDINGS: nodes.table,
         HEALED: nodes.healed,
         REPORT: nodes.report,
+        BRAIN: nodes.brain,
     }
     return {role: node for role, node in roles.items() if node is not None}
 
@@ -343,7 +353,7 @@ def _checked(files: Mapping[str, Path], kind: str) -> bytes:
 def _checkHashes(files: Mapping[str, Path], document: Mapping[str, Any]) -> None:
     """Compare the files with what the provenance, which was written last, says of them."""
     hashes = document.get("files_sha256", {})
-    for kind in ("heat", "healed", "report"):
+    for kind in ("heat", "healed", "brain", "report"):
         if kind in files:
             found = hashlib.sha256(_checked(files, kind)).hexdigest()
             if found != hashes.get(files[kind].name):

@@ -29,6 +29,7 @@ class RunPanel:
         self._table = Table(self._ui.queueTable, [_("Volume"), _("State"), _("What happened")])
         self._shownLog = ""
         self._ui.runButton.connect("clicked(bool)", self.onRun)
+        self._ui.queueTable.connect("cellDoubleClicked(int,int)", self._onRow)
         self._ui.cancelSelectedButton.connect("clicked(bool)", self._onCancelSelected)
         self._ui.cancelAllButton.connect("clicked(bool)", self._onCancelAll)
         self._ui.clearQueueButton.connect("clicked(bool)", self._onClear)
@@ -106,6 +107,13 @@ class RunPanel:
             if volume is not None and not entry.state.isOver and entry.request.place.nodeId == volume.GetID():
                 return entry
         return None
+
+    def _onRow(self, row: int, column: int) -> None:
+        """Show the result of the volume that was double-clicked."""
+        if 0 <= row < len(self._queue.entries):
+            nodes = self._queue.entries[row].request.nodes
+            if nodes is not None and self._panel.detection.scene.GetNodeByID(nodes.heat.GetID()) is nodes.heat:
+                self._panel.results.show(nodes)
 
     def _onCancelSelected(self, checked: bool = False) -> None:
         row = self._ui.queueTable.currentRow()

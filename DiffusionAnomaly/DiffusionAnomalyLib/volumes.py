@@ -16,6 +16,7 @@ import vtk
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.suitability import contrast_of
 
+from . import provenance
 from .translation import tr as _
 
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -37,6 +38,8 @@ def problemWith(node: Any) -> str:
         return _("Choose a volume.")
     if not node.IsA("vtkMRMLScalarVolumeNode") or node.IsA("vtkMRMLLabelMapVolumeNode"):
         return _("{name} is not a scalar volume.").format(name=node.GetName())
+    if node.GetAttribute(provenance.ROLE) is not None:
+        return _("{name} is a result of this module. Choose the scan itself.").format(name=node.GetName())
     image = node.GetImageData()
     if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
         return _("{name} holds no voxels.").format(name=node.GetName())

@@ -83,14 +83,22 @@ class Workspace:
         """
         self._write(image, MASK, 1)
 
-    def writeJob(self, method: str, model: str | None, options: dict[str, object]) -> None:
-        """Write what to do with them. Paths stay relative, so that the folder may be moved.
+    def writeImage(self, image: sitk.Image, name: str) -> None:
+        """Write another image under this name.
+
+        Raises:
+            InputError: when the disk is full or refuses.
+        """
+        self._write(image, name, 1)
+
+    def writeJob(self, method: str, model: str | None, options: dict[str, object], title: str = "") -> None:
+        """Write what to do with them, and what the user calls the scan. Paths stay relative: the folder may be moved.
 
         Raises:
             InputError: when it cannot be written.
         """
         mask = MASK if (self.folder / MASK).exists() else None
-        write_job(Job(INPUT, RESULTS, method, model, mask, options), self.folder)
+        write_job(Job(INPUT, RESULTS, method, model, mask, options, title), self.folder)
 
     def readLog(self, longest: int = 200_000) -> str:
         """The end of the worker's log; empty when there is none."""

@@ -213,7 +213,8 @@ def find_brain(
     values = sitk.GetArrayViewFromImage(volume.image)
     if values.min() == values.max():
         raise InputError(
-            f"No brain was found in {volume.source}: every voxel is {values.flat[0]:g}.", "Choose another scan."
+            f"No brain was found in {volume.title or volume.source}: every voxel is {values.flat[0]:g}.",
+            "Choose another scan.",
         )
     bundle = bundle or open_bundle("brain-mask")
     place = choose_device(device)
@@ -222,7 +223,8 @@ def find_brain(
     piece = largest_piece(probability >= ENOUGH)
     if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
         raise InputError(
-            f"No brain was found in {volume.source}.", "Is it a head MR? If it is, give a brain mask with --mask."
+            f"No brain was found in {volume.title or volume.source}.",
+            "Is it a head MR? If it is, give a brain mask with --mask.",
         )
     # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.
     confined = np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH))

@@ -16,7 +16,7 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,6 +55,7 @@ class Job:
         model: name of a model package or its directory; None takes the method's default.
         mask: brain mask on the scan's grid; None lets the bundled network find the brain.
         options: every other option of ``detect.Options`` by its name.
+        title: what the user calls the scan, for messages and the report; empty for the name of its file.
     """
 
     input: str
@@ -63,6 +64,7 @@ class Job:
     model: str | None = None
     mask: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
 
 
 def write_job(job: Job, directory: Path | str) -> Path:
@@ -119,7 +121,7 @@ def read_job(directory: Path | str) -> Job:
     if model is not None and {"/", os.sep} & set(model):  # else it is a name
         model = str(base / model)
     mask = None if job.mask is None else str(base / job.mask)
-    return Job(str(base / job.input), str(base / job.output), job.method, model, mask, job.options)
+    return replace(job, input=str(base / job.input), output=str(base / job.output), model=model, mask=mask)
 
 
 @dataclass(frozen=True)

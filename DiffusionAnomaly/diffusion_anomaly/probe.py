@@ -1,7 +1,8 @@
-"""Questions that Slicer asks a process of its own, because only that one may import torch.
+"""Questions that Slicer asks a process of its own, because only that one may import torch and matplotlib.
 
     python -m diffusion_anomaly.probe machine       what is installed, and where a network can run
     python -m diffusion_anomaly.probe verify DIR    whether a model package is whole and fits its networks
+    python -m diffusion_anomaly.probe report DIR    a report at another threshold, see ``redrawing``
 
 The answer is one line of JSON on standard output.
 """
@@ -38,8 +39,10 @@ def main(arguments: list[str]) -> int:
         answer = machine()
     elif len(arguments) == 2 and arguments[0] == "verify":
         answer = verify(Path(arguments[1]))
+    elif len(arguments) == 2 and arguments[0] == "report":
+        answer = report(Path(arguments[1]))
     else:
-        sys.stderr.write("usage: python -m diffusion_anomaly.probe machine | verify DIR\n")
+        sys.stderr.write("usage: python -m diffusion_anomaly.probe machine | verify DIR | report DIR\n")
         return 2
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
@@ -75,6 +78,17 @@ def verify(folder: Path) -> dict[str, Any]:
     except EngineError as error:
         return {"ok": False, "problem": str(error)}
     return {"ok": True, "name": bundle.name, "method": bundle.method, "version": bundle.version, "problem": ""}
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """Draw the report that ``folder`` asks for: ``ok``, ``path``, and ``problem`` if it could not be drawn."""
+    from .redrawing import redraw
+
+    try:
+        path = redraw(folder)
+    except EngineError as error:
+        return {"ok": False, "problem": str(error)}
+    return {"ok": True, "path": str(path), "problem": ""}
 
 
 def _gpus() -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ def describe_input(volume: Volume) -> dict[str, Any]:
     """The scan: which file, and its grid."""
     image = volume.image
     return {
+        "title": volume.name,
         "path": str(Path(volume.source).absolute()),
         "sha256": volume.sha256,
         "dimension": volume.dimension,

@@ -6,7 +6,8 @@ comes from a file's name or header is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,39 @@ from .pictures import SliceView, choose_slices, coloured_from, draw_colour_bar, 
 from .provenance import PURPOSE
 
 if TYPE_CHECKING:
+    import SimpleITK as sitk
+
     from .detect import Result
+    from .findings import Finding
     from .volume import Volume
 
 TEMPLATE = "report.html.jinja"
 FINDINGS_SHOWN = 50
 LONGEST_VALUE = 160  # characters of an option, such as a table of thresholds, that are printed
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows.
+
+    Attributes:
+        name: what the user calls the scan.
+        scan, heat, mask, brain: on one grid.
+        findings: of the mask, by rank.
+        threshold: heat from which a voxel is in the mask.
+        provenance: how the heat was made; with the options, the score and the warnings.
+        names: that the user gave to findings, by their ids.
+    """
+
+    name: str
+    scan: sitk.Image
+    heat: sitk.Image
+    mask: sitk.Image
+    brain: sitk.Image
+    findings: Sequence[Finding]
+    threshold: float
+    provenance: Mapping[str, Any]
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 def write_report(result: Result, volume: Volume, path: Path | str) -> None:
@@ -35,13 +63,30 @@ def write_report(result: Result, volume: Volume, path: Path | str) -> None:
 
 
 def render_report(result: Result, volume: Volume) -> str:
-    """The page as HTML text."""
+    """The page of a detection, as HTML text."""
+    return render(
+        Shown(
+            volume.name,
+            volume.image,
+            result.heat,
+            result.mask,
+            result.brain,
+            result.findings,
+            result.threshold,
+            result.provenance,
+        )
+    )
+
+
+def render(shown: Shown) -> str:
+    """A page as HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    view = SliceView(volume.image, result.heat, result.mask, result.brain)
-    slices = choose_slices(view, result.threshold)
+    view = SliceView(shown.scan, shown.heat, shown.mask, shown.brain)
+    threshold, findings, provenance = shown.threshold, shown.findings, shown.provenance
+    slices = choose_slices(view, threshold)
     peak = float(view.peaks().max())
-    top = max(peak, 1.5 * result.threshold)
+    top = max(peak, 1.5 * threshold)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -49,25 +94,25 @@ def render_report(result: Result, volume: Volume) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    provenance = result.provenance
     return environment.get_template(TEMPLATE).render(
-        name=Path(volume.source).name,
+        name=shown.name,
         purpose=PURPOSE,
         provenance=provenance,
         method=_title_of(provenance["method"]),
         model=_model_line(provenance["model"]),
         date=datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
-        warnings=result.warnings,
-        findings=result.findings[:FINDINGS_SHOWN],
-        hidden_findings=max(0, len(result.findings) - FINDINGS_SHOWN),
-        total_ml=sum(finding.volume_ml for finding in result.findings),
+        warnings=provenance["warnings"],
+        findings=findings[:FINDINGS_SHOWN],
+        names=shown.names,
+        hidden_findings=max(0, len(findings) - FINDINGS_SHOWN),
+        total_ml=sum(finding.volume_ml for finding in findings),
         peak=peak,
-        threshold=result.threshold,
-        coloured_from=coloured_from(result.threshold),
-        score=result.score,
-        pictures=draw_slices(view, slices, result.threshold, top),
-        colour_bar=draw_colour_bar(result.threshold, top),
-        profile=draw_profile(view, slices) if len(view) > 1 and result.findings else None,
+        threshold=threshold,
+        coloured_from=coloured_from(threshold),
+        score=provenance["score"]["value"],
+        pictures=draw_slices(view, slices, threshold, top),
+        colour_bar=draw_colour_bar(threshold, top),
+        profile=draw_profile(view, slices) if len(view) > 1 and findings else None,
         sides=view.sides,
         rows=list(_flat(provenance)),
     )

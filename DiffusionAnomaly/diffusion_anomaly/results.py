@@ -1,4 +1,4 @@
-"""A detection's files: heat, mask, findings, report and provenance, which appear together or not at all."""
+"""A detection's files: heat, mask, brain, findings, report and provenance, which appear together or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image_suffix(volume: Volume) -> str:
 def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Path]:
     """Write all files of a detection.
 
-    Heat and mask are NIfTI, or NRRD or MetaImage for a scan of that format. Provenance is put in place last and
+    Heat, mask and brain are NIfTI, or NRRD or MetaImage for a scan of that format. Provenance is put in place last and
     holds the SHA256 of every other file: where it exists and agrees, the set is complete.
 
     Args:
@@ -42,8 +42,8 @@ def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Pat
         directory: where to; made if it does not exist. Files of an earlier run are replaced.
 
     Returns:
-        The paths of ``heat``, ``mask``, ``findings_csv``, ``findings_json``, ``report`` and ``provenance``, and of
-        ``healed`` where that was kept.
+        The paths of ``heat``, ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report`` and ``provenance``,
+        and of ``healed`` where that was kept.
 
     Raises:
         InputError: when something cannot be written. The folder is then as it was.
@@ -55,6 +55,7 @@ def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Pat
         "heat": f"heat{suffix}",
         **({} if result.healed is None else {"healed": f"healed{suffix}"}),
         "mask": f"mask{suffix}",
+        "brain": f"brain{suffix}",
         "findings_csv": "findings.csv",
         "findings_json": "findings.json",
         "report": REPORT,
@@ -78,6 +79,7 @@ def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Pat
                 else {names["healed"]: lambda path: write_like(healed, volume, path, dtype=np.float32)}
             ),
             names["mask"]: lambda path: write_like(result.mask, volume, path, dtype=np.uint8),
+            names["brain"]: lambda path: write_like(result.brain, volume, path, dtype=np.uint8),
             names["findings_csv"]: lambda path: write_findings_csv(result.findings, path),
             names["findings_json"]: lambda path: write_findings_json(result.findings, path),
             names["report"]: lambda path: write_report(result, volume, path),

@@ -61,7 +61,7 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
             f"{volume.non_finite} voxels are no finite numbers and were set to the scan's minimum; "
             "heat near them means little."
         )
-    other = contrast_of(volume.source, volume.metadata)
+    other = contrast_of(volume.name, volume.metadata)
     if modality and other and other != modality.upper():
         yield f"The scan's name or header says {other}, the model knows {modality}; heat may mean nothing."
     yield from _plane_warnings(volume.image)

@@ -65,6 +65,7 @@ class Volume:
         dimension: 2 or 3, what the file had (3 for one frame of a 4-D file).
         non_finite: Number of voxels that were NaN or infinite and now hold the smallest finite value.
         metadata: `modality` and `description`, where the file states them. Nothing that names a patient.
+        title: What the user calls it; empty where nobody calls it otherwise than its file.
     """
 
     image: sitk.Image
@@ -73,6 +74,12 @@ class Volume:
     dimension: int
     non_finite: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence or a heading."""
+        return self.title or Path(self.source).name
 
 
 def read_volume(path: PathLike, *, series: str | None = None, frame: int | None = None) -> Volume:

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ def _detect_and_save(job: Job, lines: EventLines, stop: Stop) -> None:
     try:
         from .volume import read_mask, read_volume
 
-        volume = read_volume(job.input)
+        volume = replace(read_volume(job.input), title=job.title)
         mask = None if job.mask is None else read_mask(job.mask, volume)
         reports.report("read", 1, 1)
         from . import detect

@@ -23,7 +23,15 @@ from diffusion_anomaly import __version__, batch, cli, job
 from diffusion_anomaly.bundle import Bundle
 
 ENGINE = Path(cli.__file__).parents[1]
-RESULTS = {"heat.nii.gz", "mask.nii.gz", "findings.csv", "findings.json", "report.html", "provenance.json"}
+RESULTS = {
+    "heat.nii.gz",
+    "mask.nii.gz",
+    "brain.nii.gz",
+    "findings.csv",
+    "findings.json",
+    "report.html",
+    "provenance.json",
+}
 
 
 @dataclass(frozen=True)

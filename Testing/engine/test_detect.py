@@ -287,8 +287,10 @@ def test_another_contrast_than_the_models_is_warned_of(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     renamed = replace(flair_like_volume, source="head_T1w.nii.gz")
-    warnings = detect(renamed, options_for(package), mask=flair_like_brain).warnings
-    assert any("says T1, the model knows FLAIR" in warning for warning in warnings)
+    titled = replace(flair_like_volume, source="scan.nrrd", title="3: AX T1 post")
+    for volume in (renamed, titled):
+        warnings = detect(volume, options_for(package), mask=flair_like_brain).warnings
+        assert any("says T1, the model knows FLAIR" in warning for warning in warnings)
     assert not detect(renamed, BASELINE, mask=flair_like_brain).warnings
 
 

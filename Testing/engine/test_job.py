@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from diffusion_anomaly import errors, job
 from diffusion_anomaly.errors import InputError
 
-JOB = job.Job("/scans/flair.nrrd", "/results", "guided", "flair-guided", "/scans/brain.nrrd", {"steps": 7})
+JOB = job.Job("/scans/flair.nrrd", "/results", "guided", "flair-guided", "/scans/brain.nrrd", {"steps": 7}, "Köpf 3")
 
 
 def written(folder: Path, **entries: Any) -> Path:

@@ -27,7 +27,7 @@ def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
 @pytest.fixture(scope="module")
 def page(result: Result, flair_like_volume: Volume) -> str:
     hostile = replace(flair_like_volume, source="/data/<script>alert(1) & Søn.nii.gz")
-    doubtful = replace(result, warnings=["Heat may mean <b>nothing</b>."])
+    doubtful = replace(result, provenance={**result.provenance, "warnings": ["Heat may mean <b>nothing</b>."]})
     return render_report(doubtful, hostile)
 
 

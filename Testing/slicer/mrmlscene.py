@@ -33,6 +33,8 @@ def newScene() -> Iterator[Any]:
     segmentations.SetMRMLApplicationLogic(application)
     segmentations.SetMRMLScene(scene)
     application.SetModuleLogic("Segmentations", segmentations)
+    colors = slicer.vtkSlicerColorLogic()  # registers the class of the colour scale
+    colors.SetMRMLScene(scene)
     # `slicer.util` asks for the logic by this name, as it does in the application.
     slicer.modules = type(
         "Modules", (), {"segmentations": type("Module", (), {"logic": lambda self: segmentations})()}
@@ -47,7 +49,7 @@ def newScene() -> Iterator[Any]:
     data.SetMRMLApplicationLogic(application)
     data.SetAndObserveDataIOManager(remote.GetDataIOManager())
     application.SetMRMLSceneDataIO(scene, remote, data)
-    _LOGICS[:] = [application, segmentations, remote, data]
+    _LOGICS[:] = [application, segmentations, colors, remote, data]
     try:
         yield scene
     finally:
@@ -67,6 +69,16 @@ def addScan(scene: Any, image: sitk.Image, folder: Path, name: str = "scan") -> 
     storage.SetFileName(os.fspath(path))
     assert storage.ReadData(node)
     node.CreateDefaultDisplayNodes()
+    return node
+
+
+def addLabels(scene: Any, image: sitk.Image, like: Any, name: str) -> Any:
+    """A label map on the grid of a volume node."""
+    node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", name)
+    matrix = vtk.vtkMatrix4x4()
+    like.GetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(matrix)
+    slicer.util.updateVolumeFromArray(node, sitk.GetArrayFromImage(image))
     return node
 
 

@@ -47,7 +47,9 @@ def test_only_models_of_the_method_are_listed_and_added_ones_are_remembered(tiny
     choices.remember(tiny, settings)
     assert [summary.name for summary in choices.models("guided", settings)] == [*before, "tiny"]
     assert "tiny" not in [summary.name for summary in choices.models("unsupervised", settings)]
+    assert choices.wasAdded(tiny, settings)
     choices.forget(tiny, settings)
+    assert not choices.wasAdded(tiny, settings)
     assert [summary.name for summary in choices.models("guided", settings)] == before
 
 

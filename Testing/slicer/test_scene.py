@@ -167,6 +167,35 @@ def test_heat_is_shown_from_1_to_4_over_the_scan_and_transparent_below(scene: An
     assert composite.GetForegroundOpacity() == 0.5
 
 
+def test_heat_takes_the_views_only_from_its_own_scan_or_from_nothing(scene: Any, scan: Any, tmp_path: Path) -> None:
+    other = mrmlscene.addScan(scene, phantom.paint(GRIDS["oblique"]), tmp_path, "other")
+    assert display.isInView(scene, scan)
+    red, green = (scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode") for _ in range(2))
+    assert display.isInView(scene, scan)
+    red.SetBackgroundVolumeID(other.GetID())
+    assert not display.isInView(scene, scan)
+    green.SetBackgroundVolumeID(scan.GetID())
+    assert display.isInView(scene, scan)
+    green.SetBackgroundVolumeID(None)
+    scene.RemoveNode(other)
+    assert display.isInView(scene, scan)
+
+
+def test_the_colour_scale_comes_and_goes_and_leaves_with_the_result(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    display.showLegend(nodes.heat, False)
+    assert scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode") is None
+    display.showLegend(nodes.heat, True)
+    legend = scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode")
+    assert legend.GetVisibility() and legend.GetPrimaryDisplayNode() is nodes.heat.GetDisplayNode()
+    assert (legend.GetNumberOfLabels(), legend.GetLabelFormat() % 3) == (4, "3")
+    display.showLegend(nodes.heat, False)
+    assert not legend.GetVisibility()
+    assert nodes.heat.GetDisplayNode().GetWindowLevelMin() == 1.0  # still the volume's own display
+    results.removeResults(scene, nodes)
+    assert scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode") is None
+
+
 def test_heat_colours_grow_lighter_in_even_steps(scene: Any) -> None:
     node = display.heatColors(scene)
     assert display.heatColors(scene) is node
@@ -388,6 +417,7 @@ def test_volumes_that_cannot_be_looked_at_say_why(scene: Any, scan: Any, tmp_pat
     assert volumes.problemWith(scan) == ""
     assert "Choose" in volumes.problemWith(None)
     assert "no voxels" in volumes.problemWith(scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty"))
+    assert "is a result of this module" in volumes.problemWith(load(scene, scan, tmp_path).heat)
     assert "not a scalar volume" in volumes.problemWith(scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels"))
     sheared = np.eye(4)
     sheared[0, 1] = 0.2

@@ -1,0 +1,72 @@
+"""A report at another threshold than that of the run, with names: what Slicer asks a process of its own for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+
+from diffusion_anomaly import probe, redrawing
+from diffusion_anomaly.detect import Options, Result, detect
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.findings import segment
+from diffusion_anomaly.redrawing import Request, redraw, write_request
+from diffusion_anomaly.report import render_report
+from diffusion_anomaly.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
+    return detect(flair_like_volume, Options(method="intensity"), mask=flair_like_brain)
+
+
+def folder_with(folder: Path, result: Result, volume: Volume, threshold: float, **names: str) -> Path:
+    for name, image in (
+        (redrawing.SCAN, volume.image),
+        (redrawing.HEAT, result.heat),
+        (redrawing.BRAIN, result.brain),
+    ):
+        sitk.WriteImage(image, str(folder / name))
+    numbered = {number.removeprefix("finding"): name for number, name in names.items()}
+    write_request(Request(volume.name, threshold, 0.05, result.provenance, numbered), folder)
+    return folder
+
+
+def test_the_same_threshold_gives_the_same_page(tmp_path: Path, result: Result, flair_like_volume: Volume) -> None:
+    path = redraw(folder_with(tmp_path, result, flair_like_volume, result.threshold))
+    assert path.read_text("utf-8") == render_report(result, flair_like_volume)
+
+
+def test_another_threshold_gives_its_findings_with_their_names(
+    tmp_path: Path, result: Result, flair_like_volume: Volume
+) -> None:
+    higher = result.findings[0].mean_heat
+    folder = folder_with(tmp_path, result, flair_like_volume, higher, finding1="left <frontal>")
+    page = redraw(folder).read_text("utf-8")
+    _, _, findings = segment(result.heat, higher, 0.05, result.brain)
+    assert findings and findings[0].volume_ml < result.findings[0].volume_ml
+    assert f"<dd>{sum(finding.volume_ml for finding in findings):.2f} <small>ml</small></dd>" in page
+    assert f"threshold {higher:.2f}" in page and "chosen by the user after the run" in page
+    assert page.count("left &lt;frontal&gt;") == 1 and "<td>1 · left" in page
+
+
+def test_a_process_is_asked_and_answers_with_the_path_or_the_problem(
+    tmp_path: Path, result: Result, flair_like_volume: Volume, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_with(tmp_path, result, flair_like_volume, 2.0)
+    assert probe.main(["report", str(folder)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"ok": True, "path": str(folder / redrawing.PAGE), "problem": ""}
+    (folder / redrawing.HEAT).unlink()
+    assert probe.main(["report", str(folder)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert not answer["ok"] and "heat.nrrd" in answer["problem"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"title": "scan"}'])
+def test_a_damaged_request_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / redrawing.REQUEST).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"report\.json"):
+        redraw(tmp_path)

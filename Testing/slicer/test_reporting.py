@@ -1,0 +1,97 @@
+"""The report of a result as it is now: drawn again by a real process once threshold or names have changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
+
+import jobs
+import mrmlscene
+from diffusion_anomaly.errors import InputError
+from DiffusionAnomalyLib import findingsTable, results
+from DiffusionAnomalyLib.detection import Detection, Request
+from DiffusionAnomalyLib.process import PipeProcess
+from DiffusionAnomalyLib.question import Question
+from DiffusionAnomalyLib.reporting import ReportDrawing, isAsRun
+from DiffusionAnomalyLib.results import ResultNodes
+from DiffusionAnomalyLib.settings import MemorySettings
+from DiffusionAnomalyLib.workspace import PREFIX
+
+
+@pytest.fixture
+def nodes(scene: Any, tmp_path: Path) -> ResultNodes:
+    scan = mrmlscene.addScan(scene, jobs.scan(), tmp_path, "Ünser FLAIR")
+    detection = Detection(scene, tmp_path, PipeProcess, MemorySettings(), list(jobs.WORKER), jobs.environment())
+    brain = mrmlscene.addLabels(scene, jobs.brain(), scan, "brain")
+    return detection.wait(detection.add(scan, Request("intensity", device="cpu"), brain))
+
+
+def drawn(nodes: ResultNodes, path: Path) -> ReportDrawing:
+    drawing = ReportDrawing(nodes, path, path.parent, PipeProcess())
+    jobs.wait(lambda: drawing.isOver, drawing.tick)
+    assert not list(path.parent.glob(f"{PREFIX}*"))
+    return drawing
+
+
+def test_an_untouched_result_keeps_the_page_of_the_run(nodes: ResultNodes, tmp_path: Path) -> None:
+    assert isAsRun(nodes)
+    assert drawn(nodes, tmp_path / "a.html").problem == ""
+    assert (tmp_path / "a.html").read_text("utf-8") == nodes.report.GetText()
+
+
+def test_the_page_follows_threshold_and_names(nodes: ResultNodes, tmp_path: Path) -> None:
+    live = results.liveThresholdOf(nodes)
+    found = results.applyThreshold(nodes, live, live.peak * 0.97, 0.0)
+    findingsTable.setName(nodes.table, live, found, 0, "left <frontal>")
+    assert not isAsRun(nodes)
+    assert drawn(nodes, tmp_path / "b ä.html").problem == ""
+    page = (tmp_path / "b ä.html").read_text("utf-8")
+    assert "<h1>Ünser FLAIR</h1>" in page and "chosen by the user after the run" in page
+    assert f"<dt>Findings</dt><dd>{len(found.findings)}</dd>" in page
+    assert "1 · left &lt;frontal&gt;" in page
+
+
+def test_the_brain_is_what_the_run_was_confined_to_and_lies_on_the_scan(nodes: ResultNodes) -> None:
+    brain = slicer.util.arrayFromVolume(nodes.brain)
+    assert (brain == slicer.util.arrayFromVolume(slicer.util.getNode("brain"))).all()
+    assert mrmlscene.world(nodes.brain, (1, 2, 3)) == pytest.approx(mrmlscene.world(nodes.inputNode, (1, 2, 3)))
+
+
+def test_without_the_brain_mask_only_the_page_of_the_run_can_be_written(
+    scene: Any, nodes: ResultNodes, tmp_path: Path
+) -> None:
+    scene.RemoveNode(nodes.brain)
+    (nodes,) = results.resultsIn(scene)
+    assert drawn(nodes, tmp_path / "c.html").problem == ""
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), 5.0, 0.0)
+    with pytest.raises(InputError, match=r"without the brain mask.*Keep the brain mask"):
+        ReportDrawing(nodes, tmp_path / "d.html", tmp_path, PipeProcess())
+    assert {path.name for path in tmp_path.glob("*.html")} == {"c.html"}
+
+
+def test_a_drawing_that_fails_says_why_and_leaves_no_file(
+    nodes: ResultNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), 5.0, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("DiffusionAnomalyLib.question.pythonProgram", lambda: "/bin/false")
+        assert "Are all Python packages installed?" in drawn(nodes, tmp_path / "e.html").problem
+        patch.setattr("DiffusionAnomalyLib.question.pythonProgram", lambda: str(tmp_path / "nothing"))
+        assert "Are all Python packages installed?" in drawn(nodes, tmp_path / "e.html").problem
+    missing = tmp_path / "missing" / "folder"
+    drawing = ReportDrawing(nodes, missing / "f.html", tmp_path, PipeProcess())
+    jobs.wait(lambda: drawing.isOver, drawing.tick)
+    assert str(missing) in drawing.problem
+    assert not list(tmp_path.glob("*.html")) and not list(tmp_path.glob(f"{PREFIX}*"))
+
+
+def test_a_question_that_is_given_up_gets_no_answer() -> None:
+    answers: list[dict[str, Any]] = []
+    question = Question(PipeProcess(), ["machine"], answers.append)
+    question.close()
+    question.tick()
+    assert answers == []
