@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_anomaly.bundle import BundleSummary, available, open_bundle
-from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.method_guide import METHOD_GUIDES, MethodGuide, NumberRange, guide_to
 
 from .settings import Settings, readJson, writeJson
@@ -21,6 +20,7 @@ from .translation import tr as _
 
 ADDED_MODELS = "AddedModels"
 DEFAULT_SLICE_SPACING = 3.0
+HEADLINE_NUMBERS = 2
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,50 @@ def sliceSpacing(model: Path | None) -> float:
 
 
 def card(summary: BundleSummary, time: str) -> str:
-    """A model's card as rich text: what it expects, its licence, its measured quality, the time it takes here."""
-    try:
-        bundle = open_bundle(summary.path)
-    except ModelError as error:
-        return escape(str(error))
-    planes = {"axial": _("axial slices"), "any": _("any orientation")}.get(summary.orientation, summary.orientation)
+    """A model's card as rich text: what it expects, its measured quality, its licence, the time it takes here.
+
+    The links ``card`` and ``licence`` in it stand for ``wholeCard`` and ``licence``.
+    """
     rows = [
-        (_("Expects"), ", ".join(filter(None, [summary.modality, planes, f"{summary.spacing:g} mm"]))),
-        (_("Licence of the weights"), summary.license),
-        (_("Measured"), _quality(summary.quality)),
-        (_("Time on this machine"), time),
-        (_("Meant for"), str(bundle.metadata.get("intended_use", ""))),
+        (_("Expects"), expects(summary), ""),
+        (_("Measured"), _headline(summary.quality), f' <a href="card">{escape(_("all"))}</a>'),
+        (_("Licence"), summary.license, f' <a href="licence">{escape(_("show"))}</a>'),
+        (_("Time here"), time, ""),
     ]
     lines = "".join(
-        f"<tr><td><b>{escape(title)}</b>&nbsp;</td><td>{escape(text)}</td></tr>" for title, text in rows if text
+        f'<tr><td style="padding-right: 8px">{escape(title)}</td><td>{escape(text)}{link}</td></tr>'
+        for title, text, link in rows
     )
-    head = escape(f"{summary.name} {summary.version}, {summary.size_mb:.0f} MB")
-    return f"<p><b>{head}</b></p><table>{lines}</table>"
+    return f"<table>{lines}</table>"
+
+
+def expects(summary: BundleSummary) -> str:
+    """Which scans a model knows."""
+    planes = {"axial": _("axial slices"), "any": _("any orientation")}.get(summary.orientation, summary.orientation)
+    return ", ".join(filter(None, [summary.modality, planes, f"{summary.spacing:g} mm"]))
+
+
+def wholeCard(summary: BundleSummary) -> str:
+    """Everything that a model's package says of it, as plain text.
+
+    Raises:
+        ModelError: when the package cannot be read any more.
+    """
+    facts = open_bundle(summary.path).metadata
+    parts = [
+        _("{name} {version}, {size:.0f} MB, in {folder}").format(
+            name=summary.name, version=summary.version, size=summary.size_mb, folder=summary.path
+        ),
+        str(facts.get("intended_use", "")),
+        _("Expects: {text}").format(text=expects(summary)),
+        _("Learnt from: {text}").format(text=facts["data_source"]) if facts.get("data_source") else "",
+        _("Limits:") if facts.get("limits") else "",
+        *(f"- {limit}" for limit in facts.get("limits", [])),
+        _("Measured:"),
+        *(f"- {name}: {_value(value)}" for name, value in summary.quality.items()),
+        _("Licence of the weights: {text}").format(text=summary.license),
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def licence(summary: BundleSummary) -> str:
@@ -157,8 +183,19 @@ def _anomaly(model: Path) -> Mapping[str, Any]:
     return open_bundle(model).anomaly
 
 
-def _quality(quality: Mapping[str, Any]) -> str:
-    """The measured numbers; their intervals are in the model's own card."""
-    shown = {name: value for name, value in quality.items() if isinstance(value, (str, int, float))}
-    texts = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()]
-    return "; ".join(texts) or _("not measured")
+def _headline(quality: Mapping[str, Any]) -> str:
+    """The first measured numbers; the others, and their intervals, are in the whole card."""
+    texts = [f"{name} {value:.2f}" for name, value in quality.items() if isinstance(value, float)]
+    return ", ".join(texts[:HEADLINE_NUMBERS]) or _("not measured")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return (
+        _("{low} to {high}").format(low=_value(value[0]), high=_value(value[1])) if _isInterval(value) else str(value)
+    )
+
+
+def _isInterval(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2

@@ -77,6 +77,10 @@ def showLegend(node: Any, shown: bool) -> None:
         legend.SetTitleText(_("Heat"))
         legend.SetLabelFormat("%.0f")
         legend.SetNumberOfLabels(round(HOT - COLD) + 1)
+        legend.SetSize(0.06, 0.3)
+        legend.SetPosition(0.96, 0.5)
+        for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+            text.SetFontSize(12)
     if legend is not None:
         legend.SetVisibility(shown)
 

@@ -97,10 +97,20 @@ def centre(node: Any, row: int, inputNode: Any) -> tuple[float, float, float]:
     return world[0], world[1], world[2]
 
 
+def inWords(ras: Sequence[float]) -> str:
+    """A point as Slicer's views name it: millimetres, each with the side of the patient that it is on."""
+    sides = zip(ras, "RAS", "LPI", strict=True)
+    return ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
+
+
 def summary(findings: Sequence[Finding]) -> str:
     """The findings in a line."""
     if not findings:
         return _("No finding at this threshold.")
+    if len(findings) == 1:
+        return _("1 finding of {volume:.1f} ml, highest heat {peak:.1f}.").format(
+            volume=findings[0].volume_ml, peak=findings[0].peak_heat
+        )
     return _("{count} findings, {volume:.1f} ml in all, highest heat {peak:.1f}.").format(
         count=len(findings),
         volume=sum(finding.volume_ml for finding in findings),

@@ -30,7 +30,7 @@ class InputPanel:
         self._ui.inputInfoLabel.setText(problem or describe(volume))
         mask = parameters.brainMask
         isSegmentation = mask is not None and mask.IsA("vtkMRMLSegmentationNode")
-        self._ui.segmentComboBox.setEnabled(isSegmentation)
+        self._ui.segmentComboBox.setVisible(isSegmentation)
         segments = []
         if isSegmentation:
             inside = mask.GetSegmentation()

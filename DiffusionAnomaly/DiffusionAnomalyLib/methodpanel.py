@@ -11,7 +11,7 @@ import slicer
 from diffusion_anomaly.method_guide import guide_to
 
 from . import choices, timing
-from .qthelpers import Combo, silent
+from .qthelpers import Combo, say, silent
 from .qtprocess import QtProcess
 from .question import Question
 from .translation import tr as _
@@ -42,7 +42,7 @@ class MethodPanel:
         self._shownFor = ""
         self._ui.stepsSlider.connect("valueChanged(double)", self._onSteps)
         self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
-        self._ui.licenceButton.connect("clicked(bool)", self._onLicence)
+        self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
         self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
 
     def askMachine(self) -> None:
@@ -64,7 +64,6 @@ class MethodPanel:
             str(model.path) if model else "",
         )
         self._ui.modelComboBox.setEnabled(bool(self._shown))
-        self._ui.licenceButton.setVisible(model is not None)
         self._ui.removeModelButton.setVisible(model is not None and choices.wasAdded(model.path, self._settings))
         seconds = self._seconds(parameters, model)
         self._ui.modelCardLabel.setText(
@@ -77,9 +76,7 @@ class MethodPanel:
         if parameters.run.device not in [device.id for device in found]:  # of another machine, from a saved scene
             found.append(choices.Device(parameters.run.device, parameters.run.device))
         self._devices.show([(device.id, device.title) for device in found], parameters.run.device)
-        problem = choices.deviceProblem(parameters.run.device, self.machine)
-        self._ui.deviceInfoLabel.setText(problem)
-        self._ui.deviceInfoLabel.setVisible(bool(problem))
+        say(self._ui.deviceInfoLabel, choices.deviceProblem(parameters.run.device, self.machine))
 
     def problem(self, parameters: Any) -> str:
         """Why the choice cannot run; empty when it can, as far as is known."""
@@ -155,14 +152,18 @@ class MethodPanel:
         if (parameters := self._panel.parameters) is not None:
             parameters.method.steps = int(value)
 
-    def _onLicence(self, checked: bool = False) -> None:
-        model = self.model(self._panel.parameters)
-        if model is not None:
-            with slicer.util.tryWithErrorDisplay(_("The licence cannot be read.")):
+    def _onCardLink(self, link: str) -> None:
+        """Show the whole card, or the whole licence."""
+        if (model := self.model(self._panel.parameters)) is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("The model package cannot be read.")):
+            if link == "licence":
                 slicer.util.messageBox(
                     _("Licence of the weights of {name}: {licence}").format(name=model.name, licence=model.license),
                     detailedText=choices.licence(model),
                 )
+            else:
+                slicer.util.messageBox(choices.wholeCard(model))
 
     def _onRemoveModel(self, checked: bool = False) -> None:
         parameters = self._panel.parameters

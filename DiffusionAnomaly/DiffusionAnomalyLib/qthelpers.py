@@ -19,6 +19,12 @@ def silent(widget: Any) -> Iterator[None]:
         widget.blockSignals(blocked)
 
 
+def say(label: Any, text: str) -> None:
+    """Show a text; without one, the label takes no room."""
+    label.setText(text)
+    label.setVisible(bool(text))
+
+
 class Combo:
     """A combo box whose items stand for values.
 
@@ -55,16 +61,21 @@ class Table:
 
     Args:
         widget: the ``QTableWidget``.
-        titles: of the columns.
+        titles: of the columns; the last one takes the room that is left.
+        rowsShown: the table is as high as its rows are, up to so many; None leaves its height to the form.
     """
 
-    def __init__(self, widget: Any, titles: Sequence[str]) -> None:
+    def __init__(self, widget: Any, titles: Sequence[str], rowsShown: int | None = None) -> None:
         self._widget = widget
         self._rows: list[tuple[str, ...]] = []
+        self._rowsShown = rowsShown
         widget.setColumnCount(len(titles))
         widget.setHorizontalHeaderLabels(list(titles))
         widget.verticalHeader().setVisible(False)
-        widget.horizontalHeader().setStretchLastSection(True)
+        for column in range(len(titles)):
+            isLast = column == len(titles) - 1
+            mode = qt.QHeaderView.Stretch if isLast else qt.QHeaderView.ResizeToContents
+            widget.horizontalHeader().setSectionResizeMode(column, mode)
 
     def show(self, rows: Sequence[Sequence[str]]) -> None:
         """Show rows; nothing is done when they are shown already."""
@@ -77,4 +88,8 @@ class Table:
             for row, texts in enumerate(wanted):
                 for column, text in enumerate(texts):
                     self._widget.setItem(row, column, qt.QTableWidgetItem(text))
-            self._widget.resizeColumnsToContents()
+        if self._rowsShown is not None:
+            rows = min(len(wanted), self._rowsShown)
+            height = self._widget.verticalHeader().defaultSectionSize * rows
+            frame = 2 * self._widget.frameWidth
+            self._widget.setFixedHeight(self._widget.horizontalHeader().sizeHint.height() + height + frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import slicer
 from . import display, exporting, findingsTable, provenance, reporting, results, segmentation
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .parameters import HIGHEST
-from .qthelpers import Table, silent
+from .qthelpers import Table, say, silent
 from .qtprocess import QtProcess
 from .results import ResultNodes
 from .translation import tr as _
@@ -30,6 +31,11 @@ def onSlider(threshold: float) -> float:
     return min(max(threshold, LOWEST), HIGHEST)
 
 
+def farthest(peak: float, threshold: float) -> float:
+    """Where the threshold slider ends: above all the heat that there is, and not below the threshold in force."""
+    return min(float(math.floor(max(peak, threshold, display.HOT))) + 1.0, HIGHEST)
+
+
 class ResultPanel:
     """Shows one result of the scene; see ``Panel``."""
 
@@ -37,9 +43,7 @@ class ResultPanel:
         self._panel = panel
         self._ui = panel.ui
         self._scene = panel.detection.scene
-        self._table = Table(
-            self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak heat"), _("R"), _("A"), _("S")]
-        )
+        self._table = Table(self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak heat"), _("Centre (mm)")])
         self._live: LiveThreshold | None = None  # of the heat that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
         self._found: Thresholded | None = None
@@ -97,8 +101,8 @@ class ResultPanel:
         for widget in self._controls():
             widget.setEnabled(nodes is not None)
         if nodes is None:
-            self._ui.warningLabel.setText("")
-            self._ui.summaryLabel.setText("")
+            say(self._ui.warningLabel, "")
+            say(self._ui.summaryLabel, "")
             self._table.show([])
             return
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
@@ -108,9 +112,11 @@ class ResultPanel:
         display.showLegend(nodes.heat, parameters.output.colorScale)
         with silent(self._ui.colorSelector):
             self._ui.colorSelector.setCurrentNode(nodes.heat.GetDisplayNode().GetColorNode())
-        self._ui.warningLabel.setText("\n".join(provenance.warnings(nodes.heat)))
+        say(self._ui.warningLabel, "\n".join(provenance.warnings(nodes.heat)))
         if self._found is None or self._isStale(nodes):
             self._found = self._threshold(nodes).at(nodes.threshold, nodes.minVolumeMl)
+        with silent(self._ui.thresholdSlider):  # as far as there is heat, so that every step of a drag does something
+            self._ui.thresholdSlider.maximum = farthest(self._threshold(nodes).peak, nodes.threshold)
         self._showFindings(nodes)
 
     def setThreshold(self, threshold: float) -> None:
@@ -174,12 +180,12 @@ class ResultPanel:
                 names.get(finding.id, str(finding.id)),
                 f"{finding.volume_ml:.2f}",
                 f"{finding.peak_heat:.2f}",
-                *(f"{value:.1f}" for value in finding.centroid_ras),
+                findingsTable.inWords(finding.centroid_ras),
             )
             for finding in self._found.findings
         ]
         self._table.show(rows)
-        self._ui.summaryLabel.setText(findingsTable.summary(self._found.findings))
+        say(self._ui.summaryLabel, findingsTable.summary(self._found.findings))
 
     def _controls(self) -> tuple[Any, ...]:
         ui = self._ui

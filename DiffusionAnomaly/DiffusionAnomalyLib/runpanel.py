@@ -11,12 +11,15 @@ from diffusion_anomaly.errors import EngineError
 
 from .parameters import requestOf
 from .progresstext import percent, progressLine, stateTitle
-from .qthelpers import Table
+from .qthelpers import Table, say
 from .translation import tr as _
 
 if TYPE_CHECKING:
     from .panel import Panel
     from .queue import Entry
+
+
+ROWS_SHOWN = 4
 
 
 class RunPanel:
@@ -26,7 +29,7 @@ class RunPanel:
         self._panel = panel
         self._ui = panel.ui
         self._queue = panel.detection.queue
-        self._table = Table(self._ui.queueTable, [_("Volume"), _("State"), _("What happened")])
+        self._table = Table(self._ui.queueTable, [_("Volume"), _("State"), _("What happened")], ROWS_SHOWN)
         self._shownLog = ""
         self._ui.runButton.connect("clicked(bool)", self.onRun)
         self._ui.queueTable.connect("cellDoubleClicked(int,int)", self._onRow)
@@ -48,7 +51,7 @@ class RunPanel:
             button.setEnabled(not problem)
             button.setToolTip(problem or _("Look at the volume in the background; Slicer stays usable."))
         last = self._queue.entries[-1] if self._queue.entries else None
-        self._ui.messageLabel.setText(problem or (last.message if last is not None else ""))
+        say(self._ui.messageLabel, problem or (last.message if last is not None else ""))
         self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
         for widget in (
             self._ui.queueTable,
@@ -97,7 +100,7 @@ class RunPanel:
                     parameters.inputVolume, requestOf(parameters), parameters.brainMask, parameters.brainSegment
                 )
         except EngineError as error:
-            self._ui.messageLabel.setText(str(error))
+            say(self._ui.messageLabel, str(error))
             slicer.util.warningDisplay(str(error), _("DiffusionAnomaly"))
 
     def _entryOfInput(self, parameters: Any) -> Entry | None:

@@ -24,7 +24,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert slicer.util.arrayFromVolume(nodes.heat)[5, 7, 16] == 4.0
         assert nodes.labelMap is not None and slicer.util.arrayFromVolume(nodes.labelMap).sum() == 4 * 5 * 6
         assert self.ui.findingsTable.rowCount == 1
-        assert "1 findings" in self.ui.summaryLabel.text
+        assert "1 finding of" in self.ui.summaryLabel.text
         assert "stand-in" in self.ui.warningLabel.text
         composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
         assert composite.GetBackgroundVolumeID() == scan.GetID()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import unittest
@@ -27,7 +28,9 @@ class DiffusionAnomalyWorkerTest(panelcase.PanelCase):
         from DiffusionAnomalyLib import choices
         from DiffusionAnomalyLib.environment import pythonProgram, workerEnvironment
 
-        folder = Path(slicer.app.temporaryPath) / "DiffusionAnomaly toy"
+        folder = Path(slicer.app.temporaryPath) / "DiffusionAnomaly models ä" / "toy"
+        folder.parent.mkdir(exist_ok=True)
+        self.addCleanup(shutil.rmtree, folder.parent)
         environment = workerEnvironment()
         environment["PYTHONPATH"] = os.pathsep.join([str(panelcase.HERE.parent / "engine"), environment["PYTHONPATH"]])
         subprocess.run([pythonProgram(), "-c", MAKE_PACKAGE, str(folder)], env=environment, check=True)
@@ -47,6 +50,6 @@ class DiffusionAnomalyWorkerTest(panelcase.PanelCase):
             nodes = self.run_()
         finally:
             choices.forget(folder, detection.settings)
-        assert nodes.heat.GetAttribute("DiffusionAnomaly.Model") == "DiffusionAnomaly toy"
+        assert nodes.heat.GetAttribute("DiffusionAnomaly.Model") == "toy"
         assert "not yet measured" not in self.ui.stepsInfoLabel.text
         self.assertNoTorch()

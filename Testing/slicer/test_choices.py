@@ -82,18 +82,23 @@ def test_steps_go_as_far_as_the_levels_do(tiny: Path) -> None:
 
 def test_a_card_tells_licence_quality_and_time_and_escapes_what_strangers_wrote(tmp_path: Path) -> None:
     quality = {
-        "average precision": 0.7085,
-        "average precision, 95 % interval": [0.6, 0.8],
-        "<b>measured on</b>": "x & y",
+        "measured on": "x & y",
+        "<b>average precision</b>": 0.7085,
+        "average precision, 95 % interval": [0.6, 0.8125],
+        "average precision of the baseline": 0.3,
+        "seconds a scan": 12.5,
     }
     folder = packages.guided(tmp_path / "odd", quality=quality).path
     settings = MemorySettings()
     choices.remember(folder, settings)
     summary = choices.models("guided", settings)[-1]
     card = choices.card(summary, "about 2 minutes")
-    for text in ("FLAIR", "axial slices", "CC0-1.0", "average precision 0.71", "about 2 minutes", "x &amp; y"):
+    for text in ("FLAIR", "axial slices", "CC0-1.0", "precision&lt;/b&gt; 0.71", "baseline 0.30", "about 2 minutes"):
         assert text in card
-    assert "<b>measured" not in card and "interval" not in card
+    assert "<b>average" not in card and "interval" not in card and "seconds a scan" not in card
+    whole = choices.wholeCard(summary)
+    for text in ("measured on: x & y", "95 % interval: 0.6 to 0.812", "seconds a scan: 12.5", "odd 0.1.0", str(folder)):
+        assert text in whole
     assert choices.licence(summary).strip() == "The licence"
 
 
