@@ -11,6 +11,7 @@ import slicer
 from diffusion_anomaly.method_guide import guide_to
 
 from . import choices, timing
+from .parameters import MODEL_DEFAULT
 from .qthelpers import Combo, say, silent
 from .qtprocess import QtProcess
 from .question import Question
@@ -41,6 +42,7 @@ class MethodPanel:
         self._shown: list[BundleSummary] = []
         self._shownFor = ""
         self._ui.stepsSlider.connect("valueChanged(double)", self._onSteps)
+        self._ui.stepsInfoLabel.connect("linkActivated(QString)", self._onDefaultSteps)
         self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
         self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
         self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
@@ -113,8 +115,9 @@ class MethodPanel:
             self._ui.stepsSlider.minimum = 1
             self._ui.stepsSlider.maximum = max(highest, 1)
             self._ui.stepsSlider.value = parameters.method.steps if parameters.method.steps > 0 else default
+            self._ui.stepsSlider.suffix = _(" (default)") if self._ui.stepsSlider.value == default else ""
         self._ui.stepsInfoLabel.setText(
-            _("The model's default is {steps}. Expected time: {time}.").format(
+            _('The model\'s default is <a href="default">{steps}</a>. Expected time: {time}.').format(
                 steps=default, time=timing.inWords(seconds)
             )
         )
@@ -137,12 +140,12 @@ class MethodPanel:
         if (parameters := self._panel.parameters) is not None:
             parameters.method.name = name
             parameters.method.model = ""
-            parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = -1
+            parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = MODEL_DEFAULT
 
     def _onModel(self, folder: str) -> None:
         if (parameters := self._panel.parameters) is not None:
             parameters.method.model = folder
-            parameters.method.steps = -1
+            parameters.method.steps = MODEL_DEFAULT
 
     def _onDevice(self, device: str) -> None:
         if (parameters := self._panel.parameters) is not None:
@@ -151,6 +154,11 @@ class MethodPanel:
     def _onSteps(self, value: float) -> None:
         if (parameters := self._panel.parameters) is not None:
             parameters.method.steps = int(value)
+
+    def _onDefaultSteps(self, link: str) -> None:
+        """Back to what the model has."""
+        if (parameters := self._panel.parameters) is not None:
+            parameters.method.steps = MODEL_DEFAULT
 
     def _onCardLink(self, link: str) -> None:
         """Show the whole card, or the whole licence."""

@@ -68,6 +68,13 @@ def document(node: Any) -> dict[str, Any]:
     return json.loads(text) if text else {}
 
 
+def algorithm(document: Mapping[str, Any]) -> str:
+    """What made a result, in a line."""
+    model = document.get("model") or {}
+    parts = ("DiffusionAnomaly", document.get("method"), model.get("name"), model.get("version"))
+    return " ".join(str(part) for part in parts if part)
+
+
 def warnings(node: Any) -> list[str]:
     """The reasons to doubt a result that the user was told."""
     return json.loads(node.GetAttribute(WARNINGS) or "[]")

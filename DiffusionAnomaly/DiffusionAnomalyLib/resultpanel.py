@@ -145,6 +145,11 @@ class ResultPanel:
             findingsTable.setName(nodes.table, self._threshold(nodes), self._found, row, name)
             self._showFindings(nodes)
 
+    def saveReport(self, path: Path) -> None:
+        """Write the report of the result that is shown; what goes wrong later is told when it does."""
+        if (nodes := self.nodes()) is not None:
+            self._draw(nodes, path)
+
     def remove(self) -> None:
         """Take the result that is shown out of the scene, with everything that belongs to it."""
         if (nodes := self.nodes()) is not None:

@@ -25,7 +25,7 @@ from . import provenance
 from .display import showHeat
 from .findingsTable import fillTable, makeTable
 from .livethreshold import LiveThreshold, Thresholded
-from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation
+from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
 from .translation import tr as _
 from .volumes import ijkToRas, onGrid
 
@@ -148,6 +148,8 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
         scene.SaveStateForUndo()
     with _together(scene):
         nodes = _make(scene, inputNode, _Read(heat, healed, brain, report), live, found, wanted)
+        if nodes.segmentation is not None:
+            nameAlgorithm(nodes.segmentation, provenance.algorithm(document))
         for role, node in _byRole(nodes).items():
             provenance.mark(node, facts, role, inputNode)
             if node.IsA("vtkMRMLTransformableNode"):

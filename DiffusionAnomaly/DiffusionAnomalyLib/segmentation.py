@@ -27,6 +27,9 @@ TERMINOLOGY = (
 )
 
 
+LONGEST_ALGORITHM_NAME = 64  # DICOM's value representation LO
+
+
 def makeLabelMap(scene: Any, name: str, inputNode: Any) -> Any:
     """An empty label map on the scan's grid, in the scene."""
     node = slicer.vtkMRMLLabelMapVolumeNode()
@@ -58,6 +61,13 @@ def makeSegmentation(scene: Any, name: str, segmentName: str, inputNode: Any, li
     display.SetOpacity2DFill(0.0)  # the outline shows where, the heat under it shows how much
     display.SetVisibility2DOutline(True)
     return node
+
+
+def nameAlgorithm(node: Any, name: str) -> None:
+    """Say what made the segment; without it, a DICOM SEG would call it drawn by hand."""
+    segment = node.GetSegmentation().GetSegment(SEGMENT)
+    segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
+    segment.SetTag("DICOM.SegmentAlgorithmName", name[:LONGEST_ALGORITHM_NAME])
 
 
 def fillLabelMap(node: Any, live: LiveThreshold, found: Thresholded) -> None:

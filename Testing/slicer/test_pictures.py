@@ -1,7 +1,7 @@
 """What a reader sees: slices as Slicer blends them, without a screen, judged by their colours and kept for a look.
 
-The scan is the sample that comes with the repository, a patient with multiple sclerosis; heat is the engine's own
-intensity baseline inside a brain mask, and the outline is the segmentation's.
+The scan is the sample that comes with the repository, a patient with multiple sclerosis; heat is what the default
+model that comes with it finds there, in the real worker, and the outline is the segmentation's.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-co
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
+import jobs
 import mrmlscene
-from diffusion_anomaly.planning import NormalTail
-from DiffusionAnomalyLib import display, findingsTable, results, segmentation, volumes
-from DiffusionAnomalyLib.results import Place
+from DiffusionAnomalyLib import display, findingsTable, segmentation, volumes
+from DiffusionAnomalyLib.detection import Detection, Request
+from DiffusionAnomalyLib.process import PipeProcess
 from DiffusionAnomalyLib.sampledata import SHA256, sampleFile
+from DiffusionAnomalyLib.settings import MemorySettings
 
 SIZE = 512
 
@@ -30,16 +32,6 @@ SIZE = 512
 @pytest.fixture(scope="module")
 def sample() -> sitk.Image:
     return sitk.Cast(sitk.ReadImage(str(sampleFile())), sitk.sitkFloat32)
-
-
-@pytest.fixture(scope="module")
-def heat(sample: sitk.Image) -> np.ndarray:
-    """Heat of the baseline: how many robust deviations a voxel is brighter than the (already stripped) brain."""
-    values = sitk.GetArrayFromImage(sample)
-    inside = sitk.GetArrayFromImage(sitk.BinaryErode(sitk.Cast(sample > 0, sitk.sitkUInt8), [3, 3, 3])) != 0
-    median = np.median(values[inside])
-    deviation = 1.4826 * np.median(np.abs(values[inside] - median))
-    return np.where(inside, NormalTail()((values - median) / deviation), 0).astype(np.float32)
 
 
 def test_the_sample_is_the_file_whose_hash_is_registered() -> None:
@@ -114,14 +106,14 @@ def save(picture: np.ndarray, path: Path) -> None:
 
 
 def test_heat_is_coloured_where_it_is_and_nowhere_else(
-    scene: Any, tmp_path: Path, pictures: Path, sample: sitk.Image, heat: np.ndarray
+    scene: Any, tmp_path: Path, pictures: Path, sample: sitk.Image
 ) -> None:
     scan = mrmlscene.addScan(scene, sample, tmp_path, "FLAIR")
     values = sitk.GetArrayViewFromImage(sample)
     scan.GetDisplayNode().SetAutoWindowLevel(False)
     scan.GetDisplayNode().SetWindowLevelMinMax(0.0, float(np.percentile(values[values > 0], 99.5)))
-    files = mrmlscene.writeResults(tmp_path / "results", heat, sample, threshold=3.0, minVolumeMl=0.3)
-    nodes = results.loadResults(scene, Place.of(scan), files)
+    detection = Detection(scene, tmp_path, PipeProcess, MemorySettings(), list(jobs.WORKER), jobs.environment())
+    nodes = detection.wait(detection.add(scan, Request()))
     views = {orientation: View(scene, orientation, scan) for orientation in ("Axial", "Coronal", "Sagittal")}
     display.jumpTo(scene, findingsTable.centre(nodes.table, 0, scan))
     plain = {orientation: view.picture() for orientation, view in views.items()}

@@ -12,6 +12,8 @@ import SimpleITK as sitk
 
 slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
 
+import vtk
+
 import mrmlscene
 import phantom
 from diffusion_anomaly.errors import InputError
@@ -218,6 +220,9 @@ def test_the_segment_has_the_codes_that_dicom_asks_for(scene: Any, scan: Any, tm
     assert category.GetCodeMeaning() == "Morphologically Abnormal Structure"
     assert (kind.GetCodeValue(), kind.GetCodeMeaning()) == ("52988006", "Lesion")
     assert (region.GetCodeValue(), region.GetCodeMeaning()) == ("12738006", "Brain")
+    kind, name = vtk.mutable(""), vtk.mutable("")
+    assert segment.GetTag("DICOM.SegmentAlgorithmType", kind) and str(kind) == "AUTOMATIC"
+    assert segment.GetTag("DICOM.SegmentAlgorithmName", name) and str(name) == "DiffusionAnomaly guided tiny 0.1.0"
 
 
 def test_results_lie_beside_the_scan_in_its_study(scene: Any, scan: Any, tmp_path: Path) -> None:
