@@ -173,7 +173,7 @@ class Installation:
         """Which step runs, and pip's newest words."""
         last = self.log[-1] if self.log else ""
         return _("Step {step} of {steps}. {line}").format(
-            step=min(self._next, len(self._commands)), steps=len(self._commands), line=last[:120]
+            step=min(self._next, len(self._commands)), steps=len(self._commands), line=_withoutBar(last)[:120]
         )
 
     def _runNext(self) -> None:
@@ -241,6 +241,11 @@ def _isMet(requirement: Requirement) -> bool:
     except PackageNotFoundError:
         return False
     return requirement.specifier.contains(found, prereleases=True)
+
+
+def _withoutBar(line: str) -> str:
+    """A line of pip without the bar that it draws; the numbers beside it say more in less room."""
+    return " ".join(word for word in line.split() if not set(word) <= set("━╸╺"))
 
 
 def _plain(requirement: Requirement) -> str:

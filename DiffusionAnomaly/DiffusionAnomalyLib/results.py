@@ -204,7 +204,8 @@ def removeResults(scene: Any, nodes: ResultNodes) -> None:
     for node in nodes.all:
         helpers = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
         if node.IsA("vtkMRMLDisplayableNode"):
-            helpers += [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+            shown = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+            helpers += reversed(shown)  # the colour scale before the display whose colours it explains
         for helper in (*filter(None, helpers), node):
             _remove(scene, helper)
 

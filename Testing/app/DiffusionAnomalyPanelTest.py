@@ -188,6 +188,85 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert self.parameters.inputVolume is not None
         assert "FLAIR" in self.ui.inputInfoLabel.text
 
+    def test_removing_a_result_takes_everything_of_it(self) -> None:
+        self.addScan()
+        before = slicer.mrmlScene.GetNumberOfNodes()
+        self.run_()
+        first = slicer.mrmlScene.GetNumberOfNodes()
+        assert first > before
+        self.run_()
+        self.ui.removeResultButton.click()
+        self.settle()
+        assert len(self.widget.logic.results()) == 1
+        self.panel.results.show(self.widget.logic.results()[0])
+        self.ui.removeResultButton.click()
+        self.settle()
+        assert self.widget.logic.results() == [] and not self.ui.removeResultButton.enabled
+        kept = slicer.mrmlScene.GetFirstNodeByName("DiffusionAnomaly heat")  # the colours, for the next result
+        assert kept is not None and slicer.mrmlScene.GetNumberOfNodes() <= before + 1
+
+    def test_a_result_does_not_push_another_scan_out_of_the_views(self) -> None:
+        first = self.addScan("first")
+        slicer.util.setSliceViewerLayers(background=first)
+        self.useStandIn(seconds=1.5)
+        self.ui.runButton.click()
+        second = self.addScan("second")
+        slicer.util.setSliceViewerLayers(background=second)
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        assert composite.GetBackgroundVolumeID() == second.GetID() and composite.GetForegroundVolumeID() is None
+        self.ui.queueTable.cellDoubleClicked.emit(0, 0)
+        self.settle()
+        nodes = self.panel.results.nodes()
+        assert nodes is not None and nodes.inputNode is first
+        assert composite.GetBackgroundVolumeID() == first.GetID()
+        assert composite.GetForegroundVolumeID() == nodes.heat.GetID()
+
+    def test_the_colour_scale_follows_its_box(self) -> None:
+        self.addScan()
+        self.run_()
+        legend = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode")
+        assert legend.GetVisibility()
+        self.ui.legendCheckBox.checked = False
+        self.settle()
+        assert not legend.GetVisibility()
+
+    def test_the_steps_default_is_marked_and_one_click_away(self) -> None:
+        self.addScan()
+        self.parameters.method.name = "guided"
+        self.settle()
+        slider = self.ui.stepsSlider
+        default = slider.value
+        assert "default" in slider.suffix and self.parameters.method.steps == -1
+        slider.value = default + 5
+        self.settle()
+        assert self.parameters.method.steps == default + 5 and "default" not in slider.suffix
+        self.ui.stepsInfoLabel.linkActivated.emit("default")
+        self.settle()
+        assert slider.value == default and "default" in slider.suffix
+
+    def test_a_heat_map_is_not_taken_for_a_scan(self) -> None:
+        self.addScan()
+        nodes = self.run_()
+        self.parameters.inputVolume = nodes.heat
+        self.settle()
+        assert not self.ui.runButton.enabled and "result of this module" in self.ui.inputInfoLabel.text
+
+    def test_a_segment_is_offered_only_for_a_segmentation(self) -> None:
+        scan = self.addScan()
+        assert not self.ui.segmentComboBox.visible
+        mask = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "two")
+        mask.SetReferenceImageGeometryParameterFromVolumeNode(scan)
+        for name in ("left", "right"):
+            mask.GetSegmentation().AddEmptySegment(name, name)
+        self.parameters.brainMask = mask
+        self.settle()
+        box = self.ui.segmentComboBox
+        assert box.visible and [box.itemText(index) for index in range(box.count)] == ["left", "right"]
+        box.setCurrentIndex(1)
+        assert self.parameters.brainSegment == "right"
+
     @staticmethod
     def _matrix(node: object) -> object:
         import vtk

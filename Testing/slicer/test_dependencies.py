@@ -148,3 +148,11 @@ def test_an_installation_that_slicers_end_cut_short_is_offered_again() -> None:
 )
 def test_what_pip_says_becomes_advice(said: str, advice: str) -> None:
     assert advice in dependencies.explain([said])
+
+
+def test_the_bar_that_pip_draws_is_not_shown() -> None:
+    installation = dependencies.Installation([["pip"]], PipeProcess, {}, MemorySettings(), None)
+    installation.log.append("   ━━━━━━━━━╸━━━━━━ 1.2/1.8 MB 21.0 MB/s eta 0:00:01")
+    assert installation.progress == "Step 0 of 1. 1.2/1.8 MB 21.0 MB/s eta 0:00:01"
+    installation.log.append("Successfully installed torch")
+    assert installation.progress.endswith("Successfully installed torch")
