@@ -48,6 +48,11 @@ def saveHeat(nodes: ResultNodes, path: Path | str) -> None:
     _writeImage(onGrid(slicer.util.arrayFromVolume(nodes.heat), ijkToRas(nodes.heat)), Path(path))
 
 
+def withSuffix(path: Path, suffix: str) -> Path:
+    """The path as it is, or with this suffix if it was typed without any."""
+    return path if path.suffix else path.with_name(path.name + suffix)
+
+
 def _firstSegment(segmentation: Any) -> str:
     inside = segmentation.GetSegmentation()
     return inside.GetNthSegmentID(0) if inside.GetNumberOfSegments() else ""

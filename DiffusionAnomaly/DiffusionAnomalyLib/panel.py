@@ -11,6 +11,7 @@ from typing import Any
 import qt
 
 from .detection import Detection
+from .exportpanel import ExportPanel
 from .inputpanel import InputPanel
 from .installpanel import InstallPanel
 from .methodpanel import MethodPanel
@@ -37,6 +38,7 @@ class Panel:
         self.method = MethodPanel(self)
         self.run = RunPanel(self)
         self.results = ResultPanel(self)
+        self.export = ExportPanel(self)
         detection.onChanged = self.refreshSoon
         detection.onResults = self.results.select
         # A drag of a slider or a busy worker changes things more often than they can be read.
@@ -64,7 +66,7 @@ class Panel:
         """Show everything anew."""
         if self.parameters is None:
             return
-        for part in (self.input, self.method, self.install, self.run, self.results):
+        for part in (self.input, self.method, self.install, self.run, self.results, self.export):
             part.refresh(self.parameters)
 
     def close(self) -> None:
@@ -74,7 +76,8 @@ class Panel:
         self._soon.stop()
         self.install.close()
         self.method.close()
-        self.results.close()
+        self.results.forget()
+        self.export.close()
         self.detection.close()
 
     def _tick(self) -> None:

@@ -1,20 +1,17 @@
-"""The panel's part on results: how heat is shown, the live threshold, the findings, and files for other programs."""
+"""The panel's part on results: how heat is shown, the live threshold and the findings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qt
 import slicer
 
-from . import display, exporting, findingsTable, provenance, reporting, results, segmentation
+from . import display, findingsTable, provenance, results, segmentation
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .parameters import HIGHEST
 from .qthelpers import Table, say, silent
-from .qtprocess import QtProcess
 from .results import ResultNodes
 from .translation import tr as _
 
@@ -47,7 +44,6 @@ class ResultPanel:
         self._live: LiveThreshold | None = None  # of the heat that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
         self._found: Thresholded | None = None
-        self._drawing: reporting.ReportDrawing | None = None
         self._surface = qt.QTimer()
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
@@ -61,11 +57,6 @@ class ResultPanel:
         self._ui.show3DCheckBox.connect("toggled(bool)", self._onShow3D)
         self._ui.findingsTable.connect("cellClicked(int,int)", self.jumpTo)
         self._ui.findingsTable.connect("cellDoubleClicked(int,int)", self._onName)
-        self._ui.exportSegmentationButton.connect("clicked(bool)", self._onSaveSegmentation)
-        self._ui.exportDicomButton.connect("clicked(bool)", self._onExportDicom)
-        self._ui.saveHeatButton.connect("clicked(bool)", self._onSaveHeat)
-        self._ui.saveReportButton.connect("clicked(bool)", self._onSaveReport)
-        self._ui.openReportButton.connect("clicked(bool)", self._onOpenReport)
         self._ui.removeResultButton.connect("clicked(bool)", lambda checked=False: self.remove())
 
     def nodes(self) -> ResultNodes | None:
@@ -106,9 +97,6 @@ class ResultPanel:
             self._table.show([])
             return
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
-        self._ui.exportDicomButton.setEnabled(nodes.segmentation is not None)
-        for button in (self._ui.saveReportButton, self._ui.openReportButton):
-            button.setEnabled(self._drawing is None)
         display.showLegend(nodes.heat, parameters.output.colorScale)
         with silent(self._ui.colorSelector):
             self._ui.colorSelector.setCurrentNode(nodes.heat.GetDisplayNode().GetColorNode())
@@ -145,23 +133,12 @@ class ResultPanel:
             findingsTable.setName(nodes.table, self._threshold(nodes), self._found, row, name)
             self._showFindings(nodes)
 
-    def saveReport(self, path: Path) -> None:
-        """Write the report of the result that is shown; what goes wrong later is told when it does."""
-        if (nodes := self.nodes()) is not None:
-            self._draw(nodes, path)
-
     def remove(self) -> None:
         """Take the result that is shown out of the scene, with everything that belongs to it."""
         if (nodes := self.nodes()) is not None:
             self.forget()
             results.removeResults(self._scene, nodes)
             self._panel.refreshSoon()
-
-    def close(self) -> None:
-        """Let go of everything, and draw no report any more."""
-        self.forget()
-        if self._drawing is not None:
-            self._drawing.close()
 
     def _threshold(self, nodes: ResultNodes) -> LiveThreshold:
         if self._live is None or self._isStale(nodes):
@@ -201,11 +178,6 @@ class ResultPanel:
             ui.resetThresholdButton,
             ui.show3DCheckBox,
             ui.findingsTable,
-            ui.exportSegmentationButton,
-            ui.exportDicomButton,
-            ui.saveHeatButton,
-            ui.saveReportButton,
-            ui.openReportButton,
             ui.legendCheckBox,
             ui.removeResultButton,
         )
@@ -247,62 +219,12 @@ class ResultPanel:
                 segmentation.showSurface(nodes.segmentation, self._ui.show3DCheckBox.checked)
 
     def _onName(self, row: int, column: int) -> None:
-        name = qt.QInputDialog.getText(
-            slicer.util.mainWindow(), _("Name a finding"), _("Name:"), qt.QLineEdit.Normal, ""
-        )
-        if name:
-            self.name(row, name)
-
-    def _onSaveSegmentation(self, checked: bool = False) -> None:
-        self._save(
-            _("Save segmentation"), _("Images (*.nrrd *.nii.gz *.nii)"), "-mask.nrrd", exporting.saveSegmentation
-        )
-
-    def _onSaveHeat(self, checked: bool = False) -> None:
-        self._save(_("Save heat"), _("Images (*.nrrd *.nii.gz *.nii)"), "-heat.nrrd", exporting.saveHeat)
-
-    def _onSaveReport(self, checked: bool = False) -> None:
-        self._save(
-            _("Save report"), _("Web pages (*.html)"), "-report.html", lambda nodes, path: self._draw(nodes, path)
-        )
-
-    def _save(self, title: str, kinds: str, ending: str, save: Any) -> None:
-        nodes = self.nodes()
-        if nodes is None:
+        if self._found is None:
             return
-        start = str(Path.home() / f"{nodes.inputNode.GetName()}{ending}")
-        path = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), title, start, kinds)
-        if path:
-            with slicer.util.tryWithErrorDisplay(_("The file could not be written."), waitCursor=True):
-                save(nodes, Path(path))
-
-    def _onOpenReport(self, checked: bool = False) -> None:
-        if (nodes := self.nodes()) is None:
-            return
-        with slicer.util.tryWithErrorDisplay(_("The report could not be opened.")):
-            path = Path(slicer.app.temporaryPath) / f"DiffusionAnomaly-report-{nodes.heat.GetID()}.html"
-            self._draw(nodes, path, lambda: qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path))))
-
-    def _draw(self, nodes: ResultNodes, path: Path, andThen: Callable[[], Any] = lambda: None) -> None:
-        """Write the report in the background if it has to be drawn again, and go on when it is there."""
-
-        def finished(problem: str) -> None:
-            self._drawing = None
-            self._panel.refreshSoon()
-            if problem:
-                slicer.util.warningDisplay(problem, _("The report could not be written"))
-            else:
-                andThen()
-
-        drawing = reporting.ReportDrawing(nodes, path, slicer.app.temporaryPath, QtProcess(), finished)
-        self._drawing = None if drawing.isOver else drawing
-        self._panel.refreshSoon()
-
-    def _onExportDicom(self, checked: bool = False) -> None:
-        nodes = self.nodes()
-        if nodes is None or nodes.segmentation is None:
-            return
-        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
-        dialog = slicer.qSlicerDICOMExportDialog(None)
-        dialog.setMRMLScene(self._scene)
-        dialog.execDialog(hierarchy.GetItemByDataNode(nodes.segmentation))
+        dialog = qt.QInputDialog(slicer.util.mainWindow())
+        dialog.setWindowTitle(_("Name a finding"))
+        dialog.setLabelText(_("Name (leave it empty to take the name away):"))
+        shown = self._ui.findingsTable.item(row, 0).text()
+        dialog.setTextValue("" if shown == str(self._found.findings[row].id) else shown)
+        if dialog.exec_():
+            self.name(row, dialog.textValue())

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -187,6 +191,50 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert self.parameters.inputVolume is not None
         assert "FLAIR" in self.ui.inputInfoLabel.text
+
+    def test_saved_files_hold_what_the_scene_holds(self) -> None:
+        self.addScan("3: AX FLAIR / a")
+        nodes = self.run_()
+        folder = Path(slicer.app.temporaryPath) / "DiffusionAnomaly exports ä"
+        folder.mkdir(exist_ok=True)
+        self.addCleanup(shutil.rmtree, folder)
+        for button, name, ending in (
+            (self.ui.exportSegmentationButton, "mask", ".nrrd"),
+            (self.ui.saveHeatButton, "heat.nii.gz", ""),
+            (self.ui.saveReportButton, "report", ".html"),
+        ):
+            with self.choosing(folder / name) as asked:
+                button.click()
+            assert Path(asked[0]).parent == Path.home() and Path(asked[0]).name.startswith("3")
+            self.waitFor((folder / f"{name}{ending}").exists)
+        mask = slicer.util.loadVolume(str(folder / "mask.nrrd"), {"labelmap": True, "show": False})
+        heat = slicer.util.loadVolume(str(folder / "heat.nii.gz"), {"show": False})
+        assert np.array_equal(slicer.util.arrayFromVolume(mask), slicer.util.arrayFromVolume(nodes.labelMap))
+        assert np.array_equal(slicer.util.arrayFromVolume(heat), slicer.util.arrayFromVolume(nodes.heat))
+        for node in (mask, heat):
+            matrices = [slicer.util.arrayFromVTKMatrix(self._matrix(one)) for one in (node, nodes.heat)]
+            assert np.allclose(*matrices, atol=1e-4)
+        assert "A report" in (folder / "report.html").read_text(encoding="utf-8")
+
+    @contextmanager
+    def choosing(self, path: Path) -> Iterator[list[str]]:
+        """The user chooses this path in the file dialog, which is asked with what is given here."""
+        from DiffusionAnomalyLib import exportpanel
+
+        asked: list[str] = []
+
+        class Dialog:
+            @staticmethod
+            def getSaveFileName(parent: object, title: str, start: str, kinds: str) -> str:
+                asked.append(start)
+                return str(path)
+
+        real = exportpanel.qt
+        exportpanel.qt = SimpleNamespace(QFileDialog=Dialog)
+        try:
+            yield asked
+        finally:
+            exportpanel.qt = real
 
     def test_removing_a_result_takes_everything_of_it(self) -> None:
         self.addScan()

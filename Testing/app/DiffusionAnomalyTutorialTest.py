@@ -63,7 +63,7 @@ class DiffusionAnomalyTutorialTest(panelcase.PanelCase):
 
         page = Path(slicer.app.temporaryPath) / "DiffusionAnomaly tutorial.html"
         self.addCleanup(page.unlink)
-        self.panel.results.saveReport(page)
+        self.panel.export.saveReport(page)
         self.waitFor(page.exists, 120)
         self.settle()
         assert "frontal, right" in page.read_text(encoding="utf-8")

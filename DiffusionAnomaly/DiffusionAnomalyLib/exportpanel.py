@@ -1,0 +1,110 @@
+"""The panel's part on files for other programs: segmentation, heat, report, DICOM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+
+from . import exporting, reporting
+from .qtprocess import QtProcess
+from .results import ResultNodes
+from .translation import tr as _
+
+if TYPE_CHECKING:
+    from .panel import Panel
+
+IMAGES, PAGES = "*.nrrd *.nii.gz *.nii", "*.html"
+
+
+class ExportPanel:
+    """Saves and opens what belongs to the result that is shown; see ``Panel``."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+        self._ui = panel.ui
+        self._drawing: reporting.ReportDrawing | None = None
+        self._ui.exportSegmentationButton.connect("clicked(bool)", self._onSaveSegmentation)
+        self._ui.exportDicomButton.connect("clicked(bool)", self._onExportDicom)
+        self._ui.saveHeatButton.connect("clicked(bool)", self._onSaveHeat)
+        self._ui.saveReportButton.connect("clicked(bool)", self._onSaveReport)
+        self._ui.openReportButton.connect("clicked(bool)", self._onOpenReport)
+
+    def refresh(self, parameters: Any) -> None:
+        nodes = self._panel.results.nodes()
+        ui = self._ui
+        for button in (ui.exportSegmentationButton, ui.saveHeatButton):
+            button.setEnabled(nodes is not None)
+        for button in (ui.saveReportButton, ui.openReportButton):
+            button.setEnabled(nodes is not None and self._drawing is None)
+        ui.exportDicomButton.setEnabled(nodes is not None and nodes.segmentation is not None)
+
+    def saveReport(self, path: Path, andThen: Callable[[], Any] = lambda: None) -> None:
+        """Write the report as the panel shows the result, in the background if it has to be drawn again.
+
+        Args:
+            path: of the page.
+            andThen: called when it is there; what goes wrong is told in a dialog.
+
+        Raises:
+            InputError: when it cannot be begun.
+        """
+        if (nodes := self._panel.results.nodes()) is None:
+            return
+
+        def finished(problem: str) -> None:
+            self._drawing = None
+            self._panel.refreshSoon()
+            if problem:
+                slicer.util.warningDisplay(problem, _("The report could not be written"))
+            else:
+                andThen()
+
+        drawing = reporting.ReportDrawing(nodes, path, slicer.app.temporaryPath, QtProcess(), finished)
+        self._drawing = None if drawing.isOver else drawing
+        self._panel.refreshSoon()
+
+    def close(self) -> None:
+        """Draw no report any more."""
+        if self._drawing is not None:
+            self._drawing.close()
+
+    def _onSaveSegmentation(self, checked: bool = False) -> None:
+        self._save(_("Save segmentation"), IMAGES, "-mask.nrrd", exporting.saveSegmentation)
+
+    def _onSaveHeat(self, checked: bool = False) -> None:
+        self._save(_("Save heat"), IMAGES, "-heat.nrrd", exporting.saveHeat)
+
+    def _onSaveReport(self, checked: bool = False) -> None:
+        self._save(_("Save report"), PAGES, "-report.html", lambda nodes, path: self.saveReport(path))
+
+    def _save(self, title: str, kinds: str, ending: str, save: Callable[[ResultNodes, Path], None]) -> None:
+        if (nodes := self._panel.results.nodes()) is None:
+            return
+        name = slicer.app.coreIOManager().forceFileNameValidCharacters(nodes.inputNode.GetName())
+        chosen = qt.QFileDialog.getSaveFileName(
+            slicer.util.mainWindow(), title, str(Path.home() / f"{name}{ending}"), f"{title} ({kinds})"
+        )
+        if chosen:
+            with slicer.util.tryWithErrorDisplay(_("The file could not be written."), waitCursor=True):
+                save(nodes, exporting.withSuffix(Path(chosen), Path(ending).suffix))
+
+    def _onOpenReport(self, checked: bool = False) -> None:
+        if (nodes := self._panel.results.nodes()) is None:
+            return
+        path = Path(slicer.app.temporaryPath) / f"DiffusionAnomaly-report-{nodes.heat.GetID()}.html"
+        with slicer.util.tryWithErrorDisplay(_("The report could not be opened.")):
+            self.saveReport(path, lambda: qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path))))
+
+    def _onExportDicom(self, checked: bool = False) -> None:
+        nodes = self._panel.results.nodes()
+        if nodes is None or nodes.segmentation is None:
+            return
+        scene = self._panel.detection.scene
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+        dialog = slicer.qSlicerDICOMExportDialog(None)
+        dialog.setMRMLScene(scene)
+        dialog.execDialog(hierarchy.GetItemByDataNode(nodes.segmentation))
