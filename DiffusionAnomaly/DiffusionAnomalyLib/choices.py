@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from diffusion_anomaly.bundle import BundleSummary, available, open_bundle
+from diffusion_anomaly.bundle.declaration import ANOMALY
 from diffusion_anomaly.method_guide import METHOD_GUIDES, MethodGuide, NumberRange, guide_to
 
 from .settings import Settings, readJson, writeJson
@@ -179,8 +181,23 @@ def deviceProblem(device: str, machine: Mapping[str, Any] | None) -> str:
     return ""
 
 
+def isThere(model: Path) -> bool:
+    """Whether a package's folder is still where it was: the user, or a network drive, may have taken it away."""
+    return _declaration(model).is_file()
+
+
 def _anomaly(model: Path) -> Mapping[str, Any]:
+    """What a package declares; read again only when the file has changed, because the panel asks at every refresh."""
+    return _read(model, _declaration(model).stat().st_mtime_ns if isThere(model) else 0)
+
+
+@lru_cache(maxsize=64)
+def _read(model: Path, stamp: int) -> Mapping[str, Any]:
     return open_bundle(model).anomaly
+
+
+def _declaration(model: Path) -> Path:
+    return model / ANOMALY
 
 
 def _headline(quality: Mapping[str, Any]) -> str:

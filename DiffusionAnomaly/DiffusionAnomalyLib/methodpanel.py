@@ -20,6 +20,7 @@ from .volumes import axialSlices, problemWith
 
 if TYPE_CHECKING:
     from diffusion_anomaly.bundle import BundleSummary
+    from diffusion_anomaly.method_guide import MethodGuide
 
     from .panel import Panel
 
@@ -39,6 +40,7 @@ class MethodPanel:
         self._methods = Combo(self._ui.methodComboBox, self._onMethod)
         self._models = Combo(self._ui.modelComboBox, self._onModel)
         self._devices = Combo(self._ui.deviceComboBox, self._onDevice)
+        self._offered: list[MethodGuide] = []
         self._shown: list[BundleSummary] = []
         self._shownFor = ""
         self._ui.stepsSlider.connect("valueChanged(double)", self._onSteps)
@@ -53,14 +55,12 @@ class MethodPanel:
 
     def refresh(self, parameters: Any) -> None:
         method = parameters.method
-        if self._shownFor != method.name:
-            self._reload(method.name)
+        model = self.model(parameters)
         guide = guide_to(method.name)
-        self._methods.show([(entry.name, entry.title) for entry in choices.methods(self._settings)], method.name)
+        self._methods.show([(entry.name, entry.title) for entry in self._offered], method.name)
         self._ui.methodInfoLabel.setText(
             _("{does} Learnt from {labels}.").format(does=guide.does, labels=guide.learnt_from)
         )
-        model = self.model(parameters)
         self._models.show(
             [(str(entry.path), f"{entry.name} {entry.version}") for entry in self._shown],
             str(model.path) if model else "",
@@ -88,7 +88,8 @@ class MethodPanel:
 
     def model(self, parameters: Any) -> BundleSummary | None:
         """The package that will run: the one chosen, else the first of the method."""
-        if self._shownFor != parameters.method.name:
+        gone = [entry for entry in self._shown if not choices.isThere(entry.path)]
+        if self._shownFor != parameters.method.name or gone:
             self._reload(parameters.method.name)
         chosen = next((entry for entry in self._shown if str(entry.path) == parameters.method.model), None)
         return chosen or (self._shown[0] if self._shown else None)
@@ -98,7 +99,8 @@ class MethodPanel:
             question.close()
 
     def _reload(self, method: str) -> None:
-        """Read the packages of a method anew; kept, because that opens files."""
+        """Read the packages anew; kept, because that opens files."""
+        self._offered = choices.methods(self._settings)
         self._shown, self._shownFor = choices.models(method, self._settings), method
 
     def _showSteps(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import packages
+from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.method_guide import METHOD_GUIDES, guide_to
 from diffusion_anomaly.methods import METHODS
 from DiffusionAnomalyLib import choices, timing
@@ -61,6 +63,18 @@ def test_an_added_model_that_was_damaged_since_is_a_problem_and_is_not_listed(tm
     choices.remember(folder, settings)
     assert all(summary.name != "broken" for guide in METHOD_GUIDES for summary in choices.models(guide.name, settings))
     assert any("broken" in problem for problem in choices.problems(settings))
+
+
+def test_a_package_that_changes_is_read_again_and_one_that_went_away_is_missed(tmp_path: Path) -> None:
+    folder = packages.guided(tmp_path / "tiny", options={"steps": 2}).path
+    steps = guide_to("guided").steps
+    assert steps is not None and choices.defaultOf(steps, folder) == 2 and choices.isThere(folder)
+    shutil.rmtree(folder)
+    assert not choices.isThere(folder)
+    with pytest.raises(ModelError):
+        choices.defaultOf(steps, folder)
+    packages.guided(folder, options={"steps": 4})
+    assert choices.defaultOf(steps, folder) == 4
 
 
 def test_the_baseline_is_offered_and_a_method_without_a_model_is_not() -> None:
