@@ -42,6 +42,7 @@ FOR_SLICER = {
         "method_guide",
         "orientation",
         "planning",
+        "redrawing",
         "suitability",
     )
 }

@@ -67,7 +67,15 @@ def test_a_job_reports_in_order_and_leaves_whole_results(tmp_path: Path, model: 
     detect = [progress.done for progress in seen if progress.stage == "detect"]
     assert detect == sorted(detect)
     assert job.started is not None and job.started.model == "tiny" and job.started.slices > 0
-    assert set(outcomes[0].files) == {"heat", "mask", "findings_csv", "findings_json", "report", "provenance"}
+    assert set(outcomes[0].files) == {
+        "heat",
+        "mask",
+        "brain",
+        "findings_csv",
+        "findings_json",
+        "report",
+        "provenance",
+    }
     assert jobs.array(outcomes[0].files["heat"]).shape == jobs.scan().GetSize()[::-1]
 
 
