@@ -38,6 +38,7 @@ from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode  # noqa
 from DiffusionAnomalyLib.qtprocess import QtProcess  # noqa: E402
 from DiffusionAnomalyLib.results import ResultNodes, Wanted, resultsIn  # noqa: E402
 from DiffusionAnomalyLib.sampledata import registerSampleData  # noqa: E402
+from DiffusionAnomalyLib.volumes import problemWith  # noqa: E402
 
 
 class DiffusionAnomaly(ScriptedLoadableModule):
@@ -82,6 +83,7 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
         slicer.app.connect("aboutToQuit()", self.onAboutToQuit)
         self.initializeParameterNode()
         if not self.panel.install.missing:
@@ -120,6 +122,13 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """A saved scene brings the panel's state and its results with it."""
         self.initializeParameterNode()
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller: Any, event: Any, node: Any) -> None:
+        """A selector whose node goes would take the next one in its list: another mask, another result."""
+        for name in ("brainMask", "result"):
+            if self._parameters is not None and getattr(self._parameters, name) is node:
+                setattr(self._parameters, name, None)
+
     def initializeParameterNode(self) -> None:
         """Make sure that there is a parameter node, and show it."""
         if self.logic is None:
@@ -127,7 +136,7 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(self.logic.getParameterNode())
         if self._parameters.inputVolume is None:
             volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-            scans = [node for node in volumes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
+            scans = [node for node in volumes if not problemWith(node)]
             self._parameters.inputVolume = scans[0] if scans else None
 
     def setParameterNode(self, parameters: Any) -> None:

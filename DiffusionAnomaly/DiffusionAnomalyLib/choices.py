@@ -45,32 +45,28 @@ def methods(settings: Settings) -> list[MethodGuide]:
 
 def models(method: str, settings: Settings) -> list[BundleSummary]:
     """The packages of a method: those that come with the extension, then those that were added."""
-    added = [Path(folder) for folder in readJson(settings, ADDED_MODELS, [])]
-    return [summary for summary in available(added) if summary.method == method and not summary.problem]
+    return [summary for summary in available(_added(settings)) if summary.method == method and not summary.problem]
 
 
 def problems(settings: Settings) -> list[str]:
     """What is wrong with packages that cannot be offered."""
-    added = [Path(folder) for folder in readJson(settings, ADDED_MODELS, [])]
-    return [summary.problem for summary in available(added) if summary.problem]
+    return [summary.problem for summary in available(_added(settings)) if summary.problem]
 
 
 def remember(folder: Path, settings: Settings) -> None:
     """Offer a package that was verified from now on."""
-    known = readJson(settings, ADDED_MODELS, [])
-    if str(folder) not in known:
-        writeJson(settings, ADDED_MODELS, [*known, str(folder)])
+    if folder not in _added(settings):
+        _writeAdded(settings, [*_added(settings), folder])
 
 
 def forget(folder: Path, settings: Settings) -> None:
     """Offer an added package no more. Its files stay."""
-    known = readJson(settings, ADDED_MODELS, [])
-    writeJson(settings, ADDED_MODELS, [entry for entry in known if entry != str(folder)])
+    _writeAdded(settings, [entry for entry in _added(settings) if entry != folder])
 
 
 def wasAdded(folder: Path, settings: Settings) -> bool:
     """Whether a package was added by the user; the others come with the extension."""
-    return str(folder) in readJson(settings, ADDED_MODELS, [])
+    return folder in _added(settings)
 
 
 def defaultOf(number: NumberRange, model: Path | None) -> float:
@@ -91,6 +87,36 @@ def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: fl
         levels = _anomaly(model).get("options", {}).get("levels", 10)
         return min(number.high, levels)
     return number.high
+
+
+def stepsToWalk(method: str, model: Path | None, asked: int, noiseLevel: float | None = None) -> int | None:
+    """How many steps a run takes: those asked for, else the default, but no more than can be.
+
+    Args:
+        method: its name.
+        model: folder of the package.
+        asked: a number, or none above 0 for the default.
+        noiseLevel: the level asked for; None for the default.
+    """
+    steps = guide_to(method).steps
+    if steps is None:
+        return None
+    wanted = asked if asked > 0 else int(defaultOf(steps, model))
+    return max(1, min(wanted, int(highest(method, steps, model, noiseLevel))))
+
+
+def isKnown(method: str) -> bool:
+    """Whether this version has the method; a scene or a package of another one may name what it has not."""
+    return any(guide.name == method for guide in METHOD_GUIDES)
+
+
+def numberProblem(number: NumberRange | None, value: float | None) -> str:
+    """Why a method would refuse a number; empty when it would not, or was not given one."""
+    if number is None or value is None or number.low <= value <= number.high:
+        return ""
+    return _("{value:g} is out of range: this method takes {low:g} to {high:g}.").format(
+        value=value, low=number.low, high=number.high
+    )
 
 
 def sliceSpacing(model: Path | None) -> float:
@@ -179,6 +205,15 @@ def deviceProblem(device: str, machine: Mapping[str, Any] | None) -> str:
             name=entry["name"], free=entry["free_mb"]
         )
     return ""
+
+
+def _added(settings: Settings) -> list[Path]:
+    """Folders of the packages that the user added; whatever else a damaged settings file holds is left out."""
+    return [Path(folder) for folder in readJson(settings, ADDED_MODELS, []) if isinstance(folder, str)]
+
+
+def _writeAdded(settings: Settings, folders: list[Path]) -> None:
+    writeJson(settings, ADDED_MODELS, [str(folder) for folder in folders])
 
 
 def isThere(model: Path) -> bool:

@@ -153,6 +153,7 @@ class Detection:
         Raises:
             InputError: when the volume, the mask or the method is no good, or the disk is full. Nothing stays behind.
         """
+        steps = stepsOf(request)
         image = imageOf(volumeNode)
         mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
         options = request.options()
@@ -171,7 +172,7 @@ class Detection:
             self._command or workerCommand(),
             self._environment or workerEnvironment(),
         )
-        entry = Entry(volumeNode.GetName(), job, Task(request, Place.of(volumeNode), stepsOf(request)))
+        entry = Entry(volumeNode.GetName(), job, Task(request, Place.of(volumeNode), steps))
         self.queue.add(entry)
         return entry
 
@@ -196,7 +197,10 @@ class Detection:
                 whileWaiting()
                 time.sleep(SECONDS_BETWEEN_TICKS)
         except BaseException:
-            entry.job.kill()
+            if entry.state is State.WAITING:
+                self.queue.cancel(entry)
+            else:
+                entry.job.kill()
             raise
         if entry.state is not State.DONE or entry.request.nodes is None:
             raise InputError(entry.message or _("The run has no result."))

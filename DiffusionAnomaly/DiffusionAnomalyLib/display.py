@@ -71,6 +71,8 @@ def isInView(scene: Any, background: Any) -> bool:
 
 def showLegend(node: Any, shown: bool) -> None:
     """Show or hide the scale of a heat map's colours in the views that show it."""
+    if node.GetDisplayNode() is None:  # deleted by hand
+        return
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
     if legend is None and shown:
         legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)

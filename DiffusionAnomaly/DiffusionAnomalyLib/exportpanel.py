@@ -13,6 +13,7 @@ from . import exporting, reporting
 from .qtprocess import QtProcess
 from .results import ResultNodes
 from .translation import tr as _
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .panel import Panel
@@ -27,6 +28,7 @@ class ExportPanel:
         self._panel = panel
         self._ui = panel.ui
         self._drawing: reporting.ReportDrawing | None = None
+        self._opened: list[Workspace] = []
         self._ui.exportSegmentationButton.connect("clicked(bool)", self._onSaveSegmentation)
         self._ui.exportDicomButton.connect("clicked(bool)", self._onExportDicom)
         self._ui.saveHeatButton.connect("clicked(bool)", self._onSaveHeat)
@@ -68,9 +70,11 @@ class ExportPanel:
         self._panel.refreshSoon()
 
     def close(self) -> None:
-        """Draw no report any more."""
+        """Draw no report any more, and delete the pages that were opened: they show the patient."""
         if self._drawing is not None:
             self._drawing.close()
+        for folder in self._opened:
+            folder.remove()
 
     def _onSaveSegmentation(self, checked: bool = False) -> None:
         self._save(_("Save segmentation"), IMAGES, "-mask.nrrd", exporting.saveSegmentation)
@@ -90,18 +94,29 @@ class ExportPanel:
         )
         if chosen:
             with slicer.util.tryWithErrorDisplay(_("The file could not be written."), waitCursor=True):
-                save(nodes, exporting.withSuffix(Path(chosen), Path(ending).suffix))
+                path = exporting.withSuffix(Path(chosen), Path(ending).suffix)
+                if path != Path(chosen) and path.exists() and not self._mayReplace(path):
+                    return
+                save(nodes, path)
+
+    @staticmethod
+    def _mayReplace(path: Path) -> bool:
+        """The dialog has asked for the name that was typed, not for the one with a suffix."""
+        return slicer.util.confirmYesNoDisplay(_("{path} exists. Replace it?").format(path=path))
 
     def _onOpenReport(self, checked: bool = False) -> None:
-        if (nodes := self._panel.results.nodes()) is None:
-            return
-        path = Path(slicer.app.temporaryPath) / f"DiffusionAnomaly-report-{nodes.heat.GetID()}.html"
         with slicer.util.tryWithErrorDisplay(_("The report could not be opened.")):
+            folder = Workspace(slicer.app.temporaryPath)
+            self._opened.append(folder)
+            path = folder.folder / "report.html"
             self.saveReport(path, lambda: qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path))))
 
     def _onExportDicom(self, checked: bool = False) -> None:
         nodes = self._panel.results.nodes()
         if nodes is None or nodes.segmentation is None:
+            return
+        if not hasattr(slicer, "qSlicerDICOMExportDialog"):
+            slicer.util.warningDisplay(_("This Slicer was built without DICOM."), _("Export to DICOM"))
             return
         scene = self._panel.detection.scene
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)

@@ -22,6 +22,8 @@ from .translation import tr as _
 
 NAMES = f"{PREFIX}Names"  # JSON: [[i, j, k], name] for each name given
 
+LONGEST_NAME = 60
+
 # Column, its type, and the unit that the node records.
 NAME, VOLUME, PEAK, MEAN = "Name", "Volume", "Peak heat", "Mean heat"
 RIGHT, ANTERIOR, SUPERIOR = "R", "A", "S"
@@ -68,10 +70,15 @@ def setName(node: Any, live: LiveThreshold, found: Thresholded, row: int, name: 
     """Name the finding of a row; an empty name takes the name away."""
     finding = found.findings[row]
     kept = [entry for entry in _given(node) if _idAt(entry[0], live, found) != finding.id]
-    if name.strip():
-        kept.append([_hottest(finding, live, found), name.strip()])
+    if cleaned := clean(name):
+        kept.append([_hottest(finding, live, found), cleaned])
     node.SetAttribute(NAMES, json.dumps(kept))
     fillTable(node, live, found)
+
+
+def clean(name: str) -> str:
+    """A name as a table file can hold it: on one line, without the quote that would end its field, not too long."""
+    return " ".join(name.replace('"', "''").split())[:LONGEST_NAME]
 
 
 def namesOf(node: Any, live: LiveThreshold, found: Thresholded) -> dict[int, str]:
@@ -88,12 +95,10 @@ def hasNames(node: Any) -> bool:
     return bool(_given(node))
 
 
-def centre(node: Any, row: int, inputNode: Any) -> tuple[float, float, float]:
-    """Where the finding of a row lies in the world, with the scan's parent transform applied."""
-    table = node.GetTable()
-    local = [table.GetColumnByName(title).GetValue(row) for title in (RIGHT, ANTERIOR, SUPERIOR)]
+def centre(finding: Finding, heat: Any) -> tuple[float, float, float]:
+    """Where a finding lies in the world, with the scan's parent transform applied."""
     world = [0.0, 0.0, 0.0]
-    inputNode.TransformPointToWorld(local, world)
+    heat.TransformPointToWorld(list(finding.centroid_ras), world)
     return world[0], world[1], world[2]
 
 

@@ -9,7 +9,7 @@ import slicer
 from .qthelpers import Combo
 from .sampledata import loadSample
 from .translation import tr as _
-from .volumes import describe, problemWith
+from .volumes import describe, problemWith, problemWithMask
 
 if TYPE_CHECKING:
     from .panel import Panel
@@ -42,7 +42,7 @@ class InputPanel:
 
     def problem(self, parameters: Any) -> str:
         """Why the input cannot be looked at; empty when it can."""
-        return problemWith(parameters.inputVolume)
+        return problemWith(parameters.inputVolume) or problemWithMask(parameters.brainMask)
 
     def _onSegment(self, segment: str) -> None:
         if self._panel.parameters is not None:

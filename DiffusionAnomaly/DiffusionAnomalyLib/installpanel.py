@@ -25,6 +25,8 @@ class InstallPanel:
         self._ui = panel.ui
         self._settings = panel.detection.settings
         self._running: dependencies.Installation | None = None
+        self._last: dependencies.Installation | None = None  # whose log can still be read
+        self._offered = False
         self._problem = ""
         self.missing = dependencies.missing()
         self._ui.installButton.connect("clicked(bool)", self._onInstall)
@@ -43,8 +45,8 @@ class InstallPanel:
         return _("Install the Python packages first.") if self.missing else ""
 
     def log(self) -> str:
-        """What pip says; empty when nothing is being installed."""
-        return "\n".join(self._running.log) if self._running is not None else ""
+        """What pip says, or said last; empty when nothing was installed."""
+        return "\n".join(self._last.log) if self._last is not None else ""
 
     def tick(self) -> None:
         if self._running is not None:
@@ -53,8 +55,15 @@ class InstallPanel:
     def offerToContinue(self) -> None:
         """Ask to go on with an installation that Slicer's end cut short."""
         begun = dependencies.pending(self._settings)
-        if begun is None or not self.missing or self._running is not None or slicer.app.testingEnabled():
+        if (
+            self._offered
+            or begun is None
+            or not self.missing
+            or self._running is not None
+            or slicer.app.testingEnabled()
+        ):
             return
+        self._offered = True
         if slicer.util.confirmYesNoDisplay(
             _("The installation of Python packages was not finished last time. Continue it now?"),
             _("DiffusionAnomaly"),
@@ -88,6 +97,7 @@ class InstallPanel:
         commands = dependencies.steps(self.missing, pythonProgram(), folder)
         self._problem = ""
         self._running = dependencies.Installation(commands, QtProcess, workerEnvironment(), self._settings, folder)
+        self._last, self._offered = self._running, True
         self._running.onChanged = self._panel.refreshSoon
         self._running.onFinished = self._onFinished
         self._running.start()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qt
 import slicer
 
-from diffusion_anomaly.method_guide import guide_to
+from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
 
 from . import choices, timing
-from .parameters import MODEL_DEFAULT
+from .parameters import MODEL_DEFAULT, requestOf
 from .qthelpers import Combo, say, silent
 from .qtprocess import QtProcess
 from .question import Question
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffusion_anomaly.bundle import BundleSummary
     from diffusion_anomaly.method_guide import MethodGuide
 
+    from .detection import Request
     from .panel import Panel
 
 # More steps than that on the slider would make it useless for the few that matter; the engine takes more.
@@ -55,6 +57,8 @@ class MethodPanel:
 
     def refresh(self, parameters: Any) -> None:
         method = parameters.method
+        if not choices.isKnown(method.name):
+            self._onMethod(DEFAULT_METHOD)
         model = self.model(parameters)
         guide = guide_to(method.name)
         self._methods.show([(entry.name, entry.title) for entry in self._offered], method.name)
@@ -62,7 +66,7 @@ class MethodPanel:
             _("{does} Learnt from {labels}.").format(does=guide.does, labels=guide.learnt_from)
         )
         self._models.show(
-            [(str(entry.path), f"{entry.name} {entry.version}") for entry in self._shown],
+            [(str(entry.path), self._titleOf(entry)) for entry in self._shown],
             str(model.path) if model else "",
         )
         self._ui.modelComboBox.setEnabled(bool(self._shown))
@@ -84,7 +88,23 @@ class MethodPanel:
         """Why the choice cannot run; empty when it can, as far as is known."""
         if guide_to(parameters.method.name).needs_model and self.model(parameters) is None:
             return _("There is no model for this method. Add one from a folder.")
+        guide, method = guide_to(parameters.method.name), parameters.method
+        for label, number, value in (
+            (_("Noise level"), guide.noise_level, method.noiseLevel),
+            (_("Guidance scale"), guide.guidance_scale, method.guidanceScale),
+        ):
+            if problem := choices.numberProblem(number, value if value >= 0 else None):
+                return f"{label}: {problem}"
+        if parameters.run.sliceSpacing == 0:
+            return _("Slice spacing: it must be larger than 0 mm.")
         return choices.deviceProblem(parameters.run.device, self.machine)
+
+    def request(self, parameters: Any) -> Request:
+        """What the panel asks for: the model and the steps that it shows, whatever a scene or an older choice says."""
+        model = self.model(parameters)
+        folder = model.path if model else None
+        steps = choices.stepsToWalk(parameters.method.name, folder, parameters.method.steps, _level(parameters))
+        return replace(requestOf(parameters), model=str(folder) if folder else None, steps=steps)
 
     def model(self, parameters: Any) -> BundleSummary | None:
         """The package that will run: the one chosen, else the first of the method."""
@@ -98,6 +118,11 @@ class MethodPanel:
         for question in self._questions:
             question.close()
 
+    def _titleOf(self, model: BundleSummary) -> str:
+        """What the list says; of an added package with its folder, because several may have one name."""
+        title = f"{model.name} {model.version}"
+        return f"{title} ({model.path})" if choices.wasAdded(model.path, self._settings) else title
+
     def _reload(self, method: str) -> None:
         """Read the packages anew; kept, because that opens files."""
         self._offered = choices.methods(self._settings)
@@ -105,18 +130,19 @@ class MethodPanel:
 
     def _showSteps(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> None:
         steps = guide_to(parameters.method.name).steps
-        for widget in (self._ui.stepsSlider, self._ui.stepsInfoLabel):
+        for widget in (self._ui.stepsLabel, self._ui.stepsSlider, self._ui.stepsInfoLabel):
             widget.setVisible(steps is not None)
         if steps is None:
             return
         folder = model.path if model else None
         default = int(choices.defaultOf(steps, folder))
-        level = parameters.method.noiseLevel if parameters.method.noiseLevel >= 0 else None
+        level = _level(parameters)
+        walked = choices.stepsToWalk(parameters.method.name, folder, parameters.method.steps, level) or default
         highest = min(int(choices.highest(parameters.method.name, steps, folder, level)), LARGEST_ON_SLIDER)
         with silent(self._ui.stepsSlider):
             self._ui.stepsSlider.minimum = 1
-            self._ui.stepsSlider.maximum = max(highest, 1)
-            self._ui.stepsSlider.value = parameters.method.steps if parameters.method.steps > 0 else default
+            self._ui.stepsSlider.maximum = max(highest, walked)
+            self._ui.stepsSlider.value = walked
             self._ui.stepsSlider.suffix = _(" (default)") if self._ui.stepsSlider.value == default else ""
         self._ui.stepsInfoLabel.setText(
             _('The model\'s default is <a href="default">{steps}</a>. Expected time: {time}.').format(
@@ -131,10 +157,7 @@ class MethodPanel:
         folder = model.path if model else None
         spacing = parameters.run.sliceSpacing
         slices = axialSlices(volume, spacing if spacing > 0 else choices.sliceSpacing(folder))
-        steps = guide_to(parameters.method.name).steps
-        walked = parameters.method.steps if parameters.method.steps > 0 else None
-        if steps is not None and walked is None:
-            walked = int(choices.defaultOf(steps, folder))
+        walked = choices.stepsToWalk(parameters.method.name, folder, parameters.method.steps, _level(parameters))
         name = model.name if model else None
         return timing.expected(self._settings, parameters.method.name, name, parameters.run.device, slices, walked)
 
@@ -196,6 +219,12 @@ class MethodPanel:
         self._ask(["verify", str(folder)], lambda answer: self._onVerified(folder, answer))
 
     def _onVerified(self, folder: Path, answer: dict[str, Any]) -> None:
+        if answer.get("ok") and not choices.isKnown(answer["method"]):
+            answer = {
+                "problem": _(
+                    "{folder} is a whole package, but {method!r} is no method to look for anomalies with."
+                ).format(folder=folder, method=answer["method"])
+            }
         if not answer.get("ok"):
             problem = answer.get("problem") or _(
                 "The package could not be verified. Are all Python packages installed?"
@@ -215,3 +244,8 @@ class MethodPanel:
 
     def _ask(self, arguments: list[str], onAnswer: Any) -> None:
         self._questions.append(Question(QtProcess(), arguments, onAnswer))
+
+
+def _level(parameters: Any) -> int | None:
+    """The noise level asked for; None for the model's."""
+    return parameters.method.noiseLevel if parameters.method.noiseLevel >= 0 else None

@@ -49,6 +49,7 @@ class Panel:
         self._timer = qt.QTimer()
         self._timer.setInterval(TICK_MS)
         self._timer.connect("timeout()", self._tick)
+        self._seen: tuple[Any, ...] = ()
         self._timer.start()
 
     def setParameters(self, parameters: Any) -> None:
@@ -81,6 +82,23 @@ class Panel:
         self.detection.close()
 
     def _tick(self) -> None:
+        if (seen := self._versions()) != self._seen:
+            self._seen = seen
+            self.refreshSoon()
         self.detection.tick()
         self.install.tick()
         self.run.tick()
+
+    def _versions(self) -> tuple[Any, ...]:
+        """Changes when anything that is shown of the scan, its transform, the brain mask or the result may have."""
+        if self.parameters is None:
+            return ()
+        versions: list[Any] = []
+        for node in (self.parameters.inputVolume, self.parameters.brainMask, self.parameters.result):
+            if node is None:
+                versions.append(None)
+                continue
+            transform = node.GetParentTransformNode()
+            segments = node.GetSegmentation() if node.IsA("vtkMRMLSegmentationNode") else None
+            versions.append([one.GetMTime() for one in (node, transform, segments) if one is not None])
+        return tuple(versions)

@@ -14,13 +14,9 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, param
 from diffusion_anomaly.method_guide import DEFAULT_METHOD
 
 from .detection import Request
-from .livethreshold import LOWEST
 from .results import Wanted
 
 MODEL_DEFAULT = -1
-
-# Of the threshold slider; the calibration of a package ends far below.
-HIGHEST = 20.0
 
 
 @parameterPack
@@ -70,7 +66,6 @@ class OutputParameters:
         brain: whether the brain mask becomes a label map.
         opacity: of heat over the scan.
         colorScale: whether the views show what the colours stand for.
-        threshold: heat from which a voxel is in the mask of the shown result.
         show3D: whether the segmentation has a surface.
     """
 
@@ -79,7 +74,6 @@ class OutputParameters:
     brain: bool = True
     opacity: Annotated[float, WithinRange(0, 1)] = 0.5
     colorScale: bool = True
-    threshold: Annotated[float, WithinRange(LOWEST, HIGHEST)] = 3.0
     show3D: bool = False
 
 

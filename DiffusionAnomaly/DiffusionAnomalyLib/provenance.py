@@ -18,6 +18,9 @@ MIN_VOLUME = f"{PREFIX}MinVolumeMl"
 WARNINGS = f"{PREFIX}Warnings"
 DOCUMENT = f"{PREFIX}Provenance"
 INPUT = f"{PREFIX}Input"  # a node reference, which survives that a scene renames its nodes
+HEAT = (
+    f"{PREFIX}Heat"  # reference of every part to the heat map it belongs to; the heat map has one to each part by role
+)
 
 
 def attributes(document: Mapping[str, Any], runId: str, inputNodeId: str) -> dict[str, str]:
@@ -60,6 +63,18 @@ def mark(node: Any, facts: Mapping[str, str], role: str, inputNode: Any) -> None
         node.SetAttribute(name, value)
     node.SetAttribute(ROLE, role)
     node.SetNodeReferenceID(INPUT, inputNode.GetID())
+
+
+def tie(heat: Any, node: Any, role: str) -> None:
+    """Let a heat map and a part of the same result know each other: a copy of either is then none of the result."""
+    heat.SetNodeReferenceID(PREFIX + role, node.GetID())
+    node.SetNodeReferenceID(HEAT, heat.GetID())
+
+
+def part(heat: Any, role: str) -> Any:
+    """The part of a heat map's result that has this role; None when there is none any more."""
+    node = heat.GetNodeReference(PREFIX + role)
+    return node if node is not None and node.GetNodeReference(HEAT) is heat else None
 
 
 def document(node: Any) -> dict[str, Any]:

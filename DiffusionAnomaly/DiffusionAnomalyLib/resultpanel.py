@@ -9,8 +9,7 @@ import qt
 import slicer
 
 from . import display, findingsTable, provenance, results, segmentation
-from .livethreshold import LOWEST, LiveThreshold, Thresholded
-from .parameters import HIGHEST
+from .livethreshold import LiveThreshold, Thresholded
 from .qthelpers import Table, say, silent
 from .results import ResultNodes
 from .translation import tr as _
@@ -19,18 +18,16 @@ if TYPE_CHECKING:
     from .panel import Panel
     from .queue import Entry
 
+# Of the threshold slider; heat without a model may be far higher, and nobody wants to look for it there.
+HIGHEST = 20.0
+
 # A surface of a whole brain takes seconds: it is made anew when the slider rests, not while it moves.
 SURFACE_DELAY_MS = 500
 
 
-def onSlider(threshold: float) -> float:
-    """The threshold within what the slider and its parameter can hold."""
-    return min(max(threshold, LOWEST), HIGHEST)
-
-
 def farthest(peak: float, threshold: float) -> float:
     """Where the threshold slider ends: above all the heat that there is, and not below the threshold in force."""
-    return min(float(math.floor(max(peak, threshold, display.HOT))) + 1.0, HIGHEST)
+    return max(min(math.floor(max(peak, display.HOT)) + 1.0, HIGHEST), threshold)
 
 
 class ResultPanel:
@@ -71,15 +68,21 @@ class ResultPanel:
         """Show a result that has just come, unless the user is looking at another scan by now."""
         if display.isInView(self._scene, nodes.inputNode):
             self.show(nodes)
+        else:
+            entry.message = _("Not shown, because another scan is in view: double-click it in the list.")
+            results.outlineOnly(self._scene, self.nodes())
         self._panel.refreshSoon()
 
-    def show(self, nodes: ResultNodes) -> None:
-        """Show a result: over its scan in the slice views, and in the panel."""
+    def show(self, nodes: ResultNodes | None) -> None:
+        """Show a result, over its scan in the slice views and in the panel; None for no result."""
         if (parameters := self._panel.parameters) is None:
             return
-        parameters.result = nodes.heat
-        parameters.output.threshold = onSlider(nodes.threshold)
-        display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
+        self.forget()
+        parameters.result = nodes.heat if nodes is not None else None
+        results.outlineOnly(self._scene, nodes)
+        if nodes is not None:
+            display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
+        self._surface.start(0)
         self._panel.refreshSoon()
 
     def forget(self) -> None:
@@ -89,6 +92,8 @@ class ResultPanel:
 
     def refresh(self, parameters: Any) -> None:
         nodes = self.nodes()
+        with silent(self._ui.resultSelector):
+            self._ui.resultSelector.setCurrentNode(parameters.result)
         for widget in self._controls():
             widget.setEnabled(nodes is not None)
         if nodes is None:
@@ -98,13 +103,13 @@ class ResultPanel:
             return
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
         display.showLegend(nodes.heat, parameters.output.colorScale)
-        with silent(self._ui.colorSelector):
-            self._ui.colorSelector.setCurrentNode(nodes.heat.GetDisplayNode().GetColorNode())
+        if (shown := nodes.heat.GetDisplayNode()) is not None:
+            with silent(self._ui.colorSelector):
+                self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
         say(self._ui.warningLabel, "\n".join(provenance.warnings(nodes.heat)))
         if self._found is None or self._isStale(nodes):
             self._found = self._threshold(nodes).at(nodes.threshold, nodes.minVolumeMl)
-        with silent(self._ui.thresholdSlider):  # as far as there is heat, so that every step of a drag does something
-            self._ui.thresholdSlider.maximum = farthest(self._threshold(nodes).peak, nodes.threshold)
+        self._showThreshold(nodes)
         self._showFindings(nodes)
 
     def setThreshold(self, threshold: float) -> None:
@@ -112,10 +117,12 @@ class ResultPanel:
         nodes = self.nodes()
         if nodes is None or threshold == nodes.threshold:
             return
+        # Only what the heat map says is in force; the slider shows it, and keeps no threshold of its own.
         surface = nodes.segmentation is not None and segmentation.isSurfaceShown(nodes.segmentation)
         if surface:
             nodes.segmentation.RemoveClosedSurfaceRepresentation()
         self._found = results.applyThreshold(nodes, self._threshold(nodes), threshold, nodes.minVolumeMl)
+        self._showThreshold(nodes)
         self._showFindings(nodes)
         if surface or self._ui.show3DCheckBox.checked:
             self._surface.start()
@@ -123,8 +130,8 @@ class ResultPanel:
     def jumpTo(self, row: int, column: int = 0) -> None:
         """Let all slice views show a finding."""
         nodes = self.nodes()
-        if nodes is not None and nodes.table is not None and 0 <= row < nodes.table.GetNumberOfRows():
-            display.jumpTo(self._scene, findingsTable.centre(nodes.table, row, nodes.heat))
+        if nodes is not None and self._found is not None and 0 <= row < len(self._found.findings):
+            display.jumpTo(self._scene, findingsTable.centre(self._found.findings[row], nodes.heat))
 
     def name(self, row: int, name: str) -> None:
         """Name a finding."""
@@ -139,6 +146,13 @@ class ResultPanel:
             self.forget()
             results.removeResults(self._scene, nodes)
             self._panel.refreshSoon()
+
+    def _showThreshold(self, nodes: ResultNodes) -> None:
+        """The slider reaches as far as there is heat, so that every step of a drag does something."""
+        slider = self._ui.thresholdSlider
+        with silent(slider):
+            slider.maximum = farthest(self._threshold(nodes).peak, nodes.threshold)
+            slider.value = nodes.threshold
 
     def _threshold(self, nodes: ResultNodes) -> LiveThreshold:
         if self._live is None or self._isStale(nodes):
@@ -183,14 +197,8 @@ class ResultPanel:
         )
 
     def _onResult(self, node: Any) -> None:
-        """The parameter node does not know this selector: its attribute filter is set in code."""
-        if (parameters := self._panel.parameters) is None:
-            return
-        parameters.result = node
-        self.forget()
-        if (nodes := self.nodes()) is not None:
-            parameters.output.threshold = onSlider(nodes.threshold)
-            display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
+        found = (nodes for nodes in results.resultsIn(self._scene) if nodes.heat is node)
+        self.show(next(found, None))
 
     def _onOpacity(self, value: float) -> None:
         if (nodes := self.nodes()) is not None:
@@ -207,16 +215,20 @@ class ResultPanel:
     def _onResetThreshold(self, checked: bool = False) -> None:
         nodes = self.nodes()
         if nodes is not None and (made := provenance.document(nodes.heat)):
-            self._panel.parameters.output.threshold = onSlider(float(made["threshold"]["heat"]))
+            self.setThreshold(float(made["threshold"]["heat"]))
 
     def _onShow3D(self, shown: bool) -> None:
         self._surface.start(0)
 
     def _showSurface(self) -> None:
-        nodes = self.nodes()
-        if nodes is not None and nodes.segmentation is not None:
-            with slicer.util.tryWithErrorDisplay(_("The surface could not be made."), waitCursor=True):
-                segmentation.showSurface(nodes.segmentation, self._ui.show3DCheckBox.checked)
+        """The surface of the result that is shown, if it is wanted; none of any other."""
+        shown = self.nodes()
+        for nodes in results.resultsIn(self._scene):
+            isShown = shown is not None and nodes.heat is shown.heat
+            wanted = isShown and self._ui.show3DCheckBox.checked
+            if nodes.segmentation is not None and wanted != segmentation.isSurfaceShown(nodes.segmentation):
+                with slicer.util.tryWithErrorDisplay(_("The surface could not be made."), waitCursor=True):
+                    segmentation.showSurface(nodes.segmentation, wanted)
 
     def _onName(self, row: int, column: int) -> None:
         if self._found is None:

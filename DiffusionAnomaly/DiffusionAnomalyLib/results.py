@@ -11,20 +11,21 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import slicer
+import vtk
 
 from diffusion_anomaly.errors import InputError
 
 from . import provenance
 from .display import showHeat
 from .findingsTable import fillTable, makeTable
-from .livethreshold import LiveThreshold, Thresholded
+from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
 from .translation import tr as _
 from .volumes import ijkToRas, onGrid
@@ -58,17 +59,21 @@ class Place:
         name: its name, for messages.
         size: voxels along i, j, k.
         matrix: from voxel index to RAS, 16 numbers, row by row.
+        node: the node itself, weakly held: another one may get its id once the scene was closed.
     """
 
     nodeId: str
     name: str
     size: tuple[int, ...]
     matrix: tuple[float, ...]
+    node: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, node: Any) -> Place:
         matrix = tuple(float(value) for value in ijkToRas(node).ravel())
-        return cls(node.GetID(), node.GetName(), tuple(node.GetImageData().GetDimensions()), matrix)
+        held = vtk.vtkWeakReference()
+        held.Set(node)
+        return cls(node.GetID(), node.GetName(), tuple(node.GetImageData().GetDimensions()), matrix, held)
 
     def find(self, scene: Any) -> Any:
         """The volume node.
@@ -77,7 +82,7 @@ class Place:
             InputError: when it has gone, or its voxels lie elsewhere now.
         """
         node = scene.GetNodeByID(self.nodeId)
-        if node is None or node.GetImageData() is None:
+        if node is None or node.GetImageData() is None or (self.node is not None and self.node.Get() is not node):
             raise InputError(
                 _("The volume {name} was deleted while it was looked at.").format(name=self.name),
                 _("Load it again and press Run."),
@@ -141,17 +146,22 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     brain = _voxels(files["brain"], place) if wanted.brain and "brain" in files else None
     report = _checked(files, "report").decode("utf-8", "replace") if "report" in files else ""
     live = LiveThreshold(onGrid(heat, ijkToRas(inputNode)))
-    threshold, minVolumeMl = float(document["threshold"]["heat"]), float(document["options"]["min_volume_ml"])
+    threshold = max(float(document["threshold"]["heat"]), LOWEST)
+    minVolumeMl = float(document["options"]["min_volume_ml"])
     found = live.at(threshold, minVolumeMl)
     facts = provenance.attributes(document, uuid.uuid4().hex, inputNode.GetID())
+    facts[provenance.THRESHOLD] = str(threshold)
     if scene.GetUndoFlag():
         scene.SaveStateForUndo()
+    read = _Read(heat, healed, brain, report, _title(scene, inputNode.GetName(), document["method"]))
     with _together(scene):
-        nodes = _make(scene, inputNode, _Read(heat, healed, brain, report), live, found, wanted)
+        nodes = _make(scene, inputNode, read, live, found, wanted)
         if nodes.segmentation is not None:
             nameAlgorithm(nodes.segmentation, provenance.algorithm(document))
         for role, node in _byRole(nodes).items():
             provenance.mark(node, facts, role, inputNode)
+            if node is not nodes.heat:
+                provenance.tie(nodes.heat, node, role)
             if node.IsA("vtkMRMLTransformableNode"):
                 node.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())
             _placeBeside(scene, node, inputNode)
@@ -160,27 +170,14 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
 
 def resultsIn(scene: Any) -> list[ResultNodes]:
     """All results whose heat map and scan are in the scene, in the order in which they were made."""
-    runs: dict[str, dict[str, Any]] = {}
-    for node in _allNodes(scene):
-        if role := node.GetAttribute(provenance.ROLE):
-            runs.setdefault(node.GetAttribute(provenance.RUN) or "", {})[role] = node
     found = []
-    for roles in runs.values():
-        heat = roles.get(HEAT)
-        inputNode = heat.GetNodeReference(provenance.INPUT) if heat else None
-        if heat is not None and heat.GetImageData() is not None and inputNode is not None:
-            found.append(
-                ResultNodes(
-                    inputNode,
-                    heat,
-                    roles.get(FINDINGS),
-                    roles.get(LABEL_MAP),
-                    roles.get(SEGMENTATION),
-                    roles.get(HEALED),
-                    roles.get(REPORT),
-                    roles.get(BRAIN),
-                )
-            )
+    for heat in _allNodes(scene):
+        if heat.GetAttribute(provenance.ROLE) != HEAT or heat.GetImageData() is None:
+            continue
+        inputNode = heat.GetNodeReference(provenance.INPUT)
+        if inputNode is not None:
+            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, HEALED, REPORT, BRAIN)
+            found.append(ResultNodes(inputNode, heat, *(provenance.part(heat, role) for role in parts)))
     return sorted(found, key=lambda nodes: nodes.heat.GetAttribute(f"{provenance.PREFIX}Date") or "")
 
 
@@ -191,12 +188,20 @@ def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
 
 def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, minVolumeMl: float) -> Thresholded:
     """Let label map, segmentation and table follow another threshold, and note it on every node."""
+    threshold = max(threshold, LOWEST)
     found = live.at(threshold, minVolumeMl)
     _fill(nodes, live, found)
     for node in nodes.all:
         node.SetAttribute(provenance.THRESHOLD, str(float(threshold)))
         node.SetAttribute(provenance.MIN_VOLUME, str(float(minVolumeMl)))
     return found
+
+
+def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
+    """Draw the segmentation of one result alone: those of others would lie over it, or over another scan."""
+    for nodes in resultsIn(scene):
+        if nodes.segmentation is not None and (view := nodes.segmentation.GetDisplayNode()) is not None:
+            view.SetVisibility(shown is not None and nodes.heat is shown.heat)
 
 
 def removeResults(scene: Any, nodes: ResultNodes) -> None:
@@ -218,13 +223,14 @@ class _Read:
     healed: np.ndarray | None
     brain: np.ndarray | None
     report: str
+    title: str
 
 
 def _make(
     scene: Any, inputNode: Any, read: _Read, live: LiveThreshold, found: Thresholded, wanted: Wanted
 ) -> ResultNodes:
     """All nodes of a result, filled."""
-    name = inputNode.GetName()
+    name = read.title
     nodes = ResultNodes(inputNode, _volume(scene, _("{name} heat").format(name=name), read.heat, inputNode), None)
     showHeat(nodes.heat)
     nodes.table = makeTable(scene, _("{name} findings").format(name=name))
@@ -251,11 +257,20 @@ def _make(
     return nodes
 
 
+def _title(scene: Any, scan: str, method: str) -> str:
+    """What the names of a result's nodes begin with: unlike those of any other result."""
+    title, number = f"{scan} {method}", 1
+    while scene.GetFirstNodeByName(_("{name} heat").format(name=title)) is not None:
+        number += 1
+        title = f"{scan} {method} {number}"
+    return title
+
+
 def _fill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> None:
     if nodes.labelMap is not None:
         fillLabelMap(nodes.labelMap, live, found)
     if nodes.segmentation is not None:
-        fillSegmentation(nodes.segmentation, live, found)
+        fillSegmentation(nodes.segmentation, nodes.heat, live, found)
     if nodes.table is not None:
         fillTable(nodes.table, live, found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import qt
@@ -9,7 +10,6 @@ import slicer
 
 from diffusion_anomaly.errors import EngineError
 
-from .parameters import requestOf
 from .progresstext import percent, progressLine, stateTitle
 from .qthelpers import Table, say
 from .translation import tr as _
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 ROWS_SHOWN = 4
+DOUBLE_CLICK_SECONDS = 0.6
 
 
 class RunPanel:
@@ -31,6 +32,7 @@ class RunPanel:
         self._queue = panel.detection.queue
         self._table = Table(self._ui.queueTable, [_("Volume"), _("State"), _("What happened")], ROWS_SHOWN)
         self._shownLog = ""
+        self._startedAt = 0.0
         self._ui.runButton.connect("clicked(bool)", self.onRun)
         self._ui.queueTable.connect("cellDoubleClicked(int,int)", self._onRow)
         self._ui.cancelSelectedButton.connect("clicked(bool)", self._onCancelSelected)
@@ -51,7 +53,8 @@ class RunPanel:
             button.setEnabled(not problem)
             button.setToolTip(problem or _("Look at the volume in the background; Slicer stays usable."))
         last = self._queue.entries[-1] if self._queue.entries else None
-        say(self._ui.messageLabel, problem or (last.message if last is not None else ""))
+        said = f"{last.title}: {last.message}" if last is not None and last.message else ""
+        say(self._ui.messageLabel, problem or said)
         self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
         for widget in (
             self._ui.queueTable,
@@ -92,13 +95,16 @@ class RunPanel:
         parameters = self._panel.parameters
         running = self._entryOfInput(parameters)
         if running is not None:
-            self._queue.cancel(running)
+            if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same wish, clicked twice
+                self._queue.cancel(running)
             return
         try:
             with slicer.util.WaitCursor():
+                request = self._panel.method.request(parameters)
                 self._panel.detection.add(
-                    parameters.inputVolume, requestOf(parameters), parameters.brainMask, parameters.brainSegment
+                    parameters.inputVolume, request, parameters.brainMask, parameters.brainSegment
                 )
+                self._startedAt = time.monotonic()
         except EngineError as error:
             say(self._ui.messageLabel, str(error))
             slicer.util.warningDisplay(str(error), _("DiffusionAnomaly"))

@@ -71,27 +71,35 @@ def nameAlgorithm(node: Any, name: str) -> None:
 
 
 def fillLabelMap(node: Any, live: LiveThreshold, found: Thresholded) -> None:
-    """Write a mask into the label map, in place."""
+    """Write a mask into the label map, in place; one that was cropped or resampled by hand is left alone."""
+    if slicer.util.arrayFromVolume(node).shape != live.shape:
+        return
     slicer.util.arrayFromVolume(node)[live.box] = found.mask
     slicer.util.arrayFromVolumeModified(node)
 
 
-def fillSegmentation(node: Any, live: LiveThreshold, found: Thresholded) -> None:
-    """Write a mask into the segment, in place; a surface is made anew if one is shown."""
+def fillSegmentation(node: Any, heat: Any, live: LiveThreshold, found: Thresholded) -> None:
+    """Write a mask into the segment, in place, on the heat's grid whatever grid the segmentation is edited on."""
     segmentation = node.GetSegmentation()
     segment = segmentation.GetSegment(SEGMENT)
     if segment is None:  # the user has deleted it
         return
     image = segment.GetRepresentation(_binary())
     scalars = image.GetPointData().GetScalars() if image else None
-    if scalars is None or image.GetExtent() != _extent(live):
+    if scalars is None or image.GetExtent() != _extent(live) or not _isOnGrid(image, heat):
         # The segment was edited, or was stored with a smaller extent.
-        image = _boxImage(live, node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()))
+        image = _boxImage(live, heat)
         segment.AddRepresentation(_binary(), image)
         scalars = image.GetPointData().GetScalars()
     vtk_to_numpy(scalars).reshape(found.mask.shape)[:] = found.mask
     scalars.Modified()
     image.Modified()
+
+
+def _isOnGrid(image: Any, heat: Any) -> bool:
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return bool(np.allclose(slicer.util.arrayFromVTKMatrix(matrix), ijkToRas(heat), atol=1e-6))
 
 
 def showSurface(node: Any, shown: bool) -> None:

@@ -6,6 +6,7 @@ grows with slices times steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,12 @@ def expected(
     if device == "auto":
         keys = [key for key in reversed(list(known)) if key.startswith(_key(method, model, ""))]
     for key in keys:
-        if isinstance(entry := known.get(key), dict):
-            return float(entry["fixed"]) + float(entry["each"]) * slices * max(1, steps or 1)
+        try:
+            seconds = float(known[key]["fixed"]) + float(known[key]["each"]) * slices * max(1, steps or 1)
+        except (KeyError, TypeError, ValueError):  # never run, or a damaged settings file
+            continue
+        if math.isfinite(seconds):
+            return seconds
     return None
 
 

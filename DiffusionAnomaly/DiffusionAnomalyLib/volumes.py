@@ -92,6 +92,8 @@ def maskOf(node: Any, segmentId: str, volumeNode: Any) -> sitk.Image:
     Raises:
         InputError: when it lies on another grid, or marks nothing.
     """
+    if problem := problemWithMask(node):
+        raise InputError(problem, _("Choose the mask of this scan, or none."))
     if node.IsA("vtkMRMLSegmentationNode"):
         marked = _segmentOn(node, segmentId, volumeNode)
     else:
@@ -104,6 +106,15 @@ def maskOf(node: Any, segmentId: str, volumeNode: Any) -> sitk.Image:
             _("Choose the mask of this scan, or none."),
         )
     return onGrid(marked.astype(np.uint8), ijkToRas(volumeNode))
+
+
+def problemWithMask(node: Any) -> str:
+    """Why a node cannot be the brain mask at all; empty when it can, or when there is none."""
+    if node is not None and node.GetAttribute(provenance.ROLE) not in (None, "brain"):
+        return _("{name} marks what was found, not the brain. Choose another brain mask, or none.").format(
+            name=node.GetName()
+        )
+    return ""
 
 
 def describe(node: Any) -> str:

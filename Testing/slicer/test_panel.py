@@ -23,8 +23,10 @@ FILLED_BY_CODE = {
     "modelComboBox": "method.model",
     "stepsSlider": "method.steps",
     "deviceComboBox": "run.device",
+    "resultSelector": "result",
 }
-NO_PARAMETER = {"colorSelector"}  # the heat's own display node holds it
+# What belongs to a result is held by its own nodes: the colours by the display, the threshold by the heat map.
+NO_PARAMETER = {"colorSelector", "thresholdSlider"}
 
 INPUTS = {
     "QCheckBox",

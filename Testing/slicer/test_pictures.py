@@ -20,7 +20,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 import jobs
 import mrmlscene
-from DiffusionAnomalyLib import display, findingsTable, segmentation, volumes
+from DiffusionAnomalyLib import display, findingsTable, results, segmentation, volumes
 from DiffusionAnomalyLib.detection import Detection, Request
 from DiffusionAnomalyLib.process import PipeProcess
 from DiffusionAnomalyLib.sampledata import SHA256, sampleFile
@@ -115,7 +115,8 @@ def test_heat_is_coloured_where_it_is_and_nowhere_else(
     detection = Detection(scene, tmp_path, PipeProcess, MemorySettings(), list(jobs.WORKER), jobs.environment())
     nodes = detection.wait(detection.add(scan, Request()))
     views = {orientation: View(scene, orientation, scan) for orientation in ("Axial", "Coronal", "Sagittal")}
-    display.jumpTo(scene, findingsTable.centre(nodes.table, 0, scan))
+    largest = results.liveThresholdOf(nodes).at(nodes.threshold, nodes.minVolumeMl).findings[0]
+    display.jumpTo(scene, findingsTable.centre(largest, nodes.heat))
     plain = {orientation: view.picture() for orientation, view in views.items()}
     display.showInSlices(scene, scan, nodes.heat)
 

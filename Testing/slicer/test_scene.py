@@ -96,7 +96,8 @@ def test_a_marked_voxel_is_where_it_was(scene: Any, tmp_path: Path, grid: sitk.I
     point = [0.0, 0.0, 0.0]
     nodes.segmentation.TransformPointToWorld(local, point)
     assert np.allclose(point, expected, atol=1e-6)
-    assert np.allclose(findingsTable.centre(nodes.table, 0, node), expected, atol=1e-6)
+    (finding,) = results.liveThresholdOf(nodes).at(nodes.threshold, 0.0).findings
+    assert np.allclose(findingsTable.centre(finding, nodes.heat), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
