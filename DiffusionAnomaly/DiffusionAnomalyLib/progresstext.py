@@ -8,6 +8,8 @@ from .translation import tr as _
 # How much of a run's time each stage is about; only for the bar, which must never stand still at the end.
 _SHARES = {"read": 2, "brain": 13, "load": 5, "detect": 70, "findings": 5, "write": 5}
 
+LONGEST_NAME = 40
+
 
 def stageTitle(stage: str) -> str:
     """A stage of the worker for people."""
@@ -70,6 +72,11 @@ def percent(job: DetectionJob) -> int:
             break
         done += share
     return round(min(100.0, done))
+
+
+def shortened(name: str) -> str:
+    """A name that leaves room for a sentence around it, and that a narrow panel can show on one line."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def clock(seconds: float) -> str:

@@ -10,7 +10,7 @@ import slicer
 
 from diffusion_anomaly.errors import EngineError
 
-from .progresstext import percent, progressLine, stateTitle
+from .progresstext import percent, progressLine, shortened, stateTitle
 from .qthelpers import Table, say
 from .translation import tr as _
 
@@ -53,7 +53,7 @@ class RunPanel:
             button.setEnabled(not problem)
             button.setToolTip(problem or _("Look at the volume in the background; Slicer stays usable."))
         last = self._queue.entries[-1] if self._queue.entries else None
-        said = f"{last.title}: {last.message}" if last is not None and last.message else ""
+        said = f"{shortened(last.title)}: {last.message}" if last is not None and last.message else ""
         say(self._ui.messageLabel, problem or said)
         self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
         for widget in (
@@ -72,7 +72,7 @@ class RunPanel:
             widget.setVisible(current is not None)
         if current is not None:
             self._ui.progressBar.setValue(percent(current.job))
-            self._ui.progressLabel.setText(f"{current.title}: {progressLine(current.job)}")
+            self._ui.progressLabel.setText(f"{shortened(current.title)}: {progressLine(current.job)}")
         if not self._ui.logCollapsibleButton.collapsed:
             self._showLog()
 

@@ -17,6 +17,7 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.suitability import contrast_of
 
 from . import provenance
+from .progresstext import shortened
 from .translation import tr as _
 
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -36,26 +37,25 @@ def problemWith(node: Any) -> str:
     """Why a volume cannot be looked at; empty when it can."""
     if node is None:
         return _("Choose a volume.")
+    name = shortened(node.GetName() or "")
     if not node.IsA("vtkMRMLScalarVolumeNode") or node.IsA("vtkMRMLLabelMapVolumeNode"):
-        return _("{name} is not a scalar volume.").format(name=node.GetName())
+        return _("{name} is not a scalar volume.").format(name=name)
     if node.GetAttribute(provenance.ROLE) is not None:
-        return _("{name} is a result of this module. Choose the scan itself.").format(name=node.GetName())
+        return _("{name} is a result of this module. Choose the scan itself.").format(name=name)
     image = node.GetImageData()
     if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
-        return _("{name} holds no voxels.").format(name=node.GetName())
+        return _("{name} holds no voxels.").format(name=name)
     if image.GetNumberOfScalarComponents() != 1:
         return _("{name} has {count} values a voxel; expected one. Extract a channel first.").format(
-            name=node.GetName(), count=image.GetNumberOfScalarComponents()
+            name=name, count=image.GetNumberOfScalarComponents()
         )
     if not _isOrthogonal(ijkToRas(node)):
         return _("The axes of {name} are not at right angles. Resample it first, for example with Crop Volume.").format(
-            name=node.GetName()
+            name=name
         )
     transform = node.GetParentTransformNode()
     if transform is not None and not transform.IsTransformToWorldLinear():
-        return _("{name} is under a transform that bends. Harden it first, in the module Transforms.").format(
-            name=node.GetName()
-        )
+        return _("{name} is under a transform that bends. Harden it first, in the module Transforms.").format(name=name)
     return ""
 
 

@@ -192,6 +192,76 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert self.parameters.inputVolume is not None
         assert "FLAIR" in self.ui.inputInfoLabel.text
 
+    def test_every_result_keeps_its_own_threshold(self) -> None:
+        self.addScan()
+        first = self.run_()
+        self.ui.thresholdSlider.value = 3.7
+        second = self.run_()
+        assert (first.threshold, second.threshold) == (3.7, 3.0)
+        assert self.ui.thresholdSlider.value == 3.0
+        self.ui.thresholdSlider.value = 2.2
+        for nodes, threshold in ((first, 3.7), (second, 2.2), (first, 3.7)):
+            self.ui.resultSelector.setCurrentNode(nodes.heat)
+            self.settle()
+            assert self.ui.thresholdSlider.value == nodes.threshold == threshold
+            outlined = [bool(one.segmentation.GetDisplayNode().GetVisibility()) for one in (first, second)]
+            assert outlined == [one is nodes for one in (first, second)]
+        scripted = self.widget.logic.detect(first.inputNode, method="intensity", threshold=2.5)
+        self.settle()
+        assert scripted.threshold == 2.5 == self.ui.thresholdSlider.value
+
+    def test_a_brain_mask_that_is_deleted_leaves_none_behind(self) -> None:
+        self.addScan()
+        nodes = self.run_()
+        mask = slicer.modules.volumes.logic().CreateAndAddLabelVolume(nodes.inputNode, "brain")
+        self.parameters.brainMask = mask
+        self.settle()
+        slicer.mrmlScene.RemoveNode(mask)
+        self.settle()
+        assert self.parameters.brainMask is None and self.ui.maskSelector.currentNode() is None
+        self.parameters.brainMask = nodes.labelMap
+        self.settle()
+        assert not self.ui.runButton.enabled and "not the brain" in self.ui.messageLabel.text
+
+    def test_two_quick_clicks_are_one_wish(self) -> None:
+        self.useStandIn(seconds=3)
+        self.addScan()
+        self.ui.runButton.click()
+        self.ui.runButton.click()
+        self.settle()
+        (entry,) = self.panel.detection.queue.entries
+        assert not entry.state.isOver
+        self.waitFor(lambda: entry.state.isOver)
+        assert entry.message == "" and len(self.widget.logic.results()) == 1
+
+    def test_what_is_shown_is_what_is_asked_for(self) -> None:
+        self.addScan()
+        self.parameters.method.name = "guided"
+        self.parameters.method.model = "/gone"
+        self.parameters.method.steps = 200
+        self.parameters.method.noiseLevel = 10
+        self.settle()
+        request = self.panel.method.request(self.parameters)
+        assert request.steps == self.ui.stepsSlider.value == 10
+        assert request.model is not None and Path(request.model).name in self.ui.modelComboBox.currentText
+        self.parameters.method.noiseLevel = 0
+        self.settle()
+        assert not self.ui.runButton.enabled and "Noise level" in self.ui.messageLabel.text
+        self.parameters.method.name = "of another version"
+        self.settle()
+        assert self.parameters.method.name == "restore" and self.ui.runButton.enabled
+
+    def test_long_names_do_not_widen_the_panel(self) -> None:
+        self.addScan()
+        self.run_()
+        panel = self.ui.runButton.parentWidget().parentWidget()
+        width = panel.minimumSizeHint.width()
+        self.addScan("x" * 200)
+        self.run_()
+        self.panel.results.name(0, "y" * 200)
+        self.settle()
+        assert panel.minimumSizeHint.width() <= width + 20
+
     def test_saved_files_hold_what_the_scene_holds(self) -> None:
         self.addScan("3: AX FLAIR / a")
         nodes = self.run_()

@@ -13,7 +13,7 @@ from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.method_guide import METHOD_GUIDES, guide_to
 from diffusion_anomaly.methods import METHODS
 from DiffusionAnomalyLib import choices, timing
-from DiffusionAnomalyLib.settings import MemorySettings
+from DiffusionAnomalyLib.settings import MemorySettings, writeJson
 
 MACHINE = {
     "devices": [
@@ -75,6 +75,33 @@ def test_a_package_that_changes_is_read_again_and_one_that_went_away_is_missed(t
         choices.defaultOf(steps, folder)
     packages.guided(folder, options={"steps": 4})
     assert choices.defaultOf(steps, folder) == 4
+
+
+def test_a_damaged_settings_file_costs_only_what_was_damaged(tiny: Path) -> None:
+    settings = MemorySettings()
+    writeJson(settings, choices.ADDED_MODELS, [1, None, str(tiny), ["x"]])
+    assert [summary.path for summary in choices.models("guided", settings)][-1] == tiny
+    for entry in ({}, {"fixed": "soon", "each": 1}, {"fixed": float("nan"), "each": 1.0}, None):
+        writeJson(settings, timing.NAME, {"guided|tiny|cpu": entry})
+        assert timing.expected(settings, "guided", "tiny", "cpu", 10, 2) is None
+
+
+def test_the_steps_that_are_shown_are_those_that_can_be_walked(tiny: Path) -> None:
+    assert choices.stepsToWalk("guided", tiny, -1) == int(choices.defaultOf(guide_to("guided").steps, tiny))
+    assert choices.stepsToWalk("guided", tiny, 200, 10) == 10
+    assert choices.stepsToWalk("unsupervised", None, 50, 0) == 1
+    assert choices.stepsToWalk("intensity", None, 50) is None
+
+
+def test_a_number_out_of_range_is_refused_before_the_run() -> None:
+    guide = guide_to("guided")
+    assert choices.numberProblem(guide.noise_level, None) == choices.numberProblem(guide.noise_level, 500) == ""
+    assert "1 to 1000" in choices.numberProblem(guide.noise_level, 0)
+    assert choices.numberProblem(None, 5) == ""
+
+
+def test_only_methods_of_this_version_are_known() -> None:
+    assert all(choices.isKnown(guide.name) for guide in METHOD_GUIDES) and not choices.isKnown("brain")
 
 
 def test_the_baseline_is_offered_and_a_method_without_a_model_is_not() -> None:

@@ -15,7 +15,7 @@ slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-co
 import jobs
 import mrmlscene
 import packages
-from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.errors import InputError, ModelError
 from DiffusionAnomalyLib import exporting, provenance, results, timing, volumes
 from DiffusionAnomalyLib.detection import Detection, Request, stepsOf
 from DiffusionAnomalyLib.job import State
@@ -111,6 +111,8 @@ def test_a_refused_volume_or_mask_leaves_no_working_files(detection: Detection, 
     for volume, brainMask, method in ((empty, None, "intensity"), (scan, mask, "intensity"), (scan, None, "guesswork")):
         with pytest.raises(InputError):
             detection.add(volume, Request(method), brainMask)
+    with pytest.raises(ModelError, match="nope"):
+        detection.add(scan, Request("guided", model="nope"))
     assert detection.queue.entries == []
     assert list(detection.temporaryFolder.glob("*")) == []
 

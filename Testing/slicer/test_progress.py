@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_anomaly.job import Event, Failure, Progress, Started, Warned, encode
 from DiffusionAnomalyLib.job import NOTICE_SECONDS, DetectionJob, State
-from DiffusionAnomalyLib.progresstext import clock, percent, progressLine, stateTitle
+from DiffusionAnomalyLib.progresstext import clock, percent, progressLine, shortened, stateTitle
 from DiffusionAnomalyLib.workspace import Workspace
 
 STAGES = ("read", "brain", "load", "detect", "findings", "write")
@@ -159,3 +159,9 @@ def test_a_clock_shows_minutes_and_seconds(seconds: float, text: str) -> None:
 
 def test_every_state_has_a_name() -> None:
     assert len({stateTitle(state) for state in State}) == len(State)
+
+
+def test_a_long_name_is_shortened_and_a_short_one_is_not() -> None:
+    assert shortened("3: AX FLAIR") == "3: AX FLAIR"
+    assert shortened("x" * 40) == "x" * 40
+    assert shortened("x" * 41) == "x" * 39 + "…"

@@ -312,7 +312,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     nodes = load(scene, scan, tmp_path, heat)
     live = results.liveThresholdOf(nodes)
     found = results.applyThreshold(nodes, live, 2.6, 0.1)
-    findingsTable.setName(nodes.table, live, found, 0, "ä; first: 50%")
+    findingsTable.setName(nodes.table, live, found, 0, '5" ä;\tfirst:\n50%')
     facts = {name: nodes.heat.GetAttribute(name) for name in nodes.heat.GetAttributeNames()}
     before = slicer.util.arrayFromVolume(nodes.labelMap).copy()
     saved = tmp_path / "saved.mrb"
@@ -331,7 +331,8 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     exported = slicer.util.arrayFromSegmentBinaryLabelmap(again.segmentation, segmentation.SEGMENT, again.inputNode)
     assert np.array_equal(exported, before)
     assert (again.threshold, again.minVolumeMl) == (2.6, 0.1)
-    assert again.table.GetTable().GetColumnByName("Name").GetValue(0) == "ä; first: 50%"
+    assert again.table.GetTable().GetColumnByName("Name").GetValue(0) == "5'' ä; first: 50%"
+    assert again.table.GetTable().GetColumnByName("Volume").GetValue(0) == pytest.approx(found.findings[0].volume_ml)
     assert provenance.warnings(again.heat) == provenance.warnings(again.table) != []
     shown = again.heat.GetDisplayNode()
     assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
@@ -363,6 +364,86 @@ def test_a_failure_leaves_the_scene_as_it_was(
         load(scene, scan, tmp_path)
     assert mrmlscene.nodeIds(scene) == before
     assert not scene.IsBatchProcessing()
+
+
+def test_copies_of_nodes_are_none_of_the_result(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    copies = []
+    for node in (nodes.heat, nodes.labelMap, nodes.segmentation):
+        copy = scene.AddNewNodeByClass(node.GetClassName(), "copy")
+        copy.CopyContent(node)
+        copy.Copy(node)
+        copies.append(copy)
+    ours = next(found for found in results.resultsIn(scene) if found.heat is nodes.heat)
+    assert ours.all == nodes.all
+    assert [found.all for found in results.resultsIn(scene) if found.heat is copies[0]] == [[copies[0]]]
+    before = slicer.util.arrayFromVolume(copies[1]).copy()
+    results.applyThreshold(ours, results.liveThresholdOf(ours), 3.9, 0.0)
+    assert not slicer.util.arrayFromVolume(ours.labelMap).any()
+    assert np.array_equal(slicer.util.arrayFromVolume(copies[1]), before) and before.any()
+    results.removeResults(scene, ours)
+    assert all(scene.GetNodeByID(copy.GetID()) is copy for copy in copies)
+
+
+def test_a_segmentation_edited_on_another_grid_comes_back_to_the_scans(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    other = mrmlscene.addScan(scene, phantom.paint(GRIDS["sagittal"]), tmp_path, "other")
+    nodes.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(other)
+    painted = slicer.vtkOrientedImageData()  # as the Segment Editor leaves it
+    painted.SetDimensions(other.GetImageData().GetDimensions())
+    painted.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    painted.GetPointData().GetScalars().Fill(1)
+    painted.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(volumes.ijkToRas(other)))
+    edited = nodes.segmentation.GetSegmentation().GetSegment(segmentation.SEGMENT)
+    edited.AddRepresentation(nodes.segmentation.GetSegmentation().GetSourceRepresentationName(), painted)
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), 2.5, 0.0)
+    exported = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT, scan)
+    assert np.array_equal(exported, slicer.util.arrayFromVolume(nodes.labelMap)) and exported.any()
+
+
+def test_a_label_map_cropped_by_hand_is_left_alone_and_the_rest_follows(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    cropped = np.ones((2, 3, 4), dtype=np.uint8)
+    slicer.util.updateVolumeFromArray(nodes.labelMap, cropped)
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), 3.9, 0.0)
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.labelMap), cropped)
+    assert nodes.table.GetNumberOfRows() == 0
+
+
+def test_only_the_result_that_is_shown_is_outlined(scene: Any, scan: Any, tmp_path: Path) -> None:
+    first, second = load(scene, scan, tmp_path / "1"), load(scene, scan, tmp_path / "2")
+    assert first.heat.GetName() != second.heat.GetName()
+    for shown in (first, second, None):
+        results.outlineOnly(scene, shown)
+        seen = [bool(nodes.segmentation.GetDisplayNode().GetVisibility()) for nodes in (first, second)]
+        assert seen == [nodes is shown for nodes in (first, second)]
+
+
+def test_a_threshold_below_any_heat_that_means_something_is_raised_and_said(
+    scene: Any, scan: Any, tmp_path: Path
+) -> None:
+    nodes = load(scene, scan, tmp_path, noise())
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), 0.5, 0.0)
+    assert nodes.threshold == 1.0
+    assert slicer.util.arrayFromVolume(nodes.labelMap).sum() == (slicer.util.arrayFromVolume(nodes.heat) >= 1).sum()
+
+
+def test_another_scan_with_the_same_id_and_grid_does_not_get_the_results(scene: Any, scan: Any, tmp_path: Path) -> None:
+    place = Place.of(scan)
+    assert place.find(scene) is scan
+    name = scan.GetID()
+    scene.Clear(0)
+    another = mrmlscene.addScan(scene, phantom.paint(GRIDS["oblique"]), tmp_path, "another patient")
+    assert another.GetID() == name and Place.of(another) == Place(name, "another patient", place.size, place.matrix)
+    with pytest.raises(InputError, match="was deleted"):
+        place.find(scene)
+
+
+def test_what_was_found_is_not_taken_for_the_brain(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    for mask in (nodes.labelMap, nodes.segmentation):
+        with pytest.raises(InputError, match="not the brain"):
+            volumes.maskOf(mask, "", scan)
 
 
 def test_results_of_a_deleted_volume_are_refused(scene: Any, scan: Any, tmp_path: Path) -> None:
