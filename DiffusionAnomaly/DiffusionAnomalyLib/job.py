@@ -40,6 +40,7 @@ NOTICE_SECONDS = 60.0
 SILENCE_SECONDS = 1800.0
 
 LOG_LINES = 5000
+LONGEST_LOG = 100_000  # bytes of the log file of a worker that failed
 LONGEST_LINE = 1_000_000  # bytes; more than that without an end of line is no event
 
 
@@ -271,6 +272,8 @@ class DetectionJob:
             )
         if code == ExitCode.DONE and self._result is not None:
             return self._done(self._result)
+        if self._failure is not None and self._failure.code == "internal":
+            return self._internal(self._failure.what)
         if self._failure is not None:
             return self._failed(self._failure.what, self._failure.hint)
         return self._failed(*_withoutWord(code))
@@ -286,6 +289,15 @@ class DetectionJob:
                 _("Is the disk full? Free some space and run it again."),
             )
         return Outcome(State.DONE, files, result.statistics, result.timings, tuple(self.warnings))
+
+    def _internal(self, what: str) -> Outcome:
+        """A failure that the worker did not foresee; its own log goes with its folder, so it is kept here."""
+        self.log.extend(self.workspace.readLog(LONGEST_LOG).splitlines())
+        if what.startswith(("ModuleNotFoundError", "ImportError")):
+            hint = _("Install the Python packages: the button for it is in the panel, above Run.")
+        else:
+            hint = _("Please report it, with the log: Copy log puts it on the clipboard.")
+        return self._failed(what, hint)
 
     def _failed(self, what: str, hint: str) -> Outcome:
         return Outcome(State.FAILED, what=what, hint=hint, warnings=tuple(self.warnings))

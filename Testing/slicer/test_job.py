@@ -234,6 +234,27 @@ def test_the_workers_own_words_reach_the_user(tmp_path: Path) -> None:
     assert "no_such_option" in job.outcome.what
 
 
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [("ModuleNotFoundError: no torch", "Install the Python packages"), ("ValueError: odd", "Copy log")],
+)
+def test_an_unforeseen_failure_leaves_its_log_when_its_folder_is_gone(tmp_path: Path, error: str, advice: str) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from diffusion_anomaly.job import Failure, encode
+Path(sys.argv[-1], "worker.log").write_text("Traceback of it all")
+print(encode(Failure("internal", "{error}", "Please report it, with a file that is gone soon.")), flush=True)
+sys.exit(1)
+"""
+    job = jobs.makeJob(tmp_path, command=script(program))
+    jobs.finish(job)
+    job.workspace.remove()
+    assert job.outcome is not None and job.outcome.what == error
+    assert advice in job.outcome.hint and "file" not in job.outcome.hint
+    assert "Traceback of it all" in job.log
+
+
 def test_the_worker_ends_when_its_parent_is_killed(tmp_path: Path, model: Path) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path), str(model)],
