@@ -82,7 +82,7 @@ class ResultPanel:
         results.outlineOnly(self._scene, nodes)
         if nodes is not None:
             display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
-        self._surface.start(0)
+        self._showSurface()
         self._panel.refreshSoon()
 
     def forget(self) -> None:
@@ -218,7 +218,10 @@ class ResultPanel:
             self.setThreshold(float(made["threshold"]["heat"]))
 
     def _onShow3D(self, shown: bool) -> None:
-        self._surface.start(0)
+        self._showSurface()
+        manager = slicer.app.layoutManager()
+        for index in range(manager.threeDViewCount if shown and manager is not None else 0):
+            manager.threeDWidget(index).threeDView().resetFocalPoint()  # findings are small and seldom in the middle
 
     def _showSurface(self) -> None:
         """The surface of the result that is shown, if it is wanted; none of any other."""

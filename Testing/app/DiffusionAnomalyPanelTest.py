@@ -111,6 +111,11 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.ui.show3DCheckBox.checked = True
         self.settle()
         assert nodes.segmentation.GetSegmentation().ContainsRepresentation(surface)
+        self.ui.thresholdSlider.value = 2.5  # while it moves, no surface is made
+        assert not nodes.segmentation.GetSegmentation().ContainsRepresentation(surface)
+        self.settle()
+        self.settle()
+        assert nodes.segmentation.GetSegmentation().ContainsRepresentation(surface)
         self.ui.show3DCheckBox.checked = False
         self.settle()
         assert not nodes.segmentation.GetSegmentation().ContainsRepresentation(surface)
