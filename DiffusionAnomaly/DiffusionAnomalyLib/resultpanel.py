@@ -219,9 +219,6 @@ class ResultPanel:
 
     def _onShow3D(self, shown: bool) -> None:
         self._showSurface()
-        manager = slicer.app.layoutManager()
-        for index in range(manager.threeDViewCount if shown and manager is not None else 0):
-            manager.threeDWidget(index).threeDView().resetFocalPoint()  # findings are small and seldom in the middle
 
     def _showSurface(self) -> None:
         """The surface of the result that is shown, if it is wanted; none of any other."""
