@@ -121,6 +121,8 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndImport(self, caller: Any, event: Any) -> None:
         """A saved scene brings the panel's state and its results with it."""
         self.initializeParameterNode()
+        if self.panel is not None:
+            self.panel.results.showNoOther()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAboutToBeRemoved(self, caller: Any, event: Any, node: Any) -> None:
@@ -128,6 +130,8 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for name in ("brainMask", "result"):
             if self._parameters is not None and getattr(self._parameters, name) is node:
                 setattr(self._parameters, name, None)
+        if self._parameters is not None and self._parameters.inputVolume is node:
+            self._parameters.inputVolume = next((scan for scan in self._scans() if scan is not node), None)
 
     def initializeParameterNode(self) -> None:
         """Make sure that there is a parameter node, and show it."""
@@ -135,9 +139,12 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         self.setParameterNode(self.logic.getParameterNode())
         if self._parameters.inputVolume is None:
-            volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-            scans = [node for node in volumes if not problemWith(node)]
-            self._parameters.inputVolume = scans[0] if scans else None
+            self._parameters.inputVolume = next(iter(self._scans()), None)
+
+    @staticmethod
+    def _scans() -> list[Any]:
+        """The volumes of the scene that can be looked at."""
+        return [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if not problemWith(node)]
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show and observe a parameter node; None to let go of the one that is shown."""

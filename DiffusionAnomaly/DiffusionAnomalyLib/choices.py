@@ -45,7 +45,8 @@ def methods(settings: Settings) -> list[MethodGuide]:
 
 def models(method: str, settings: Settings) -> list[BundleSummary]:
     """The packages of a method: those that come with the extension, then those that were added."""
-    return [summary for summary in available(_added(settings)) if summary.method == method and not summary.problem]
+    there = [folder for folder in _added(settings) if isThere(folder)]
+    return [summary for summary in available(there) if summary.method == method and not summary.problem]
 
 
 def problems(settings: Settings) -> list[str]:
@@ -218,7 +219,10 @@ def _writeAdded(settings: Settings, folders: list[Path]) -> None:
 
 def isThere(model: Path) -> bool:
     """Whether a package's folder is still where it was: the user, or a network drive, may have taken it away."""
-    return _declaration(model).is_file()
+    try:
+        return _declaration(model).is_file()
+    except OSError:  # a drive that does not answer, or a name that no drive can have
+        return False
 
 
 def _anomaly(model: Path) -> Mapping[str, Any]:

@@ -69,9 +69,17 @@ def isInView(scene: Any, background: Any) -> bool:
     return background.GetID() in shown or not any(map(scene.GetNodeByID, filter(None, shown)))
 
 
+def hideHeat(scene: Any, heat: Any) -> None:
+    """Take a heat map and its colour scale out of the slice views."""
+    showLegend(heat, False)
+    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+        if composite.GetForegroundVolumeID() == heat.GetID():
+            composite.SetForegroundVolumeID(None)
+
+
 def showLegend(node: Any, shown: bool) -> None:
     """Show or hide the scale of a heat map's colours in the views that show it."""
-    if node.GetDisplayNode() is None:  # deleted by hand
+    if node.GetVolumeDisplayNode() is None:  # deleted by hand
         return
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
     if legend is None and shown:

@@ -99,6 +99,9 @@ class Panel:
                 versions.append(None)
                 continue
             transform = node.GetParentTransformNode()
-            segments = node.GetSegmentation() if node.IsA("vtkMRMLSegmentationNode") else None
-            versions.append([one.GetMTime() for one in (node, transform, segments) if one is not None])
+            versions.append([one.GetMTime() for one in (node, transform) if one is not None])
+            if node.IsA("vtkMRMLSegmentationNode"):
+                segments = node.GetSegmentation()
+                count = segments.GetNumberOfSegments()
+                versions.append([segments.GetNthSegment(index).GetName() for index in range(count)])
         return tuple(versions)

@@ -74,9 +74,9 @@ def percent(job: DetectionJob) -> int:
     return round(min(100.0, done))
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     """A name that leaves room for a sentence around it, and that a narrow panel can show on one line."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def clock(seconds: float) -> str:

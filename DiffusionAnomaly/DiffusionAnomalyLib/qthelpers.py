@@ -8,6 +8,10 @@ from typing import Any
 
 import qt
 
+from .progresstext import shortened
+
+LONGEST_IN_CELL = 24
+
 
 @contextmanager
 def silent(widget: Any) -> Iterator[None]:
@@ -87,7 +91,10 @@ class Table:
             self._widget.setRowCount(len(wanted))
             for row, texts in enumerate(wanted):
                 for column, text in enumerate(texts):
-                    self._widget.setItem(row, column, qt.QTableWidgetItem(text))
+                    # A long text would push the other columns out of sight; the last column is as wide as may be.
+                    item = qt.QTableWidgetItem(text if column == len(texts) - 1 else shortened(text, LONGEST_IN_CELL))
+                    item.setToolTip(text)
+                    self._widget.setItem(row, column, item)
         if self._rowsShown is not None:
             rows = min(len(wanted), self._rowsShown)
             height = self._widget.verticalHeader().defaultSectionSize * rows

@@ -46,7 +46,8 @@ class ResultPanel:
         self._surface.setInterval(SURFACE_DELAY_MS)
         self._surface.connect("timeout()", self._showSurface)
         self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", provenance.ROLE, results.HEAT)
-        self._ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onResult)
+        # Not currentNodeChanged: while nodes come and go, as in an import, the selector goes through others by itself.
+        self._ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self._onResult)
         self._ui.opacitySlider.connect("valueChanged(double)", self._onOpacity)
         self._ui.colorSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onColor)
         self._ui.thresholdSlider.connect("valueChanged(double)", self._onThreshold)
@@ -66,7 +67,9 @@ class ResultPanel:
 
     def select(self, entry: Entry, nodes: ResultNodes) -> None:
         """Show a result that has just come, unless the user is looking at another scan by now."""
-        if display.isInView(self._scene, nodes.inputNode):
+        parameters = self._panel.parameters
+        isChosen = parameters is not None and parameters.inputVolume is nodes.inputNode
+        if isChosen or display.isInView(self._scene, nodes.inputNode):
             self.show(nodes)
         else:
             entry.message = _("Not shown, because another scan is in view: double-click it in the list.")
@@ -79,11 +82,18 @@ class ResultPanel:
             return
         self.forget()
         parameters.result = nodes.heat if nodes is not None else None
-        results.outlineOnly(self._scene, nodes)
+        for other in results.resultsIn(self._scene):
+            if nodes is None or other.heat is not nodes.heat:
+                display.hideHeat(self._scene, other.heat)
         if nodes is not None:
             display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
-        self._showSurface()
+        self.showNoOther()
         self._panel.refreshSoon()
+
+    def showNoOther(self) -> None:
+        """Outline and surface of the result that is shown alone, also when a scene brings others with it."""
+        results.outlineOnly(self._scene, self.nodes())
+        self._showSurface()
 
     def forget(self) -> None:
         """Let go of the heat that was shown."""
@@ -103,7 +113,7 @@ class ResultPanel:
             return
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
         display.showLegend(nodes.heat, parameters.output.colorScale)
-        if (shown := nodes.heat.GetDisplayNode()) is not None:
+        if (shown := nodes.heat.GetVolumeDisplayNode()) is not None:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
         say(self._ui.warningLabel, "\n".join(provenance.warnings(nodes.heat)))
@@ -169,8 +179,7 @@ class ResultPanel:
     def _showFindings(self, nodes: ResultNodes) -> None:
         if self._found is None:
             return
-        live = self._threshold(nodes)
-        names = findingsTable.namesOf(nodes.table, live, self._found) if nodes.table is not None else {}
+        names = self._names()
         rows = [
             (
                 names.get(finding.id, str(finding.id)),
@@ -182,6 +191,13 @@ class ResultPanel:
         ]
         self._table.show(rows)
         say(self._ui.summaryLabel, findingsTable.summary(self._found.findings))
+
+    def _names(self) -> dict[int, str]:
+        """Of the findings that are shown and have one, by their ids."""
+        nodes = self.nodes()
+        if nodes is None or nodes.table is None or self._found is None:
+            return {}
+        return findingsTable.namesOf(nodes.table, self._threshold(nodes), self._found)
 
     def _controls(self) -> tuple[Any, ...]:
         ui = self._ui
@@ -205,8 +221,9 @@ class ResultPanel:
             display.setOpacity(self._scene, nodes.heat, value)
 
     def _onColor(self, node: Any) -> None:
-        if node is not None and (nodes := self.nodes()) is not None:
-            nodes.heat.GetDisplayNode().SetAndObserveColorNodeID(node.GetID())
+        nodes = self.nodes()
+        if node is not None and nodes is not None and nodes.heat.GetVolumeDisplayNode() is not None:
+            nodes.heat.GetVolumeDisplayNode().SetAndObserveColorNodeID(node.GetID())
 
     def _onThreshold(self, value: float) -> None:
         if self._panel.parameters is not None:
@@ -236,7 +253,6 @@ class ResultPanel:
         dialog = qt.QInputDialog(slicer.util.mainWindow())
         dialog.setWindowTitle(_("Name a finding"))
         dialog.setLabelText(_("Name (leave it empty to take the name away):"))
-        shown = self._ui.findingsTable.item(row, 0).text()
-        dialog.setTextValue("" if shown == str(self._found.findings[row].id) else shown)
+        dialog.setTextValue(self._names().get(self._found.findings[row].id, ""))
         if dialog.exec_():
             self.name(row, dialog.textValue())

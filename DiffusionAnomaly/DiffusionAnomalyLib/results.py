@@ -117,12 +117,12 @@ class ResultNodes:
     @property
     def threshold(self) -> float:
         """The threshold in force, as the nodes say."""
-        return float(self.heat.GetAttribute(provenance.THRESHOLD))
+        return float(self.heat.GetAttribute(provenance.THRESHOLD) or LOWEST)
 
     @property
     def minVolumeMl(self) -> float:
         """Smaller findings are dropped."""
-        return float(self.heat.GetAttribute(provenance.MIN_VOLUME))
+        return float(self.heat.GetAttribute(provenance.MIN_VOLUME) or 0.0)
 
 
 def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wanted | None = None) -> ResultNodes:

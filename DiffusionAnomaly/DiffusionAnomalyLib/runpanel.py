@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import qt
 import slicer
 
-from diffusion_anomaly.errors import EngineError
+from diffusion_anomaly.errors import EngineError, InputError
 
 from .progresstext import percent, progressLine, shortened, stateTitle
 from .qthelpers import Table, say
@@ -101,6 +101,12 @@ class RunPanel:
         try:
             with slicer.util.WaitCursor():
                 request = self._panel.method.request(parameters)
+                if parameters.method.model and request.model != parameters.method.model:
+                    gone, parameters.method.model = parameters.method.model, ""
+                    raise InputError(
+                        _("The model {folder} is not there any more.").format(folder=gone),
+                        _("Another one is chosen now: press Run again to use it."),
+                    )
                 self._panel.detection.add(
                     parameters.inputVolume, request, parameters.brainMask, parameters.brainSegment
                 )
@@ -122,6 +128,7 @@ class RunPanel:
         if 0 <= row < len(self._queue.entries):
             nodes = self._queue.entries[row].request.nodes
             if nodes is not None and self._panel.detection.scene.GetNodeByID(nodes.heat.GetID()) is nodes.heat:
+                self._queue.entries[row].message = ""
                 self._panel.results.show(nodes)
 
     def _onCancelSelected(self, checked: bool = False) -> None:

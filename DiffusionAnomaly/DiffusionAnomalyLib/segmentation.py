@@ -72,7 +72,7 @@ def nameAlgorithm(node: Any, name: str) -> None:
 
 def fillLabelMap(node: Any, live: LiveThreshold, found: Thresholded) -> None:
     """Write a mask into the label map, in place; one that was cropped or resampled by hand is left alone."""
-    if slicer.util.arrayFromVolume(node).shape != live.shape:
+    if node.GetImageData() is None or slicer.util.arrayFromVolume(node).shape != live.shape:
         return
     slicer.util.arrayFromVolume(node)[live.box] = found.mask
     slicer.util.arrayFromVolumeModified(node)

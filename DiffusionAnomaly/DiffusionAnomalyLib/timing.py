@@ -14,6 +14,7 @@ from .settings import Settings, readJson, writeJson
 from .translation import tr as _
 
 NAME = "Timings"
+LONGEST = 30 * 24 * 3600.0  # seconds; a longer time is no time that was measured
 
 
 def remember(settings: Settings, run: Mapping[str, Any], timings: Mapping[str, float]) -> None:
@@ -57,7 +58,7 @@ def expected(
             seconds = float(known[key]["fixed"]) + float(known[key]["each"]) * slices * max(1, steps or 1)
         except (KeyError, TypeError, ValueError):  # never run, or a damaged settings file
             continue
-        if math.isfinite(seconds):
+        if math.isfinite(seconds) and seconds < LONGEST:
             return seconds
     return None
 

@@ -215,6 +215,41 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert scripted.threshold == 2.5 == self.ui.thresholdSlider.value
 
+    def test_deleting_the_result_that_is_shown_shows_no_other(self) -> None:
+        self.addScan()
+        first, second = self.run_(), self.run_()
+        self.ui.legendCheckBox.checked = True
+        slicer.mrmlScene.RemoveNode(second.heat)
+        self.settle()
+        assert self.panel.results.nodes() is None and self.ui.resultSelector.currentNode() is None
+        composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        assert composite.GetForegroundVolumeID() != first.heat.GetID()
+        self.panel.results.show(first)
+        self.settle()
+        slicer.mrmlScene.RemoveNode(first.heat.GetVolumeDisplayNode())
+        self.settle()
+        self.panel.refresh()
+        self.panel.results.show(None)
+        self.settle()
+        assert composite.GetForegroundVolumeID() is None and not self.ui.thresholdSlider.enabled
+
+    def test_a_scene_imported_beside_a_result_leaves_it_shown(self) -> None:
+        self.addScan("kept")
+        self.run_()
+        self.ui.thresholdSlider.value = 3.5
+        self.settle()
+        path = Path(slicer.app.temporaryPath) / "DiffusionAnomaly import.mrb"
+        assert slicer.util.saveScene(str(path))
+        self.addCleanup(path.unlink)
+        slicer.util.loadScene(str(path))
+        self.settle()
+        both = self.widget.logic.results()
+        shown = self.panel.results.nodes()
+        assert len(both) == 2 and shown is not None
+        assert self.ui.resultSelector.currentNode() is shown.heat and self.ui.thresholdSlider.value == 3.5
+        outlined = [bool(one.segmentation.GetDisplayNode().GetVisibility()) for one in both]
+        assert outlined == [one.heat is shown.heat for one in both]
+
     def test_a_brain_mask_that_is_deleted_leaves_none_behind(self) -> None:
         self.addScan()
         nodes = self.run_()
@@ -322,6 +357,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert len(self.widget.logic.results()) == 1
         self.panel.results.show(self.widget.logic.results()[0])
+        self.settle()
         self.ui.removeResultButton.click()
         self.settle()
         assert self.widget.logic.results() == [] and not self.ui.removeResultButton.enabled
