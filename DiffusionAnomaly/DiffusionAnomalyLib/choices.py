@@ -23,6 +23,7 @@ from .translation import tr as _
 ADDED_MODELS = "AddedModels"
 DEFAULT_SLICE_SPACING = 3.0
 HEADLINE_NUMBERS = 2
+FORGET = "forget:"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,13 @@ def models(method: str, settings: Settings) -> list[BundleSummary]:
     return [summary for summary in available(there) if summary.method == method and not summary.problem]
 
 
-def problems(settings: Settings) -> list[str]:
-    """What is wrong with packages that cannot be offered."""
-    return [summary.problem for summary in available(_added(settings)) if summary.problem]
+def problems(settings: Settings) -> dict[Path, str]:
+    """Folders of the packages that cannot be offered, and what is wrong with each."""
+    there = [folder for folder in _added(settings) if isThere(folder)]
+    gone = {
+        folder: _("{folder} is not there.").format(folder=folder) for folder in _added(settings) if folder not in there
+    }
+    return gone | {summary.path: summary.problem for summary in available(there) if summary.problem}
 
 
 def remember(folder: Path, settings: Settings) -> None:
@@ -142,6 +147,15 @@ def card(summary: BundleSummary, time: str) -> str:
         for title, text, link in rows
     )
     return f"<table>{lines}</table>"
+
+
+def problemsAsText(found: Mapping[Path, str]) -> str:
+    """Models that cannot be offered as rich text; the link ``forget`` and the folder takes one off the list."""
+    line = '<p>{problem} <a href="{link}">{forget}</a></p>'
+    return "".join(
+        line.format(problem=escape(problem), link=escape(f"{FORGET}{folder}"), forget=escape(_("Forget it")))
+        for folder, problem in found.items()
+    )
 
 
 def expects(summary: BundleSummary) -> str:

@@ -44,6 +44,7 @@ class MethodPanel:
         self._devices = Combo(self._ui.deviceComboBox, self._onDevice)
         self._offered: list[MethodGuide] = []
         self._shown: list[BundleSummary] = []
+        self._problems: dict[Path, str] = {}
         self._shownFor = ""
         self._ui.stepsSlider.connect("valueChanged(double)", self._onSteps)
         self._ui.stepsInfoLabel.connect("linkActivated(QString)", self._onDefaultSteps)
@@ -72,9 +73,8 @@ class MethodPanel:
         self._ui.modelComboBox.setEnabled(bool(self._shown))
         self._ui.removeModelButton.setVisible(model is not None and choices.wasAdded(model.path, self._settings))
         seconds = self._seconds(parameters, model)
-        self._ui.modelCardLabel.setText(
-            choices.card(model, timing.inWords(seconds)) if model else _("This method needs no model.")
-        )
+        card = choices.card(model, timing.inWords(seconds)) if model else _("This method needs no model.")
+        self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
         self._showSteps(parameters, model, seconds)
         self._ui.guidanceScaleSpinBox.setEnabled(guide.guidance_scale is not None)
         self._ui.noiseLevelSpinBox.setEnabled(guide.noise_level is not None)
@@ -125,7 +125,7 @@ class MethodPanel:
 
     def _reload(self, method: str) -> None:
         """Read the packages anew; kept, because that opens files."""
-        self._offered = choices.methods(self._settings)
+        self._offered, self._problems = choices.methods(self._settings), choices.problems(self._settings)
         self._shown, self._shownFor = choices.models(method, self._settings), method
 
     def _showSteps(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> None:
@@ -186,7 +186,12 @@ class MethodPanel:
             parameters.method.steps = MODEL_DEFAULT
 
     def _onCardLink(self, link: str) -> None:
-        """Show the whole card, or the whole licence."""
+        """Show the whole card or the whole licence, or forget a package that cannot be offered."""
+        if link.startswith(choices.FORGET):
+            choices.forget(Path(link.removeprefix(choices.FORGET)), self._settings)
+            self._shownFor = ""
+            self._panel.refreshSoon()
+            return
         if (model := self.model(self._panel.parameters)) is None:
             return
         with slicer.util.tryWithErrorDisplay(_("The model package cannot be read.")):

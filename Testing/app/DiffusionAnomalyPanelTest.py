@@ -291,6 +291,20 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert self.parameters.method.name == "restore" and self.ui.runButton.enabled
 
+    def test_an_added_model_that_is_gone_is_named_and_can_be_forgotten(self) -> None:
+        from DiffusionAnomalyLib import choices
+
+        self.addScan()
+        gone = Path(slicer.app.temporaryPath) / "gone model"
+        choices.remember(gone, self.panel.detection.settings)
+        self.parameters.method.name = "guided"
+        self.settle()
+        assert "gone model is not there" in self.ui.modelCardLabel.text and self.ui.runButton.enabled
+        self.ui.modelCardLabel.linkActivated.emit(f"{choices.FORGET}{gone}")
+        self.settle()
+        assert "gone model" not in self.ui.modelCardLabel.text
+        assert choices.problems(self.panel.detection.settings) == {}
+
     def test_long_names_do_not_widen_the_panel(self) -> None:
         self.addScan()
         self.run_()

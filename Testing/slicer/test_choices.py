@@ -62,7 +62,12 @@ def test_an_added_model_that_was_damaged_since_is_a_problem_and_is_not_listed(tm
     (folder / "configs" / "manifest.json").write_text("{", encoding="utf-8")
     choices.remember(folder, settings)
     assert all(summary.name != "broken" for guide in METHOD_GUIDES for summary in choices.models(guide.name, settings))
-    assert any("broken" in problem for problem in choices.problems(settings))
+    choices.remember(tmp_path / "gone <b>", settings)
+    found = choices.problems(settings)
+    assert set(found) == {folder, tmp_path / "gone <b>"}
+    assert "broken" in found[folder] and "is not there" in found[tmp_path / "gone <b>"]
+    text = choices.problemsAsText(found)
+    assert text.count("<p>") == 2 and "<b>" not in text and f'href="{choices.FORGET}{folder}"' in text
 
 
 def test_a_package_that_changes_is_read_again_and_one_that_went_away_is_missed(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -124,14 +123,6 @@ def test_every_sentence_for_people_can_be_translated() -> None:
         if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value.strip()
     ]
     assert bare == []
-
-
-@pytest.mark.parametrize(
-    "module", ["DiffusionAnomaly", *(f"DiffusionAnomalyLib.{path.stem}" for path in LIBRARY.glob("*.py"))]
-)
-def test_every_file_compiles_for_slicers_python(module: str) -> None:
-    path = MODULE_FOLDER / Path(*module.split(".")).with_suffix(".py")
-    compile(path.read_text("utf-8"), str(path), "exec", dont_inherit=True)
 
 
 def test_slicers_own_process_meets_neither_torch_nor_monai() -> None:
