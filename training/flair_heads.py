@@ -17,7 +17,6 @@ import torchio as tio
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
-from diffusion_anomaly.intensity import Normalisation, values_in_brain
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import Volume
 
@@ -129,9 +128,10 @@ def flair_means(rng: np.random.Generator) -> np.ndarray:
 def _slices(image: sitk.Image, brain: sitk.Image, name: str, config: HeadsConfig) -> Slices:
     volume = Volume(image=image, source=name, sha256="", dimension=3, non_finite=0, metadata={})
     stack = SliceStack(volume, Grid(**config.grid.model_dump()), brain)
-    scale = Normalisation(**config.normalisation.model_dump()).fit(values_in_brain(image, brain))
+    rule = config.normalisation.rule
+    scale = rule.fit_scan(image, brain)
     inside = stack.brain()
-    images = np.round(255.0 * scale(stack.images(), inside) / config.normalisation.clip_max).astype(np.uint8)
+    images = np.round(255.0 * scale(stack.images(), inside) / rule.clip_max).astype(np.uint8)
     count = len(images)
     slices = Slices(
         images,

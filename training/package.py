@@ -22,7 +22,6 @@ from diffusion_anomaly.bundle import Bundle, verify, write_bundle
 from diffusion_anomaly.bundle.declaration import NEEDED
 from diffusion_anomaly.calibration import Calibration, threshold_for_false_alarms
 from diffusion_anomaly.detect import Options, make_plan, raw_heat, whole_image_score
-from diffusion_anomaly.intensity import values_in_brain
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised
 from diffusion_anomaly.running import make_batch
@@ -149,7 +148,7 @@ def learn_latent_threshold(bundle: Bundle, scans: list[HealthyScan]) -> dict[str
     values = []
     for scan in scans:
         stack = SliceStack(scan.volume, bundle.grid, scan.brain)
-        scale = bundle.normalisation.fit(values_in_brain(scan.volume.image, scan.brain))
+        scale = bundle.normalisation.fit_scan(scan.volume.image, scan.brain)
         for place in np.flatnonzero(scan.healthy(stack)).tolist():
             batch = make_batch(stack, scale, place, place + 1, seed=0)
             found = Unsupervised().improbability(batch, model, plan.method_options, lambda calls: None)  # type: ignore[arg-type]
@@ -270,7 +269,7 @@ def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
         "orientation": "axial",
         "brain_only": True,
         "grid": prepare.grid.model_dump(mode="json"),
-        "normalisation": prepare.normalisation.model_dump(),
+        "normalisation": prepare.normalisation.rule.to_dict(),
         "postprocess": config.postprocess,
     }
     if config.method == "restore":

@@ -20,7 +20,7 @@ from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.brain import find_brain
 from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import Normalisation, values_in_brain
+from diffusion_anomaly.intensity import Normalisation, normalisation_from_dict
 from diffusion_anomaly.orientation import Orientation
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import Volume, read_mask, read_volume, write_like
@@ -44,14 +44,23 @@ class GridConfig(BaseModel):
 
 
 class NormalisationConfig(BaseModel):
-    """Intensity scale of the models, see ``diffusion_anomaly.volume.Normalisation``."""
+    """Intensity scale of the models: ``kind`` and the entries of ``diffusion_anomaly.intensity``'s rule of that kind."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
-    low_percentile: float = 5.0
-    high_percentile: float = 75.0
-    high_value: float = 0.5
-    clip_max: float = 1.0
+    kind: str = "mode"
+
+    @model_validator(mode="after")
+    def _known(self) -> NormalisationConfig:
+        try:
+            _ = self.rule
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def rule(self) -> Normalisation:
+        return normalisation_from_dict(self.model_dump())
 
 
 class PrepareConfig(BaseModel):
@@ -210,9 +219,9 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
     volume = read_volume(path)
     mask = brain_of(path, volume, config, brains)
     stack = SliceStack(volume, Grid(**config.grid.model_dump()), mask)
-    scale = Normalisation(**config.normalisation.model_dump()).fit(values_in_brain(volume.image, mask))
+    rule = config.normalisation.rule
     brain = stack.brain()
-    normalised = scale(stack.images(), brain) / config.normalisation.clip_max
+    normalised = rule.fit_scan(volume.image, mask)(stack.images(), brain) / rule.clip_max
     images = np.round(255.0 * normalised).astype(np.uint8)
     index = np.array(stack.indices)
     name = path.name

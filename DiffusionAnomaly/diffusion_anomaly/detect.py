@@ -269,7 +269,7 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
     values = values_in_brain(volume.image, brain)
     for warning in (*brain_warnings(stack, values), *proportion_warnings(brain)):
         watch.warn(warning)
-    plan, scale = fit_intensities(plan, values)
+    plan, scale = fit_intensities(plan, volume.image, brain, values)
     bundle = plan.bundle if plan.method.needs_model else None
 
     def started(device: str) -> None:

@@ -41,7 +41,9 @@ def _native_grid(image: sitk.Image, brain: sitk.Image) -> Grid:
     return Grid((width, height), float(spacing))
 
 
-def fit_intensities(plan: Plan, values: np.ndarray) -> tuple[Plan, IntensityScale]:
+def fit_intensities(
+    plan: Plan, image: sitk.Image, brain: sitk.Image, values: np.ndarray
+) -> tuple[Plan, IntensityScale]:
     """The scan's scale, and the plan that knows it.
 
     The baseline gets the brain's whole range without a clip: a z-score does not care about the scale, but a clipped
@@ -51,7 +53,7 @@ def fit_intensities(plan: Plan, values: np.ndarray) -> tuple[Plan, IntensityScal
 
     if plan.method.needs_model:
         assert plan.bundle is not None
-        return plan, plan.bundle.normalisation.fit(values)
+        return plan, plan.bundle.normalisation.fit_scan(image, brain)
     low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
     scale = IntensityScale(low, high if high > low else low + max(1.0, abs(low)), 1.0, 1.0)
     options = plan.method_options

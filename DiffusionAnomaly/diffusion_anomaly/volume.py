@@ -2,7 +2,7 @@
 
 A scan becomes one float32 volume in its file's own orientation, checked and finite; a result goes back onto
 exactly the same grid. What a network reads of it is `SliceStack`'s duty, in `stack`; how intensities are
-normalised is `Normalisation`'s, in `intensity`. Both are offered here too, so that a caller needs one import.
+normalised is `intensity`'s.
 
 >>> import tempfile
 >>> path = Path(tempfile.mkdtemp()) / "scan.nrrd"
@@ -28,7 +28,7 @@ from .atomic import partial_name, whole_file
 from .dicom import read_series
 from .errors import InputError
 from .headers import check_whole, files_of, keep_grid_fields, suffix_of
-from .intensity import IntensityScale, Normalisation
+from .intensity import IntensityScale
 from .orientation import Orientation, describe_grid, same_grid
 from .reading import itk_errors, last_words, quiet, read_file
 from .stack import Grid, SliceStack
@@ -36,7 +36,6 @@ from .stack import Grid, SliceStack
 __all__ = [
     "Grid",
     "IntensityScale",
-    "Normalisation",
     "Orientation",
     "SliceStack",
     "Volume",

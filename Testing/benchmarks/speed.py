@@ -40,8 +40,7 @@ class Setting:
 
     def batch(self, start: int, stop: int) -> SliceBatch:
         assert self.plan.bundle is not None
-        inside = sitk.GetArrayViewFromImage(self.brain) != 0
-        scale = self.plan.bundle.normalisation.fit(sitk.GetArrayViewFromImage(self.volume.image)[inside])
+        scale = self.plan.bundle.normalisation.fit_scan(self.volume.image, self.brain)
         return make_batch(self.stack, scale, start, stop, self.plan.asked.seed)
 
     def middle(self, count: int) -> range:

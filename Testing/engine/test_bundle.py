@@ -22,7 +22,7 @@ from diffusion_anomaly import bundle as bundles
 from diffusion_anomaly.bundle import available, open_bundle, verify, write_bundle
 from diffusion_anomaly.bundle.declaration import SCHEMA_DIRECTORY
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.intensity import Normalisation
+from diffusion_anomaly.intensity import ModeNormalisation, PercentileNormalisation, normalisation_from_dict
 from diffusion_anomaly.networks import NETWORKS, build_network, load_model
 from diffusion_anomaly.stack import Grid
 
@@ -150,6 +150,13 @@ print([name for name in {heavy} if name in sys.modules])
     assert done.stdout.strip() == "[]"
 
 
+def test_a_package_says_which_kind_of_scale_it_was_trained_with() -> None:
+    for rule in (ModeNormalisation(), PercentileNormalisation()):
+        assert normalisation_from_dict(rule.to_dict()) == rule
+    old = {"low_percentile": 5, "high_percentile": 75, "high_value": 0.5, "clip_max": 1.0}
+    assert normalisation_from_dict(old) == PercentileNormalisation()
+
+
 def test_an_opened_package_says_what_was_written(original: Path) -> None:
     bundle = open_bundle(original)
     verify(bundle)
@@ -158,7 +165,7 @@ def test_an_opened_package_says_what_was_written(original: Path) -> None:
     assert bundle.networks == ("codec", "diffusion")
     assert bundle.network_config("codec") == CODEC
     assert bundle.grid == Grid((32, 16), 1.6)
-    assert bundle.normalisation == Normalisation(5, 75, 0.5, 1.0)
+    assert bundle.normalisation == PercentileNormalisation(5, 75, 0.5, 1.0)
     assert bundle.license_text == "The licence\n"
     assert bundle.data_license == "The data's licence\n"
     assert bundle.model_card == "# The card\n"
@@ -562,6 +569,11 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         declare(lambda c: c["normalisation"].update(low_percentile=80)),
         "from percentile 80 up to 75",
     ),
+    "a scale of an unknown kind": (
+        declare(lambda c: c["normalisation"].update(kind="median")),
+        "'median' is not one of",
+    ),
+    "a mode with percentiles": (declare(lambda c: c["normalisation"].update(kind="mode")), "mode_value"),
     "calibration of unequal length": (
         declare(lambda c: c["calibration"]["raw"].append(2.0)),
         "has 4 raw and 3 heat values",

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import phantom
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.orientation import Orientation
-from diffusion_anomaly.volume import Grid, Normalisation, SliceStack
+from diffusion_anomaly.intensity import PercentileNormalisation
+from diffusion_anomaly.volume import Grid, SliceStack
 
 OBLIQUE = phantom.rotation((9.0, -14.0, 21.0))
 MODEL_GRID = Grid((80, 80), 2.0)
@@ -270,7 +271,7 @@ def test_a_grid_that_cannot_be_is_refused(wrong):
 
 def test_percentiles_go_where_the_model_expects_them():
     values = np.random.default_rng(1).gamma(4, 30, 20001)
-    scale = Normalisation().fit(values)
+    scale = PercentileNormalisation().fit(values)
     pixels = np.percentile(values, [5, 40, 75])[None]
     scaled = scale(pixels, np.ones((1, 3), bool))
     assert scaled[0, [0, 2]] == pytest.approx([0, 0.5], abs=1e-6)
@@ -284,23 +285,23 @@ def test_scanner_gain_and_offset_do_not_matter(gain, offset):
     values = np.random.default_rng(2).gamma(4, 30, 500)
     brain = np.ones(values.shape, bool)
     other = values * gain + offset
-    assert Normalisation().fit(other)(other, brain) == pytest.approx(
-        Normalisation().fit(values)(values, brain), abs=1e-4
+    assert PercentileNormalisation().fit(other)(other, brain) == pytest.approx(
+        PercentileNormalisation().fit(values)(values, brain), abs=1e-4
     )
 
 
 def test_background_is_zero_and_extremes_are_clipped():
-    scale = Normalisation(clip_max=0.9).fit(np.linspace(0, 1, 101))
+    scale = PercentileNormalisation(clip_max=0.9).fit(np.linspace(0, 1, 101))
     scaled = scale(np.array([[-100.0, 100.0, 0.5]]), np.array([[True, True, False]]))
     assert scaled.tolist() == [[0.0, pytest.approx(0.9), 0.0]]
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, -1e30, 1e30])
 def test_a_constant_brain_becomes_zero(value):
-    scale = Normalisation().fit(np.full(50, value, np.float32))
+    scale = PercentileNormalisation().fit(np.full(50, value, np.float32))
     assert np.all(scale(np.full((2, 2), value, np.float32), np.ones((2, 2), bool)) == 0)
 
 
 def test_a_brain_without_voxels_has_no_scale():
     with pytest.raises(InputError, match="no voxel inside"):
-        Normalisation().fit(np.empty(0))
+        PercentileNormalisation().fit(np.empty(0))

@@ -140,7 +140,11 @@ def _check_restorer(package: str, anomaly: Mapping[str, Any], networks: Mapping[
 
 def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:
     rule = anomaly.get("normalisation")
-    if rule is not None and rule["low_percentile"] >= rule["high_percentile"]:
+    if (
+        rule is not None
+        and rule.get("kind", "percentiles") == "percentiles"
+        and (rule["low_percentile"] >= rule["high_percentile"])
+    ):
         low, high = rule["low_percentile"], rule["high_percentile"]
         fail(package, ANOMALY, f"normalises from percentile {low} up to {high}, which is not above it", WRONG)
 

@@ -69,9 +69,9 @@ class Bundle:
     @property
     def normalisation(self) -> Normalisation:
         """The intensity rule the networks were trained with."""
-        from ..intensity import Normalisation
+        from ..intensity import normalisation_from_dict
 
-        return Normalisation(**self._declared("normalisation"))
+        return normalisation_from_dict(self._declared("normalisation"))
 
     @property
     def license_text(self) -> str:
