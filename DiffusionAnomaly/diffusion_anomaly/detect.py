@@ -293,7 +293,15 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
         on_loaded=started,
         warn=watch.warn,
     )
-    run = replace(run, raw=postprocess(run.raw, stack.brain(), plan.postprocess, run.misfit))
+    filtered = postprocess(
+        run.raw,
+        stack.brain(),
+        plan.postprocess,
+        run.misfit,
+        pixel_spacing=stack.grid.spacing,
+        slice_spacing=stack.slice_spacing,
+    )
+    run = replace(run, raw=filtered)
     if run.healed is not None:
         run = replace(run, healed=scale.inverse(run.healed))
     watch.leave()
