@@ -20,6 +20,10 @@ from .reliability import FreeSlices
 # Upper ends of the lesion-size strata, in ml; a last one holds what is larger.
 STRATA_ML = (1.0, 10.0, 50.0)
 
+# The bootstrap of few patients never reaches beyond them. That all of 5 differ in one direction happens by chance in 1
+# of 16 cases, all of 6 in 1 of 32.
+FEWEST_PATIENTS = 6
+
 Statistic = Callable[[np.ndarray], float]
 """Takes the indices of patients, some maybe several times."""
 
@@ -191,6 +195,7 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
     model = run.provenance["model"]
     row["model"] = f"{model['name']} {model['version']}" if model else ""
     statistics = run.statistics()
+    gains = None
     if baseline is not None and baseline is not run:
         gains = np.array(
             [a.average_precision - b.average_precision for a, b in zip(run.cases, baseline.cases, strict=True)]
@@ -204,8 +209,9 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
     row["outside_brain_worst"] = max(
         (case.outside_brain for case in run.cases if case.reference_ml > 0), default=math.nan
     )
-    if "gain" in row:
-        row["beats_intensity"] = _verdict(row["gain_low"], row["gain_high"])
+    if gains is not None:
+        compared = int(np.isfinite(gains).sum())
+        row["beats_intensity"] = _verdict(compared, row["gain_low"], row["gain_high"])
     means = run.sweep.mean_dice(everyone)
     row["best_threshold"] = float(run.sweep.thresholds[np.nanargmax(means)]) if np.isfinite(means).any() else math.nan
     row["threshold"] = run.provenance["threshold"]["heat"]
@@ -215,8 +221,10 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
     return row
 
 
-def _verdict(low: float, high: float) -> str:
-    """Whether an interval of differences lies above 0, below 0, or shows neither."""
+def _verdict(patients: int, low: float, high: float) -> str:
+    """Whether an interval of differences lies above 0, below 0, or shows neither, as none of few patients does."""
+    if patients < FEWEST_PATIENTS:
+        return "not shown"
     if low > 0:
         return "yes"
     return "no" if high < 0 else "not shown"

@@ -557,8 +557,8 @@ def test_the_gain_is_paired_so_equal_differences_have_no_spread() -> None:
 def test_a_run_beats_intensity_where_the_interval_of_the_difference_lies_above_0(
     precisions: tuple[float, float], verdict: str
 ) -> None:
-    baseline = [made_up("a", (), precision=0.1), made_up("b", (), precision=0.7)]
-    compared = [made_up(name, (), precision=value) for name, value in zip("ab", precisions, strict=True)]
+    baseline = [made_up(name, (), precision=value) for name, value in zip("abcdef", (0.1, 0.7) * 3, strict=True)]
+    compared = [made_up(name, (), precision=value) for name, value in zip("abcdef", precisions * 3, strict=True)]
     table = Table.of([run_of("x", compared), run_of("intensity", baseline, True)], resamples=50)
     assert table.rows[0]["beats_intensity"] == verdict
     assert "beats_intensity" not in table.rows[1]
@@ -567,8 +567,10 @@ def test_a_run_beats_intensity_where_the_interval_of_the_difference_lies_above_0
     assert [row[place].strip() for row in rows[:2]] == [verdict, "–"]
 
 
-def test_one_patient_shows_no_difference() -> None:
-    runs = [run_of("x", [made_up("a", (), precision=0.9)]), run_of("intensity", [made_up("a", ())], True)]
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_patients_show_no_difference(count: int) -> None:
+    compared, baseline = ([made_up(name, (), precision=p) for name in "abcde"[:count]] for p in (0.9, 0.5))
+    runs = [run_of("x", compared), run_of("intensity", baseline, True)]
     assert Table.of(runs, resamples=10).rows[0]["beats_intensity"] == "not shown"
 
 
