@@ -180,6 +180,10 @@ def evaluate(
     scan_pattern: Annotated[str, typer.Option(help="Scans in a folder; * is the patient.")] = "*_flair.nii.gz",
     mask_pattern: Annotated[str, typer.Option(help="Their reference masks.")] = "*_mask.nii.gz",
     brain_pattern: Annotated[str | None, typer.Option(help="Their brain masks; default: found by a network.")] = None,
+    healthy: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Healthy scans, where every finding is a false alarm.")
+    ] = None,
+    healthy_pattern: Annotated[str, typer.Option(help="Which of its files they are; * is the name.")] = "*.nii.gz",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the methods' noise and of the intervals.")] = 0,
@@ -201,11 +205,12 @@ def evaluate(
             for method, _, model in (run.partition("=") for run in runs or list(DEFAULT_MODELS))
         ]
         pairs = evaluate.find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
+        healthy_scans = [] if healthy is None else evaluate.find_healthy(healthy, healthy_pattern)
         _end_like_interrupt(signal.SIGTERM)
         with listener:
             listener.begin(source, several=False)
             start = time.perf_counter()
-            table = evaluate.run(pairs, specs, output, device, seed, listener.progress)
+            table = evaluate.run(pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans)
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
             listener.evaluated(table, files, time.perf_counter() - start)

@@ -23,7 +23,7 @@ from .preparation import choose_grid, fit_intensities
 from .provenance import describe
 from .results import save
 from .stack import SliceStack
-from .suitability import brain_warnings, proportion_warnings, scan_warnings, score_warning
+from .suitability import brain_warnings, mask_warnings, proportion_warnings, scan_warnings, score_warning
 from .system import free_gpu_memory, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
     watch.enter("load")
     stack = SliceStack(volume, choose_grid(volume, brain, plan), brain)
     values = values_in_brain(volume.image, brain)
-    for warning in (*brain_warnings(stack, values), *proportion_warnings(brain)):
+    for warning in (*brain_warnings(stack, values), *mask_warnings(volume.image, brain), *proportion_warnings(brain)):
         watch.warn(warning)
     plan, scale = fit_intensities(plan, volume.image, brain, values)
     bundle = plan.bundle if plan.method.needs_model else None
@@ -293,7 +293,15 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
         on_loaded=started,
         warn=watch.warn,
     )
-    run = replace(run, raw=postprocess(run.raw, stack.brain(), plan.postprocess, run.misfit))
+    filtered = postprocess(
+        run.raw,
+        stack.brain(),
+        plan.postprocess,
+        run.misfit,
+        pixel_spacing=stack.grid.spacing,
+        slice_spacing=stack.slice_spacing,
+    )
+    run = replace(run, raw=filtered)
     if run.healed is not None:
         run = replace(run, healed=scale.inverse(run.healed))
     watch.leave()

@@ -27,16 +27,16 @@ from scipy import ndimage
 from . import metrics, montage
 from .detect import Options, Plan, Progress, Result, detect, make_plan
 from .errors import InputError
-from .evaluation_statistics import Case, RunResult, Sweep
+from .evaluation_statistics import Case, HealthyCase, RunResult, Sweep
 from .evaluation_table import Table
 from .job import checked
 from .orientation import Orientation
-from .pairs import Pair, find_pairs
+from .pairs import HealthyScan, Pair, find_healthy, find_pairs
 from .publishing import Writer, prepare_folder
 from .reliability import FreeSlices, Reliability
 from .volume import Volume, read_heat, read_mask, read_volume, write_like
 
-__all__ = ["Pair", "RunSpec", "Table", "find_pairs", "plan_runs", "run", "sweep"]
+__all__ = ["HealthyScan", "Pair", "RunSpec", "Table", "find_healthy", "find_pairs", "plan_runs", "run", "sweep"]
 
 BASELINE = "intensity"
 # A slice counts as tumour-free when it is at least this many slices, and this far, from any with tumour.
@@ -75,6 +75,7 @@ def run(
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
     *,
+    healthy: Sequence[HealthyScan] = (),
     resamples: int = 1000,
 ) -> Table:
     """Run every method on every scan and compare with the references.
@@ -82,12 +83,14 @@ def run(
     Args:
         pairs: from ``find_pairs``.
         runs: what to evaluate; the baseline is added where it is missing.
-        output: folder for the table (``evaluation.csv``, ``.json``, ``.md`` and one row a patient in
-            ``evaluation_patients.csv``), the calibration's reliability (``reliability.md``, ``.json``, ``.png``), a
-            picture of each run's best, median and worst patient (``montage-<run>.png``), the brain masks and the
-            heat maps.
+        output: folder for the table (``evaluation.csv``, ``.json``, ``.md``, one row a patient in
+            ``evaluation_patients.csv`` and one a healthy scan in ``evaluation_healthy.csv``), the calibration's
+            reliability (``reliability.md``, ``.json``, ``.png``), a picture of each run's best, median and worst
+            patient (``montage-<run>.png``), the brain masks and the heat maps; those of healthy scans lie in a folder
+            ``healthy``.
         device, seed: as for a detection.
         progress: is told how far it is; may raise ``Cancelled``.
+        healthy: scans in which every finding is a false alarm.
         resamples: of the patients, for the intervals.
 
     Returns:
@@ -101,30 +104,40 @@ def run(
     output = prepare_folder(output)
     plans = plan_runs(runs, device, seed)
     clock = _Clock(progress)
-    brains = {pair.name: _brain(pair, output, device, clock, done, len(pairs)) for done, pair in enumerate(pairs)}
+    scans = len(pairs) + len(healthy)
+    brains = {pair.name: _brain(pair, output, device, clock, done, scans) for done, pair in enumerate(pairs)}
+    healthy_output = prepare_folder(output / "healthy") if healthy else output
+    healthy_brains = [
+        _brain(scan, healthy_output, device, clock, done, scans) for done, scan in enumerate(healthy, start=len(pairs))
+    ]
     weights = {label: max(1, plan.method.network_calls(plan.method_options)) for label, plan in plans.items()}
-    clock.enter("detect", sum(weights.values()) * len(pairs))
+    clock.enter("detect", sum(weights.values()) * scans)
     cases: dict[str, list[Case]] = {label: [] for label in plans}
     last: dict[str, Result] = {}
     for pair in pairs:
         volume = read_volume(pair.scan)
         truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brains[pair.name].path, volume))
         for label, plan in plans.items():
-            start = time.perf_counter()
-            result = detect(
-                volume, plan.asked, mask=truth.brain_image, plan=plan, progress=clock.inside(weights[label])
-            )
-            seconds = time.perf_counter() - start + brains[pair.name].seconds
-            write_like(result.heat, volume, _heat_file(output, label, pair), dtype=np.float32)
+            result, seconds = _detect(volume, truth.brain_image, plan, clock, weights[label])
+            seconds += brains[pair.name].seconds
+            write_like(result.heat, volume, _heat_file(output, label, pair.name), dtype=np.float32)
             cases[label].append(_compare(pair.name, truth, result, seconds, brains[pair.name].given))
             last[label] = result
-            clock.finished(weights[label])
+    false_alarms: dict[str, list[HealthyCase]] = {label: [] for label in plans}
+    for scan, brain in zip(healthy, healthy_brains, strict=True):
+        volume = read_volume(scan.scan)
+        mask = read_mask(brain.path, volume)
+        for label, plan in plans.items():
+            result, seconds = _detect(volume, mask, plan, clock, weights[label])
+            write_like(result.heat, volume, _heat_file(healthy_output, label, scan.name), dtype=np.float32)
+            false_alarms[label].append(_count(scan.name, volume, result, seconds + brain.seconds))
     clock.enter("table", len(plans))
     results = []
     for done, (label, plan) in enumerate(plans.items()):
-        truths = ((_heat_file(output, label, pair), _read_truth(pair, brains[pair.name].path)) for pair in pairs)
+        truths = ((_heat_file(output, label, pair.name), _read_truth(pair, brains[pair.name].path)) for pair in pairs)
         swept = sweep(cases[label], truths, plan.threshold, plan.asked.min_volume_ml)
-        results.append(RunResult(label, label == BASELINE, cases[label], swept, last[label].provenance))
+        provenance, alarms = last[label].provenance, false_alarms[label]
+        results.append(RunResult(label, label == BASELINE, cases[label], swept, provenance, alarms))
         clock.report(done + 1)
     table = Table.of(results, seed=seed, resamples=resamples)
     reliability = Reliability.of(
@@ -136,7 +149,9 @@ def run(
     montages: dict[str, Writer] = {}
     for label, plan in plans.items():
         files = {
-            pair.name: montage.Files(pair.scan, _heat_file(output, label, pair), brains[pair.name].path, pair.reference)
+            pair.name: montage.Files(
+                pair.scan, _heat_file(output, label, pair.name), brains[pair.name].path, pair.reference
+            )
             for pair in pairs
         }
         montages |= montage.writer(_file_name(label), cases[label], files, plan.threshold, plan.asked.min_volume_ml)
@@ -203,6 +218,7 @@ def sweep(cases: Sequence[Case], heats: Iterator[tuple[Path, Truth]], threshold:
         min_volume_ml: smaller components are dropped.
     """
     values, counts = metrics.distinct(np.concatenate([case.lesion_heat for case in cases]))
+    missed = np.array([case.outside_brain_voxels for case in cases])
     negatives = np.zeros(len(values), np.int64)
     points = metrics.thin(values, CURVE_POINTS)
     thresholds = np.union1d(metrics.thin(values[values > 0], DICE_THRESHOLDS), [threshold])
@@ -218,7 +234,9 @@ def sweep(cases: Sequence[Case], heats: Iterator[tuple[Path, Truth]], threshold:
         masks = (metrics.without_small(heat[box] >= t, truth.voxel_ml, min_volume_ml) for t in thresholds)
         dices.append([metrics.dice(mask, truth.reference[box]) for mask in masks])
     return Sweep(
-        average_precision=metrics.average_precision_of_counts(counts, negatives),
+        average_precision=metrics.average_precision_of_counts(counts, negatives, int(missed.sum())),
+        average_precision_in_brain=metrics.average_precision_of_counts(counts, negatives),
+        missed=missed,
         true_positives=np.array(true_positives),
         false_positives=np.array(false_positives),
         thresholds=thresholds,
@@ -258,10 +276,30 @@ class Truth:
         return (metrics.slice_distance(self.tumour_slices) >= far) & self.brain.any(axis=(1, 2))
 
 
+def _detect(volume: Volume, brain: sitk.Image, plan: Plan, clock: _Clock, weight: int) -> tuple[Result, float]:
+    """What one run finds in one scan, and the seconds it took."""
+    start = time.perf_counter()
+    result = detect(volume, plan.asked, mask=brain, plan=plan, progress=clock.inside(weight))
+    clock.finished(weight)
+    return result, time.perf_counter() - start
+
+
+def _count(name: str, volume: Volume, result: Result, seconds: float) -> HealthyCase:
+    voxel_ml = math.prod(volume.image.GetSpacing()) / 1000
+    return HealthyCase(
+        name=name,
+        findings=len(result.findings),
+        findings_ml=sum(finding.volume_ml for finding in result.findings),
+        brain_ml=float(np.count_nonzero(sitk.GetArrayViewFromImage(result.brain)) * voxel_ml),
+        seconds=seconds,
+        input_sha256=str(result.provenance["input"]["sha256"]),
+    )
+
+
 def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_given: bool) -> Case:
     heat, predicted = truth.view(result.heat), truth.view(result.mask) != 0
-    inside = truth.reference & truth.brain
-    lesion_heat = heat[inside]
+    outside = int(np.count_nonzero(truth.reference & ~truth.brain))
+    lesion_heat, other_heat = heat[truth.reference & truth.brain], heat[truth.brain & ~truth.reference]
     judged = [
         *np.flatnonzero(truth.tumour_slices & truth.brain.any(axis=(1, 2))),
         *np.flatnonzero(truth.free_slices),
@@ -269,10 +307,12 @@ def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_give
     return Case(
         name=name,
         reference_ml=float(truth.reference.sum() * truth.voxel_ml),
-        outside_brain_ml=float((truth.reference & ~truth.brain).sum() * truth.voxel_ml),
+        outside_brain_ml=float(outside * truth.voxel_ml),
         predicted_ml=float(predicted.sum() * truth.voxel_ml),
         dice=metrics.dice(predicted, truth.reference),
-        average_precision=metrics.average_precision(lesion_heat, heat[truth.brain & ~truth.reference]),
+        average_precision=metrics.average_precision(lesion_heat, other_heat, outside),
+        average_precision_in_brain=metrics.average_precision(lesion_heat, other_heat),
+        outside_brain_voxels=outside,
         lesions=metrics.match_lesions(predicted, truth.reference, truth.voxel_ml),
         free=FreeSlices.of(name, heat, predicted, truth.brain, truth.free_slices, truth.voxel_ml),
         score=result.score,
@@ -295,21 +335,22 @@ class _Brain:
     given: bool
 
 
-def _brain(pair: Pair, output: Path, device: str, clock: _Clock, done: int, total: int) -> _Brain:
-    """Check a pair, and find its brain if it has no mask."""
+def _brain(scan: Pair | HealthyScan, output: Path, device: str, clock: _Clock, done: int, total: int) -> _Brain:
+    """Check a scan and what belongs to it, and find its brain if it has no mask."""
     clock.enter("brain", total)
     clock.report(done)
-    volume = read_volume(pair.scan)
-    read_mask(pair.reference, volume)
-    if pair.brain is not None:
-        read_mask(pair.brain, volume)
-        return _Brain(pair.brain, 0.0, True)
+    volume = read_volume(scan.scan)
+    if isinstance(scan, Pair):
+        read_mask(scan.reference, volume)
+        if scan.brain is not None:
+            read_mask(scan.brain, volume)
+            return _Brain(scan.brain, 0.0, True)
     from .brain import find_brain
 
     start = time.perf_counter()
     brain = find_brain(volume, device=device)
     seconds = time.perf_counter() - start
-    path = prepare_folder(output / "brain") / f"{_file_name(pair.name)}.nii.gz"
+    path = prepare_folder(output / "brain") / f"{_file_name(scan.name)}.nii.gz"
     write_like(brain, volume, path, dtype=np.uint8)
     return _Brain(path, seconds, False)
 
@@ -319,8 +360,8 @@ def _read_truth(pair: Pair, brain: Path) -> Truth:
     return Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain, volume))
 
 
-def _heat_file(output: Path, label: str, pair: Pair) -> Path:
-    return prepare_folder(output / "heat" / _file_name(label)) / f"{_file_name(pair.name)}.nii.gz"
+def _heat_file(output: Path, label: str, name: str) -> Path:
+    return prepare_folder(output / "heat" / _file_name(label)) / f"{_file_name(name)}.nii.gz"
 
 
 def _file_name(name: str) -> str:

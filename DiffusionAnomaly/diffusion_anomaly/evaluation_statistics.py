@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from .reliability import FreeSlices
 
 # Upper ends of the lesion-size strata, in ml; a last one holds what is larger.
 STRATA_ML = (1.0, 10.0, 50.0)
+
+# The bootstrap of few patients never reaches beyond them. That all of 5 differ in one direction happens by chance in 1
+# of 16 cases, all of 6 in 1 of 32.
+FEWEST_PATIENTS = 6
 
 Statistic = Callable[[np.ndarray], float]
 """Takes the indices of patients, some maybe several times."""
@@ -33,7 +37,10 @@ class Case:
         reference_ml, outside_brain_ml: volume of the reference, and of its part outside the brain mask.
         predicted_ml: volume of the mask at the stored threshold; ``dice`` and ``lesions`` are of that mask.
         dice: NaN without a reference.
-        average_precision: over brain voxels; NaN without a reference in the brain.
+        average_precision: over brain voxels, with the reference's voxels outside of the brain as missed; NaN without a
+            reference.
+        average_precision_in_brain: over brain voxels alone; NaN without a reference in the brain.
+        outside_brain_voxels: of the reference.
         lesions: how the components of mask and reference meet.
         free: the slices with brain that are far from any tumour.
         score, score_warning: the whole-image score, and whether it came with a warning.
@@ -50,6 +57,8 @@ class Case:
     predicted_ml: float
     dice: float
     average_precision: float
+    average_precision_in_brain: float
+    outside_brain_voxels: int
     lesions: LesionMatch
     free: FreeSlices
     score: float
@@ -61,19 +70,48 @@ class Case:
     slice_scores: np.ndarray = field(repr=False)
     slice_has_lesion: np.ndarray = field(repr=False)
 
+    @property
+    def outside_brain(self) -> float:
+        """Share of the reference outside the brain mask; NaN without a reference."""
+        return self.outside_brain_ml / self.reference_ml if self.reference_ml > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class HealthyCase:
+    """One healthy scan, without a reference, under one run.
+
+    Attributes:
+        name: the scan.
+        findings: how many there are at the stored threshold.
+        findings_ml: their volume.
+        brain_ml: of the brain mask.
+        seconds: from the scan in memory to findings, finding the brain included.
+        input_sha256: of the scan's file.
+    """
+
+    name: str
+    findings: int
+    findings_ml: float
+    brain_ml: float
+    seconds: float
+    input_sha256: str
+
 
 @dataclass(frozen=True)
 class Sweep:
     """All patients at common thresholds.
 
     Attributes:
-        average_precision: pooled, exact.
+        average_precision, average_precision_in_brain: pooled, exact; the first with ``missed``, the second without.
+        missed: ``(patients,)`` reference voxels outside the brain.
         true_positives, false_positives: ``(patients, points)`` brain voxels at or above ascending heats.
         thresholds: ``(T,)`` tried for the best common Dice.
         dice: ``(patients, T)``.
     """
 
     average_precision: float
+    average_precision_in_brain: float
+    missed: np.ndarray
     true_positives: np.ndarray
     false_positives: np.ndarray
     thresholds: np.ndarray
@@ -92,7 +130,7 @@ class Sweep:
     def pooled(self, chosen: np.ndarray) -> float:
         """Pooled average precision of a resample, from the thinned curves."""
         true, false = self.true_positives[chosen].sum(axis=0), self.false_positives[chosen].sum(axis=0)
-        return metrics.average_precision_of_counts(true - np.append(true[1:], 0), false)
+        return metrics.average_precision_of_counts(true - np.append(true[1:], 0), false, int(self.missed[chosen].sum()))
 
 
 @dataclass(frozen=True)
@@ -105,6 +143,7 @@ class RunResult:
         cases: one a patient, in the same order for all runs.
         sweep: all patients at common thresholds.
         provenance: of the last scan.
+        healthy: one a healthy scan, if there were such.
     """
 
     label: str
@@ -112,11 +151,14 @@ class RunResult:
     cases: Sequence[Case]
     sweep: Sweep
     provenance: Mapping[str, Any]
+    healthy: Sequence[HealthyCase] = ()
 
     def statistics(self) -> dict[str, Statistic]:
         cases = self.cases
         dice = np.array([case.dice for case in cases])
         precision = np.array([case.average_precision for case in cases])
+        precision_in_brain = np.array([case.average_precision_in_brain for case in cases])
+        outside = np.array([case.outside_brain for case in cases])
         found = np.array([sum(case.lesions.found) for case in cases])
         lesions = np.array([len(case.lesions.found) for case in cases])
         alarms = np.array([case.lesions.false_positives for case in cases], dtype=float)
@@ -136,7 +178,9 @@ class RunResult:
             "dice": lambda chosen: metrics.mean_or_nan(dice[chosen]),
             "best_dice": self.sweep.best_dice,
             "average_precision": lambda chosen: metrics.mean_or_nan(precision[chosen]),
+            "average_precision_in_brain": lambda chosen: metrics.mean_or_nan(precision_in_brain[chosen]),
             "pooled_average_precision": self.sweep.pooled,
+            "outside_brain": lambda chosen: metrics.mean_or_nan(outside[chosen]),
             "lesion_recall": recall,
             "false_positives": lambda chosen: metrics.mean_or_nan(alarms[chosen]),
             "false_positive_ml": lambda chosen: metrics.mean_or_nan(alarm_ml[chosen]),
@@ -151,6 +195,7 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
     model = run.provenance["model"]
     row["model"] = f"{model['name']} {model['version']}" if model else ""
     statistics = run.statistics()
+    gains = None
     if baseline is not None and baseline is not run:
         gains = np.array(
             [a.average_precision - b.average_precision for a, b in zip(run.cases, baseline.cases, strict=True)]
@@ -160,6 +205,13 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
         row[key] = statistic(everyone)
         row[f"{key}_low"], row[f"{key}_high"] = metrics.interval(statistic, draws) or (math.nan, math.nan)
     row["pooled_average_precision"] = run.sweep.average_precision  # exact; the thinned curve is for intervals alone
+    row["pooled_average_precision_in_brain"] = run.sweep.average_precision_in_brain
+    row["outside_brain_worst"] = max(
+        (case.outside_brain for case in run.cases if case.reference_ml > 0), default=math.nan
+    )
+    if gains is not None:
+        compared = int(np.isfinite(gains).sum())
+        row["beats_intensity"] = _verdict(compared, row["gain_low"], row["gain_high"])
     means = run.sweep.mean_dice(everyone)
     row["best_threshold"] = float(run.sweep.thresholds[np.nanargmax(means)]) if np.isfinite(means).any() else math.nan
     row["threshold"] = run.provenance["threshold"]["heat"]
@@ -167,6 +219,15 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
     row["device"] = run.provenance["device"]["name"]
     row["precision"] = run.provenance["device"]["precision"]
     return row
+
+
+def _verdict(patients: int, low: float, high: float) -> str:
+    """Whether an interval of differences lies above 0, below 0, or shows neither, as none of few patients does."""
+    if patients < FEWEST_PATIENTS:
+        return "not shown"
+    if low > 0:
+        return "yes"
+    return "no" if high < 0 else "not shown"
 
 
 def strata_rows(run: RunResult) -> list[dict[str, Any]]:
@@ -202,6 +263,7 @@ def case_row(label: str, case: Case) -> dict[str, Any]:
         "predicted_ml": case.predicted_ml,
         "dice": case.dice,
         "average_precision": case.average_precision,
+        "average_precision_in_brain": case.average_precision_in_brain,
         "lesions": len(case.lesions.found),
         "lesions_found": sum(case.lesions.found),
         "false_positives": case.lesions.false_positives,
@@ -213,3 +275,22 @@ def case_row(label: str, case: Case) -> dict[str, Any]:
         "brain": "given" if case.brain_given else "found",
         "input_sha256": case.input_sha256,
     }
+
+
+def healthy_row(run: RunResult, draws: np.ndarray) -> dict[str, Any]:
+    """Findings on healthy scans, where every one is a false alarm."""
+    row: dict[str, Any] = {"run": run.label, "scans": len(run.healthy)}
+    for key, values in (
+        ("findings", np.array([case.findings for case in run.healthy], dtype=float)),
+        ("findings_ml", np.array([case.findings_ml for case in run.healthy])),
+    ):
+        row[key] = metrics.mean_or_nan(values)
+        ends = metrics.interval(lambda chosen, values=values: metrics.mean_or_nan(values[chosen]), draws)
+        row[f"{key}_low"], row[f"{key}_high"] = ends or (math.nan, math.nan)
+    row["median_ml"] = float(np.median([case.findings_ml for case in run.healthy]))
+    row["worst_ml"] = max(case.findings_ml for case in run.healthy)
+    return row
+
+
+def healthy_case_row(label: str, case: HealthyCase) -> dict[str, Any]:
+    return {"run": label, "scan": case.name, **{k: v for k, v in asdict(case).items() if k != "name"}}

@@ -35,7 +35,7 @@ def distinct(positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(positive, return_counts=True)
 
 
-def average_precision_of_counts(positives: np.ndarray, negatives_at_least: np.ndarray) -> float:
+def average_precision_of_counts(positives: np.ndarray, negatives_at_least: np.ndarray, missed: int = 0) -> float:
     """Average precision from counts at ascending thresholds.
 
     ``sum_n (R_n - R_{n-1}) P_n`` over distinct thresholds, without interpolation (the definition of
@@ -45,11 +45,13 @@ def average_precision_of_counts(positives: np.ndarray, negatives_at_least: np.nd
     Args:
         positives: ``(V,)`` how many positives have each distinct score.
         negatives_at_least: ``(V,)`` how many negatives score at least that.
+        missed: positives below every threshold, such as lesion where nothing is looked for: recall stays below 1, so
+            the value is that without them times the share of positives that have a score.
 
     Returns:
         A share from 0 to 1; NaN without positives.
     """
-    total = positives.sum()
+    total = positives.sum() + missed
     if total == 0:
         return float("nan")
     true_positives = positives[::-1].cumsum()[::-1]
@@ -58,10 +60,15 @@ def average_precision_of_counts(positives: np.ndarray, negatives_at_least: np.nd
     return float((positives * precision).sum() / total)
 
 
-def average_precision(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Average precision of positives' and negatives' scores; ties count together; NaN without positives."""
+def average_precision(positive: np.ndarray, negative: np.ndarray, missed: int = 0) -> float:
+    """Average precision of positives' and negatives' scores; ties count together; NaN without positives.
+
+    Args:
+        positive, negative: scores.
+        missed: further positives that no threshold reaches.
+    """
     values, counts = distinct(positive)
-    return average_precision_of_counts(counts, at_least(negative, values))
+    return average_precision_of_counts(counts, at_least(negative, values), missed)
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -44,7 +44,7 @@ class Files:
 def writer(
     run: str, cases: Sequence[Case], files: Mapping[str, Files], threshold: float, min_volume_ml: float
 ) -> dict[str, Writer]:
-    """A run's picture for ``publishing.publish``; none where no patient has a reference in the brain.
+    """A run's picture for ``publishing.publish``; none where no patient has a reference.
 
     Args:
         run: as file names call it.
@@ -62,8 +62,8 @@ def writer(
 def choose_patients(cases: Sequence[Case]) -> list[Pick]:
     """The patients with the highest, the median and the lowest average precision, as far as they differ.
 
-    Patients without a reference in the brain have no average precision and are never shown. Of an even number the
-    median is the lower one of the middle two.
+    Patients without a reference have no average precision and are never shown. Of an even number the median is the
+    lower one of the middle two.
     """
     ranked = sorted(
         (case for case in cases if np.isfinite(case.average_precision)),
@@ -97,7 +97,7 @@ def draw_montage(
     width = PANEL * len(COLUMNS)
     height = HEADER + len(picks) * (ROW_TITLE + PANEL) + FOOTER
     figure = Figure(figsize=(width, height), dpi=150)
-    top = max(1.5 * threshold, *(float(pick.case.lesion_heat[-1]) for pick in picks))
+    top = max(1.5 * threshold, *(float(pick.case.lesion_heat.max(initial=0.0)) for pick in picks))
     for column, title in enumerate(COLUMNS):
         figure.text((column + 0.5) / len(COLUMNS), 1 - 0.7 * HEADER / height, title, ha="center", fontsize=9)
     for row, pick in enumerate(picks):

@@ -1,4 +1,4 @@
-"""Scans and their reference masks: found by name in a folder, or listed in a CSV file."""
+"""Scans and their reference masks, found by name in a folder or listed in a CSV file; and healthy scans without."""
 
 from __future__ import annotations
 
@@ -26,6 +26,38 @@ class Pair:
     scan: Path
     reference: Path
     brain: Path | None = None
+
+
+@dataclass(frozen=True)
+class HealthyScan:
+    """A healthy scan, which needs no reference: whatever is found in it is a false alarm.
+
+    Attributes:
+        name: names files, so it is unique.
+        scan: what ``read_volume`` reads.
+    """
+
+    name: str
+    scan: Path
+
+
+def find_healthy(folder: Path | str, pattern: str = "*.nii.gz") -> list[HealthyScan]:
+    """Healthy scans, sorted by name.
+
+    Args:
+        folder: where they lie.
+        pattern: which of its files they are; its one ``*`` is the name.
+
+    Raises:
+        InputError: when there are none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.", "Check the path.")
+    scans = [HealthyScan(name, path) for name, path in _named(folder, pattern)]
+    if not scans:
+        raise InputError(f"{folder} holds no scan named {pattern}.", "Give another folder or another pattern.")
+    return sorted(scans, key=lambda scan: scan.name)
 
 
 def find_pairs(
@@ -66,15 +98,26 @@ def find_pairs(
 
 
 def _pairs_of_folder(folder: Path, scan: str, mask: str, brain: str | None) -> Iterator[Pair]:
-    for pattern in (scan, mask, brain):
-        if pattern is not None and pattern.count("*") != 1:
-            raise InputError(f"The pattern {pattern!r} needs one *, which stands for the patient.", "Correct it.")
-    before, after = scan.split("*")
-    for path in sorted(folder.glob(scan)):
-        patient = path.relative_to(folder).as_posix()[len(before) : -len(after) or None]
+    for pattern in (mask, brain):
+        if pattern is not None:
+            _check_pattern(pattern)
+    for patient, path in _named(folder, scan):
         others = [None if pattern is None else folder / pattern.replace("*", patient) for pattern in (mask, brain)]
         assert others[0] is not None
         yield Pair(patient, path, others[0], others[1])
+
+
+def _named(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
+    """The files that a pattern finds, each with what its ``*`` stands for."""
+    _check_pattern(pattern)
+    before, after = pattern.split("*")
+    for path in sorted(folder.glob(pattern)):
+        yield path.relative_to(folder).as_posix()[len(before) : -len(after) or None], path
+
+
+def _check_pattern(pattern: str) -> None:
+    if pattern.count("*") != 1:
+        raise InputError(f"The pattern {pattern!r} needs one *, which stands for the patient.", "Correct it.")
 
 
 def _pairs_of_csv(path: Path) -> list[Pair]:

@@ -131,8 +131,15 @@ def run_method(looked: Slices, plan: Plan, model: Any) -> dict[str, Any]:
 def filtered(looked: Slices, raw: Mapping[str, Any], settings: PostprocessSettings) -> np.ndarray:
     """Post-processed heat ``(n, H, W)``; not through the slices where neighbours may be missing."""
     if not looked.is_whole:
-        settings = replace(settings, slice_sigma=0.0)
-    return postprocess(raw["heat"], looked.brain, settings, raw["misfit"])
+        settings = settings.changed({"slice_sigma": 0.0})
+    return postprocess(
+        raw["heat"],
+        looked.brain,
+        settings,
+        raw["misfit"],
+        pixel_spacing=looked.stack.grid.spacing,
+        slice_spacing=looked.stack.slice_spacing,
+    )
 
 
 def read_known(path: Path, stamp: str) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """What an option is worth: average precision for each of its values, on the scans that options are chosen on.
 
-    python -m Testing.benchmarks options VAL --run guided --set guidance_scale=10,30,100 --post slice_sigma=0,1 -o OUT
+    python -m Testing.benchmarks options VAL --run guided --set guidance_scale=10,30 --post slice_sigma_mm=0,5 -o OUT
     python -m Testing.benchmarks options VAL --run guided --set floor=0,0.4 --set level=250,500 --product -o OUT
 
 One option at a time is varied from the model package's own settings, or with `--product` all of them together; `--set`
@@ -35,7 +35,7 @@ from diffusion_anomaly import evaluate, metrics
 from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.pairs import Pair
 from diffusion_anomaly.planning import Options, Plan, make_plan
-from diffusion_anomaly.postprocess import PostprocessSettings
+from diffusion_anomaly.postprocess import IN_MM, PostprocessSettings
 from diffusion_anomaly.provenance import describe_bundle
 from diffusion_anomaly.publishing import prepare_folder
 from diffusion_anomaly.system import versions
@@ -68,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shared = {"device": asked.device, "precision": asked.precision, "seed": asked.seed}
         plan = make_plan(Options(method, model or None, **shared))
         sets, posts = parse_values(asked.set or (), "--set"), parse_values(asked.post or (), "--post")
-        if asked.slices is not None and "slice_sigma" in posts:
+        through = {"slice_sigma", "slice_sigma_mm"} & posts.keys()
+        if asked.slices is not None and through:
             raise InputError(
-                "slice_sigma smooths through neighbouring slices, which --slices leaves out.", "Give one of the two."
+                f"{min(through)} smooths through neighbouring slices, which --slices leaves out.",
+                "Give one of the two.",
             )
         settings = enumerate_settings(plan, sets, posts, product=asked.product)
         pairs = evaluate.find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern, asked.brain_pattern)
@@ -150,7 +152,7 @@ def enumerate_settings(plan: Plan, sets: Values, posts: Values, *, product: bool
         options = {name: value for of, name, value in changes if of is sets}
         post = {name: value for of, name, value in changes if of is posts}
         changed = make_plan(replace(plan.asked, overrides={**plan.asked.overrides, **options}), plan.bundle)
-        filters = PostprocessSettings.from_dict({**plan.postprocess.to_dict(), **post})
+        filters = plan.postprocess.changed(post)
         settings.append(Setting(replace(changed, postprocess=filters), {**options, **post}))
     return settings
 
@@ -325,11 +327,14 @@ def _about(
 ) -> dict[str, Any]:
     plan = settings[0].plan
     package = {**vars(plan.method_options), **plan.postprocess.to_dict()}
-    varied = dict.fromkeys(name for setting in settings for name in setting.changed)
+    varied = {name for setting in settings for name in setting.changed}
+    varied |= {name for pair in IN_MM.items() if varied & set(pair) for name in pair}
     return {
         "method": plan.method.name,
         "model": None if plan.bundle is None else describe_bundle(plan.bundle),
-        "own": {name: package[name] for name in varied or package if name != "latent_threshold"},
+        "own": {
+            name: package[name] for name in package if name in varied or (not varied and name != "latent_threshold")
+        },
         "patients": [pair.name for pair in pairs],
         "without_reference": [
             pair.name for pair, scan in zip(pairs, looked, strict=True) if not (scan.reference & scan.brain).any()

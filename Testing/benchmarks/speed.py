@@ -232,8 +232,9 @@ def against_plain(setting: Setting, model: Model, slices: range) -> dict[str, An
         heats.append(one.heat.numpy())
         plain_seconds += spent
     brain = setting.stack.brain(slices.start, slices.stop)
-    fast = postprocess(result.heat.numpy(), brain, plan.postprocess)
-    slow = postprocess(np.concatenate(heats), brain, plan.postprocess)
+    spacing = {"pixel_spacing": setting.stack.grid.spacing, "slice_spacing": setting.stack.slice_spacing}
+    fast = postprocess(result.heat.numpy(), brain, plan.postprocess, **spacing)
+    slow = postprocess(np.concatenate(heats), brain, plan.postprocess, **spacing)
     return {
         "slices": len(slices),
         "default_seconds": seconds / len(slices),

@@ -17,7 +17,7 @@ from diffusion_anomaly.volume import Volume
 
 HEAD_CENTRE = np.array([4.0, -7.0, 11.0])
 HEAD_RADII = np.array([62.0, 78.0, 55.0])
-BRAIN_RADII = np.array([52.0, 68.0, 45.0])
+BRAIN_RADII = np.array([54.0, 70.0, 47.0])  # 744 ml
 LESION_CENTRE = HEAD_CENTRE + np.array([21.0, -30.0, 12.0])
 LESION_RADII = np.array([11.0, 13.0, 10.0])
 

@@ -574,6 +574,11 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "'median' is not one of",
     ),
     "a mode with percentiles": (declare(lambda c: c["normalisation"].update(kind="mode")), "mode_value"),
+    "one filter on the grid and in mm": (
+        declare(lambda c: c.update(postprocess={"median_pixels": 5, "median_mm": 8.0})),
+        "postprocess, which does not fit: Options median_pixels and median_mm are both given",
+    ),
+    "filter that is unknown": (declare(lambda c: c.update(postprocess={"blur": 1})), "at postprocess: "),
     "calibration of unequal length": (
         declare(lambda c: c["calibration"]["raw"].append(2.0)),
         "has 4 raw and 3 heat values",

@@ -12,6 +12,8 @@ from diffusion_anomaly.calibration import Calibration, false_alarm_ml, threshold
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.postprocess import PostprocessSettings, postprocess
 
+SPACING = {"pixel_spacing": 1.6, "slice_spacing": 5.0}
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:
@@ -148,7 +150,7 @@ def test_median_removes_a_hot_pixel_and_keeps_a_lesion() -> None:
     heat = np.zeros((2, 32, 32), dtype=np.float32)
     heat[0, 5, 5] = 9
     heat[1, 12:20, 12:20] = 1
-    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 5})
+    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 5}, **SPACING)
     assert filtered[0].max() == 0
     assert (filtered[1, 14:18, 14:18] == 1).all()
 
@@ -157,7 +159,7 @@ def test_postprocessed_heat_stays_in_the_brain_and_loses_nothing_at_its_ends() -
     brain = np.zeros((6, 20, 20), dtype=bool)
     brain[1:5, 4:16, 4:16] = True
     uniform = brain.astype(np.float32)
-    filtered = postprocess(uniform + 7 * ~brain, brain, {"median_pixels": 1, "slice_sigma": 1.5})
+    filtered = postprocess(uniform + 7 * ~brain, brain, {"median_pixels": 1, "slice_sigma": 1.5}, **SPACING)
     np.testing.assert_allclose(filtered[brain], 1, rtol=1e-5)
     assert (filtered[~brain] == 0).all()
 
@@ -165,7 +167,7 @@ def test_postprocessed_heat_stays_in_the_brain_and_loses_nothing_at_its_ends() -
 def test_slice_smoothing_does_not_mix_positions_within_a_slice() -> None:
     heat = np.zeros((5, 8, 8), dtype=np.float32)
     heat[2, 3, 4] = 1
-    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 1, "slice_sigma": 1.0})
+    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 1, "slice_sigma": 1.0}, **SPACING)
     assert (filtered[:, 3, 4] > 0).all()
     assert np.count_nonzero(filtered) == 5
 
@@ -173,10 +175,82 @@ def test_slice_smoothing_does_not_mix_positions_within_a_slice() -> None:
 def test_the_rim_is_taken_off_in_the_slice_only() -> None:
     brain = np.zeros((3, 12, 12), dtype=bool)
     brain[:, 2:10, 2:10] = True
-    filtered = postprocess(brain.astype(np.float32), brain, PostprocessSettings(median_pixels=1, rim_pixels=2))
+    settings = PostprocessSettings(median_pixels=1, rim_pixels=2)
+    filtered = postprocess(brain.astype(np.float32), brain, settings, **SPACING)
     expected = np.zeros_like(filtered)
     expected[:, 4:8, 4:8] = 1
     np.testing.assert_array_equal(filtered, expected)
+
+
+def disc(diameter: float, spacing: float) -> np.ndarray:
+    """One slice with a bright disc, both in mm."""
+    rows, columns = np.mgrid[-20:21, -20:21] * spacing
+    return (np.hypot(rows, columns) <= diameter / 2).astype(np.float32)[None]
+
+
+def test_a_3_mm_disc_survives_a_3_mm_median_and_not_one_of_8_mm() -> None:
+    grid = {"pixel_spacing": 1.067, "slice_spacing": 1.0}
+    lesion = disc(3.0, 1.067)
+    everywhere = np.ones(lesion.shape, bool)
+    kept = postprocess(lesion, everywhere, {"median_mm": 3.2}, **grid)
+    assert kept[0, 20, 20] == 1
+    hot_pixel = disc(0.5, 1.067)
+    assert hot_pixel.sum() == 1
+    assert postprocess(hot_pixel, everywhere, {"median_mm": 3.2}, **grid).max() == 0
+    assert postprocess(lesion, everywhere, {"median_mm": 8.0}, **grid).max() == 0
+    assert postprocess(disc(9.0, 1.067), everywhere, {"median_mm": 8.0}, **grid)[0, 20, 20] == 1
+
+
+@pytest.mark.parametrize(
+    ("median_mm", "spacing", "pixels"),
+    [(8.0, 1.6, 5), (7.9, 1.6, 3), (3.2, 1.067, 3), (3.2, 1.6, 1), (4.8, 1.6, 3), (8.0, 1.0, 7), (0.0, 1.0, 1)],
+)
+def test_a_median_in_mm_is_the_largest_odd_number_of_pixels_not_wider(
+    median_mm: float, spacing: float, pixels: int
+) -> None:
+    assert PostprocessSettings(median_mm=median_mm).on_grid(spacing, 5.0).median_pixels == pixels
+
+
+@pytest.mark.parametrize(("slice_mm", "low", "high"), [(8.0, 0.0, 0.05), (5.0, 0.2, 0.3), (1.5, 0.85, 0.9)])
+def test_smoothing_in_mm_joins_thin_slices_and_leaves_thick_ones_apart(
+    slice_mm: float, low: float, high: float
+) -> None:
+    heat = np.zeros((41, 6, 6), dtype=np.float32)
+    heat[20] = 1
+    settings = {"median_pixels": 1, "slice_sigma_mm": 3.0}
+    filtered = postprocess(heat, np.ones(heat.shape, bool), settings, pixel_spacing=1.0, slice_spacing=slice_mm)
+    beside = filtered[19, 3, 3] / filtered[20, 3, 3]
+    assert low <= beside <= high
+    assert beside == pytest.approx(np.exp(-0.5 * (slice_mm / 3.0) ** 2), rel=1e-4)
+
+
+def test_a_rim_in_mm_is_whole_pixels_not_wider() -> None:
+    brain = np.zeros((1, 30, 30), dtype=bool)
+    brain[:, 5:25, 5:25] = True
+    for spacing, left in ((1.0, 14), (1.6, 18), (2.0, 18), (4.0, 20)):
+        settings = {"median_pixels": 1, "rim_mm": 3.0}
+        grid = {"pixel_spacing": spacing, "slice_spacing": 1.0}
+        assert postprocess(brain.astype(np.float32), brain, settings, **grid).sum() == left**2
+
+
+def test_what_is_stated_on_the_grid_is_kept_as_it_is_and_what_is_not_stated_has_its_default() -> None:
+    stated = {"median_pixels": 5, "slice_sigma": 1.0, "rim_pixels": 0, "relative": 0.5}
+    assert PostprocessSettings.from_dict(stated).to_dict() == stated
+    assert PostprocessSettings() == PostprocessSettings.from_dict({"median_pixels": 5, "slice_sigma": 0.0})
+    assert PostprocessSettings(median_mm=3.2).to_dict() == {
+        "slice_sigma": 0.0,
+        "rim_pixels": 0,
+        "relative": 0.0,
+        "median_mm": 3.2,
+    }
+
+
+def test_a_changed_filter_replaces_the_one_it_was_whichever_way_it_was_stated() -> None:
+    settings = PostprocessSettings(median_pixels=3, slice_sigma_mm=4.0)
+    assert settings.changed({"median_mm": 8.0}) == PostprocessSettings(median_mm=8.0, slice_sigma_mm=4.0)
+    assert settings.changed({"slice_sigma": 0.0}) == PostprocessSettings(median_pixels=3)
+    with pytest.raises(InputError, match="both given"):
+        settings.changed({"median_mm": 8.0, "median_pixels": 3})
 
 
 @pytest.mark.parametrize(
@@ -186,10 +260,16 @@ def test_the_rim_is_taken_off_in_the_slice_only() -> None:
         ({"median_pixels": 0}, "median_pixels is 0"),
         ({"slice_sigma": -1}, "slice_sigma is -1"),
         ({"slice_sigma": "wide"}, "slice_sigma is 'wide'"),
+        ({"median_mm": -1}, "median_mm is -1"),
+        ({"slice_sigma_mm": True}, "slice_sigma_mm is True"),
+        ({"rim_mm": 51}, "rim_mm is 51"),
+        ({"median_pixels": 5, "median_mm": 8.0}, "median_pixels and median_mm are both given"),
+        ({"slice_sigma": 0, "slice_sigma_mm": 0}, "slice_sigma and slice_sigma_mm are both given"),
+        ({"rim_pixels": 1, "rim_mm": 1.6}, "rim_pixels and rim_mm are both given"),
         ({"blur": 1}, "blur"),
     ],
 )
 def test_unusable_settings_are_named(settings: dict, named: str) -> None:
     volume = np.zeros((1, 4, 4), dtype=np.float32)
     with pytest.raises(InputError, match=named):
-        postprocess(volume, volume > 0, settings)
+        postprocess(volume, volume > 0, settings, **SPACING)

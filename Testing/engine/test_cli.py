@@ -245,6 +245,11 @@ def test_json_lines_of_several_scans_name_the_scan_and_end_with_its_error(run: R
         ("threshold {scan} --at 0 -o {out}", 2, "threshold is 0"),
         ("models verify no-such-model", 3, "no-such-model"),
         ("evaluate {folder} -o {out}", 2, "no scan named"),
+        (
+            "evaluate {folder} -o {out} --scan-pattern k*f.nii.gz --mask-pattern k*f.nii.gz --healthy {out}",
+            2,
+            "no folder",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_two_lines_and_writes_nothing(

@@ -226,6 +226,24 @@ def test_a_two_dimensional_file_comes_back_two_dimensional(tmp_path: Path) -> No
     assert sitk.ReadImage(str(files["heat"])).GetSize() == (64, 72)
 
 
+def test_filters_in_mm_are_those_on_the_grid_where_they_come_to_the_same(
+    flair_like_volume: Volume, flair_like_brain: sitk.Image, tmp_path: Path
+) -> None:
+    on_grid = {"median_pixels": 5, "slice_sigma": 1.0, "rim_pixels": 0, "relative": 0.5}
+    in_mm = {"median_mm": 8.0, "slice_sigma_mm": 5.0, "rim_mm": 0.0, "relative": 0.5}
+    grid = {"size": [80, 96], "spacing": 1.6}
+    heats = []
+    for name, filters in (("on-grid", on_grid), ("in-mm", in_mm)):
+        bundle = packages.restore(tmp_path / name, grid=grid, postprocess=filters)
+        plan = make_plan(Options("restore", str(bundle.path), device="cpu"))
+        assert plan.postprocess.to_dict() == filters
+        found = raw_heat(flair_like_volume, flair_like_brain, plan)
+        assert found.stack.slice_spacing == pytest.approx(5.0)
+        heats.append(found.raw)
+    assert heats[0].any()
+    np.testing.assert_array_equal(*heats)
+
+
 def test_an_empty_brain_mask_is_refused(flair_like_volume: Volume, flair_like_grid: sitk.Image) -> None:
     empty = phantom.on_grid(np.zeros(flair_like_grid.GetSize()[::-1], np.uint8), flair_like_grid)
     with pytest.raises(InputError, match="empty"):

@@ -269,6 +269,114 @@ def test_tumour_free_slices_are_three_slices_and_15_mm_away(thickness: float, ga
     assert np.flatnonzero(~truth.free_slices).tolist() == list(range(30 - gap + 1, 30 + gap))
 
 
+# --- Lesion outside the brain mask
+
+
+@pytest.fixture(scope="module")
+def cut(patients: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Pair], Path, dict[str, Any]]:
+    """The same patients with brain masks that leave out the lesion of the second and some of the first's."""
+    folder, masks = tmp_path_factory.mktemp("cut"), tmp_path_factory.mktemp("masks")
+    pairs = []
+    for pair, kept in zip(with_brains(patients), (0.7, 0.0, 1.0), strict=True):
+        assert pair.brain is not None
+        brain, lesion = sitk.ReadImage(pair.brain), sitk.ReadImage(pair.reference)
+        inside, tumour = sitk.GetArrayFromImage(brain), sitk.GetArrayViewFromImage(lesion) > 0
+        places = np.flatnonzero(tumour)
+        inside.flat[places[int(kept * len(places)) :]] = 0
+        sitk.WriteImage(phantom.on_grid(inside, brain), masks / f"{pair.name}.nii.gz")
+        pairs.append(Pair(pair.name, pair.scan, pair.reference, masks / f"{pair.name}.nii.gz"))
+    evaluate.run(pairs, [DARK], folder, device="cpu", resamples=50)
+    return pairs, folder, json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def test_lesion_outside_the_brain_mask_is_missed_in_average_precision(
+    cut: tuple[list[Pair], Path, dict[str, Any]],
+) -> None:
+    pairs, folder, written = cut
+    heats, truths = [], []
+    for pair in pairs:
+        assert pair.brain is not None
+        heat = sitk.GetArrayFromImage(sitk.ReadImage(folder / "heat" / "intensity" / f"{pair.name}.nii.gz"))
+        brain, lesion = (sitk.GetArrayFromImage(sitk.ReadImage(path)) > 0 for path in (pair.brain, pair.reference))
+        judged = brain | lesion
+        heats.append(np.where(brain, heat, -1)[judged])
+        truths.append(lesion[judged])
+
+    def by_enumeration(heat: np.ndarray, truth: np.ndarray) -> float:
+        """Precision at each voxel's own heat, summed over the lesion's voxels that any heat reaches."""
+        found = [truth[heat >= value].mean() for value in heat[truth & (heat >= 0)]]
+        return float(np.sum(found) / truth.sum())
+
+    row = row_of(written, "intensity")
+    anna, bert, carla = [case for case in written["patients"] if case["run"] == "intensity"]
+    assert anna["average_precision"] == pytest.approx(by_enumeration(heats[0], truths[0]), abs=1e-12)
+    share = 1 - anna["reference_outside_brain_ml"] / anna["reference_ml"]
+    assert share == pytest.approx(0.7, abs=0.03)
+    assert anna["average_precision"] == pytest.approx(anna["average_precision_in_brain"] * share, abs=1e-12)
+    assert (bert["average_precision"], bert["average_precision_in_brain"]) == (0.0, None)
+    assert carla["average_precision"] is None
+    assert row["average_precision"] == pytest.approx(anna["average_precision"] / 2)
+    assert row["average_precision_in_brain"] == pytest.approx(anna["average_precision_in_brain"])
+    pooled = by_enumeration(np.concatenate(heats), np.concatenate(truths))
+    assert row["pooled_average_precision"] == pytest.approx(pooled, abs=1e-12)
+    assert row["pooled_average_precision_in_brain"] > pooled
+
+
+def test_the_share_of_lesion_outside_the_brain_mask_is_printed(cut: tuple[list[Pair], Path, dict[str, Any]]) -> None:
+    _, folder, written = cut
+    row = row_of(written, "dark")
+    assert row["outside_brain"] == pytest.approx((0.3 + 1.0) / 2, abs=0.03)
+    assert row["outside_brain_worst"] == 1.0
+    text = (folder / "evaluation.md").read_text(encoding="utf-8")
+    head = text.splitlines()[0]
+    assert "| outside mask | outside, worst |" in head
+    assert f"| {row['outside_brain']:.3f} [" in text
+
+
+# --- Healthy scans
+
+
+def test_every_finding_in_a_healthy_scan_is_counted(
+    patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brain_finder, "find_brain", lambda volume, **options: phantom.brain_of(volume.image))
+    healthy = evaluate.find_healthy(patients, "*_flair.nii.gz")
+    assert [scan.name for scan in healthy] == list(PATIENTS)
+    table = evaluate.run(with_brains(patients)[:1], [DARK], tmp_path, "cpu", healthy=healthy[:2], resamples=20)
+    written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    for label in ("dark", "intensity"):
+        (row,) = [row for row in written["healthy"] if row["run"] == label]
+        found = []
+        for name in PATIENTS[:2]:
+            heat = sitk.ReadImage(tmp_path / "healthy" / "heat" / label / f"{name}.nii.gz")
+            found.append(segment(heat, row_of(written, label)["threshold"])[2])
+        ml = [sum(finding.volume_ml for finding in listed) for listed in found]
+        assert row["scans"] == 2
+        assert row["findings"] == pytest.approx(np.mean([len(listed) for listed in found]))
+        assert (row["findings_ml"], row["worst_ml"]) == (pytest.approx(np.mean(ml)), pytest.approx(max(ml)))
+    assert written["healthy"][1]["findings"] > 0
+    assert [(case["run"], case["scan"]) for case in written["healthy_scans"]] == [
+        (label, name) for label in ("dark", "intensity") for name in PATIENTS[:2]
+    ]
+    assert "| method | scans | findings a scan | ml a scan |" in table.markdown()
+    assert (tmp_path / "evaluation_healthy.csv").is_file()
+    assert [case["patient"] for case in written["patients"]] == ["anna", "anna"]
+
+
+def test_without_healthy_scans_there_is_no_table_of_them(output: Path, written: dict[str, Any]) -> None:
+    assert "healthy" not in written
+    assert "Healthy scans" not in (output / "evaluation.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_without_healthy_scans_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no scan named"):
+        evaluate.find_healthy(tmp_path)
+    with pytest.raises(InputError, match="gone"):
+        evaluate.find_healthy(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"needs one \*"):
+        evaluate.find_healthy(tmp_path, "scan.nii.gz")
+
+
 # --- What is written
 
 
@@ -384,6 +492,8 @@ def made_up(name: str, lesions: tuple[tuple[float, bool], ...], dice: float = 0.
         predicted_ml=1.0,
         dice=dice,
         average_precision=precision,
+        average_precision_in_brain=precision,
+        outside_brain_voxels=0,
         lesions=metrics.LesionMatch(volumes, found, 2),
         free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(HEATS)), 0.0),
         score=0.0,
@@ -411,7 +521,15 @@ PROVENANCE = {
 
 def run_of(label: str, cases: list[Case], is_baseline: bool = False) -> RunResult:
     count = len(cases)
-    swept = Sweep(0.4, np.ones((count, 1), int), np.ones((count, 1), int), np.array([3.0]), np.full((count, 1), 0.5))
+    swept = Sweep(
+        average_precision=0.4,
+        average_precision_in_brain=0.4,
+        missed=np.zeros(count, int),
+        true_positives=np.ones((count, 1), int),
+        false_positives=np.ones((count, 1), int),
+        thresholds=np.array([3.0]),
+        dice=np.full((count, 1), 0.5),
+    )
     return RunResult(label, is_baseline, cases, swept, PROVENANCE)
 
 
@@ -430,6 +548,30 @@ def test_the_gain_is_paired_so_equal_differences_have_no_spread() -> None:
     assert row["gain"] == pytest.approx(0.1)
     assert (row["gain_low"], row["gain_high"]) == (pytest.approx(0.1), pytest.approx(0.1))
     assert "gain" not in other
+
+
+@pytest.mark.parametrize(
+    ("precisions", "verdict"),
+    [((0.2, 0.8), "yes"), ((0.05, 0.6), "no"), ((0.2, 0.6), "not shown"), ((0.1, 0.7), "not shown")],
+)
+def test_a_run_beats_intensity_where_the_interval_of_the_difference_lies_above_0(
+    precisions: tuple[float, float], verdict: str
+) -> None:
+    baseline = [made_up(name, (), precision=value) for name, value in zip("abcdef", (0.1, 0.7) * 3, strict=True)]
+    compared = [made_up(name, (), precision=value) for name, value in zip("abcdef", precisions * 3, strict=True)]
+    table = Table.of([run_of("x", compared), run_of("intensity", baseline, True)], resamples=50)
+    assert table.rows[0]["beats_intensity"] == verdict
+    assert "beats_intensity" not in table.rows[1]
+    place = [column.key for column in COLUMNS].index("beats_intensity") + 2
+    rows = [line.split("|") for line in table.markdown().splitlines() if line.startswith(("| x ", "| intensity "))]
+    assert [row[place].strip() for row in rows[:2]] == [verdict, "–"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_patients_show_no_difference(count: int) -> None:
+    compared, baseline = ([made_up(name, (), precision=p) for name in "abcde"[:count]] for p in (0.9, 0.5))
+    runs = [run_of("x", compared), run_of("intensity", baseline, True)]
+    assert Table.of(runs, resamples=10).rows[0]["beats_intensity"] == "not shown"
 
 
 def test_one_patient_has_numbers_but_no_intervals() -> None:

@@ -17,13 +17,13 @@ from diffusion_anomaly.findings import segment
 scores = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=25).map(np.array)
 
 
-def average_precision_by_enumeration(positive: np.ndarray, negative: np.ndarray) -> float:
+def average_precision_by_enumeration(positive: np.ndarray, negative: np.ndarray, missed: int = 0) -> float:
     """The definition, word by word: gain in recall times precision, summed down the distinct thresholds."""
     total, recall_before = 0.0, 0.0
     for threshold in sorted({*positive, *negative}, reverse=True):
         true = sum(p >= threshold for p in positive)
         false = sum(n >= threshold for n in negative)
-        recall = true / len(positive)
+        recall = true / (len(positive) + missed)
         total += (recall - recall_before) * true / (true + false)
         recall_before = recall
     return total
@@ -43,6 +43,32 @@ def test_average_precision_of_known_rankings() -> None:
     # All alike: one threshold, whose precision is the prevalence.
     assert metrics.average_precision(np.ones(2), np.ones(6)) == pytest.approx(0.25)
     assert math.isnan(metrics.average_precision(np.array([]), np.ones(3)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, scores, st.integers(0, 30))
+def test_missed_positives_take_their_share_off_average_precision(
+    positive: np.ndarray, negative: np.ndarray, missed: int
+) -> None:
+    found = metrics.average_precision(positive, negative, missed)
+    assert found == pytest.approx(average_precision_by_enumeration(positive, negative, missed), abs=1e-12)
+    share = len(positive) / (len(positive) + missed)
+    assert found == pytest.approx(metrics.average_precision(positive, negative) * share, abs=1e-12)
+
+
+def test_missed_positives_count_as_if_they_lay_among_endless_other_voxels() -> None:
+    values, counts = metrics.distinct(np.array([-1.0, -1.0, 1.0, 2.0, 2.0]))  # two below every voxel looked at
+    negatives = metrics.at_least(np.array([0.0, 1.0, 3.0]), values) + np.where(values < 0, 10**12, 0)
+    expected = metrics.average_precision_of_counts(counts, negatives)
+    found = metrics.average_precision(np.array([1.0, 2.0, 2.0]), np.array([0.0, 1.0, 3.0]), missed=2)
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert found == pytest.approx(2 / 5 * 2 / 3 + 1 / 5 * 3 / 5)
+
+
+def test_positives_that_are_all_missed_have_no_precision_and_none_at_all_no_value() -> None:
+    nothing = np.array([])
+    assert metrics.average_precision(nothing, np.ones(3), missed=4) == 0.0
+    assert math.isnan(metrics.average_precision(nothing, np.ones(3), missed=0))
 
 
 def test_average_precision_of_random_scores_is_the_prevalence() -> None:

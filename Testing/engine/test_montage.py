@@ -27,6 +27,8 @@ def case(name: str, precision: float) -> Case:
         predicted_ml=1.0,
         dice=0.5,
         average_precision=precision,
+        average_precision_in_brain=precision,
+        outside_brain_voxels=0,
         lesions=metrics.LesionMatch((1.0,), (True,), 0),
         free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(HEATS)), 0.0),
         score=0.0,
@@ -96,6 +98,13 @@ def test_a_lesion_that_was_missed_is_outlined_in_the_reference_alone(files: File
     scan, heat, mask, reference = coloured(tmp_path / "missed.png")
     assert (scan, heat, mask) == (0, 0, 0)
     assert reference > 50
+
+
+def test_a_patient_whose_lesion_lies_outside_the_brain_mask_is_shown(files: Files, tmp_path: Path) -> None:
+    outside = dataclasses.replace(case("a", 0.0), lesion_heat=np.array([]))
+    (draw,) = writer("x", [outside], {"a": files}, 2.0, 0.05).values()
+    draw(tmp_path / "outside.png")
+    assert (tmp_path / "outside.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_there_is_a_row_a_patient_and_a_file_a_run(files: Files, tmp_path: Path) -> None:

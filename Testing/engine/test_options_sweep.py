@@ -102,6 +102,12 @@ def test_the_product_is_every_combination_after_the_packages_own(bundle: Bundle)
     assert tried[1].name == "steps = 1, floor = 0, slice_sigma = 1"
 
 
+def test_a_filter_in_mm_takes_the_place_of_the_packages_own(bundle: Bundle) -> None:
+    tried = options.enumerate_settings(plan_of(bundle), {}, {"median_mm": [4.0, 12.0]})
+    found = [in_force(setting, "median_pixels", "median_mm") for setting in tried]
+    assert found == [(3, None), (None, 4.0), (None, 12.0)]
+
+
 def test_without_anything_to_vary_the_packages_own_settings_are_measured(bundle: Bundle) -> None:
     for product in (False, True):
         assert [s.name for s in options.enumerate_settings(plan_of(bundle), {}, {}, product=product)] == [
@@ -128,6 +134,7 @@ def test_a_text_without_name_or_value_is_refused(text: str) -> None:
         ({"slice_sigma": [1]}, {}, "no option slice_sigma"),
         ({}, {"steps": [3]}, "Unknown post-processing steps"),
         ({}, {"median_pixels": [3, 4]}, "must be odd"),
+        ({}, {"median_mm": [3, "wide"]}, "median_mm is 'wide'"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_any_scan(
@@ -232,7 +239,7 @@ def precision_by_ranking(heat: np.ndarray, reference: np.ndarray) -> float:
 def test_the_command_writes_what_it_prints_and_says_what_was_left_out(
     folder: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["options", folder, "--run", f"restore={bundle.path}", "--set", "floor=0,0.4", "--post", "rim_pixels=1"]
+    words = ["options", folder, "--run", f"restore={bundle.path}", "--set", "floor=0,0.4", "--post", "rim_mm=4"]
     words += [
         "--slices",
         4,
@@ -248,11 +255,11 @@ def test_the_command_writes_what_it_prints_and_says_what_was_left_out(
     assert benchmark.main([str(word) for word in words]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "options.md").read_text(encoding="utf-8")
-    assert "| floor = 0 (own) | " in printed and "| rim_pixels = 1 | " in printed
+    assert "| floor = 0 (own) | " in printed and "| rim_mm = 4 | " in printed
     assert "Own settings of toy-r 0.1.0: floor = 0.0, rim_pixels = 0." in printed
     assert "Only 4 of " in printed
     written = json.loads((tmp_path / "options.json").read_text(encoding="utf-8"))
-    assert [row["changed"] for row in written["rows"]] == [{}, {"floor": 0}, {"floor": 0.4}, {"rim_pixels": 1}]
+    assert [row["changed"] for row in written["rows"]] == [{}, {"floor": 0}, {"floor": 0.4}, {"rim_mm": 4}]
     assert written["rows"][0]["average_precision"] == written["rows"][1]["average_precision"] > 0
     assert [case["patient"] for case in written["cases"]] == ["anna"] * 4
 
@@ -264,6 +271,7 @@ def test_the_command_writes_what_it_prints_and_says_what_was_left_out(
         ([], "0 runs were asked for"),
         (["--run", "guided", "--run", "restore"], "2 runs were asked for"),
         (["--run", "restore={model}", "--post", "slice_sigma=1", "--slices", "3"], "Give one of the two"),
+        (["--run", "restore={model}", "--post", "slice_sigma_mm=3", "--slices", "3"], "Give one of the two"),
     ],
 )
 def test_the_command_says_what_is_wrong_with_its_arguments(

@@ -43,7 +43,8 @@ def test_no_link_leads_out_of_the_page_and_no_script_is_in_it(page: str) -> None
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) >= 2 * SHOWN
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in page.replace("&#", "")
+    text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # pictures hold any four letters sooner or later
+    assert "http" not in text.replace("&#", "")
     assert "@import" not in page
     assert "url(" not in page
 

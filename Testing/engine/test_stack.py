@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import phantom
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.orientation import Orientation
 from diffusion_anomaly.intensity import PercentileNormalisation
+from diffusion_anomaly.orientation import Orientation
 from diffusion_anomaly.volume import Grid, SliceStack
 
 OBLIQUE = phantom.rotation((9.0, -14.0, 21.0))

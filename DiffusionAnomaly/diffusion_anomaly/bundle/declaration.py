@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from .files import fail
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def check_declaration(
     if method == "restore":
         _check_restorer(package, anomaly, networks)
     _check_normalisation(package, anomaly)
+    _check_postprocess(package, anomaly)
     _check_calibration(package, anomaly)
 
 
@@ -147,6 +149,15 @@ def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:
     ):
         low, high = rule["low_percentile"], rule["high_percentile"]
         fail(package, ANOMALY, f"normalises from percentile {low} up to {high}, which is not above it", WRONG)
+
+
+def _check_postprocess(package: str, anomaly: Mapping[str, Any]) -> None:
+    from ..postprocess import PostprocessSettings
+
+    try:
+        PostprocessSettings.from_dict(anomaly.get("postprocess", {}))
+    except InputError as error:
+        fail(package, ANOMALY, f"has a postprocess, which does not fit: {error}".rstrip("."), WRONG)
 
 
 def _check_calibration(package: str, anomaly: Mapping[str, Any]) -> None:
