@@ -21,8 +21,9 @@ from diffusion_anomaly.intensity import Normalisation, values_in_brain
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import Volume
 
+from .labels import Head, load_head
 from .slices import HEALTHY, GridConfig, NormalisationConfig, Slices, join
-from .synthesis import TISSUES, Head, load_head
+from .tissues import TISSUES
 
 logger = logging.getLogger(__name__)
 

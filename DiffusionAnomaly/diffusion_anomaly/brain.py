@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from .brain_network import SPACING, WINDOW, brain_logits, rescale_intensity
 from .errors import InputError
 from .orientation import Orientation
 
@@ -21,15 +22,8 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .volume import Volume
 
-SPACING = 2.0  # mm, isotropic: the network's grid
-FOLD = 2  # voxels folded into channels along each axis
-# Voxels (right-left, posterior-anterior, inferior-superior) shown to the network at once: 192 x 224 x 192 mm holds any
-# brain. The size is fixed because the network normalises over what it sees: with more air around the same head, the
-# Dice on a T1 scan fell from 0.88 to 0.56.
-WINDOW = (96, 112, 96)
 LOOKS = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
-ROBUST_PERCENTILES = (1.0, 99.0)
 # A voxel counts as brain from this probability on. Below one half, because cortex that is cut off is never looked at,
 # while fluid that is let in costs little.
 ENOUGH = 0.35
@@ -38,16 +32,6 @@ MINIMUM_ML = 1.0  # less than this is no brain
 # in public sets that lost it, and the scan is looked at again as if its slices were closer.
 TALL = 0.95
 ORDINARY = 0.75
-
-
-def rescale_intensity(image: np.ndarray) -> np.ndarray:
-    """Robust range of an image to [0, 1]; the same in training and in use. A constant image becomes zero."""
-    positive = image[image > image.min()]
-    if positive.size == 0:
-        return np.zeros(image.shape, np.float32)
-    low, high = np.percentile(positive, ROBUST_PERCENTILES)
-    base = min(float(low), float(image.min()))
-    return np.clip((image - base) / max(float(high) - base, 1e-12), 0.0, 1.0).astype(np.float32)
 
 
 def network_grid(image: sitk.Image) -> sitk.Image:
@@ -74,17 +58,6 @@ def network_grid(image: sitk.Image) -> sitk.Image:
     # The outermost slices are repeated outwards, so that interpolation covers whole voxels, a single slice's too.
     thickened = sitk.ZeroFluxNeumannPad(oriented, [1, 1, 1], [1, 1, 1])
     return sitk.Resample(thickened, grid, sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
-
-
-def brain_logits(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Log-odds of brain for ``(N, 1, X, Y, Z)`` images, same shape.
-
-    The network works on blocks of 2 x 2 x 2 voxels folded into channels: nearly all arithmetic happens at 4 mm, an
-    eighth of the cost, while image and mask stay at 2 mm.
-    """
-    from monai.networks.utils import pixelshuffle, pixelunshuffle
-
-    return pixelshuffle(network(pixelunshuffle(image, 3, FOLD)), 3, FOLD)
 
 
 def brain_probability(network: torch.nn.Module, image: np.ndarray, dtype: torch.dtype | None = None) -> np.ndarray:
