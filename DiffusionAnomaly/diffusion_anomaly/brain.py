@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .volume import Volume
 
+# Share of voxels, in percent, that may lie beyond the range that intensities are clipped to: a far outlier would
+# otherwise take the whole scale, and be smeared into its neighbours.
+OUTLIERS = 0.05
+RANGE_FROM = 1_000_000  # voxels that range is taken from, evenly spread
+# The lowest value is padding, no air, when it is further below all else than this share of the rest's range, and the
+# rest has air of its own: 5 and 15 in 100 of its voxels are as good as alike. Without such air (a stripped brain) it is
+# background and keeps its distance, unless that is so large that no contrast would be left.
+PADDING_GAP, AIR_ALIKE, LARGEST_GAP = 0.1, 0.05, 3.0
 LOOKS = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
 # A voxel counts as brain from this probability on. Below one half, because cortex that is cut off is never looked at,
@@ -34,12 +42,35 @@ TALL = 0.95
 ORDINARY = 0.75
 
 
+def intensity_range(values: np.ndarray) -> tuple[float, float]:
+    """What intensities of a scan are clipped to: without far outliers, and with constant padding raised to air.
+
+    On an ordinary scan it is the range of the scan, but for five voxels in ten thousand.
+
+    Args:
+        values: of any shape.
+    """
+    values = values.ravel()[:: max(1, values.size // RANGE_FROM)]
+    low = float(np.percentile(values, OUTLIERS))
+    rest = values[values > low]
+    if rest.size == 0:
+        return low, low
+    high = float(np.percentile(rest, 100.0 - OUTLIERS))
+    darkest, dark, bright = (float(v) for v in np.percentile(rest, (5.0, 15.0, 99.0)))
+    gap, extent = darkest - low, bright - darkest
+    has_air = dark - darkest <= AIR_ALIKE * extent
+    if gap > LARGEST_GAP * extent or (has_air and gap > PADDING_GAP * extent):
+        low = darkest
+    return low, high
+
+
 def network_grid(image: sitk.Image) -> sitk.Image:
     """The image on the network's grid: 2 mm, axes towards right, anterior, superior.
 
-    Fine input is smoothed first, so that a 2 mm voxel stands for what it covers.
+    Fine input is smoothed first, so that a 2 mm voxel stands for what it covers; intensities are clipped before that.
     """
-    oriented = sitk.DICOMOrient(image, "RAS")
+    low, high = intensity_range(sitk.GetArrayViewFromImage(image))
+    oriented = sitk.Clamp(sitk.Cast(sitk.DICOMOrient(image, "RAS"), sitk.sitkFloat32), sitk.sitkFloat32, low, high)
     spacing = np.array(oriented.GetSpacing())
     size = np.array(oriented.GetSize())
     for axis in range(3):
@@ -54,7 +85,6 @@ def network_grid(image: sitk.Image) -> sitk.Image:
     grid.SetSpacing([SPACING] * 3)
     grid.SetOrigin(origin.tolist())
     grid.SetDirection(direction.ravel().tolist())
-    low = float(sitk.GetArrayViewFromImage(oriented).min())
     # The outermost slices are repeated outwards, so that interpolation covers whole voxels, a single slice's too.
     thickened = sitk.ZeroFluxNeumannPad(oriented, [1, 1, 1], [1, 1, 1])
     return sitk.Resample(thickened, grid, sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
