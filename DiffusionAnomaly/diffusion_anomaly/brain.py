@@ -32,9 +32,10 @@ RANGE_FROM = 1_000_000  # voxels that range is taken from, evenly spread
 PADDING_GAP, AIR_ALIKE, LARGEST_GAP = 0.1, 0.05, 3.0
 LOOKS = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
-# A voxel counts as brain from this probability on. Below one half, because cortex that is cut off is never looked at,
-# while fluid that is let in costs little.
-ENOUGH = 0.35
+# A voxel counts as brain from this probability on. Below one half, because what is cut off is never looked at, while
+# fluid that is let in costs little: from 0.35 to 0.3, on 74 patients with gliomas, the lesion outside fell from 0.53 to
+# 0.45 % and the mask grew by 1 %; overlap with reference brains changed by less than 0.004.
+ENOUGH = 0.3
 MINIMUM_ML = 1.0  # less than this is no brain
 # Height by length of the mask. Brains measure about 0.75; above TALL the header's slice spacing must be wrong, as it is
 # in public sets that lost it, and the scan is looked at again as if its slices were closer.

@@ -149,11 +149,12 @@ def test_a_tilted_heads_mask_is_the_heads_mask_tilted(known: Known, axis: int) -
     assert overlap(found, sitk.Resample(known.mask, image, tilt, sitk.sitkNearestNeighbor)) > 0.98
 
 
-@pytest.mark.parametrize("factor", [0.6, 1.6])
-def test_a_wrong_slice_spacing_leaves_the_mask_alone(known: Known, factor: float) -> None:
+# Too tall a head is recognised and looked at anew, too flat a one may be a cut one and is taken as it is.
+@pytest.mark.parametrize(("factor", "least"), [(0.6, 0.975), (1.6, 0.98)])
+def test_a_wrong_slice_spacing_leaves_the_mask_alone(known: Known, factor: float, least: float) -> None:
     wrong = sitk.Image(known.image)
     wrong.SetSpacing((2.0, 2.0, 2.0 * factor))
-    assert overlap(mask_of(wrong), known.mask) > 0.98
+    assert overlap(mask_of(wrong), known.mask) > least
 
 
 def test_slices_of_8_mm_keep_the_mask(known: Known) -> None:
