@@ -32,6 +32,7 @@ def _forgetLibrary() -> None:
 
 _forgetLibrary()
 
+from diffusion_anomaly.method_guide import DEFAULT_METHOD  # noqa: E402
 from DiffusionAnomalyLib.detection import Detection, Request  # noqa: E402
 from DiffusionAnomalyLib.panel import Panel  # noqa: E402
 from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode  # noqa: E402
@@ -183,7 +184,7 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
     def detect(
         self,
         volumeNode: Any,
-        method: str = "restore",
+        method: str = DEFAULT_METHOD,
         steps: int | None = None,
         *,
         model: str | None = None,
@@ -203,7 +204,7 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
 
         Args:
             volumeNode: the scan, a scalar volume node.
-            method: ``unsupervised``, ``guided``, ``restore`` or ``intensity``.
+            method: ``localise``, ``restore``, ``guided``, ``unsupervised`` or ``intensity``.
             steps: noise levels walked; None takes the model's default.
             model: name of a model that comes with the extension, or the folder of one.
             device: ``auto``, ``cpu`` or ``cuda:0``.

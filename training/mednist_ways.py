@@ -89,7 +89,7 @@ def ways(model: Model, options: UnsupervisedOptions, healthy: Pictures) -> dict[
         healthy: slices whose intensities are the baseline's normal ones.
     """
     method, baseline = Unsupervised(), Intensity()
-    normal = IntensityOptions(side=options.side).fitted(healthy.images[healthy.brain] / 255.0)
+    normal = IntensityOptions(side=options.side, reference=float(np.median(healthy.images[healthy.brain]) / 255.0))
 
     def codec_residual(batch: SliceBatch) -> Tensor:
         images = batch.images.to(model.device)

@@ -22,7 +22,7 @@ from safetensors.torch import load
 from diffusion_anomaly.bundle import Bundle, verify, write_bundle
 from diffusion_anomaly.bundle.declaration import NEEDED
 from diffusion_anomaly.calibration import Calibration, threshold_for_false_alarms
-from diffusion_anomaly.detect import Options, make_plan, raw_heat, whole_image_score
+from diffusion_anomaly.detect import Options, Plan, RawHeat, make_plan, raw_heat, whole_image_score
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised
 from diffusion_anomaly.running import make_batch
@@ -34,8 +34,18 @@ from .brain_check import BrainCheck, check_brain
 from .codec import CodecConfig, load_codec
 from .configuration import ConfigurationError, read_yaml
 from .diffusion import DiffusionConfig
+from .localise import LocaliseConfig
 from .restore import RestoreConfig
-from .slices import HEALTHY, PrepareConfig, brain_of, read_labels, slab_labels, slab_thickness
+from .slices import (
+    HEALTHY,
+    GridConfig,
+    NormalisationConfig,
+    PrepareConfig,
+    brain_of,
+    read_labels,
+    slab_labels,
+    slab_thickness,
+)
 from .trainer import averaged_weights
 
 logger = logging.getLogger(__name__)
@@ -108,14 +118,19 @@ class PackageConfig(BaseModel):
 
     name: str
     version: str
-    method: str = Field(pattern="^(unsupervised|guided|restore|brain)$")
+    method: str = Field(pattern="^(unsupervised|guided|restore|localise|intensity|brain)$")
     modality: str
     stages: dict[str, Stage] = Field(description="codec, diffusion, classifier, restorer or brain")
     prepare: Path | None = Field(default=None, description="configuration of the stage 'prepare'")
     brains: Path | None = Field(default=None, description="where 'prepare' keeps the brains it found")
+    grid: GridConfig | None = Field(default=None, description="of the slices, where it is not that of 'prepare'")
+    normalisation: NormalisationConfig | None = Field(default=None, description="the same")
     options: dict[str, Any] = {}
     postprocess: dict[str, Any] = {}
     checks: list[BrainCheck] = Field(default=[], description="of a brain mask: scans to measure it on")
+    healthy: list[Path] = Field(
+        default=[], description="scans of healthy people, to set the threshold with; else the healthy slices serve"
+    )
     false_alarm_ml: float = Field(default=1.0, gt=0, description="healthy false alarms a scan at the threshold")
     false_alarm_quantile: float = Field(default=0.5, gt=0, le=1, description="share of scans that stay below it")
     texts: Texts
@@ -162,9 +177,7 @@ def package(config: PackageConfig, output: Path) -> Bundle:
         if config.method == "unsupervised":
             anomaly["latent_threshold"] = learn_latent_threshold(bundle, scans)
             bundle = _write(config, directory, anomaly)
-        anomaly |= calibrate(bundle, scans, config, config.method)
-        intensity = calibrate(bundle, scans, config, "intensity")
-        anomaly["intensity"] = {key: intensity[key] for key in ("calibration", "threshold")}
+        anomaly |= calibrate(bundle, scans, config)
         bundle = _write(config, directory, anomaly)
     verify(bundle)
     return bundle
@@ -188,9 +201,9 @@ def learn_latent_threshold(bundle: Bundle, scans: list[HealthyScan]) -> dict[str
     return fit_latent_threshold(np.concatenate(values), plan.method_options.latent_percentile)  # type: ignore[attr-defined]
 
 
-def calibrate(bundle: Bundle, scans: list[HealthyScan], config: PackageConfig, method: str) -> dict[str, Any]:
+def calibrate(bundle: Bundle, scans: list[HealthyScan], config: PackageConfig) -> dict[str, Any]:
     """Table from raw heat to tail probability, default threshold and score range, on healthy slices alone."""
-    plan = make_plan(Options(method=method), bundle)
+    plan = make_plan(Options(method=config.method), bundle)
     pieces, scores = [], []
     for scan in scans:
         found = raw_heat(scan.volume, scan.brain, plan)
@@ -199,18 +212,22 @@ def calibrate(bundle: Bundle, scans: list[HealthyScan], config: PackageConfig, m
         scores.append(whole_image_score(found.scores))
         if keep.any():
             pieces.append((found.raw[keep], brain[keep], found.stack.voxel_ml, brain.sum() / brain[keep].sum()))
-        logger.info("%s: %s, %d healthy slices", method, Path(scan.volume.source).name, keep.sum())
+        logger.info("%s: %s, %d healthy slices", config.method, Path(scan.volume.source).name, keep.sum())
     source = f"{sum(len(p[0]) for p in pieces)} healthy slices of {len(pieces)} validation scans"
     calibration = Calibration.fit(np.concatenate([raw[brain] for raw, brain, _, _ in pieces]), source=source)
-    threshold = threshold_for_false_alarms(
-        [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces],
-        config.false_alarm_ml,
-        config.false_alarm_quantile,
-    )
+    judged = [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces]
+    if config.healthy:
+        judged = [(calibration(found.raw), found.stack.voxel_ml, 1.0) for found in _of_healthy_people(config, plan)]
+        source = f"{len(judged)} scans of healthy people"
+    threshold = threshold_for_false_alarms(judged, config.false_alarm_ml, config.false_alarm_quantile)
     spread = {"mean": float(np.mean(scores)), "std": float(np.std(scores))}
     return {
         "calibration": calibration.to_dict(),
-        "threshold": {"heat": round(threshold, 4), "false_alarm_ml": config.false_alarm_ml, "source": source},
+        "threshold": {
+            "heat": round(threshold, 4),
+            "false_alarm_ml": config.false_alarm_ml,
+            "source": f"{_share(config.false_alarm_quantile)} of {source}",
+        },
         "score_range": spread | {"upper": spread["mean"] + UNKNOWN_DEVIATIONS * spread["std"]},
     }
 
@@ -233,8 +250,10 @@ def describe(bundle: Bundle, evaluation: Path, run: str, data: str) -> Bundle:
         quality[name] = round(rows[run][key], 4)
         if f"{key}_low" in rows[run]:
             quality[f"{name}, 95 % interval"] = [round(rows[run][f"{key}_{end}"], 4) for end in ("low", "high")]
-        if key in COMPARED and "intensity" in rows:
+        if key in COMPARED and "intensity" in rows and run != "intensity":
             quality[f"{name} of the intensity baseline"] = round(rows["intensity"][key], 4)
+    if "beats_intensity" in rows[run]:
+        quality["beats the intensity baseline"] = rows[run]["beats_intensity"]
     quality |= {"hardware": table["about"]["hardware"]}
     texts = json.loads((bundle.path / "configs" / "metadata.json").read_text(encoding="utf-8"))
     anomaly = bundle.anomaly | {"quality": quality}
@@ -293,6 +312,17 @@ def _healthy_scans(config: PackageConfig) -> Iterator[HealthyScan]:
         yield HealthyScan(volume, brain, path.name, labels)
 
 
+def _share(quantile: float) -> str:
+    return {1.0: "each", 0.5: "half"}.get(quantile, f"{quantile:.0%}")
+
+
+def _of_healthy_people(config: PackageConfig, plan: Plan) -> Iterator[RawHeat]:
+    for path in config.healthy:
+        volume = read_volume(path)
+        yield raw_heat(volume, brain_of(path, volume, _prepare(config), config.brains), plan)
+        logger.info("%s: %s, a healthy person", config.method, path.name)
+
+
 def _prepare(config: PackageConfig) -> PrepareConfig:
     if config.prepare is None:
         raise ValueError(f"The package {config.name} needs 'prepare', the configuration its slices were made with.")
@@ -305,10 +335,15 @@ def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
     declared = {
         "orientation": "axial",
         "brain_only": True,
-        "grid": prepare.grid.model_dump(mode="json"),
-        "normalisation": prepare.normalisation.rule.to_dict(),
+        "grid": (config.grid or prepare.grid).model_dump(mode="json"),
+        "normalisation": (config.normalisation or prepare.normalisation).rule.to_dict(),
         "postprocess": config.postprocess,
     }
+    if config.method == "intensity":
+        return declared | {"options": config.options}
+    if config.method == "localise":
+        localiser = read_yaml(config.stages["localiser"].config, LocaliseConfig)
+        return declared | {"codec": {"factor": localiser.fold}}
     if config.method == "restore":
         restorer = read_yaml(config.stages["restorer"].config, RestoreConfig)
         levels = {"levels": restorer.corruption.levels}
@@ -335,7 +370,12 @@ def _networks(
 ) -> tuple[dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]], dict[str, Any]]:
     """Configuration and averaged weights of each part, and what each training took."""
     networks, facts = {}, {}
-    kinds: dict[str, Any] = {"codec": CodecConfig, "brain": BrainConfig, "restorer": RestoreConfig}
+    kinds: dict[str, Any] = {
+        "codec": CodecConfig,
+        "brain": BrainConfig,
+        "restorer": RestoreConfig,
+        "localiser": LocaliseConfig,
+    }
     for part, stage in config.stages.items():
         settings = read_yaml(stage.config, kinds.get(part, DiffusionConfig))
         weights, facts[part] = stage.load()

@@ -41,6 +41,7 @@ class GridConfig(BaseModel):
     size: tuple[int, int]
     spacing: float = Field(gt=0)
     max_slice_spacing: float = Field(default=3.0, gt=0)
+    neighbours: int = Field(default=0, ge=0)
 
 
 class NormalisationConfig(BaseModel):

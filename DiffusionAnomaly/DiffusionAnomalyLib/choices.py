@@ -23,6 +23,8 @@ from .translation import tr as _
 ADDED_MODELS = "AddedModels"
 DEFAULT_SLICE_SPACING = 3.0
 HEADLINE_NUMBERS = 2
+# What a card says of a model that was measured beside the baseline.
+BEATS_INTENSITY = "beats the intensity baseline"
 FORGET = "forget:"
 
 
@@ -255,8 +257,11 @@ def _declaration(model: Path) -> Path:
 
 def _headline(quality: Mapping[str, Any]) -> str:
     """The first measured numbers; the others, and their intervals, are in the whole card."""
-    texts = [f"{name} {value:.2f}" for name, value in quality.items() if isinstance(value, float)]
-    return ", ".join(texts[:HEADLINE_NUMBERS]) or _("not measured")
+    texts = [f"{name} {value:.2f}" for name, value in quality.items() if isinstance(value, float)][:HEADLINE_NUMBERS]
+    verdict = quality.get(BEATS_INTENSITY)
+    if verdict is not None:
+        texts.append(f"{BEATS_INTENSITY}: {verdict}")
+    return ", ".join(texts) or _("not measured")
 
 
 def _value(value: Any) -> str:

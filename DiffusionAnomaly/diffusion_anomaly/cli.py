@@ -24,6 +24,7 @@ from .batch import Request, as_engine_error, run_batch
 from .console import JsonLines, Terminal, out, show_error
 from .errors import Cancelled, EngineError, InputError
 from .method_guide import DEFAULT_METHOD
+from .planning import DEFAULT_MODELS
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -88,7 +89,7 @@ def detect(
     ],
     method: Annotated[
         str | None,
-        typer.Option(help=f"unsupervised, guided, restore or intensity; default: the model's, or {DEFAULT_METHOD}."),
+        typer.Option(help=f"{', '.join(DEFAULT_MODELS)}; default: the model's, or {DEFAULT_METHOD}."),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the package's.")] = None,
@@ -144,7 +145,6 @@ def _method_of(model: str | None) -> str:
     if model is None:
         return DEFAULT_METHOD
     from .bundle import open_bundle
-    from .planning import DEFAULT_MODELS
 
     method = open_bundle(model).method
     return method if method in DEFAULT_MODELS else DEFAULT_METHOD

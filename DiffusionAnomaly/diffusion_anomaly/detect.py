@@ -19,7 +19,6 @@ from .errors import MemoryExhausted
 from .findings import Finding, segment
 from .intensity import values_in_brain
 from .planning import Options, Plan, make_plan
-from .preparation import choose_grid, fit_intensities
 from .provenance import describe
 from .results import save
 from .stack import SliceStack
@@ -82,7 +81,7 @@ class RawHeat:
         raw: ``(n, H, W)`` float32 post-processed heat in the method's own units, 0 outside the brain.
         scores: ``(n,)`` whole-image score of each slice.
         run: where and how it was computed; its raw heat is this one.
-        plan: what was computed; the baseline's with the scan's own median and deviation.
+        plan: what was computed.
     """
 
     stack: SliceStack
@@ -203,7 +202,7 @@ def detect(
 
 def _detect(volume: Volume, plan: Plan, mask: sitk.Image | None, watch: _Watch) -> Result:
     calibrate, threshold = plan.calibration, plan.threshold  # an uncalibrated package is refused before any work
-    for warning in scan_warnings(volume, plan.bundle.modality if plan.bundle and plan.method.needs_model else None):
+    for warning in scan_warnings(volume, plan.bundle.modality):
         watch.warn(warning)
     watch.enter("brain")
     brain = mask if mask is not None else _find_brain(volume, plan, watch)
@@ -265,18 +264,16 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
     from .running import run_slices
 
     watch.enter("load")
-    stack = SliceStack(volume, choose_grid(volume, brain, plan), brain)
+    stack = SliceStack(volume, plan.grid, brain)
     values = values_in_brain(volume.image, brain)
     for warning in (*brain_warnings(stack, values), *mask_warnings(volume.image, brain), *proportion_warnings(brain)):
         watch.warn(warning)
-    plan, scale = fit_intensities(plan, volume.image, brain, values)
-    bundle = plan.bundle if plan.method.needs_model else None
+    scale = plan.bundle.normalisation.fit_scan(volume.image, brain)
 
     def started(device: str) -> None:
         watch.report(1, 1)
         if watch.on_started is not None:
-            name, version = (bundle.name, bundle.version) if bundle else (None, None)
-            watch.on_started(Started(device, name, version, len(stack)))
+            watch.on_started(Started(device, plan.bundle.name, plan.bundle.version, len(stack)))
         watch.enter("detect", len(stack) * max(1, plan.method.network_calls(plan.method_options)))
 
     run = run_slices(

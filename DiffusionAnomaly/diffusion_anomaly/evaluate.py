@@ -1,9 +1,8 @@
 """Methods against reference masks: everything that goes into the table of an honest evaluation.
 
 Each scan's brain is found once and given to every method; each method runs through ``detect`` as a user's
-scan does; and the intensity baseline always runs beside, on the grid and with the post-processing of the
-methods it is compared with. What is judged is the heat on the scan's own grid. What the columns mean is said
-in ``evaluation_table``.
+scan does; and the intensity baseline always runs beside, as good as it is known to be. What is judged is the heat on
+the scan's own grid. What the columns mean is said in ``evaluation_table``.
 
     pairs = find_pairs("lgg-flair/test")
     table = run(pairs, [RunSpec("unsupervised"), RunSpec("guided")], Path("evaluation"))
@@ -15,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,7 @@ def run(
 
 
 def plan_runs(runs: Sequence[RunSpec], device: str = "auto", seed: int = 0) -> dict[str, Plan]:
-    """What will be run, by label, with a baseline for every grid and post-processing among the runs.
+    """What will be run, by label, with the baseline.
 
     A baseline that was asked for without a label, model or side of its own is this one, not another.
 
@@ -178,29 +177,15 @@ def plan_runs(runs: Sequence[RunSpec], device: str = "auto", seed: int = 0) -> d
             continue
         plan = make_plan(options)
         label = spec.label or spec.method
-        if label in plans and plan.bundle is not None:
+        if label in plans and not spec.label:
             label = f"{label} ({plan.bundle.name})"
         if label in plans:
             raise InputError(f"Two runs are called {label!r}.", "Give one of them another label.")
         plans[label] = plan
-    for number, options in enumerate(_baselines(plans.values()) or [plain], start=1):
-        label = BASELINE if number == 1 else f"{BASELINE} {number}"
-        if label in plans:
-            raise InputError(f"A run is called {label!r}, as the baseline is.", "Give it another label.")
-        plans[label] = make_plan(options)
+    if BASELINE in plans:
+        raise InputError(f"A run is called {BASELINE!r}, as the baseline is.", "Give it another label.")
+    plans[BASELINE] = make_plan(plain)
     return plans
-
-
-def _baselines(plans: Iterable[Plan]) -> list[Options]:
-    """The baseline's options for each grid and post-processing among the methods with a model."""
-    found: dict[Any, Options] = {}
-    for plan in plans:
-        if plan.bundle is not None and plan.method.needs_model:
-            asked = replace(plan.asked, method=BASELINE, model=str(plan.bundle.path), steps=None, threshold=None)
-            asked = replace(asked, overrides={})
-            grid = (plan.bundle.grid, plan.postprocess, asked.min_volume_ml, asked.slice_spacing)
-            found.setdefault(grid, asked)
-    return list(found.values())
 
 
 def sweep(cases: Sequence[Case], heats: Iterator[tuple[Path, Truth]], threshold: float, min_volume_ml: float) -> Sweep:

@@ -56,9 +56,15 @@ class MethodGuide:
 
 
 # The one that evaluations put first; see docs/evaluation.md.
-DEFAULT_METHOD = "restore"
+DEFAULT_METHOD = "localise"
 
 METHOD_GUIDES = (
+    MethodGuide(
+        "localise",
+        "Lesion localiser",
+        "Points in one look at what a network was taught to find in healthy brains: lesions made by a computer.",
+        "healthy brains with lesions made by a computer, no outlines of real ones",
+    ),
     MethodGuide(
         "unsupervised",
         "Unsupervised latent diffusion",
@@ -86,7 +92,7 @@ METHOD_GUIDES = (
     MethodGuide(
         "intensity",
         "Intensity (baseline)",
-        "Shows what is much brighter than the rest of the brain; costs nothing.",
+        "Shows what is brighter than the most common tissue: no model, a second a scan, the measure of the others.",
         "nothing",
         needs_model=False,
     ),

@@ -93,7 +93,10 @@ class Codec(nn.Module):
         return self.network is None
 
     def encode(self, x: Tensor) -> Tensor:
-        """``(N, 1, H, W)`` in [-1, 1] to ``(N, C, H / factor, W / factor)``."""
+        """``(N, 1, H, W)`` in [-1, 1] to ``(N, C, H / factor, W / factor)``.
+
+        In pixel space ``(N, slices, H, W)`` to ``(N, slices * factor**2, H / factor, W / factor)``, slice by slice.
+        """
         x = nn.functional.pixel_unshuffle(x, self.fold)
         if self.network is None:
             raw = x
@@ -123,7 +126,7 @@ class Model:
         codec: image to latent and back.
         schedule: noise levels.
         noise_pyramid: discount of the noise the model was trained on, see ``diffusion.pyramid_noise``; 0 for white.
-        calls: samples that have passed the diffusion model, the classifier or the restorer so far.
+        calls: samples that have passed the diffusion model, the classifier, the restorer or the localiser so far.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class Model:
         *,
         classifier: nn.Module | None = None,
         restorer: nn.Module | None = None,
+        localiser: nn.Module | None = None,
         prediction_type: str = "epsilon",
         noise_pyramid: float = 0.0,
         device: torch.device | str = "cpu",
@@ -152,6 +156,7 @@ class Model:
         self.diffusion = self._place(diffusion) if diffusion is not None else None
         self.classifier = self._place(classifier) if classifier is not None else None
         self.restorer = self._place(restorer) if restorer is not None else None
+        self.localiser = self._place(localiser) if localiser is not None else None
 
     def _place(self, network: nn.Module) -> Any:
         network = network.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -218,12 +223,20 @@ class Model:
 
     @torch.no_grad()
     def restore(self, latent: Tensor, level: int) -> Tensor:
-        """The restorer's output ``(N, C, h, w)`` for folded slices ``(N, factor**2, h, w)``, told a level."""
+        """The restorer's output ``(N, C, h, w)`` for folded slices ``(N, slices * factor**2, h, w)``, told a level."""
         if self.restorer is None:
             raise ModelError("This model package has no restorer.", "Choose another package.")
         self.calls += len(latent)
         levels = torch.full((len(latent),), level, dtype=torch.long, device=latent.device)
         return self._chunks(lambda x, at: self.restorer(x, at), latent, levels)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def localise(self, latent: Tensor) -> Tensor:
+        """Log-odds of a lesion ``(N, factor**2, h, w)`` for folded slices ``(N, slices * factor**2, h, w)``."""
+        if self.localiser is None:
+            raise ModelError("This model package has no localiser.", "Choose another package.")
+        self.calls += len(latent)
+        return self._chunks(self.localiser, latent)
 
     def _class_log_prob(self, x: Tensor, level: Tensor) -> Tensor:
         if self.classifier is None:
@@ -293,6 +306,7 @@ def load_model(bundle: Bundle, device: str | torch.device = "auto", precision: s
         Schedule.named(schedule["kind"], schedule["levels"]),
         classifier=networks.get("classifier"),
         restorer=networks.get("restorer"),
+        localiser=networks.get("localiser"),
         prediction_type=bundle.anomaly.get("prediction_type", "epsilon"),
         noise_pyramid=schedule.get("pyramid", 0.0),
         device=place,

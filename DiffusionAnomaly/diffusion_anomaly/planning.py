@@ -11,23 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .errors import InputError, ModelError
 from .method_guide import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .calibration import Calibration
     from .methods import Method
     from .methods.options import MethodOptions
     from .networks import Model
     from .postprocess import PostprocessSettings
+    from .stack import Grid
 
-DEFAULT_MODELS = {"unsupervised": "flair-unsupervised", "guided": "flair-guided", "restore": "flair-restore"}
-
-# Heat of 3 is one healthy voxel in a thousand. Only used where no model package brings a measured threshold.
-INTENSITY_THRESHOLD = 3.0
-NORMAL_TAIL = "upper tail of a normal distribution, not measured on healthy scans"
+DEFAULT_MODELS = {
+    method: f"flair-{method}" for method in ("localise", "restore", "guided", "unsupervised", "intensity")
+}
 
 
 @dataclass(frozen=True)
@@ -82,28 +80,6 @@ def _check_number(name: str, value: Any, fits: Callable[[Any], bool], expected: 
 
 
 @dataclass(frozen=True)
-class NormalTail:
-    """Heat of a z-score without a healthy reference: ``-log10`` of the normal distribution's tail beyond it.
-
-    Real intensities have heavier tails than a normal distribution, so this heat is optimistic; a model package that
-    carries a measured table for the baseline replaces it.
-
-    Attributes:
-        two_sided: whether both tails count, for z-scores without a sign.
-    """
-
-    two_sided: bool = False
-
-    def __call__(self, z: np.ndarray) -> np.ndarray:
-        """z-scores >= 0 of any shape to float32 heat; 0 stays 0."""
-        from scipy.special import log_ndtr
-
-        z = np.asarray(z, dtype=np.float64)
-        tail = log_ndtr(-z) + (math.log(2.0) if self.two_sided else 0.0)
-        return np.where(z > 0, -tail / math.log(10.0), 0.0).astype(np.float32)
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that is settled before the scan.
 
@@ -111,7 +87,7 @@ class Plan:
         asked: the user's options.
         method: what runs.
         method_options: its options: defaults, overlaid by the package's, overlaid by the user's.
-        bundle: the model package; None for the baseline without one.
+        bundle: the model package; the baseline's holds no network.
         postprocess: filters of raw heat.
         device: ``cpu``, ``cuda`` or ``cuda:0``: what ``auto`` came to.
         precision: ``float32`` or ``bfloat16``: what ``auto`` came to on that device.
@@ -120,21 +96,29 @@ class Plan:
     asked: Options
     method: Method
     method_options: MethodOptions
-    bundle: Bundle | None
+    bundle: Bundle
     postprocess: PostprocessSettings
     device: str
     precision: str
 
+    @property
+    def grid(self) -> Grid:
+        """The package's slices, no farther apart than the user asked for."""
+        grid = self.bundle.grid
+        if self.asked.slice_spacing is not None:
+            grid = replace(grid, max_slice_spacing=float(self.asked.slice_spacing))
+        return grid
+
     def load(self, device: str) -> Model | None:
         """The model on a device; None for a method without one."""
-        if not self.method.needs_model or self.bundle is None:
+        if not self.method.needs_model:
             return None
         from .networks import load_model
 
         return load_model(self.bundle, device, self.asked.precision)
 
     @property
-    def calibration(self) -> Callable[[np.ndarray], np.ndarray]:
+    def calibration(self) -> Calibration:
         """Post-processed raw heat to ``-log10`` of its healthy tail probability.
 
         Raises:
@@ -142,28 +126,21 @@ class Plan:
         """
         from .calibration import Calibration
 
-        table = self._calibrated("calibration")
-        if table is not None:
-            return Calibration.from_dict(table)
-        return NormalTail(two_sided=getattr(self.method_options, "side", "") == "both")
+        return Calibration.from_dict(self._calibrated("calibration"))
 
     @property
     def calibration_source(self) -> str:
         """What healthy data the heat refers to."""
-        table = self._calibrated("calibration")
-        return NORMAL_TAIL if table is None else str(table.get("source") or "healthy validation scans")
+        return str(self._calibrated("calibration").get("source") or "healthy validation scans")
 
     @property
     def threshold(self) -> float:
         """The user's threshold, else the package's."""
-        if self.asked.threshold is not None:
-            return float(self.asked.threshold)
-        stored = self.stored_threshold
-        return INTENSITY_THRESHOLD if stored is None else float(stored["heat"])
+        return float(self.stored_threshold["heat"] if self.asked.threshold is None else self.asked.threshold)
 
     @property
-    def stored_threshold(self) -> dict[str, Any] | None:
-        """The package's threshold with its reason; None where there is none."""
+    def stored_threshold(self) -> dict[str, Any]:
+        """The package's threshold with its reason."""
         return self._calibrated("threshold")
 
     @property
@@ -171,12 +148,8 @@ class Plan:
         """The range of the whole-image score on healthy validation; None where the score is no such warning."""
         return self._calibrated("score_range") if self.method.score_is_familiarity else None
 
-    def _calibrated(self, key: str) -> dict[str, Any] | None:
-        """An entry of the package that only calibration can have written; None where the method has no package."""
-        if self.bundle is None:
-            return None
-        if not self.method.needs_model:
-            return self.bundle.anomaly.get(self.method.name, {}).get(key)
+    def _calibrated(self, key: str) -> dict[str, Any]:
+        """An entry of the package that only calibration can have written."""
         if key not in self.bundle.anomaly:
             raise ModelError(
                 f"Package {self.bundle.name}: configs/anomaly.json has no {key}.",
@@ -196,14 +169,15 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
         InputError: for an unknown method, an option out of range, or a device that is not there.
         ModelError: when the package is missing, damaged, or made for another method.
     """
+    from .bundle import open_bundle
     from .methods import get_method, make_options
     from .networks import choose_device, choose_dtype
     from .postprocess import PostprocessSettings
 
     method = get_method(options.method)
     if bundle is None:
-        bundle = _open_model(method, options.model)
-    if bundle is not None and method.needs_model and bundle.method != method.name:
+        bundle = open_bundle(options.model if options.model is not None else DEFAULT_MODELS[method.name])
+    if bundle.method != method.name:
         raise ModelError(
             f"Package {bundle.name} is made for the method {bundle.method!r}, but {method.name!r} was asked for.",
             f"Choose --method {bundle.method}, or another model."
@@ -214,14 +188,14 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
     if options.steps is not None:
         overrides["steps"] = options.steps
     try:
-        settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}) if bundle else {})
+        settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}))
     except InputError as error:
         raise ModelError(f"The model package's post-processing does not fit: {error.what}", error.hint) from error
     device = choose_device(options.device)
     return Plan(
         asked=options,
         method=method,
-        method_options=make_options(method, _packaged_options(method, bundle), overrides),
+        method_options=make_options(method, _packaged_options(bundle), overrides),
         bundle=bundle,
         postprocess=settings,
         device=str(device),
@@ -229,18 +203,8 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
     )
 
 
-def _open_model(method: Method, model: str | None) -> Bundle | None:
-    if model is None and not method.needs_model:
-        return None
-    from .bundle import open_bundle
-
-    return open_bundle(model if model is not None else DEFAULT_MODELS[method.name])
-
-
-def _packaged_options(method: Method, bundle: Bundle | None) -> dict[str, Any]:
+def _packaged_options(bundle: Bundle) -> dict[str, Any]:
     """What the package sets of the method's options. The latent threshold is learnt, so it has its own entry."""
-    if bundle is None or not method.needs_model:
-        return {}
     packaged = dict(bundle.anomaly.get("options", {}))
     if "latent_threshold" in bundle.anomaly:
         packaged["latent_threshold"] = bundle.anomaly["latent_threshold"]
@@ -262,5 +226,5 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
 
 
 def with_options(plan: Plan, method_options: MethodOptions) -> Plan:
-    """The same plan with the method's options replaced, as the baseline needs once it has seen the scan."""
+    """The same plan with the method's options replaced."""
     return replace(plan, method_options=method_options)

@@ -45,7 +45,6 @@ def describe(
         timings: seconds by stage.
     """
     plan, run = found.plan, found.run
-    model = plan.bundle
     return {
         "schema_version": SCHEMA_VERSION,
         "purpose": PURPOSE,
@@ -56,7 +55,7 @@ def describe(
             "volume_ml": round(volume_ml(brain), 3),
         },
         "method": plan.method.name,
-        "model": None if model is None else describe_bundle(model),
+        "model": describe_bundle(plan.bundle),
         "options": {
             **resolved_options(plan),
             "batch_size": run.batch_size,

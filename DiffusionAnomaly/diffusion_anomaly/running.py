@@ -74,13 +74,25 @@ def slice_generator(seed: int, index: int) -> torch.Generator:
 
 
 def make_batch(stack: SliceStack, scale: IntensityScale, start: int, stop: int, seed: int) -> SliceBatch:
-    """Slices start..stop-1, normalised, each with its own generator."""
-    brain = stack.brain(start, stop)
-    images = scale(stack.images(start, stop), brain)
+    """Slices start..stop-1, normalised, each with its own generator, and with the neighbours that the grid asks for."""
+    reach = stack.grid.neighbours
+    first, last = max(0, start - reach), min(len(stack), stop + reach)
+    inside = stack.brain(first, last)
+    seen = torch.from_numpy(scale(stack.images(first, last), inside))
+    wanted = slice(start - first, stop - first)
+    slabs = None
+    if reach:
+        slabs = torch.zeros((stop - start, 2 * reach + 1, *seen.shape[1:]))
+        for row, index in enumerate(range(start, stop)):
+            for place, offset in enumerate(range(-reach, reach + 1)):
+                other = stack.beside(index, offset)
+                if other is not None:
+                    slabs[row, place] = seen[other - first]
     return SliceBatch(
-        torch.from_numpy(images)[:, None],
-        torch.from_numpy(brain)[:, None],
+        seen[wanted, None],
+        torch.from_numpy(inside[wanted])[:, None],
         [slice_generator(seed, index) for index in stack.indices[start:stop]],
+        slabs,
     )
 
 

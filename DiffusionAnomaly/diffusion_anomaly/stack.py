@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from .volume import Volume
 
 
+MOST_NEIGHBOURS = 8
+
+
 @dataclass(frozen=True)
 class Grid:
     """The slices a model reads.
@@ -34,11 +38,13 @@ class Grid:
         spacing: Pixel edge in mm, the same along both axes.
         max_slice_spacing: Slices are at most this far apart, in mm. Thinner input is averaged over slabs that
             approach it; thicker input is taken slice by slice.
+        neighbours: How many slices on either side a network sees beside each slice.
     """
 
     size: tuple[int, int]
     spacing: float
     max_slice_spacing: float = 3.0
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -47,6 +53,10 @@ class Grid:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} is {value}; expected a positive number of mm.")
+        if self.neighbours == int(self.neighbours):  # JSON has one kind of number
+            object.__setattr__(self, "neighbours", int(self.neighbours))
+        if not isinstance(self.neighbours, int) or not 0 <= self.neighbours <= MOST_NEIGHBOURS:
+            raise InputError(f"neighbours is {self.neighbours}; expected 0 to {MOST_NEIGHBOURS} slices.")
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,19 @@ class SliceStack:
     def brain(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Where at least half of a pixel is brain: bool (n, height, width)."""
         return self._masks[start:stop].copy()
+
+    def beside(self, index: int, offset: int) -> int | None:
+        """The slice `offset` slices above (or below) slice `index`; None where there is none.
+
+        Beyond the ends there is none, nor across slices without brain.
+        """
+        other = index + offset
+        if not 0 <= other < len(self._slabs):
+            return None
+        low, high = sorted((index, other))
+        slabs = self._slabs[low : high + 1]
+        unbroken = all(above.start == below.stop for below, above in pairwise(slabs))
+        return other if unbroken else None
 
     def to_volume(self, heat: np.ndarray) -> sitk.Image:
         """Heat on all slices, back on the scan.

@@ -15,6 +15,7 @@ import numpy as np
 import slicer
 
 import panelcase  # as a module: unittest would run an imported case class as well
+from diffusion_anomaly.method_guide import DEFAULT_METHOD
 
 
 class DiffusionAnomalyPanelTest(panelcase.PanelCase):
@@ -289,7 +290,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert not self.ui.runButton.enabled and "Noise level" in self.ui.messageLabel.text
         self.parameters.method.name = "of another version"
         self.settle()
-        assert self.parameters.method.name == "restore" and self.ui.runButton.enabled
+        assert self.parameters.method.name == DEFAULT_METHOD and self.ui.runButton.enabled
 
     def test_an_added_model_that_is_gone_is_named_and_can_be_forgotten(self) -> None:
         from DiffusionAnomalyLib import choices

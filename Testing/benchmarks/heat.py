@@ -19,11 +19,10 @@ import SimpleITK as sitk
 
 from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import values_in_brain
+from diffusion_anomaly.intensity import IntensityScale
 from diffusion_anomaly.pairs import Pair
 from diffusion_anomaly.planning import Plan
 from diffusion_anomaly.postprocess import PostprocessSettings, postprocess
-from diffusion_anomaly.preparation import choose_grid, fit_intensities
 from diffusion_anomaly.running import run_slices
 from diffusion_anomaly.stack import SliceStack
 
@@ -39,7 +38,7 @@ class Slices:
         stack: all of the scan's.
         places: which of them.
         reference, brain: ``(n, H, W)`` bool on the model's grid.
-        values: intensities of all of the scan's brain, for its scale.
+        scale: of the scan's intensities.
         files: hash of scan and reference.
     """
 
@@ -47,7 +46,7 @@ class Slices:
     places: list[int]
     reference: np.ndarray
     brain: np.ndarray
-    values: np.ndarray
+    scale: IntensityScale
     files: str
 
     @classmethod
@@ -64,12 +63,19 @@ class Slices:
         """
         volume, reference, files = evidence.read_pair(pair)
         brain = evidence.brain_of(pair, volume, brains, plan.device)
-        grid = choose_grid(volume, brain, plan)
+        grid = plan.grid
         stack = SliceStack(volume, grid, brain)
         as_scan = replace(volume, image=sitk.Cast(reference, sitk.sitkFloat32))
         lesion = SliceStack(as_scan, grid, brain).images() > 0.5
         places = choose_slices(lesion.sum(axis=(1, 2)), count)
-        return cls(stack, places, lesion[places], stack.brain()[places], values_in_brain(volume.image, brain), files)
+        return cls(
+            stack,
+            places,
+            lesion[places],
+            stack.brain()[places],
+            plan.bundle.normalisation.fit_scan(volume.image, brain),
+            files,
+        )
 
     @property
     def has_lesion(self) -> np.ndarray:
@@ -116,16 +122,19 @@ def run_method(looked: Slices, plan: Plan, model: Any) -> dict[str, Any]:
     """The method's ``heat`` of these slices as it comes, the ``misfit``, and ``seconds`` a slice.
 
     Intensities, noise and network calls are the same as if the whole scan were looked at; the misfit is that of the
-    slices looked at.
+    slices looked at. Where networks see neighbours, all slices are looked at.
     """
-    plan, scale = fit_intensities(plan, looked.values)
-    part = cast(SliceStack, _Part(looked.stack, looked.places))
+    scale = looked.scale
+    if looked.stack.grid.neighbours:
+        places, part = looked.places, looked.stack
+    else:
+        places, part = slice(None), cast(SliceStack, _Part(looked.stack, looked.places))
     method, options, seed = plan.method, plan.method_options, plan.asked.seed
     run, seconds = timed(
         lambda: run_slices(part, scale, method, options, lambda device: model, device=plan.device, seed=seed),
         plan.device,
     )
-    return {"heat": run.raw, "misfit": run.misfit, "seconds": seconds / len(looked.places)}
+    return {"heat": run.raw[places], "misfit": run.misfit, "seconds": seconds / len(part)}
 
 
 def filtered(looked: Slices, raw: Mapping[str, Any], settings: PostprocessSettings) -> np.ndarray:

@@ -30,9 +30,9 @@ def flair_like_grid() -> sitk.Image:
 
 @pytest.fixture(scope="session")
 def flair_like_volume(flair_like_grid: sitk.Image) -> Volume:
-    """An ellipsoid head with scalp, brain and one bright lesion, with noise."""
+    """An ellipsoid head with scalp, brain, dark fluid amid it and one bright lesion, with noise."""
     noise = np.random.default_rng(0).normal(0, 3, flair_like_grid.GetSize()[::-1]).astype(np.float32)
-    clean = sitk.GetArrayFromImage(phantom.paint(flair_like_grid))
+    clean = sitk.GetArrayFromImage(phantom.paint(flair_like_grid, fluid=True))
     return phantom.as_volume(phantom.on_grid(np.where(clean > 0, clean + noise, 0), flair_like_grid))
 
 

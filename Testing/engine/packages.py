@@ -36,6 +36,13 @@ CLASSIFIER = {
     "input_shape": [12, 10],
 }
 RESTORER = {**DIFFUSION, "out_channels": 2 * CHANNELS}
+LOCALISER = {
+    "_target_": "BasicUNet",
+    "spatial_dims": 2,
+    "in_channels": 12,  # a slice between two neighbours, each folded by 2
+    "out_channels": 4,
+    "features": [8, 8, 8, 8, 8, 8],
+}
 ANOMALY: dict[str, Any] = {
     "modality": "FLAIR",
     "orientation": "axial",
@@ -56,6 +63,24 @@ UNSUPERVISED = {
 }
 GUIDED = {**ANOMALY, "options": {"steps": 3, "guidance_scale": 10.0}}
 RESTORE = {**ANOMALY, "schedule": None, "prediction_type": None, "options": {"steps": 2, "levels": 4}}
+MODE = {"kind": "mode", "low_percentile": 0.5, "mode_value": 0.42, "clip_max": 1.0}
+LOCALISE = {
+    **ANOMALY,
+    "grid": {"size": [64, 64], "spacing": 3.0, "neighbours": 1},
+    "normalisation": MODE,
+    "codec": {"factor": 2},
+    "schedule": None,
+    "prediction_type": None,
+    "postprocess": {"median_mm": 0.0},
+}
+INTENSITY = {
+    **ANOMALY,
+    "normalisation": {**MODE, "clip_max": 4.0},
+    "codec": None,
+    "schedule": None,
+    "prediction_type": None,
+    "postprocess": {"median_mm": 0.0},
+}
 METADATA = {
     "task": "Find anomalies in phantoms",
     "description": "Random weights for tests",
@@ -80,6 +105,16 @@ def guided(directory: Path, **anomaly: Any) -> Bundle:
 def restore(directory: Path, network: dict[str, Any] | None = None, **anomaly: Any) -> Bundle:
     """A package of method 3, with a restorer that gives logits too unless ``network`` says otherwise."""
     return _write(directory, "restore", {"restorer": network or RESTORER}, {**RESTORE, **anomaly})
+
+
+def localise(directory: Path, network: dict[str, Any] | None = None, **anomaly: Any) -> Bundle:
+    """A package of method 4, whose network sees a slice between two neighbours unless told otherwise."""
+    return _write(directory, "localise", {"localiser": network or LOCALISER}, {**LOCALISE, **anomaly})
+
+
+def intensity(directory: Path, **anomaly: Any) -> Bundle:
+    """A package of the baseline, without a network."""
+    return _write(directory, "intensity", {}, {**INTENSITY, **anomaly})
 
 
 def _write(directory: Path, method: str, networks: dict[str, dict[str, Any]], anomaly: dict[str, Any]) -> Bundle:

@@ -18,6 +18,8 @@ from diffusion_anomaly.volume import Volume
 HEAD_CENTRE = np.array([4.0, -7.0, 11.0])
 HEAD_RADII = np.array([62.0, 78.0, 55.0])
 BRAIN_RADII = np.array([54.0, 70.0, 47.0])  # 744 ml
+FLUID_RADII = np.array([10.0, 18.0, 12.0])  # 9 ml
+FLUID = 25.0
 LESION_CENTRE = HEAD_CENTRE + np.array([21.0, -30.0, 12.0])
 LESION_RADII = np.array([11.0, 13.0, 10.0])
 
@@ -50,13 +52,19 @@ def inside(world: np.ndarray, centre: np.ndarray, radii: np.ndarray) -> np.ndarr
     return (((world - centre) / radii) ** 2).sum(axis=-1) <= 1
 
 
-def paint(empty: sitk.Image, *, lesion: float = 220.0) -> sitk.Image:
-    """A FLAIR-like head: air 0, scalp 150, brain around 100 with a gentle slope, one bright lesion."""
+def paint(empty: sitk.Image, *, lesion: float = 220.0, fluid: bool = False) -> sitk.Image:
+    """A FLAIR-like head: air 0, scalp 150, brain around 100 with a gentle slope, one bright lesion.
+
+    With ``fluid`` there is something dark amid the brain, as in every real one: a scale that begins at the darkest
+    intensities of a brain without it stretches its noise as far as a lesion.
+    """
     world = points(empty)
     values = np.zeros(world.shape[:-1])
     values[inside(world, HEAD_CENTRE, HEAD_RADII)] = 150
     brain = inside(world, HEAD_CENTRE, BRAIN_RADII)
     values[brain] = 100 + (world[brain] - HEAD_CENTRE) @ np.array([0.05, 0.11, 0.17])
+    if fluid:
+        values[inside(world, HEAD_CENTRE, FLUID_RADII)] = FLUID
     values[inside(world, LESION_CENTRE, LESION_RADII)] = lesion
     return on_grid(values.astype(np.float32), empty)
 

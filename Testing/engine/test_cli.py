@@ -20,7 +20,7 @@ import SimpleITK as sitk
 import packages
 import phantom
 from diffusion_anomaly import __version__, batch, cli, job
-from diffusion_anomaly.bundle import Bundle
+from diffusion_anomaly.bundle import Bundle, open_bundle
 
 ENGINE = Path(cli.__file__).parents[1]
 RESULTS = {
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("Übung eins")
     grid = phantom.grid((40, 48, 18), (4.0, 4.0, 7.0))
     noise = np.random.default_rng(0).normal(0, 3, grid.GetSize()[::-1]).astype(np.float32)
-    scan = phantom.on_grid(sitk.GetArrayFromImage(phantom.paint(grid)) + noise, grid)
+    scan = phantom.on_grid(sitk.GetArrayFromImage(phantom.paint(grid, fluid=True)) + noise, grid)
     sitk.WriteImage(scan, str(folder / "kopf.nii.gz"))
     sitk.WriteImage(phantom.brain_of(grid), str(folder / "brain.nii.gz"))
     sitk.WriteImage(phantom.lesion_of(grid), str(folder / "lesion.nii.gz"))
@@ -146,7 +146,9 @@ def test_detect_prints_the_result_on_stdout_and_nothing_else_anywhere(run: Run, 
         "slices",
     ]
     assert lines[1].split()[0] == "1"
-    assert re.search(r"^\d+ findings?, \d+\.\d\d ml at heat 3\.00 or more$", end.out, re.MULTILINE)
+    stored = open_bundle("flair-intensity").anomaly["threshold"]["heat"]
+    (said,) = re.findall(r"^\d+ findings?, \d+\.\d\d ml at heat (\d+\.\d\d) or more$", end.out, re.MULTILINE)
+    assert said == f"{stored:.2f}"
     assert str(output / "heat.nii.gz") in lines
     assert str(output / "report.html") in lines
 
@@ -343,10 +345,29 @@ def test_threshold_cuts_the_same_heat_anew(run: Run, detected: Path, tmp_path: P
 
 
 def test_threshold_at_the_stored_value_gives_the_stored_mask(run: Run, detected: Path, tmp_path: Path) -> None:
-    assert run("threshold", detected / "heat.nii.gz", "--at", 3, "-o", tmp_path).code == 0
+    stored = json.loads((detected / "provenance.json").read_text())["threshold"]["heat"]
+    assert run("threshold", detected / "heat.nii.gz", "--at", stored, "-o", tmp_path).code == 0
     masks = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask.nii.gz"))) for folder in (detected, tmp_path)]
     np.testing.assert_array_equal(*masks)
     assert (tmp_path / "findings.csv").read_text() == (detected / "findings.csv").read_text()
+
+
+def test_a_model_of_another_method_is_no_baseline(run: Run, folder: Path, package: Bundle, tmp_path: Path) -> None:
+    end = run("detect", folder / "kopf.nii.gz", "--method", "intensity", "--model", package.path, "-o", tmp_path / "o")
+    assert end.code == 3
+    assert "made for the method 'unsupervised', but 'intensity' was asked for" in end.err
+    assert "--method unsupervised" in end.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_method_is_the_models_where_none_is_named(run: Run, folder: Path, tmp_path: Path) -> None:
+    model = packages.intensity(tmp_path / "toy-intensity").path
+    end = run(
+        "detect", folder / "kopf.nii.gz", "--mask", folder / "brain.nii.gz", "--model", model, "-o", tmp_path / "o"
+    )
+    assert end.code == 0, end.err
+    provenance = json.loads((tmp_path / "o" / "provenance.json").read_text())
+    assert (provenance["method"], provenance["model"]["name"]) == ("intensity", "toy-intensity")
 
 
 def test_threshold_does_not_part_a_detection_from_its_provenance(run: Run, detected: Path) -> None:

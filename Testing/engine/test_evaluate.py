@@ -17,13 +17,14 @@ import packages
 import phantom
 from diffusion_anomaly import brain as brain_finder
 from diffusion_anomaly import evaluate, metrics
-from diffusion_anomaly.bundle import Bundle
-from diffusion_anomaly.detect import Progress
+from diffusion_anomaly.bundle import Bundle, open_bundle
+from diffusion_anomaly.detect import Options, Progress
 from diffusion_anomaly.errors import Cancelled, InputError
 from diffusion_anomaly.evaluate import Pair, RunSpec
 from diffusion_anomaly.evaluation_statistics import Case, RunResult, Sweep
 from diffusion_anomaly.evaluation_table import COLUMNS, Table
 from diffusion_anomaly.findings import segment
+from diffusion_anomaly.postprocess import PostprocessSettings
 from diffusion_anomaly.reliability import HEATS, FreeSlices
 
 DARK = RunSpec("intensity", options={"overrides": {"side": "dark"}}, label="dark")
@@ -160,24 +161,33 @@ def test_the_baseline_is_always_beside() -> None:
     assert list(evaluate.plan_runs([], "cpu")) == ["intensity"]
 
 
-def test_the_baseline_has_the_grid_and_post_processing_of_the_method(package: Bundle) -> None:
-    plans = evaluate.plan_runs([RunSpec("unsupervised", str(package.path))], "cpu")
-    assert list(plans) == ["unsupervised", "intensity"]
-    bundle = plans["intensity"].bundle
-    assert bundle is not None
-    assert bundle.grid == package.grid
-    assert plans["intensity"].postprocess == plans["unsupervised"].postprocess
-
-
-def test_methods_on_two_grids_get_two_baselines(package: Bundle, tmp_path: Path) -> None:
+def test_there_is_one_baseline_with_its_own_package_whatever_it_is_compared_with(
+    package: Bundle, tmp_path: Path
+) -> None:
     other = packages.unsupervised(tmp_path / "other", postprocess={"median_pixels": 5})
-    runs = [RunSpec("unsupervised", str(bundle.path)) for bundle in (package, other)]
-    assert list(evaluate.plan_runs(runs, "cpu")) == [
-        "unsupervised",
-        "unsupervised (other)",
-        "intensity",
-        "intensity 2",
-    ]
+    third = packages.restore(tmp_path / "third", grid={"size": [80, 96], "spacing": 2.0})
+    runs = [RunSpec(bundle.method, str(bundle.path)) for bundle in (package, other, third)]
+    plans = evaluate.plan_runs(runs, "cpu")
+    assert list(plans) == ["unsupervised", "unsupervised (other)", "restore", "intensity"]
+    own = open_bundle("flair-intensity")
+    baseline = plans["intensity"]
+    assert baseline.bundle.sha256 == own.sha256
+    assert baseline.grid == own.grid != package.grid
+    assert baseline.postprocess == PostprocessSettings.from_dict(own.anomaly["postprocess"])
+    assert baseline.threshold == own.anomaly["threshold"]["heat"]
+    assert baseline.asked == Options("intensity", device="cpu")
+
+
+def test_a_baseline_that_was_asked_for_keeps_its_options_and_a_labelled_one_is_a_run_of_its_own(
+    tmp_path: Path,
+) -> None:
+    asked = RunSpec("intensity", options={"slice_spacing": 10.0})
+    package = packages.intensity(tmp_path / "toy-intensity")
+    other = RunSpec("intensity", str(package.path), label="coarse")
+    plans = evaluate.plan_runs([other, asked], "cpu")
+    assert list(plans) == ["coarse", "intensity"]
+    assert plans["coarse"].bundle.sha256 == package.sha256
+    assert plans["intensity"].grid.max_slice_spacing == 10.0
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_training_imports_nothing_of_slicer() -> None:
 
 def test_no_method_imports_its_siblings_or_the_orchestration(engine: dict[str, list[Import]]) -> None:
     methods = {name: entries for name, entries in engine.items() if name.startswith(f"{ENGINE}.methods.")}
-    siblings = {f"{ENGINE}.methods.{name}" for name in ("unsupervised", "guided", "restore", "intensity")}
+    siblings = {f"{ENGINE}.methods.{name}" for name in ("unsupervised", "guided", "restore", "localise", "intensity")}
     upwards = siblings | {f"{ENGINE}.{name}" for name in ("detect", "worker", "cli", "evaluate", "report")}
     found = [
         f"{module} imports {entry.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from diffusion_anomaly.methods import (
     METHODS,
     GuidedOptions,
     IntensityOptions,
+    LocaliseOptions,
     ProgressCallback,
     RestoreOptions,
     SliceBatch,
@@ -26,7 +27,6 @@ from diffusion_anomaly.methods import (
 )
 from diffusion_anomaly.methods.base import Method, to_model_range
 from diffusion_anomaly.methods.guided import decode_guided, encode_up
-from diffusion_anomaly.methods.intensity import robust_center_scale
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold, resolve_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised, gaussian_smooth, heal
 from diffusion_anomaly.networks import Codec, Model
@@ -117,8 +117,8 @@ class SmallNetwork(nn.Module):
             )
         self.outputs = outputs
 
-    def forward(self, x: Tensor, levels: Tensor) -> Tensor:
-        out = self.layers(x + levels.view(-1, 1, 1, 1) / 1000)
+    def forward(self, x: Tensor, levels: Tensor | None = None) -> Tensor:
+        out = self.layers(x if levels is None else x + levels.view(-1, 1, 1, 1) / 1000)
         return out if self.outputs is None else out.mean(dim=(2, 3))
 
 
@@ -128,7 +128,11 @@ def make_model(diffusion: nn.Module, classifier: nn.Module | None = None, *, pix
 
 def small_model(noise_pyramid: float = 0.0) -> Model:
     """Untrained networks for every method."""
-    networks = {"classifier": SmallNetwork(outputs=2), "restorer": SmallNetwork(channels=2)}
+    networks = {
+        "classifier": SmallNetwork(outputs=2),
+        "restorer": SmallNetwork(channels=2),
+        "localiser": SmallNetwork(),
+    }
     return Model(Codec(Identity(), 1), SmallNetwork(), SCHEDULE, noise_pyramid=noise_pyramid, **networks)
 
 
@@ -189,7 +193,8 @@ QUICK = {
     "unsupervised": UnsupervisedOptions(steps=6, kl_levels=5, latent_threshold=0.004),
     "guided": GuidedOptions(steps=6, guidance_scale=30),
     "restore": RestoreOptions(steps=3, levels=10),
-    "intensity": IntensityOptions(side="both", center=0.4, scale=0.1),
+    "localise": LocaliseOptions(),
+    "intensity": IntensityOptions(side="both", reference=0.4),
 }
 
 
@@ -227,7 +232,7 @@ def test_another_seed_gives_another_unsupervised_heat_and_the_same_seed_the_same
     assert (first - other).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["guided", "restore"])
+@pytest.mark.parametrize("name", ["guided", "restore", "localise"])
 def test_a_method_without_noise_draws_nothing(name: str) -> None:
     images = random_slices(2)
     first, other = (run(name, make_batch(images, seed=seed)).heat for seed in (0, 1))
@@ -264,13 +269,13 @@ def test_cancelling_stops_at_the_next_network_step(name: str, stop_at: int) -> N
     assert model.calls == 2 * count.calls < 2 * METHODS[name].network_calls(QUICK[name])
 
 
-@pytest.mark.parametrize("name", ["unsupervised", "guided", "restore"])
+@pytest.mark.parametrize("name", ["unsupervised", "guided", "restore", "localise"])
 def test_a_method_without_its_networks_is_a_model_error(name: str) -> None:
     batch = make_batch(random_slices(1))
     with pytest.raises(ModelError, match=name):
         METHODS[name].run(batch, None, QUICK[name], ignore)
     without = Model(Codec(None, 1), None, SCHEDULE)
-    with pytest.raises(ModelError, match=r"no (diffusion network|classifier|restorer)"):
+    with pytest.raises(ModelError, match=r"no (diffusion network|classifier|restorer|localiser)"):
         METHODS[name].run(batch, without, QUICK[name], ignore)
 
 
@@ -288,6 +293,20 @@ def test_slices_and_brain_must_match() -> None:
         SliceBatch(images, torch.zeros(1, 1, 8, 8, dtype=torch.bool), [torch.Generator()] * 2)
     with pytest.raises(InputError, match="2 slices came with 1"):
         SliceBatch(images, images > 0, [torch.Generator()])
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 8, 8), (1, 3, 8, 8), (2, 3, 8, 7), (2, 3, 7, 8)])
+def test_slabs_must_match_their_slices(shape: tuple[int, ...]) -> None:
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(InputError, match=r"slabs \(.*\).*odd number"):
+        SliceBatch(images, images > 0, [torch.Generator()] * 2, torch.zeros(shape))
+
+
+def test_what_a_network_is_shown_is_the_slab_where_there_is_one() -> None:
+    images, slabs = torch.zeros(2, 1, 8, 8), torch.ones(2, 5, 8, 8)
+    batch = SliceBatch(images, images > 0, [torch.Generator()] * 2)
+    assert torch.equal(batch.seen, images)
+    assert torch.equal(replace(batch, slabs=slabs).seen, slabs)
 
 
 # --- unsupervised -------------------------------------------------------------------------------------------
@@ -602,27 +621,27 @@ def test_guided_score_is_the_log_odds_of_disease_of_the_clean_slice() -> None:
 # --- intensity ----------------------------------------------------------------------------------------------
 
 
-def test_intensity_heat_is_the_robust_z_score_on_the_side_asked_for() -> None:
+@pytest.mark.parametrize(("side", "heats"), [("bright", [0, 0.2, 0]), ("dark", [0, 0, 0.3]), ("both", [0, 0.2, 0.3])])
+def test_intensity_heat_is_the_difference_to_ordinary_tissue_on_the_side_asked_for(
+    side: str, heats: list[float]
+) -> None:
     images = torch.tensor([0.4, 0.6, 0.1]).repeat_interleave(64).reshape(3, 1, 8, 8)
-    batch = SliceBatch(images, torch.ones_like(images, dtype=torch.bool), [torch.Generator()] * 3)
-    expected = {"bright": [0, 2, 0], "dark": [0, 0, 3], "both": [0, 2, 3]}
-    for side, values in expected.items():
-        options = IntensityOptions(side=side, center=0.4, scale=0.1)
-        result = METHODS["intensity"].run(batch, None, options, ignore)
-        torch.testing.assert_close(result.heat[:, 0, 0], torch.tensor(values, dtype=torch.float32))
-        torch.testing.assert_close(result.score, torch.tensor(values, dtype=torch.float32))
+    brain = torch.ones_like(images, dtype=torch.bool)
+    brain[:, :, :, 4:] = False
+    batch = SliceBatch(images, brain, [torch.Generator()] * 3)
+    result = METHODS["intensity"].run(batch, None, IntensityOptions(side=side, reference=0.4), ignore)
+    torch.testing.assert_close(result.heat[:, 0, 0], torch.tensor(heats, dtype=torch.float32))
+    torch.testing.assert_close(result.score, torch.tensor(heats, dtype=torch.float32))
+    assert not result.heat[:, :, 4:].any()
 
 
-def test_center_and_scale_shrug_off_a_tumour_and_survive_constant_images() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(0.4, 0.1, 100_000)
-    values[:5000] = 5
-    center, scale = robust_center_scale(values)
-    assert (center, scale) == pytest.approx((0.4, 0.1), rel=0.1)
-    assert robust_center_scale(np.full(10, 0.7)) == (pytest.approx(0.7), 1.0)
-    mostly_equal = np.array([0.0] * 9 + [1.0])
-    assert robust_center_scale(mostly_equal)[1] == pytest.approx(0.12533)
-    assert robust_center_scale(np.array([])) == (0.0, 1.0)
+def test_intensity_needs_no_model_and_looks_at_each_slice_alone() -> None:
+    images = torch.tensor([0.4, 0.9]).repeat_interleave(64).reshape(2, 1, 8, 8)
+    batch = SliceBatch(images, torch.ones_like(images, dtype=torch.bool), [torch.Generator()] * 2)
+    slabs = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    beside = replace(batch, slabs=slabs)
+    heats = [METHODS["intensity"].run(one, None, IntensityOptions(), ignore).heat for one in (batch, beside)]
+    assert torch.equal(*heats)
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -664,7 +683,10 @@ def test_user_overrides_package_overrides_default() -> None:
         ("restore", {"levels": 0}, r"levels is 0"),
         ("restore", {"heat": "logit"}, r"heat is 'logit'.*residual, probability, product"),
         ("restore", {"side": "left"}, r"side is 'left'"),
-        ("intensity", {"scale": 0}, r"scale is 0"),
+        ("restore", {"floor": 1.5}, r"floor is 1\.5"),
+        ("localise", {"steps": 3}, r"no option steps"),
+        ("intensity", {"reference": -0.1}, r"reference is -0\.1"),
+        ("intensity", {"center": 0.4}, r"no option center.*side, reference"),
     ],
 )
 def test_bad_options_name_themselves_the_value_and_the_range(name: str, overrides: dict, said: str) -> None:
@@ -680,7 +702,7 @@ def test_a_packages_bad_options_are_the_packages_fault() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unsupervised, guided, restore, intensity"):
+    with pytest.raises(InputError, match="unsupervised, guided, restore, localise, intensity"):
         get_method("magic")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from torch.nn.functional import pixel_unshuffle
 import packages
 import phantom
 from diffusion_anomaly.bundle import Bundle, open_bundle, verify
-from diffusion_anomaly.detect import Options, detect, make_plan
+from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
 from diffusion_anomaly.diffusion import Schedule
 from diffusion_anomaly.errors import InputError, ModelError
+from diffusion_anomaly.intensity import PercentileNormalisation
 from diffusion_anomaly.methods import METHODS, RestoreOptions, SliceBatch, SliceResult
 from diffusion_anomaly.methods.restore import asked_levels, split_output
 from diffusion_anomaly.networks import Codec, Model, load_model
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.volume import Grid, Volume
 
 SIZE = 16
 BRAIN = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool)
@@ -206,6 +208,46 @@ def test_an_output_is_a_change_to_the_slice_and_perhaps_logits(channels: int, lo
     assert torch.equal(found, logit) if found is not None else not logits
 
 
+# --- Neighbours
+
+
+class KnowingBetween(Knowing):
+    """The same restorer, shown a slice between as many slices on either side: it looks at none of them."""
+
+    def forward(self, x: Tensor, levels: Tensor) -> Tensor:
+        folded = self.healthy.shape[1]
+        middle = x.shape[1] // folded // 2
+        return super().forward(x[:, middle * folded : (middle + 1) * folded], levels)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+@pytest.mark.parametrize("reach", [1, 2])
+def test_of_a_slice_between_neighbours_the_middle_one_is_restored(factor: int, reach: int) -> None:
+    batch = scan(2)
+    slabs = torch.rand(2, 2 * reach + 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    slabs[:, reach] = batch.images[:, 0]
+    between = replace(batch, slabs=slabs)
+    result = run(KnowingBetween(healthy_slice(), factor), between, factor, heat="product")
+    torch.testing.assert_close(result.heat, expected(0.3, 0.2).expand(2, -1, -1), rtol=0, atol=1e-5)
+    assert result.healed is not None
+    torch.testing.assert_close(result.healed, healthy_slice()[:, 0].expand(2, -1, -1), rtol=0, atol=1e-6)
+    alone = run(Knowing(healthy_slice(), factor), batch, factor, heat="product")
+    torch.testing.assert_close(result.heat, alone.heat)
+    torch.testing.assert_close(result.misfit, alone.misfit)
+
+
+@settings(deadline=None)
+@given(channels=st.integers(1, 5), reach=st.integers(0, 3), logits=st.booleans())
+def test_what_is_added_to_is_the_slice_in_the_middle(channels: int, reach: int, logits: bool) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    slices = [torch.randn(2, channels, 4, 4, generator=generator) for _ in range(2 * reach + 1)]
+    change, logit = torch.randn(2, 2, channels, 4, 4, generator=generator)
+    output = torch.cat([change, logit], 1) if logits else change
+    restored, found = split_output(output, torch.cat(slices, 1), len(slices))
+    assert torch.equal(restored, slices[reach] + change)
+    assert torch.equal(found, logit) if found is not None else not logits
+
+
 # --- Packages
 
 
@@ -265,6 +307,51 @@ def test_the_batch_size_and_the_seed_change_nothing(
         np.testing.assert_allclose(heat, heats[0], atol=1e-5)
 
 
+def test_a_package_with_neighbours_looks_at_them_and_at_no_other_slice(
+    tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    """A slice gets its own values in another order, which leaves the scan's scale as it was."""
+    network = {**packages.RESTORER, "in_channels": 3 * packages.CHANNELS}
+    bundle = packages.restore(
+        tmp_path / "toy", network, grid={**packages.ANOMALY["grid"], "neighbours": 1}, postprocess={"median_pixels": 1}
+    )
+    verify(bundle)
+    plan = make_plan(options_for(bundle))
+    plain = raw_heat(flair_like_volume, flair_like_brain, plan)
+    changed = len(plain.stack) // 2
+    values, inside = array(flair_like_volume.image), array(flair_like_brain)[plain.stack.indices[changed]] > 0
+    here = values[plain.stack.indices[changed]]
+    here[inside] = here[inside][::-1]
+    volume = replace(flair_like_volume, image=phantom.on_grid(values, flair_like_volume.image))
+    other = raw_heat(volume, flair_like_brain, plan)
+    differs = [index for index in range(len(plain.raw)) if not np.array_equal(plain.raw[index], other.raw[index])]
+    assert differs == [changed - 1, changed, changed + 1]
+
+
+def test_a_package_as_they_were_written_before_still_opens_and_runs_as_it_did(
+    tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    """Percentiles without a kind, filters on the grid, a table for the baseline, and no word of neighbours."""
+    table = {"calibration": {"raw": [0.0, 1.0], "heat": [0.0, 2.0], "voxels": 9, "source": "x"}}
+    filters = {"median_pixels": 5, "slice_sigma": 1.0, "rim_pixels": 0, "relative": 0.5}
+    old = packages.restore(
+        tmp_path / "old", postprocess=filters, intensity={**table, "threshold": {"heat": 1.5, "false_alarm_ml": 1.0}}
+    )
+    assert "neighbours" not in old.anomaly["grid"] and "kind" not in old.anomaly["normalisation"]
+    verify(open_bundle(old.path))
+    assert old.grid == Grid((40, 48), 4.0)
+    assert old.normalisation == PercentileNormalisation(5, 75, 0.5, 1.0)
+    scale = {"kind": "percentiles", **packages.ANOMALY["normalisation"]}
+    grid = {**packages.ANOMALY["grid"], "max_slice_spacing": 3.0, "neighbours": 0}
+    new = packages.restore(tmp_path / "new", grid=grid, normalisation=scale, postprocess=filters)
+    results = [detect(flair_like_volume, options_for(one), mask=flair_like_brain) for one in (old, new)]
+    heats = [array(result.heat) for result in results]
+    assert heats[0].max() > 0 and np.array_equal(*heats)
+    assert results[0].threshold == results[1].threshold == 2.0
+    with pytest.raises(ModelError, match="made for the method 'restore'"):
+        make_plan(replace(options_for(old), method="intensity"))
+
+
 def test_a_package_without_logits_runs_with_the_difference_alone(
     tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
@@ -295,6 +382,10 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "channels in": (
         lambda place: packages.restore(place, packages.RESTORER, codec={"factor": 2}),
         r"restorer.json has 16 channels in and 32 out; the codec's factor 2 needs 4 in, and 4 or 8 out",
+    ),
+    "neighbours that the network does not take": (
+        lambda place: packages.restore(place, grid={**packages.ANOMALY["grid"], "neighbours": 1}),
+        r"restorer.json has 16 channels in and 32 out; the codec's factor 4 needs 48 in, and 16 or 32 out",
     ),
     "channels out": (
         lambda place: packages.restore(place, {**packages.RESTORER, "out_channels": 17}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,21 @@ import SimpleITK as sitk
 
 from diffusion_anomaly.bundle import builtin_directory, open_bundle, verify
 from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
-from diffusion_anomaly.methods import get_method
+from diffusion_anomaly.method_guide import guide_to
+from diffusion_anomaly.methods import METHODS
+from diffusion_anomaly.planning import DEFAULT_MODELS
 from diffusion_anomaly.volume import Volume, read_volume
 
 SAMPLE = Path(__file__).parents[2] / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
-METHODS = {"unsupervised": "flair-unsupervised", "guided": "flair-guided", "restore": "flair-restore"}
-NAMES = sorted([*METHODS.values(), "brain-mask"])
+# What has learnt from patients' images carries their licence.
+LICENCES = {
+    "brain-mask": "Apache-2.0",
+    "flair-guided": "CC-BY-NC-SA-4.0",
+    "flair-intensity": "Apache-2.0",
+    "flair-localise": "Apache-2.0",
+    "flair-restore": "Apache-2.0",
+    "flair-unsupervised": "CC-BY-NC-SA-4.0",
+}
 LARGEST_MB = 12.0
 
 
@@ -28,19 +38,27 @@ def slab() -> tuple[Volume, sitk.Image]:
 
 
 def test_the_packages_are_those_the_readme_names() -> None:
-    assert sorted(path.name for path in builtin_directory().iterdir() if path.is_dir()) == NAMES
+    assert sorted(path.name for path in builtin_directory().iterdir() if path.is_dir()) == sorted(LICENCES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_every_method_has_a_package_of_its_own() -> None:
+    assert sorted(DEFAULT_MODELS) == sorted(METHODS)
+    for method, name in DEFAULT_MODELS.items():
+        bundle = open_bundle(name)
+        assert (bundle.name, bundle.method, bundle.modality) == (name, method, "FLAIR")
+
+
+@pytest.mark.parametrize("name", LICENCES)
 def test_a_package_is_whole_small_and_documented(name: str) -> None:
     bundle = open_bundle(name)
     verify(bundle)
     size = sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file())
     assert size / 1e6 <= LARGEST_MB
     card = bundle.model_card
+    assert bundle.license == LICENCES[name]
     assert "Not for diagnosis" in card and bundle.license in card and "minutes" in card
     if bundle.method != "brain":
-        assert bundle.license == "CC-BY-NC-SA-4.0" and "TCGA-LGG" in bundle.data_license
+        assert "TCGA-LGG" in bundle.data_license
         assert "average precision" in card
 
 
@@ -49,7 +67,8 @@ def test_a_result_is_the_same_whatever_the_batch_size(method: str, slab: tuple[V
     volume, brain = slab
     heats = []
     for batch_size in (1, 3, 16):
-        plan = make_plan(Options(method=method, device="cpu", batch_size=batch_size, steps=2, slice_spacing=10.0))
+        asked = Options(method=method, device="cpu", batch_size=batch_size, slice_spacing=10.0)
+        plan = make_plan(asked if guide_to(method).steps is None else replace(asked, steps=2))
         heats.append(raw_heat(volume, brain, plan).raw)
     assert heats[0].max() > 0
     assert np.abs(heats[1] - heats[0]).max() <= 1e-5
@@ -66,7 +85,7 @@ def test_another_seed_gives_another_heat(slab: tuple[Volume, sitk.Image]) -> Non
     assert not np.array_equal(heats[0], heats[2])
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if get_method(name).score_is_familiarity])
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].score_is_familiarity])
 def test_the_sample_scan_is_not_called_unknown(method: str, slab: tuple[Volume, sitk.Image]) -> None:
     volume, brain = slab
     assert detect(volume, Options(method=method, device="cpu", steps=1), mask=brain).score_warning is None

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import phantom
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import PercentileNormalisation
+from diffusion_anomaly.intensity import IntensityScale, PercentileNormalisation
 from diffusion_anomaly.orientation import Orientation
-from diffusion_anomaly.volume import Grid, SliceStack
+from diffusion_anomaly.running import make_batch
+from diffusion_anomaly.volume import Grid, SliceStack, Volume
 
 OBLIQUE = phantom.rotation((9.0, -14.0, 21.0))
 MODEL_GRID = Grid((80, 80), 2.0)
@@ -233,6 +234,68 @@ def test_a_large_scan_streams():
     assert peak_back < 1.5 * scan_bytes
 
 
+# Neighbours
+
+
+def flagged_volume(flags: list[bool], slice_mm: float = 1.0) -> tuple[Volume, sitk.Image]:
+    """A scan of so many slices, and a mask that has brain where the flag says so."""
+    volume = random_volume((8, 8, len(flags)), (1.6, 1.6, slice_mm))
+    mask = np.repeat(np.array(flags, np.uint8), 64).reshape(len(flags), 8, 8)
+    return volume, phantom.on_grid(mask, volume.image)
+
+
+@settings(max_examples=60, deadline=None)
+@given(flags=st.lists(st.booleans(), min_size=2, max_size=14).filter(any), thickness=st.sampled_from([1, 2]))
+def test_a_neighbour_is_so_many_slices_away_with_brain_all_the_way(flags, thickness):
+    volume, brain = flagged_volume(flags)
+    stack = SliceStack(volume, Grid((8, 8), 1.6, float(thickness)), brain)
+    first, last = flags.index(True), len(flags) - 1 - flags[::-1].index(True)
+    # Half of a slab's slices with brain are enough, so that a slab of one or two is kept where any of its has.
+    slabs = [any(flags[k : k + thickness]) for k in range(first, last + 1, thickness)]
+    numbers = [number for number, kept in enumerate(slabs) if kept]
+    assert len(stack) == len(numbers)
+    for index, number in enumerate(numbers):
+        for offset in range(-3, 4):
+            between = range(min(number, number + offset), max(number, number + offset) + 1)
+            there = all(0 <= other < len(slabs) and slabs[other] for other in between)
+            assert stack.beside(index, offset) == (index + offset if there else None)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 8])
+def test_slabs_hold_the_slices_beside_and_zeros_where_there_is_none(reach):
+    """Seven slices with brain, in two blocks: what is shown is written out block by block."""
+    blocks = [(1, 5), (7, 10)]
+    volume, brain = flagged_volume([any(low <= k < high for low, high in blocks) for k in range(11)])
+    stack = SliceStack(volume, Grid((8, 8), 1.6, 1.0, neighbours=reach), brain)
+    scale = IntensityScale(-2.0, 2.0, 0.5, 1.0)
+    original = np.clip((sitk.GetArrayFromImage(volume.image) + 2.0) / 8.0, 0.0, 1.0)
+    expected = []
+    for low, high in blocks:
+        padded = np.pad(original[low:high], ((reach, reach), (0, 0), (0, 0)))
+        expected += [padded[k : k + 2 * reach + 1] for k in range(high - low)]
+    whole_batch = make_batch(stack, scale, 0, len(stack), 0)
+    assert whole_batch.slabs.numpy() == pytest.approx(np.stack(expected), abs=1e-5)
+    assert whole_batch.seen is whole_batch.slabs
+    assert np.array_equal(whole_batch.slabs[:, reach], whole_batch.images[:, 0])
+    for size in (1, 2, 3):
+        parts = [make_batch(stack, scale, k, min(k + size, len(stack)), 0) for k in range(0, len(stack), size)]
+        for name in ("images", "brain", "slabs"):
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            assert np.array_equal(joined, getattr(whole_batch, name))
+
+
+def test_without_neighbours_a_slice_is_shown_alone():
+    volume, brain = flagged_volume([True] * 4)
+    batch = make_batch(SliceStack(volume, Grid((8, 8), 1.6), brain), IntensityScale(-2.0, 2.0, 0.5, 1.0), 0, 4, 0)
+    assert batch.slabs is None
+    assert batch.seen is batch.images
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 8])
+def test_as_many_neighbours_as_a_scan_may_need_are_allowed(neighbours):
+    assert Grid((8, 8), 1.0, neighbours=neighbours).neighbours == neighbours
+
+
 # What a mask may be
 
 
@@ -260,7 +323,16 @@ def test_a_mask_of_another_grid_is_refused_with_both_grids_named():
         SliceStack(volume, MODEL_GRID, whole(phantom.grid((13, 12, 9), (1.6, 1.6, 4.0))))
 
 
-@pytest.mark.parametrize("wrong", [{"spacing": 0.0}, {"max_slice_spacing": float("nan")}, {"size": (0, 4)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"spacing": 0.0},
+        {"max_slice_spacing": float("nan")},
+        {"size": (0, 4)},
+        {"neighbours": -1},
+        {"neighbours": 9},
+    ],
+)
 def test_a_grid_that_cannot_be_is_refused(wrong):
     with pytest.raises(InputError, match="expected"):
         Grid(**({"size": (8, 8), "spacing": 1.0} | wrong))

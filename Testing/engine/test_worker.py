@@ -21,6 +21,7 @@ import psutil
 import pytest
 import SimpleITK as sitk
 
+import packages
 from diffusion_anomaly import channel, job
 from diffusion_anomaly.errors import Cancelled
 
@@ -39,7 +40,6 @@ from diffusion_anomaly.methods.intensity import Intensity
 
 class Noisy(Intensity):
     """The baseline, but it prints, as libraries do."""
-    name = "noisy"
     def run(self, batch, model, options, progress):
         print("printed by Python")
         ctypes.CDLL(None).puts(b"printed by C")
@@ -48,7 +48,6 @@ class Noisy(Intensity):
 
 class Slow(Intensity):
     """Reports often and never gets done."""
-    name = "slow"
     def network_calls(self, options):
         return 100_000
     def run(self, batch, model, options, progress):
@@ -58,11 +57,11 @@ class Slow(Intensity):
 
 class Stuck(Intensity):
     """Sits in one long call."""
-    name = "stuck"
     def run(self, batch, model, options, progress):
         time.sleep(600)
 
-METHODS.update({method.name: method for method in (Noisy(), Slow(), Stuck())})
+# All take the baseline's packages, whose method has the baseline's own name.
+METHODS.update({"noisy": Noisy(), "slow": Slow(), "stuck": Stuck()})
 '''
 
 
@@ -166,12 +165,16 @@ def wait_until(happened: Callable[[], bool], seconds: float) -> None:
 
 
 def make_job(directory: Path, method: str = "intensity", **entries: Any) -> Path:
-    """A job directory with a small scan of one bright lesion, its brain mask, and the job file."""
+    """A job directory with a small scan of one bright lesion, its brain mask, a model, and the job file.
+
+    The model looks at the scan's own pixels through a median filter of 5 x 5 of them.
+    """
     directory.mkdir(parents=True)
     random = np.random.default_rng(0)
     brain = np.zeros((6, 32, 32), np.uint8)
     brain[1:5, 4:28, 4:28] = 1
     scan = np.where(brain > 0, random.normal(100, 5, brain.shape), 0).astype(np.float32)
+    scan[1:5, 4:8, 4:8] = 25  # fluid
     scan[2:4, 10:16, 10:16] = 200
     for name, array in (("scan.nrrd", scan), ("brain.nrrd", brain)):
         image = sitk.GetImageFromArray(array)
@@ -179,10 +182,17 @@ def make_job(directory: Path, method: str = "intensity", **entries: Any) -> Path
         image.SetOrigin((3.0, -4.0, 5.0))
         # Written under a plain name first: not the writer is on trial here.
         sitk.WriteImage(image, str(directory / name))
-    job.write_job(
-        job.Job(**{"input": "scan.nrrd", "output": "results", "mask": "brain.nrrd", "method": method, **entries}),
-        directory,
+    model = packages.intensity(
+        directory / "toy-intensity", grid={"size": [40, 40], "spacing": 2.0}, postprocess={"median_pixels": 5}
     )
+    asked = {
+        "input": "scan.nrrd",
+        "output": "results",
+        "mask": "brain.nrrd",
+        "method": method,
+        "model": str(model.path),
+    }
+    job.write_job(job.Job(**{**asked, **entries}), directory)
     return directory
 
 
@@ -233,7 +243,7 @@ def test_events_come_in_order_and_say_what_runs(workers: dict[str, Worker]) -> N
     worker = workers["noisy"]
     worker.end()
     (started,) = worker.of(job.Started)
-    assert (started.model, started.version, started.slices) == (None, None, 4)
+    assert (started.model, started.version, started.slices) == ("toy-intensity", "0.1.0", 4)
     stages = list(dict.fromkeys(event.stage for event in worker.of(job.Progress)))
     assert [stage for stage in stages if stage in ("read", "detect", "write")] == ["read", "detect", "write"]
     last = worker.of(job.Progress)[-1]

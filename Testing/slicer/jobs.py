@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 def scan() -> sitk.Image:
     """A head with a brain and a lesion, float32, on a grid of few voxels."""
-    return phantom.paint(phantom.grid((48, 54, 16), (3.2, 3.2, 6.0)))
+    return phantom.paint(phantom.grid((48, 54, 16), (3.2, 3.2, 6.0)), fluid=True)
 
 
 def brain() -> sitk.Image:

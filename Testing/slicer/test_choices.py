@@ -10,7 +10,7 @@ import pytest
 
 import packages
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.method_guide import METHOD_GUIDES, guide_to
+from diffusion_anomaly.method_guide import DEFAULT_METHOD, METHOD_GUIDES, guide_to
 from diffusion_anomaly.methods import METHODS
 from DiffusionAnomalyLib import choices, timing
 from DiffusionAnomalyLib.settings import MemorySettings, writeJson
@@ -25,7 +25,8 @@ MACHINE = {
 
 
 def test_the_guide_says_of_every_method_what_the_registry_says() -> None:
-    assert [guide.name for guide in METHOD_GUIDES] == list(METHODS)
+    assert sorted(guide.name for guide in METHOD_GUIDES) == sorted(METHODS)
+    assert METHOD_GUIDES[0].name == DEFAULT_METHOD, "what a new user is offered first"
     for guide in METHOD_GUIDES:
         method = METHODS[guide.name]
         assert (guide.title, guide.needs_model) == (method.title, method.needs_model)
@@ -96,6 +97,7 @@ def test_the_steps_that_are_shown_are_those_that_can_be_walked(tiny: Path) -> No
     assert choices.stepsToWalk("guided", tiny, 200, 10) == 10
     assert choices.stepsToWalk("unsupervised", None, 50, 0) == 1
     assert choices.stepsToWalk("intensity", None, 50) is None
+    assert choices.stepsToWalk("localise", None, 50) is None
 
 
 def test_a_number_out_of_range_is_refused_before_the_run() -> None:

@@ -196,12 +196,17 @@ def test_a_result_that_names_missing_files_is_a_failure(tmp_path: Path) -> None:
     assert "/no/heat.nrrd" in job.outcome.what
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_result(tmp_path: Path) -> None:
-    command = runsOn("import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
+@pytest.mark.parametrize(
+    ("limit", "file", "where"),
+    [(10_000, "heat.nrrd", "hint"), (64_000, "results", "what")],
+    ids=["heat does not fit", "the report's pictures do not fit"],
+)
+def test_a_full_disk_is_named_and_leaves_no_half_result(tmp_path: Path, limit: int, file: str, where: str) -> None:
+    command = runsOn(f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")
     job = jobs.makeJob(tmp_path, command=command)
     jobs.finish(job)
     assert job.outcome is not None and job.state is State.FAILED
-    assert "space" in job.outcome.what, job.outcome
+    assert file in job.outcome.what and "space" in getattr(job.outcome, where), job.outcome
     assert not list(job.workspace.folder.glob("results/*"))
 
 

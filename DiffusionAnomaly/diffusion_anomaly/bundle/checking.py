@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .declaration import ANOMALY, METADATA, check_calibrated, network_file, weights_file
+from .declaration import ANOMALY, METADATA, check_calibrated, check_declaration, network_file, weights_file
 from .files import MANIFEST, PICKLES, fail, inside, read_file
 from .package import DATA_LICENSE, LICENSE, MODEL_CARD, Bundle
 
@@ -60,6 +60,8 @@ def check_networks(bundle: Bundle) -> None:
     from .weights import check_fit
 
     configs = {part: bundle.network_config(part) for part in bundle.networks}
+    if not configs:  # nobody else has looked at the declaration then
+        check_declaration(bundle.name, bundle.anomaly, bundle.metadata, configs)
     for part, config in configs.items():
         check_fit(bundle.weights(part), config, bundle.name, part)
 

@@ -26,6 +26,8 @@ NEEDED = {
     "unsupervised": ("diffusion",),
     "guided": ("diffusion", "classifier"),
     "restore": ("restorer",),
+    "localise": ("localiser",),
+    "intensity": (),
     "brain": ("brain",),
 }
 # What only healthy validation images can say: without it there is no scale, no threshold and no warning.
@@ -33,6 +35,8 @@ CALIBRATED = {
     "unsupervised": ("calibration", "threshold", "score_range", "latent_threshold"),
     "guided": ("calibration", "threshold"),
     "restore": ("calibration", "threshold"),
+    "localise": ("calibration", "threshold"),
+    "intensity": ("calibration", "threshold"),
     "brain": (),
 }
 
@@ -74,7 +78,11 @@ def check_declaration(
         fail(package, ANOMALY, f"has method {method} without its network {', '.join(missing)}", WRONG)
     _check_grid(package, anomaly)
     if method == "restore":
-        _check_restorer(package, anomaly, networks)
+        _check_folded(package, anomaly, networks, "restorer", outputs=(1, 2))
+    elif method == "localise":
+        _check_folded(package, anomaly, networks, "localiser", outputs=(1,))
+    elif anomaly.get("grid", {}).get("neighbours"):
+        fail(package, ANOMALY, f"shows neighbours to the networks of the method {method}, which see one slice", WRONG)
     _check_normalisation(package, anomaly)
     _check_postprocess(package, anomaly)
     _check_calibration(package, anomaly)
@@ -128,16 +136,31 @@ def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
         fail(package, ANOMALY, f"folds {fold} pixels, which do not divide the codec's factor {factor}", WRONG)
 
 
-def _check_restorer(package: str, anomaly: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> None:
-    """A restorer works on folded pixels as they are: it gives their change, and perhaps as many logits."""
-    codec, config = anomaly["codec"], networks["restorer"]
+def _check_folded(
+    package: str,
+    anomaly: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Any]],
+    part: str,
+    outputs: tuple[int, ...],
+) -> None:
+    """A network that works on folded pixels as they are, those of a slice and its neighbours.
+
+    Args:
+        package, anomaly, networks: as for ``check_declaration``.
+        part: the network.
+        outputs: how many numbers a pixel it may give. A restorer gives its change, and perhaps a logit.
+    """
+    codec, config = anomaly["codec"], networks[part]
     if "codec" in networks or {"shift", "scale"} & codec.keys():
-        fail(package, ANOMALY, "encodes slices, which a restorer takes as folded pixels", WRONG)
+        fail(package, ANOMALY, f"encodes slices, which a {part} takes as folded pixels", WRONG)
     folded = codec["factor"] ** 2
-    inputs, outputs = config.get("in_channels"), config.get("out_channels")
-    if inputs != folded or outputs not in (folded, 2 * folded):
-        found = f"has {inputs} channels in and {outputs} out; the codec's factor {codec['factor']} needs {folded} in"
-        fail(package, network_file("restorer"), f"{found}, and {folded} or {2 * folded} out", WRONG)
+    slices = 1 + 2 * anomaly["grid"].get("neighbours", 0)
+    wanted = [count * folded for count in outputs]
+    found_in, found_out = config.get("in_channels"), config.get("out_channels")
+    if found_in != slices * folded or found_out not in wanted:
+        found = f"has {found_in} channels in and {found_out} out; the codec's factor {codec['factor']} needs"
+        needed = f"{slices * folded} in, and {' or '.join(map(str, wanted))} out"
+        fail(package, network_file(part), f"{found} {needed}", WRONG)
 
 
 def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:

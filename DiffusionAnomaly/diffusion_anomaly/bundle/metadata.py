@@ -14,7 +14,7 @@ MONAI_SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
 REQUIRED_PACKAGES = ("einops", "safetensors", "scipy", "SimpleITK")
-MAIN_NETWORKS = ("diffusion", "restorer", "brain")
+MAIN_NETWORKS = ("diffusion", "restorer", "localiser", "brain")
 
 
 def complete_metadata(
@@ -42,6 +42,11 @@ def complete_metadata(
     for part, config in networks.items():
         key = "network_data_format" if part in MAIN_NETWORKS else f"{part}_data_format"
         derived[key] = data_format(part, config, anomaly)
+    if not networks:  # MONAI's schema asks for it all the same: what goes in and what comes out
+        width, height = anomaly["grid"]["size"]
+        clip = anomaly["normalisation"]["clip_max"]
+        image = _tensor("image", "magnitude", 1, [height, width], [0, clip], modality="MR")
+        derived["network_data_format"] = {"inputs": {"image": image}, "outputs": {"pred": image}}
     return {**derived, **metadata}
 
 
@@ -49,7 +54,7 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
     """A network's inputs and outputs as MONAI's tensor specifiers.
 
     Args:
-        part: ``codec``, ``diffusion``, ``classifier``, ``restorer`` or ``brain``.
+        part: ``codec``, ``diffusion``, ``classifier``, ``restorer``, ``localiser`` or ``brain``.
         config: the network's configuration, which says its channels.
         anomaly: the content of ``anomaly.json``, which says the grid.
     """
@@ -73,6 +78,12 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
         return {
             "inputs": {"image": folded, "level": level},
             "outputs": {"change and lesion logits": _tensor("image", "magnitude", outputs, shape, [])},
+        }
+    if part == "localiser":
+        folded = _tensor("image", "magnitude", inputs, shape, [-1, 1], modality="MR")
+        return {
+            "inputs": {"image": folded},
+            "outputs": {"lesion logits": _tensor("image", "magnitude", outputs, shape, [])},
         }
     levels = anomaly["schedule"]["levels"]
     noisy = {

@@ -15,6 +15,7 @@ from .base import (
 )
 from .guided import Guided, GuidedOptions
 from .intensity import Intensity, IntensityOptions
+from .localise import Localise, LocaliseOptions
 from .options import MethodOptions
 from .restore import Restore, RestoreOptions
 from .unsupervised import Unsupervised, UnsupervisedOptions
@@ -23,6 +24,7 @@ __all__ = [
     "METHODS",
     "GuidedOptions",
     "IntensityOptions",
+    "LocaliseOptions",
     "Method",
     "MethodOptions",
     "ProgressCallback",
@@ -34,7 +36,8 @@ __all__ = [
     "make_options",
 ]
 
-METHODS: dict[str, Method] = {method.name: method for method in (Unsupervised(), Guided(), Restore(), Intensity())}
+_ALL: tuple[Method, ...] = (Unsupervised(), Guided(), Restore(), Localise(), Intensity())
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
 def get_method(name: str) -> Method:

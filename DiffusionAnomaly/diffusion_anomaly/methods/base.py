@@ -34,11 +34,14 @@ class SliceBatch:
         images: ``(N, 1, H, W)`` float32, normalised intensity in [0, 1], 0 outside the brain.
         brain: ``(N, 1, H, W)`` bool.
         generators: one CPU generator a slice, so that a slice's noise never depends on its companions.
+        slabs: ``(N, 2 k + 1, H, W)`` float32, each slice between its ``k`` neighbours on either side, from below; 0
+            where there is no neighbour. None for models that see a slice alone.
     """
 
     images: Tensor
     brain: Tensor
     generators: Sequence[torch.Generator]
+    slabs: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.shape[1] != 1 or self.images.shape != self.brain.shape:
@@ -48,6 +51,20 @@ class SliceBatch:
             )
         if len(self.generators) != len(self.images):
             raise InputError(f"{len(self.images)} slices came with {len(self.generators)} random generators.")
+        if self.slabs is not None and (
+            self.slabs.shape[1] % 2 == 0
+            or self.slabs.shape[::2] != self.images.shape[::2]
+            or self.slabs.shape[3] != self.images.shape[3]
+        ):
+            raise InputError(
+                f"Slices have shape {tuple(self.images.shape)} and slabs {tuple(self.slabs.shape)}.",
+                "Slabs must be (N, an odd number of slices, H, W).",
+            )
+
+    @property
+    def seen(self) -> Tensor:
+        """What a network is shown: the slabs, or the slices alone ``(N, 1, H, W)``."""
+        return self.images if self.slabs is None else self.slabs
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,10 @@ class Restore:
         model = require_model(model, self.name)
         require_levels(model, levels=options.levels)
         images = batch.images.to(model.device, torch.float32)
-        latent = model.encode(to_model_range(images))
+        latent = model.encode(to_model_range(batch.seen.to(model.device, torch.float32)))
         restored, probability = [], []
         for level in asked_levels(options.steps, options.levels):
-            change, logit = split_output(model.restore(latent, level), latent)
+            change, logit = split_output(model.restore(latent, level), latent, batch.seen.shape[1])
             restored.append(to_unit_range(model.decode(change)))
             if logit is not None:
                 probability.append(model.decode(logit).sigmoid())
@@ -114,15 +114,17 @@ def slice_heat(images: Tensor, restored: Tensor, probability: Tensor | None, opt
     return probability[:, 0] * difference
 
 
-def split_output(output: Tensor, latent: Tensor) -> tuple[Tensor, Tensor | None]:
+def split_output(output: Tensor, latent: Tensor, slices: int = 1) -> tuple[Tensor, Tensor | None]:
     """A restorer's output as restored slices and lesion logits, both still folded.
 
     Args:
         output: ``(N, C or 2 C, h, w)``: what to add to the slice, and as many channels of logits or none.
-        latent: ``(N, C, h, w)`` what the network saw, pixels folded into channels.
+        latent: ``(N, slices * C, h, w)`` what the network saw, pixels folded into channels, slice by slice.
+        slices: how many the network saw; the middle one is restored.
 
     Returns:
         ``(N, C, h, w)`` each; None for a network without logits.
     """
-    channels = latent.shape[1]
-    return latent + output[:, :channels], output[:, channels:] if output.shape[1] > channels else None
+    channels = latent.shape[1] // slices
+    middle = latent[:, slices // 2 * channels :][:, :channels]
+    return middle + output[:, :channels], output[:, channels:] if output.shape[1] > channels else None
