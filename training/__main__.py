@@ -65,6 +65,14 @@ def prepare_mednist(source: Path, output: Output) -> None:
     run(source, output)
 
 
+@app.command("prepare-labels")
+def prepare_labels(folder: Path, output: Path) -> None:
+    """All label maps of a folder in one file (.npz), which the brain's training reads."""
+    from .labels import prepare_labels as run
+
+    run(folder, output)
+
+
 @app.command()
 def brain(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The network that finds the brain, from label maps."""

@@ -20,8 +20,9 @@ from scipy import ndimage
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import Volume
 
+from .labels import Head, load_head
 from .slices import HEALTHY, GridConfig, NormalisationConfig, Slices, join
-from .synthesis import TISSUES, Head, load_head
+from .tissues import TISSUES
 
 logger = logging.getLogger(__name__)
 

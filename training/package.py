@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors.torch import load
 
 from diffusion_anomaly.bundle import Bundle, verify, write_bundle
 from diffusion_anomaly.bundle.declaration import NEEDED
@@ -44,13 +45,40 @@ TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN_DEVIATIONS = 4.0
 
 
+class GivenWeights(BaseModel):
+    """Weights whose run is not at hand, and what is known of their training, for the card."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: Path = Field(description="averaged weights (.safetensors), named as the network names them")
+    steps: int = Field(gt=0)
+    minutes: float = Field(gt=0)
+    hardware: str
+
+
 class Stage(BaseModel):
-    """A trained stage: its configuration file and its run directory."""
+    """A trained stage: its configuration file, and its run directory or its weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: Path
-    run: Path
+    run: Path | None = None
+    weights: GivenWeights | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Stage:
+        if (self.run is None) == (self.weights is None):
+            raise ValueError("give either 'run' or 'weights'")
+        return self
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Weights, and steps, minutes and hardware of their training."""
+        if self.weights is not None:
+            return load(self.weights.file.read_bytes()), self.weights.model_dump(exclude={"file"})
+        assert self.run is not None
+        weights, fact = averaged_weights(self.run / "checkpoint.pt")
+        facts = {"steps": fact["step"], "minutes": round(fact["seconds"] / 60.0, 1), "hardware": fact["hardware"]}
+        return {key.removeprefix("network."): value for key, value in weights.items()}, facts
 
 
 class Texts(BaseModel):
@@ -70,6 +98,7 @@ class Texts(BaseModel):
     intended_use: str
     limits: list[str] = []
     references: list[str] = []
+    changelog: dict[str, str] = Field(default={}, description="what each version changed; 'first version' without")
 
 
 class PackageConfig(BaseModel):
@@ -96,6 +125,8 @@ class PackageConfig(BaseModel):
         missing = [part for part in NEEDED[self.method] if part not in self.stages]
         if missing:
             raise ValueError(f"stages lacks {', '.join(missing)}, which the method {self.method} needs")
+        if "codec" in self.stages and self.stages["codec"].run is None:
+            raise ValueError("the codec needs its 'run', which holds the scale of its latents")
         return self
 
 
@@ -214,7 +245,7 @@ def describe(bundle: Bundle, evaluation: Path, run: str, data: str) -> Bundle:
         method=bundle.method,
         networks={part: (bundle.network_config(part), bundle.weights(part)) for part in bundle.networks},
         anomaly=anomaly,
-        metadata={key: texts[key] for key in _METADATA},
+        metadata=_metadata(texts),
         model_card=_card(anomaly, texts),
         data_license=bundle.data_license,
         license_text=bundle.license_text,
@@ -245,6 +276,12 @@ _METADATA = (
     "data_source",
     "references",
 )
+
+
+def _metadata(texts: dict[str, Any]) -> dict[str, Any]:
+    """What of the texts goes into MONAI's metadata."""
+    changelog = {"changelog": texts["changelog"]} if texts.get("changelog") else {}
+    return {key: texts[key] for key in _METADATA} | changelog
 
 
 def _healthy_scans(config: PackageConfig) -> Iterator[HealthyScan]:
@@ -280,7 +317,9 @@ def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
     codec: dict[str, Any] = {"factor": diffusion.fold}
     if "codec" in config.stages:
         settings = read_yaml(config.stages["codec"].config, CodecConfig)
-        loaded, _ = load_codec(settings, config.stages["codec"].run)
+        run = config.stages["codec"].run
+        assert run is not None
+        loaded, _ = load_codec(settings, run)
         shift, scale = (v.flatten().tolist() for v in (loaded.shift, loaded.scale))
         codec = {"factor": settings.factor, "fold": settings.fold, "shift": shift, "scale": scale}
     return declared | {
@@ -299,9 +338,8 @@ def _networks(
     kinds: dict[str, Any] = {"codec": CodecConfig, "brain": BrainConfig, "restorer": RestoreConfig}
     for part, stage in config.stages.items():
         settings = read_yaml(stage.config, kinds.get(part, DiffusionConfig))
-        weights, fact = averaged_weights(stage.run / "checkpoint.pt")
-        networks[part] = (settings.network, {k.removeprefix("network."): v for k, v in weights.items()})
-        facts[part] = {"steps": fact["step"], "minutes": round(fact["seconds"] / 60.0, 1), "hardware": fact["hardware"]}
+        weights, facts[part] = stage.load()
+        networks[part] = (settings.network, weights)
     return networks, facts
 
 
@@ -315,7 +353,7 @@ def _write(config: PackageConfig, directory: Path, anomaly: dict[str, Any]) -> B
         **head,
         networks=networks,
         anomaly=anomaly,
-        metadata={key: texts[key] for key in _METADATA},
+        metadata=_metadata(texts),
         model_card=_card(head | anomaly, texts),
         data_license=config.texts.data_license,
         license_text=config.texts.license_file.read_text(encoding="utf-8"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +61,12 @@ class TrainerConfig(BaseModel):
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
+    constant_share: float = Field(
+        default=0.0, ge=0, le=1, description="of the steps after the warm-up, before the cosine"
+    )
+    final_rate: float = Field(default=0.05, ge=0, le=1, description="the learning rate's last share")
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    ema_warmup: int = Field(default=0, ge=0, description="updates before which an average is mostly of the newest")
     gradient_clip: float = Field(default=1.0, gt=0)
     seed: int = Field(default=0, ge=0)
     precision: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
@@ -75,7 +81,10 @@ class Task(Protocol):
     network: nn.Module
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        """A training batch. Runs in a loader process; every random draw comes from ``rng``."""
+        """A training batch. Runs in a loader process; every random draw comes from ``rng``.
+
+        What is quicker made on the training's device is made in ``loss`` instead, from a seed that is the batch.
+        """
         ...
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -103,11 +112,28 @@ class StepBatches(Dataset[Batch]):
 
 
 def learning_rate_at(step: int, config: TrainerConfig) -> float:
-    """Linear warm-up, then a cosine to a twentieth."""
+    """Linear warm-up, then constant for a while if so configured, then a cosine to the last rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1.0 + float(np.cos(np.pi * done))))
+    if done < config.constant_share:
+        return config.learning_rate
+    done = (done - config.constant_share) / max(1e-9, 1.0 - config.constant_share)
+    cosine = 0.5 * (1.0 + float(np.cos(np.pi * done)))
+    return config.learning_rate * (config.final_rate + (1.0 - config.final_rate) * cosine)
+
+
+def averaging(config: TrainerConfig) -> Callable[[Any, Any, Any], None]:
+    """Exponential average of weights; with a warm-up, after ``n`` updates over little more than the last ``n``."""
+    if not config.ema_warmup:
+        return get_ema_multi_avg_fn(config.ema_decay)
+
+    def update(averaged: Any, current: Any, updates: Any) -> None:
+        done = 1.0 + float(updates)
+        decay = min(config.ema_decay, done / (config.ema_warmup + done))
+        get_ema_multi_avg_fn(decay)(averaged, current, updates)
+
+    return update
 
 
 class Trainer:
@@ -149,9 +175,8 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        average = AveragedModel(
-            self.task.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay), use_buffers=True
-        ).to(fabric.device)
+        average = AveragedModel(self.task.network, multi_avg_fn=averaging(self.config), use_buffers=True)
+        average = average.to(fabric.device)
         network, optimizer = fabric.setup(network, optimizer)
         self._resume(fabric, average, optimizer)
         if self.step < self.config.steps:

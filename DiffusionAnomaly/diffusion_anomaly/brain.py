@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from .brain_network import SPACING, WINDOW, brain_logits, rescale_intensity
 from .errors import InputError
 from .orientation import Orientation
 
@@ -21,18 +22,20 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .volume import Volume
 
-SPACING = 2.0  # mm, isotropic: the network's grid
-FOLD = 2  # voxels folded into channels along each axis
-# Voxels (right-left, posterior-anterior, inferior-superior) shown to the network at once: 192 x 224 x 192 mm holds any
-# brain. The size is fixed because the network normalises over what it sees: with more air around the same head, the
-# Dice on a T1 scan fell from 0.88 to 0.56.
-WINDOW = (96, 112, 96)
+# Share of voxels, in percent, that may lie beyond the range that intensities are clipped to: a far outlier would
+# otherwise take the whole scale, and be smeared into its neighbours.
+OUTLIERS = 0.05
+RANGE_FROM = 1_000_000  # voxels that range is taken from, evenly spread
+# The lowest value is padding, no air, when it is further below all else than this share of the rest's range, and the
+# rest has air of its own: 5 and 15 in 100 of its voxels are as good as alike. Without such air (a stripped brain) it is
+# background and keeps its distance, unless that is so large that no contrast would be left.
+PADDING_GAP, AIR_ALIKE, LARGEST_GAP = 0.1, 0.05, 3.0
 LOOKS = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
-ROBUST_PERCENTILES = (1.0, 99.0)
-# A voxel counts as brain from this probability on. Below one half, because cortex that is cut off is never looked at,
-# while fluid that is let in costs little.
-ENOUGH = 0.35
+# A voxel counts as brain from this probability on. Below one half, because what is cut off is never looked at, while
+# fluid that is let in costs little: from 0.35 to 0.3, on 74 patients with gliomas, the lesion outside fell from 0.53 to
+# 0.45 % and the mask grew by 1 %; overlap with reference brains changed by less than 0.004.
+ENOUGH = 0.3
 MINIMUM_ML = 1.0  # less than this is no brain
 # Height by length of the mask. Brains measure about 0.75; above TALL the header's slice spacing must be wrong, as it is
 # in public sets that lost it, and the scan is looked at again as if its slices were closer.
@@ -40,22 +43,35 @@ TALL = 0.95
 ORDINARY = 0.75
 
 
-def rescale_intensity(image: np.ndarray) -> np.ndarray:
-    """Robust range of an image to [0, 1]; the same in training and in use. A constant image becomes zero."""
-    positive = image[image > image.min()]
-    if positive.size == 0:
-        return np.zeros(image.shape, np.float32)
-    low, high = np.percentile(positive, ROBUST_PERCENTILES)
-    base = min(float(low), float(image.min()))
-    return np.clip((image - base) / max(float(high) - base, 1e-12), 0.0, 1.0).astype(np.float32)
+def intensity_range(values: np.ndarray) -> tuple[float, float]:
+    """What intensities of a scan are clipped to: without far outliers, and with constant padding raised to air.
+
+    On an ordinary scan it is the range of the scan, but for five voxels in ten thousand.
+
+    Args:
+        values: of any shape.
+    """
+    values = values.ravel()[:: max(1, values.size // RANGE_FROM)]
+    low = float(np.percentile(values, OUTLIERS))
+    rest = values[values > low]
+    if rest.size == 0:
+        return low, low
+    high = float(np.percentile(rest, 100.0 - OUTLIERS))
+    darkest, dark, bright = (float(v) for v in np.percentile(rest, (5.0, 15.0, 99.0)))
+    gap, extent = darkest - low, bright - darkest
+    has_air = dark - darkest <= AIR_ALIKE * extent
+    if gap > LARGEST_GAP * extent or (has_air and gap > PADDING_GAP * extent):
+        low = darkest
+    return low, high
 
 
 def network_grid(image: sitk.Image) -> sitk.Image:
     """The image on the network's grid: 2 mm, axes towards right, anterior, superior.
 
-    Fine input is smoothed first, so that a 2 mm voxel stands for what it covers.
+    Fine input is smoothed first, so that a 2 mm voxel stands for what it covers; intensities are clipped before that.
     """
-    oriented = sitk.DICOMOrient(image, "RAS")
+    low, high = intensity_range(sitk.GetArrayViewFromImage(image))
+    oriented = sitk.Clamp(sitk.Cast(sitk.DICOMOrient(image, "RAS"), sitk.sitkFloat32), sitk.sitkFloat32, low, high)
     spacing = np.array(oriented.GetSpacing())
     size = np.array(oriented.GetSize())
     for axis in range(3):
@@ -70,21 +86,9 @@ def network_grid(image: sitk.Image) -> sitk.Image:
     grid.SetSpacing([SPACING] * 3)
     grid.SetOrigin(origin.tolist())
     grid.SetDirection(direction.ravel().tolist())
-    low = float(sitk.GetArrayViewFromImage(oriented).min())
     # The outermost slices are repeated outwards, so that interpolation covers whole voxels, a single slice's too.
     thickened = sitk.ZeroFluxNeumannPad(oriented, [1, 1, 1], [1, 1, 1])
     return sitk.Resample(thickened, grid, sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
-
-
-def brain_logits(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Log-odds of brain for ``(N, 1, X, Y, Z)`` images, same shape.
-
-    The network works on blocks of 2 x 2 x 2 voxels folded into channels: nearly all arithmetic happens at 4 mm, an
-    eighth of the cost, while image and mask stay at 2 mm.
-    """
-    from monai.networks.utils import pixelshuffle, pixelunshuffle
-
-    return pixelshuffle(network(pixelunshuffle(image, 3, FOLD)), 3, FOLD)
 
 
 def brain_probability(network: torch.nn.Module, image: np.ndarray, dtype: torch.dtype | None = None) -> np.ndarray:

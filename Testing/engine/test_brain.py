@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from diffusion_anomaly.brain import WINDOW, brain_probability, find_brain, network_grid, rescale_intensity
+from diffusion_anomaly.brain import ENOUGH, brain_probability, find_brain, intensity_range, network_grid
+from diffusion_anomaly.brain_network import WINDOW, rescale_intensity
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.suitability import proportion_warnings
 from diffusion_anomaly.volume import Volume, read_volume
@@ -86,6 +88,106 @@ def test_intensities_are_rescaled_alike_whatever_their_unit() -> None:
     image = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
     assert np.allclose(rescale_intensity(image), rescale_intensity(500.0 * image + 20.0), atol=1e-5)
     assert np.array_equal(rescale_intensity(np.full((4, 4, 4), 7.0)), np.zeros((4, 4, 4), np.float32))
+
+
+# What must not change the mask
+
+
+def as_volume(image: sitk.Image) -> Volume:
+    return Volume(image, "scan", "", 3, 0, {})
+
+
+def mask_of(image: sitk.Image) -> sitk.Image:
+    return find_brain(as_volume(image), device="cpu")
+
+
+def overlap(first: sitk.Image, second: sitk.Image) -> float:
+    return dice(sitk.GetArrayFromImage(first) > 0, sitk.GetArrayFromImage(second) > 0)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A scan and the mask found in it."""
+
+    image: sitk.Image
+    mask: sitk.Image
+
+
+@pytest.fixture(scope="module", params=["stripped", "with skull"])
+def known(request: pytest.FixtureRequest) -> Known:
+    """Scans thinned out to 2 mm, which is enough for the network and much faster."""
+    if request.param == "stripped":
+        path = SAMPLE
+    else:
+        path = request.getfixturevalue("shared") / "flair-healthy" / "synthsr_flair.nii.gz"
+    image = sitk.Cast(sitk.DICOMOrient(sitk.Shrink(read_volume(path).image, (2, 2, 2)), "LPS"), sitk.sitkFloat32)
+    return Known(image, mask_of(image))
+
+
+@pytest.mark.parametrize("value", [-32768.0, 32768.0])
+def test_one_far_voxel_leaves_the_mask_alone(known: Known, value: float) -> None:
+    spoilt = sitk.Image(known.image)
+    spoilt[tuple(size // 2 for size in spoilt.GetSize())] = value
+    assert overlap(mask_of(spoilt), known.mask) > 0.99
+
+
+@pytest.mark.parametrize("value", [0.0, -1024.0, -2000.0, -32768.0])
+def test_padding_around_the_head_leaves_the_mask_alone(known: Known, value: float) -> None:
+    margin = [12, 9, 5]
+    found = mask_of(sitk.ConstantPad(known.image, margin, margin, value))
+    assert overlap(sitk.Crop(found, margin, margin), known.mask) > 0.98
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_tilted_heads_mask_is_the_heads_mask_tilted(known: Known, axis: int) -> None:
+    image = known.image
+    tilt = sitk.Euler3DTransform()
+    tilt.SetCenter(image.TransformContinuousIndexToPhysicalPoint([(size - 1) / 2.0 for size in image.GetSize()]))
+    tilt.SetRotation(*(np.deg2rad(15.0) if axis == number else 0.0 for number in range(3)))
+    low = float(sitk.GetArrayViewFromImage(image).min())
+    found = mask_of(sitk.Resample(image, image, tilt, sitk.sitkLinear, low))
+    assert overlap(found, sitk.Resample(known.mask, image, tilt, sitk.sitkNearestNeighbor)) > 0.98
+
+
+# Too tall a head is recognised and looked at anew, too flat a one may be a cut one and is taken as it is.
+@pytest.mark.parametrize(("factor", "least"), [(0.6, 0.975), (1.6, 0.98)])
+def test_a_wrong_slice_spacing_leaves_the_mask_alone(known: Known, factor: float, least: float) -> None:
+    wrong = sitk.Image(known.image)
+    wrong.SetSpacing((2.0, 2.0, 2.0 * factor))
+    assert overlap(mask_of(wrong), known.mask) > least
+
+
+def test_slices_of_8_mm_keep_the_mask(known: Known) -> None:
+    def merged(image: sitk.Image) -> np.ndarray:
+        array = sitk.GetArrayFromImage(image).astype(np.float32)
+        whole = len(array) // 4 * 4
+        return array[:whole].reshape(-1, 4, *array.shape[1:]).mean(1)
+
+    thick = volume_of(merged(known.image), known.image, (2.0, 2.0, 8.0))
+    # As much brain as makes a voxel brain elsewhere.
+    assert dice(found_in(thick), merged(known.mask) > ENOUGH) > 0.98
+
+
+def test_the_range_of_an_ordinary_scan_is_its_own() -> None:
+    rng = np.random.default_rng(0)
+    head = np.where(rng.random(200_000) < 0.5, rng.rayleigh(10.0, 200_000), rng.normal(400.0, 100.0, 200_000))
+    stripped = np.where(rng.random(200_000) < 0.7, 0.0, rng.normal(700.0, 80.0, 200_000))
+    for values in (head, stripped, rng.normal(0.0, 1.0, 200_000)):
+        low, high = intensity_range(values)
+        assert low - values.min() <= 0.01 * np.ptp(values) or (values < low).mean() <= 5e-4
+        assert (values > high).mean() <= 5e-4
+        shifted = intensity_range(3.0 * values - 500.0)
+        assert shifted == pytest.approx((3.0 * low - 500.0, 3.0 * high - 500.0), abs=1e-6)
+    assert intensity_range(stripped)[0] == 0.0
+
+
+@pytest.mark.parametrize("padding", [-1024.0, -32768.0])
+def test_the_range_leaves_padding_and_outliers_out(padding: float) -> None:
+    rng = np.random.default_rng(0)
+    head = np.concatenate([np.zeros(100_000), rng.normal(2000.0, 600.0, 100_000).clip(0.0)])
+    padded = np.concatenate([head, np.full(50_000, padding), [99_999.0, -99_999.0]])
+    assert intensity_range(padded) == pytest.approx(intensity_range(head), rel=0.05, abs=1.0)
+    assert intensity_range(np.full(10, 7.0)) == (7.0, 7.0)
 
 
 class Threshold(torch.nn.Module):

@@ -7,10 +7,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from training.__main__ import command_line
+from training.brain import BrainConfig, BrainTask
 from training.classifier import ClassifierConfig, ClassifierTask
 from training.codec import CodecConfig, CodecTask
 from training.configuration import read_yaml
@@ -107,6 +109,11 @@ RESTORE = DENOISER | {
     "network": PIXELS["network"] | {"out_channels": 32},
     "augmentation": {"tissue_contrast": 0.2, "erosion": 1},
 }
+BRAIN = {
+    "window": [32, 32, 64],
+    "network": {"_target_": "BasicUNet", "spatial_dims": 3, "in_channels": 8, "out_channels": 8, "features": [4] * 6},
+    "trainer": TRAINER | {"constant_share": 0.3, "final_rate": 0.03, "ema_warmup": 19},
+}
 # The command of each configuration.
 STAGES = {
     "codec": "codec",
@@ -117,7 +124,24 @@ STAGES = {
     "pixels": "diffusion",
     "restore": "restore",
     "denoiser": "restore",
+    "brain": "brain",
 }
+
+
+def write_heads(path: Path, count: int = 3) -> Path:
+    """What ``prepare-labels`` would write of balls of white matter in skulls."""
+    place = np.stack(np.meshgrid(*(np.arange(24.0),) * 3, indexing="ij"), -1)
+    labels = []
+    for number in range(count):
+        radius = np.sqrt(((place - 12.0) ** 2).sum(-1))
+        labels.append(np.where(radius < 7 + number, 1 + 128, np.where(radius < 10, 13, 0)).astype(np.uint8))
+    np.savez(
+        path,
+        labels=np.concatenate([label.ravel() for label in labels]),
+        shapes=np.full((count, 3), 24),
+        centres=np.full((count, 3), 12.0),
+    )
+    return path
 
 
 class Workplace:
@@ -139,6 +163,7 @@ class Workplace:
                 ("denoiser", DENOISER, {}),
             )
         }
+        self.entries["brain"] = {"labels": str(write_heads(folder / "heads.npz"))} | deepcopy(BRAIN)
         for name in self.entries:
             self.write(name)
 
@@ -162,6 +187,7 @@ def task_of(place: Workplace, name: str) -> tuple[Any, Any]:
         "diffusion": (DiffusionConfig, DiffusionTask),
         "classifier": (ClassifierConfig, ClassifierTask),
         "restore": (RestoreConfig, RestoreTask),
+        "brain": (BrainConfig, BrainTask),
     }
     kind, make = kinds[STAGES[name]]
     config = read_yaml(place.folder / f"{name}.yaml", kind)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.flair_heads import HeadsConfig, flair_means, paint_flair, prepare_heads
+from training.labels import Head, load_head
 from training.slices import HEALTHY, Slices, training_slices
-from training.synthesis import TISSUES, Head, load_head
+from training.tissues import TISSUES
 
 SHAPE = (48, 56, 44)  # voxels of 2 mm towards the right, the front and the top
 CORTEX, WHITE, VENTRICLE, CSF, SKULL = 3, 2, 4, 24, 515

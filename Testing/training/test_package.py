@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from diffusion_anomaly.bundle import Bundle, open_bundle, verify
 from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
-from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.stack import Grid, SliceStack
-from diffusion_anomaly.volume import read_mask, read_volume
+from diffusion_anomaly.volume import Volume, read_mask, read_volume
 from Testing.training.stages import Workplace
+from training import brain_check
 from training.__main__ import command_line
+from training.brain import BrainConfig, BrainTask
+from training.brain_check import LesionCheck, PaintedCheck
 from training.configuration import ConfigurationError, read_yaml
 from training.package import HealthyScan, PackageConfig
 from training.package import package as build
@@ -150,6 +156,82 @@ def test_a_package_without_its_stage_is_refused_by_name(trained: Workplace) -> N
     stage = {"restore": {"config": "restore.yaml", "run": "restore"}}
     with pytest.raises(ConfigurationError, match="stages lacks restorer, which the method restore needs"):
         read_yaml(configure(trained, "restore", stages=stage), PackageConfig)
+
+
+def test_weights_without_their_run_are_packaged_as_they_are(trained: Workplace, tmp_path: Path) -> None:
+    weights = {
+        name: torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).half()
+        for name, value in BrainTask(read_yaml(trained.folder / "brain.yaml", BrainConfig)).network.state_dict().items()
+    }
+    save_file(weights, tmp_path / "weights.safetensors")
+    given = {"file": str(tmp_path / "weights.safetensors"), "steps": 12, "minutes": 3.4, "hardware": "an abacus"}
+    stage = {"config": str(trained.folder / "brain.yaml"), "weights": given}
+    texts = TEXTS | {"license_file": str(trained.folder / "LICENSE"), "changelog": {"0.1.0": "the first"}}
+    changes: dict[str, Any] = {"method": "brain", "stages": {"brain": stage}, "texts": texts}
+    path = configure(trained, "restore", **changes)
+    made = build(read_yaml(path, PackageConfig), tmp_path)
+    verify(made)
+    assert made.anomaly["training"]["brain"] == {"steps": 12, "minutes": 3.4, "hardware": "an abacus"}
+    assert "| brain | 12 | 3.4 | an abacus |" in made.model_card
+    assert json.loads((made.path / "configs" / "metadata.json").read_text())["changelog"] == {"0.1.0": "the first"}
+    for name, value in made.weights("brain").items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"config": "restore.yaml"}, "give either 'run' or 'weights'"),
+        (
+            {"config": "a", "run": "b", "weights": {"file": "c", "steps": 1, "minutes": 1, "hardware": "d"}},
+            "give either",
+        ),
+    ],
+)
+def test_a_stage_has_a_run_or_weights(trained: Workplace, stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        read_yaml(configure(trained, "restore", stages={"restorer": stage}), PackageConfig)
+
+
+class Oracle:
+    """Stands in for ``find_brain``: brain is what is bright."""
+
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+    def __call__(self, volume: Volume, bundle: Bundle) -> sitk.Image:
+        if self.level > 1e6:
+            raise InputError("No brain was found.", "Choose another scan.")
+        return sitk.Cast(volume.image > self.level, sitk.sitkUInt8)
+
+
+def test_the_share_of_lesion_outside_the_mask_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, outside in enumerate((0, 1, 3)):
+        scan = np.zeros((6, 8, 8), np.float32)
+        scan[1:5, 1:7, 1:7] = 100.0
+        lesion = np.zeros(scan.shape, np.uint8)
+        lesion[2, 2, : 1 + outside] = 1  # the first voxel of the row is outside the brain already
+        lesion[2, 2, 0], lesion[3, 3, 3:7] = outside > 0, 1
+        lesion[2, 0, :outside] = outside > 0
+        for ending, array in (("flair", scan), ("mask", lesion)):
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"p{number}_{ending}.nii.gz"))
+    check = LesionCheck(name="toys", folders=[tmp_path], scan="*_flair.nii.gz", lesion="*_mask.nii.gz")
+    monkeypatch.setattr(brain_check, "find_brain", Oracle(50.0))
+    lost = check.lost(None)  # type: ignore[arg-type]
+    assert lost == pytest.approx({"p0": 0.0, "p1": 2.0 / 7.0, "p2": 4.0 / 11.0})
+    monkeypatch.setattr(brain_check, "find_brain", Oracle(1e9))
+    rows = check.measure(None)  # type: ignore[arg-type]
+    assert rows["lesion outside the mask in %, toys (3 scans), worst"] == 100.0
+
+
+def test_heads_are_painted_for_the_check_from_the_label_maps_kept_apart(trained: Workplace) -> None:
+    check = PaintedCheck(name="toys", labels=trained.folder / "heads.npz", heads=3, seed=4)
+    heads = list(check.paint())
+    assert len(heads) == 3
+    for (volume, brain), (again, _) in zip(heads, check.paint(), strict=True):
+        assert volume.image.GetSpacing() == (2.0, 2.0, 2.0)
+        assert brain.shape == volume.image.GetSize()[::-1]
+        assert np.array_equal(sitk.GetArrayFromImage(volume.image), sitk.GetArrayFromImage(again.image))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from Testing.training.fakes import (
 )
 from training import checkpoints
 from training.checkpoints import CheckpointError, averaged_weights
-from training.trainer import Trainer, TrainingError, learning_rate_at
+from training.trainer import Trainer, TrainingError, averaging, learning_rate_at
 
 STEPS = 60
 
@@ -239,3 +239,21 @@ def test_the_learning_rate_warms_up_and_falls_to_a_twentieth() -> None:
     assert learning_rate_at(55, config) == pytest.approx(0.5 * (1.0 + 0.05) / 2.0)
     assert learning_rate_at(105, config) == pytest.approx(0.025)
     assert learning_rate_at(0, trainer_config(warmup_steps=0)) == pytest.approx(0.01)
+
+
+def test_the_learning_rate_may_stay_for_a_while_before_it_falls() -> None:
+    schedule = {"steps": 105, "warmup_steps": 5, "learning_rate": 0.5, "constant_share": 0.3, "final_rate": 0.03}
+    config = trainer_config(**schedule)
+    assert learning_rate_at(4, config) == learning_rate_at(34, config) == pytest.approx(0.5)
+    assert learning_rate_at(70, config) == pytest.approx(0.5 * (1.0 + 0.03) / 2.0)
+    assert learning_rate_at(105, config) == pytest.approx(0.015)
+    always = trainer_config(**(schedule | {"constant_share": 1.0}))
+    assert learning_rate_at(104, always) == pytest.approx(0.5)
+
+
+def test_an_average_that_warms_up_forgets_the_first_weights_sooner() -> None:
+    first, new = torch.zeros(1), torch.ones(1)
+    for updates, warmup, expected in ((1, 0, 0.01), (1, 19, 19.0 / 21.0), (10_000, 19, 0.01)):
+        averaged = first.clone()
+        averaging(trainer_config(ema_decay=0.99, ema_warmup=warmup))([averaged], [new], updates)
+        assert float(averaged) == pytest.approx(expected)
