@@ -66,11 +66,24 @@ def prepare_mednist(source: Path, output: Output) -> None:
 
 
 @app.command("prepare-labels")
-def prepare_labels(folder: Path, output: Path) -> None:
-    """All label maps of a folder in one file (.npz), which the brain's training reads."""
+def prepare_labels(
+    folder: Path,
+    output: Path,
+    slabs: Annotated[bool, typer.Option(help="maps of 1 mm, for the stages localise and restore")] = False,
+) -> None:
+    """All label maps of a folder in one file (.npz), which the brain's training reads, or with --slabs others."""
     from .labels import prepare_labels as run
 
-    run(folder, output)
+    run(folder, output, slabs)
+
+
+@app.command("prepare-slabs")
+def prepare_slabs(config: Config, output: Output) -> None:
+    """Stacks of real healthy slices on the slab grid, for the stages localise and restore."""
+    from .stacks import PrepareSlabsConfig
+    from .stacks import prepare_slabs as run
+
+    run(read_yaml(config, PrepareSlabsConfig), output)
 
 
 @app.command()
@@ -111,6 +124,14 @@ def restore(config: Config, run: Run, time_limit: Limit = None) -> None:
     from .restore import RestoreConfig, RestoreTask
 
     train(config, RestoreConfig, RestoreTask, run, time_limit)
+
+
+@app.command()
+def localise(config: Config, run: Run, time_limit: Limit = None) -> None:
+    """The network that says where a lesion is, from synthetic lesions on painted and healthy slabs."""
+    from .localise import LocaliseConfig, LocaliseTask
+
+    train(config, LocaliseConfig, LocaliseTask, run, time_limit)
 
 
 @app.command()
