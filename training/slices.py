@@ -44,7 +44,7 @@ class GridConfig(BaseModel):
 
 
 class NormalisationConfig(BaseModel):
-    """Intensity scale of the models: ``kind`` and the entries of the rule of that kind in ``intensity``."""
+    """Intensity scale of the models: ``kind`` and what the rule of that kind in the engine takes."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
