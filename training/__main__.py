@@ -48,15 +48,6 @@ def prepare(config: Config, output: Output) -> None:
     run(read_yaml(config, PrepareConfig), output)
 
 
-@app.command("prepare-heads")
-def prepare_heads(config: Config, output: Output) -> None:
-    """Slices of healthy FLAIR-like heads, painted from label maps."""
-    from .flair_heads import HeadsConfig
-    from .flair_heads import prepare_heads as run
-
-    run(read_yaml(config, HeadsConfig), output)
-
-
 @app.command("prepare-mednist")
 def prepare_mednist(source: Path, output: Output) -> None:
     """Slices of MedNIST's head CT pictures, for the first paper's experiment."""
@@ -120,7 +111,7 @@ def classifier(config: Config, run: Run, time_limit: Limit = None) -> None:
 
 @app.command()
 def restore(config: Config, run: Run, time_limit: Limit = None) -> None:
-    """The one-step restorer, from healthy slices and synthetic corruption; also the denoising autoencoder."""
+    """The one-step restorer, from synthetic lesions and noise on painted and healthy slabs."""
     from .restore import RestoreConfig, RestoreTask
 
     train(config, RestoreConfig, RestoreTask, run, time_limit)
@@ -132,6 +123,14 @@ def localise(config: Config, run: Run, time_limit: Limit = None) -> None:
     from .localise import LocaliseConfig, LocaliseTask
 
     train(config, LocaliseConfig, LocaliseTask, run, time_limit)
+
+
+@app.command()
+def denoise(config: Config, run: Run, time_limit: Limit = None) -> None:
+    """The denoising autoencoder, from noise on healthy slices."""
+    from .denoise import DenoiseConfig, DenoiseTask
+
+    train(config, DenoiseConfig, DenoiseTask, run, time_limit)
 
 
 @app.command()
