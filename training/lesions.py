@@ -28,6 +28,7 @@ BOXES = (24, 48, 96)  # pixels along a box's sides, smallest first; what is larg
 NOISE_SIZE, NOISE_SIGMA = 72, 2.2  # of the noise that borders wander by, in its own cells
 SMALL_MM = 5.0  # below this diameter a lesion stands out by ``small_shift`` at least
 CORE_MM = 10.0  # above it a lesion may have a core
+HOLDERS = 4  # kinds of lesions by what holds them, see ``holding_tissues``
 NEIGHBOUR_SHARE = 0.25  # how often a lesion's middle lies in a neighbouring slab, by the middle one
 
 
@@ -133,8 +134,9 @@ def plant(
     lesions = draw_lesions(slabs, brain, strength, grid, config, draw)
     if not len(lesions):
         return image, torch.zeros_like(image)
-    allowed = holding_tissues(slabs) * brain[:, None]
     count, size = image.shape[1], image.shape[-1]
+    pixels = count * size * size  # of a head
+    allowed = (holding_tissues(slabs) * brain[:, None]).flatten()
     change, faded, level, cover = (torch.zeros(image.numel(), device=image.device) for _ in range(4))
     # Lesions of about one size together, so that a small one costs a small box.
     sides = [side for side in BOXES if side < size] + [size]
@@ -147,8 +149,8 @@ def plant(
         rows, columns = _box(some.row, side, size), _box(some.column, side, size)
         slab = torch.arange(count, device=image.device)[:, None, None]
         pixel = (slab * size + rows[:, None, :, None]) * size + columns[:, None, None, :]  # in the head's slabs
-        index = pixel + _wide(some.head) * count * size * size
-        hold = allowed.flatten(2)[some.head, some.tissue].gather(1, pixel.flatten(1)).view(pixel.shape)
+        index = pixel + _wide(some.head) * pixels
+        hold = allowed[pixel + _wide(some.head * HOLDERS + some.tissue) * pixels]
         depth, noise = _form(some, rows, columns, slab[:, 0, 0], grid)
         opacity = ((1.0 - depth) / _wide(some.edge) + 0.5).clamp(0.0, 1.0) * hold * _wide(some.partial)
         core = ((_wide(some.core[:, 0]) - depth) / 0.15).clamp(0.0, 1.0) * _wide(some.core[:, 1])
