@@ -25,6 +25,12 @@ from .trainer import Batch, TrainerConfig
 WATCHED = 6  # heads of each kind that validation looks at
 
 
+class BrightLesionConfig(LesionConfig):
+    """The same, none of them darker than the tissue unless asked for."""
+
+    dark: float = Field(default=0.0, ge=0, le=1, description="share that is darker than the tissue")
+
+
 class LocaliseConfig(BaseModel):
     """Configuration file of the stage ``localise``."""
 
@@ -32,7 +38,7 @@ class LocaliseConfig(BaseModel):
 
     data: SlabData
     fold: int = Field(default=2, ge=1, description="blocks of this many pixels are folded into channels")
-    lesions: LesionConfig = LesionConfig(dark=0.0)
+    lesions: BrightLesionConfig = BrightLesionConfig()
     draws: int = Field(default=3, ge=1, description="sets of lesions in each head of a batch")
     dice_weight: float = Field(default=0.5, ge=0, description="of the Dice loss, beside cross-entropy")
     network: NetworkDeclaration

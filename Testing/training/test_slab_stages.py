@@ -164,6 +164,12 @@ def test_coarse_noise_has_its_deviation_at_the_grids_points_and_is_smooth_betwee
     assert not torch.equal(noise[:, 0], noise[:, 1])
 
 
+def test_a_localisers_lesions_are_bright_whatever_else_is_configured(files: dict[str, Path]) -> None:
+    lesions = localiser(files).config.lesions
+    assert lesions.few_diameter == (4.0, 12.0) and lesions.dark == 0.0
+    assert restorer(files).config.corruption.lesions.dark == 0.22
+
+
 # What they are asked for
 
 
