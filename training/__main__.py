@@ -48,15 +48,6 @@ def prepare(config: Config, output: Output) -> None:
     run(read_yaml(config, PrepareConfig), output)
 
 
-@app.command("prepare-heads")
-def prepare_heads(config: Config, output: Output) -> None:
-    """Slices of healthy FLAIR-like heads, painted from label maps."""
-    from .flair_heads import HeadsConfig
-    from .flair_heads import prepare_heads as run
-
-    run(read_yaml(config, HeadsConfig), output)
-
-
 @app.command("prepare-mednist")
 def prepare_mednist(source: Path, output: Output) -> None:
     """Slices of MedNIST's head CT pictures, for the first paper's experiment."""
@@ -66,11 +57,24 @@ def prepare_mednist(source: Path, output: Output) -> None:
 
 
 @app.command("prepare-labels")
-def prepare_labels(folder: Path, output: Path) -> None:
-    """All label maps of a folder in one file (.npz), which the brain's training reads."""
+def prepare_labels(
+    folder: Path,
+    output: Path,
+    slabs: Annotated[bool, typer.Option(help="maps of 1 mm, for the stages localise and restore")] = False,
+) -> None:
+    """All label maps of a folder in one file (.npz), which the brain's training reads, or with --slabs others."""
     from .labels import prepare_labels as run
 
-    run(folder, output)
+    run(folder, output, slabs)
+
+
+@app.command("prepare-slabs")
+def prepare_slabs(config: Config, output: Output) -> None:
+    """Stacks of real healthy slices on the slab grid, for the stages localise and restore."""
+    from .stacks import PrepareSlabsConfig
+    from .stacks import prepare_slabs as run
+
+    run(read_yaml(config, PrepareSlabsConfig), output)
 
 
 @app.command()
@@ -107,10 +111,26 @@ def classifier(config: Config, run: Run, time_limit: Limit = None) -> None:
 
 @app.command()
 def restore(config: Config, run: Run, time_limit: Limit = None) -> None:
-    """The one-step restorer, from healthy slices and synthetic corruption; also the denoising autoencoder."""
+    """The one-step restorer, from synthetic lesions and noise on painted and healthy slabs."""
     from .restore import RestoreConfig, RestoreTask
 
     train(config, RestoreConfig, RestoreTask, run, time_limit)
+
+
+@app.command()
+def localise(config: Config, run: Run, time_limit: Limit = None) -> None:
+    """The network that says where a lesion is, from synthetic lesions on painted and healthy slabs."""
+    from .localise import LocaliseConfig, LocaliseTask
+
+    train(config, LocaliseConfig, LocaliseTask, run, time_limit)
+
+
+@app.command()
+def denoise(config: Config, run: Run, time_limit: Limit = None) -> None:
+    """The denoising autoencoder, from noise on healthy slices."""
+    from .denoise import DenoiseConfig, DenoiseTask
+
+    train(config, DenoiseConfig, DenoiseTask, run, time_limit)
 
 
 @app.command()

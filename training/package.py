@@ -33,6 +33,7 @@ from .brain import BrainConfig
 from .brain_check import BrainCheck, check_brain
 from .codec import CodecConfig, load_codec
 from .configuration import ConfigurationError, read_yaml
+from .denoise import DenoiseConfig
 from .diffusion import DiffusionConfig
 from .localise import LocaliseConfig
 from .restore import RestoreConfig
@@ -345,7 +346,7 @@ def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
         localiser = read_yaml(config.stages["localiser"].config, LocaliseConfig)
         return declared | {"codec": {"factor": localiser.fold}}
     if config.method == "restore":
-        restorer = read_yaml(config.stages["restorer"].config, RestoreConfig)
+        restorer = _restorer(config.stages["restorer"].config)
         levels = {"levels": restorer.corruption.levels}
         return declared | {"codec": {"factor": restorer.fold}, "options": levels | config.options}
     diffusion = read_yaml(config.stages["diffusion"].config, DiffusionConfig)
@@ -365,19 +366,26 @@ def _uncalibrated(config: PackageConfig) -> dict[str, Any]:
     }
 
 
+class _AnyEntries(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+def _restorer(path: Path) -> RestoreConfig | DenoiseConfig:
+    """The configuration of a restorer's training: of slabs, or of slices for the denoising autoencoder."""
+    on_slices = "slices" in (read_yaml(path, _AnyEntries).model_extra or {})
+    return read_yaml(path, DenoiseConfig if on_slices else RestoreConfig)
+
+
 def _networks(
     config: PackageConfig,
 ) -> tuple[dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]], dict[str, Any]]:
     """Configuration and averaged weights of each part, and what each training took."""
     networks, facts = {}, {}
-    kinds: dict[str, Any] = {
-        "codec": CodecConfig,
-        "brain": BrainConfig,
-        "restorer": RestoreConfig,
-        "localiser": LocaliseConfig,
-    }
+    kinds: dict[str, Any] = {"codec": CodecConfig, "brain": BrainConfig, "localiser": LocaliseConfig}
     for part, stage in config.stages.items():
-        settings = read_yaml(stage.config, kinds.get(part, DiffusionConfig))
+        settings = (
+            _restorer(stage.config) if part == "restorer" else read_yaml(stage.config, kinds.get(part, DiffusionConfig))
+        )
         weights, facts[part] = stage.load()
         networks[part] = (settings.network, weights)
     return networks, facts

@@ -1,25 +1,49 @@
-"""The restorer: sees a corrupted healthy slice once and gives the healthy one back, and where it was corrupted."""
+"""The restorer: sees corrupted healthy slabs once and gives the middle one back, and where it was corrupted.
+
+A ladder of degradations that a network undoes in one step is cold diffusion's (Bansal et al. 2023): at level ``k`` of
+``n`` synthetic lesions and coarse noise (Kascenas et al. 2022) reach ``(k + 1) / n`` of their full strength.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from monai.losses import DiceLoss
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.methods.restore import split_output
-from diffusion_anomaly.networks import Codec, build_network
+from diffusion_anomaly.networks import build_network
 
 from .configuration import NetworkDeclaration
-from .corruption import Corruption, CorruptionConfig
-from .sampling import AugmentationConfig, SliceSampler, evenly, plain
-from .slices import HEALTHY, Slices, training_slices, validation_slices
+from .drawing import Draw, per_pixel
+from .lesions import LesionConfig, plant
+from .slab_tasks import SlabData, SlabSource, leave_alone, place_losses, start_from
 from .trainer import Batch, TrainerConfig
+
+WATCHED = 6  # heads of each kind that validation looks at
+
+
+class NoiseConfig(BaseModel):
+    """Gaussian noise on a coarse grid (Kascenas et al. 2022, section 3.1)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    deviation: float = Field(default=0.25, ge=0, description="at the highest level, on the engine's intensity scale")
+    share: float = Field(default=0.4, ge=0, le=1, description="of scans")
+    cell: tuple[int, int] = Field(default=(5, 19), description="pixels between the grid's points, from and to")
+
+
+class CorruptionConfig(BaseModel):
+    """What the restorer undoes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    levels: int = Field(default=5, ge=1, le=1000)
+    lesions: LesionConfig = LesionConfig()
+    noise: NoiseConfig = NoiseConfig()
 
 
 class RestoreConfig(BaseModel):
@@ -27,119 +51,122 @@ class RestoreConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    slices: Path
-    more_slices: Path | None = Field(default=None, description="another folder of 'prepare', drawn as often")
-    halves: bool = Field(default=False, description="healthy halves with their mirror images count as healthy slices")
+    data: SlabData
     fold: int = Field(default=4, ge=1, description="blocks of this many pixels are folded into channels")
-    corruption: CorruptionConfig
+    corruption: CorruptionConfig = CorruptionConfig()
     lesion_weight: float = Field(default=4.0, ge=0, description="extra weight of pixels in synthetic lesions")
-    localisation_weight: float = Field(default=0.2, ge=0, description="of the loss of the lesion probability")
+    localisation_weight: float = Field(default=1.0, ge=0, description="of the cross-entropy of a lesion's place")
+    dice_weight: float = Field(default=0.5, ge=0, description="of the Dice loss of it, by its cross-entropy")
     network: NetworkDeclaration
-    augmentation: AugmentationConfig = AugmentationConfig()
+    start_from: Path | None = Field(default=None, description="weights to begin with (.safetensors or checkpoint.pt)")
     trainer: TrainerConfig
 
     @model_validator(mode="after")
     def _consistent(self) -> RestoreConfig:
-        if self.corruption.lesions is None and self.corruption.noise is None:
-            raise ValueError("corruption names neither lesions nor noise: there would be nothing to restore")
+        for entry, value in (
+            ("in_channels", self.channels * self.data.grid.slabs),
+            ("out_channels", 2 * self.channels),
+        ):
+            if self.network.get(entry) != value:
+                raise ValueError(f"network.{entry} is {self.network.get(entry)}, but fold and slabs need {value}")
+        if self.data.grid.size % self.fold:
+            raise ValueError(f"fold {self.fold} does not divide slabs of {self.data.grid.size} pixels")
         return self
 
     @property
     def channels(self) -> int:
+        """Of one slab, folded."""
         return self.fold**2
-
-    @property
-    def localises(self) -> bool:
-        """Whether the network says where it was corrupted too."""
-        return self.corruption.lesions is not None
 
 
 class RestoreTask:
-    """L1 of the restored image, with more weight in lesions; cross-entropy and Dice of the lesion probability."""
+    """L1 of the restored middle slab, with more weight in lesions; cross-entropy and Dice of the lesion's place."""
 
     def __init__(self, config: RestoreConfig) -> None:
-        torch.manual_seed(config.trainer.seed)
         self.config = config
+        torch.manual_seed(config.trainer.seed)
         self.network: nn.Module = build_network(config.network)
-        expected = {"in_channels": config.channels, "out_channels": config.channels * (1 + config.localises)}
-        for entry, value in expected.items():
-            found = config.network.get(entry)
-            if found != value:
-                raise InputError(f"network.{entry} is {found}, but fold and corruption need {value}.")
-        self.codec = Codec(None, config.fold)
-        folders = [config.slices, *([config.more_slices] if config.more_slices else [])]
-        slices = [training_slices(folder, config.halves) for folder in folders]
-        _require_fitting(slices, config.fold)
-        self.samplers = [SliceSampler(one, (HEALTHY,), config.augmentation) for one in slices]
-        watched = evenly(validation_slices(config.slices), 48, HEALTHY)
-        self.validation = plain(watched, 48, HEALTHY), torch.from_numpy(watched.brain)[:, None]
-        self.corruption = Corruption(config.corruption)
-        self.dice = DiceLoss(sigmoid=True, batch=True)
+        if config.start_from is not None:
+            start_from(self.network, config.start_from)
+        self.source = SlabSource(config.data)
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        sampler = self.samplers[int(rng.integers(len(self.samplers)))]
-        drawn = sampler.draw(rng, size)
-        return self._corrupted(drawn["image"], drawn["brain"], rng)
+        return self.source.batch(rng, size)
 
-    def _corrupted(self, image: Tensor, brain: Tensor, rng: np.random.Generator) -> Batch:
-        """Clean and corrupted images ``(N, 1, H, W)`` in [-1, 1], brains, lesion masks and levels ``(N,)``."""
-        levels = rng.integers(self.config.corruption.levels, size=len(image))
-        results = [
-            self.corruption(0.5 + 0.5 * one, inside, int(level), rng)
-            for one, inside, level in zip(image[:, 0].numpy(), brain[:, 0].numpy(), levels, strict=True)
-        ]
-        corrupted, lesion = (
-            torch.from_numpy(np.stack([getattr(result, name) for result in results]))[:, None]
-            for name in ("image", "lesion")
-        )
-        corrupted, level = 2.0 * corrupted - 1.0, torch.from_numpy(levels)
-        return {"image": image, "brain": brain, "corrupted": corrupted, "lesion": lesion, "level": level}
+    @torch.no_grad()
+    def examples(self, generator: torch.Generator, size: int, real: bool) -> Batch:
+        """Corrupted slabs.
+
+        Returns:
+            ``seen`` ``(N, K, H, W)`` in [-1, 1] and ``level`` ``(N,)``; of the middle slab, ``(N, 1, H, W)``, ``clean``
+            in [-1, 1], ``cover``, how far a pixel belongs to a lesion, and ``use``, bool, where both are known.
+        """
+        corruption, grid = self.config.corruption, self.config.data.grid
+        draw = Draw(generator, size)
+        # In 16-bit precision, places in a map of 200 voxels would be off by half a voxel.
+        with torch.autocast(generator.device.type, enabled=False):
+            slabs, clean, brain = self.source.make(draw, real)
+            level = draw.whole(0, corruption.levels)
+            strength = (level + 1) / corruption.levels
+            # Strong lesions are in scans without noise too, so they are as frequent at low levels.
+            reach = torch.maximum(strength, draw.uniform(0.0, 1.0))
+            image, cover = plant(slabs, clean, brain, reach, grid, corruption.lesions, draw)
+            # Only where tissue is known to be healthy: elsewhere the patient's own lesions may lie.
+            image, cover = torch.where(slabs.known, image, clean), cover * slabs.known
+            image = image + coarse_noise(image.shape[1], grid.size, strength, corruption.noise, draw)
+            seen = leave_alone(image.clamp(0.0, 1.0) * brain, grid.middle, draw)
+            use = brain & slabs.known
+        clean, cover, use = (part[:, grid.middle, None] for part in (clean, cover, use))
+        return {"seen": 2.0 * seen - 1.0, "level": level, "clean": 2.0 * clean - 1.0, "cover": cover, "use": use}
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        image, inside, corrupted, lesion = (batch[name] for name in ("image", "brain", "corrupted", "lesion"))
-        folded = self._folded(corrupted)
-        restored, logit = (
-            None if part is None else self.codec.decode(part)
-            for part in split_output(network(folded, batch["level"]).float(), folded)
-        )
-        assert restored is not None
-        weight = inside * (1.0 + self.config.lesion_weight * lesion)
-        absolute = (weight * (restored - image).abs()).sum() / weight.sum().clamp_min(1.0)
-        if logit is None:
-            return {"loss": absolute, "l1": absolute}
-        target = (lesion > 0.5).float()
-        entropy = functional.binary_cross_entropy_with_logits(logit, target, inside.float(), reduction="sum")
-        entropy = entropy / inside.sum().clamp_min(1)
-        dice = self.dice(torch.where(inside, logit, -20.0), target)
-        loss = absolute + self.config.localisation_weight * (entropy + dice)
-        return {"loss": loss, "l1": absolute, "cross_entropy": entropy, "dice": dice}
+        draws = torch.Generator(batch["seed"].device).manual_seed(int(batch["seed"]))
+        return self.losses(network, self.examples(draws, int(batch["size"]), bool(batch["real"])))
 
-    def _folded(self, image: Tensor) -> Tensor:
-        return self.codec.to(image.device).encode(image).contiguous(memory_format=torch.channels_last)
+    def losses(self, network: nn.Module, examples: Batch) -> dict[str, Tensor]:
+        """Of what ``examples`` gives."""
+        restored, logit = self.answers(network, examples["seen"], examples["level"])
+        weight = examples["use"] * (1.0 + self.config.lesion_weight * examples["cover"])
+        absolute = (weight * (restored - examples["clean"]).abs()).sum() / weight.sum().clamp_min(1.0)
+        entropy, dice = place_losses(logit, examples["cover"], examples["use"])
+        loss = absolute + self.config.localisation_weight * (entropy + self.config.dice_weight * dice)
+        return {"loss": loss, "l1": absolute, "cross_entropy": entropy, "dice_loss": dice}
+
+    def answers(self, network: nn.Module, seen: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The restored middle slab in [-1, 1] and log-odds of a lesion, ``(N, 1, H, W)`` each."""
+        channels, fold = self.config.channels, self.config.fold
+        folded = functional.pixel_unshuffle(seen, fold).contiguous(memory_format=torch.channels_last)
+        output = network(folded, level).float()
+        # A slab's folded pixels follow each other, so the middle one's are in the middle.
+        middle = folded.narrow(1, channels * self.config.data.grid.middle, channels)
+        restored, logit = middle + output[:, :channels], output[:, channels:]
+        return functional.pixel_shuffle(restored, fold), functional.pixel_shuffle(logit, fold)
 
     def validate(self, network: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Always the same heads: losses of painted and, where there are any, real ones, and pictures."""
         device = next(network.parameters()).device
-        batch = self._corrupted(*self.validation, np.random.default_rng(0))
-        batch = {name: value.to(device) for name, value in batch.items()}
-        scalars = self.loss(network, batch, torch.Generator())
-        folded = self._folded(batch["corrupted"][:6])
-        restored, _ = split_output(network(folded, batch["level"][:6]).float(), folded)
-        shown = torch.cat([batch["image"][:6], batch["corrupted"][:6], self.codec.decode(restored)], 2)
-        pictures = {"clean, corrupted and restored": 0.5 + 0.5 * torch.cat(list(shown), 2)}
-        return {name: float(value) for name, value in scalars.items()}, pictures
+        scalars, rows = {}, []
+        for real in (False, True)[: 1 + (self.source.stacks is not None)]:
+            generator = torch.Generator(device).manual_seed(int(real))
+            examples = self.examples(generator, WATCHED, real)
+            kind = "real" if real else "painted"
+            scalars |= {f"{kind}_{name}": float(value) for name, value in self.losses(network, examples).items()}
+            restored, _ = self.answers(network, examples["seen"], examples["level"])
+            shown = (examples["clean"][:, 0], examples["seen"][:, self.config.data.grid.middle], restored[:, 0])
+            rows.append(torch.cat([torch.cat([*part], 1) for part in shown]))
+        return scalars, {"clean, corrupted and restored": 0.5 + 0.5 * torch.cat(rows)[None]}
 
 
-def _require_fitting(parts: list[Slices], fold: int) -> None:
-    """Slices of one size that can be folded, said in the configuration's words."""
-    for part in parts:
-        (height, width), (first_height, first_width) = part.images.shape[1:], parts[0].images.shape[1:]
-        if (height, width) != (first_height, first_width):
-            raise InputError(
-                f"more_slices has {width} x {height} pixels, slices has {first_width} x {first_height}.",
-                "Prepare both on the same grid.",
-            )
-        if height % fold or width % fold:
-            raise InputError(
-                f"Slices have {width} x {height} pixels, which fold {fold} does not divide.",
-                "Choose another grid or another fold.",
-            )
+def coarse_noise(slabs: int, size: int, strength: Tensor, config: NoiseConfig, draw: Draw) -> Tensor:
+    """Normal noise ``(B, slabs, size, size)`` on grids of random cells at random places, lines between their points."""
+    cell = draw.whole(config.cell[0], config.cell[1] + 1)
+    points = math.ceil(size / config.cell[0]) + 2
+    noise = draw.normal(slabs, points, points)
+    first = draw.uniform(0.0, 1.0, 2)
+    pixel = torch.arange(size, device=draw.device)
+    # Points are numbered from 0, for grid_sample from -1 to 1.
+    rows, columns = (2.0 * (pixel / cell[:, None] + first[:, number, None]) / (points - 1) - 1.0 for number in (0, 1))
+    shape = (draw.size, size, size)
+    place = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], -1)
+    noise = functional.grid_sample(noise, place, align_corners=True)
+    return noise * per_pixel(config.deviation * strength * draw.chance(config.share))

@@ -64,17 +64,22 @@ class NormalisationConfig(BaseModel):
         return normalisation_from_dict(self.model_dump())
 
 
-class PrepareConfig(BaseModel):
-    """Configuration file of the stage ``prepare``."""
+class BrainSource(BaseModel):
+    """Where the brain masks of scans come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    brains: str | None = Field(default=None, description="pattern of ready brain masks: {scan} is the scan's name")
+    brain_model: str = "brain-mask"
+
+
+class PrepareConfig(BrainSource):
+    """Configuration file of the stage ``prepare``."""
 
     train: Path
     val: Path
     pattern: str = "*.nii.gz"
     labels: Path | None = Field(default=None, description="CSV scan,slice,label; without it every slice is healthy")
-    brains: str | None = Field(default=None, description="pattern of ready brain masks: {scan} is the scan's name")
-    brain_model: str = "brain-mask"
     lesions: tuple[str, str] | None = Field(
         default=None,
         description="how a scan's name ends, and its lesion mask's instead; with it, healthy halves are kept too",
@@ -262,14 +267,29 @@ def halves_of(slices: Slices, normalised: np.ndarray, lesion: np.ndarray) -> Sli
 
 
 def _lesion(path: Path, volume: Volume, brain: sitk.Image, config: PrepareConfig) -> np.ndarray:
-    """A scan's lesion mask on the slice grid, generously: whatever a pixel shares with a lesion counts."""
     assert config.lesions is not None
-    ending, instead = config.lesions
+    return lesion_on_grid(path, volume, brain, Grid(**config.grid.model_dump()), config.lesions)
+
+
+def lesion_on_grid(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, names: tuple[str, str]) -> np.ndarray:
+    """A scan's lesion mask on the slice grid, generously: whatever a pixel shares with a lesion counts.
+
+    Args:
+        path: the scan.
+        volume: what it holds.
+        brain: its brain mask.
+        grid: the slices' grid.
+        names: how the scan's name ends, and its lesion mask's instead.
+
+    Returns:
+        ``(N, H, W)`` bool.
+    """
+    ending, instead = names
     if not path.name.endswith(ending):
         raise InputError(f"{path} does not end in {ending!r}.", "Set 'lesions' to how the scans' names end.")
     mask = read_mask(path.with_name(path.name.removesuffix(ending) + instead), volume)
     as_volume = replace(volume, image=sitk.Cast(mask, sitk.sitkFloat32))
-    return SliceStack(as_volume, Grid(**config.grid.model_dump()), brain).images() > 0.01
+    return SliceStack(as_volume, grid, brain).images() > 0.01
 
 
 def slab_thickness(stack: SliceStack, volume: Volume) -> int:
@@ -301,7 +321,7 @@ def slab_labels(labels: Mapping[tuple[str, int], int], scan: str, index: np.ndar
     return result
 
 
-def brain_of(path: Path, volume: Volume, config: PrepareConfig, cache: Path | None) -> sitk.Image:
+def brain_of(path: Path, volume: Volume, config: BrainSource, cache: Path | None) -> sitk.Image:
     """A scan's brain: the mask beside it, the one found before, or the one found now and kept."""
     if config.brains:
         return read_mask(path.parent / config.brains.format(scan=path.name.removesuffix(".nii.gz")), volume)

@@ -15,10 +15,10 @@ import math
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional
 
 from diffusion_anomaly.brain_network import ROBUST_PERCENTILES, WINDOW
 
+from .drawing import Draw, enlarge, rotation
 from .head_maps import HeadMaps
 from .tissues import TISSUES
 
@@ -63,35 +63,6 @@ class SynthesisConfig(BaseModel):
     noise_share: float = Field(default=0.6, ge=0, le=1)
     black_air_share: float = Field(default=0.6, ge=0, le=1, description="exact zeros around the head or brain")
     cut_share: float = Field(default=0.3, ge=0, le=1, description="a field of view that ends across the head")
-
-
-class Draw:
-    """Random numbers of ``size`` heads, all of one generator and on its device; a head is the first axis."""
-
-    def __init__(self, generator: torch.Generator, size: int) -> None:
-        self.generator, self.size, self.device = generator, size, generator.device
-
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        value = torch.rand(self.size, *shape, generator=self.generator, device=self.device)
-        return low + (high - low) * value
-
-    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        return self.uniform(math.log(low), math.log(high), *shape).exp()
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(self.size, *shape, generator=self.generator, device=self.device)
-
-    def whole(self, low: int, high: int) -> Tensor:
-        """Whole numbers from ``low`` to ``high - 1``."""
-        return torch.randint(low, high, (self.size,), generator=self.generator, device=self.device)
-
-    def chance(self, share: float) -> Tensor:
-        """Whether something happens to a head."""
-        return torch.rand(self.size, generator=self.generator, device=self.device) < share
-
-    def field(self, cells: tuple[int, int, int], window: tuple[int, ...]) -> Tensor:
-        """Smooth noise ``(B, *window)``: ``cells`` normal values along each axis, and lines between them."""
-        return _enlarge(self.normal(1, *cells), window)[:, 0]
 
 
 @torch.no_grad()
@@ -140,10 +111,6 @@ def _per_head(value: Tensor) -> Tensor:
     return value[:, None, None, None]
 
 
-def _enlarge(values: Tensor, window: tuple[int, ...]) -> Tensor:
-    return functional.interpolate(values, size=window, mode="trilinear", align_corners=True)
-
-
 def _axes(window: tuple[int, ...], device: torch.device) -> list[Tensor]:
     """Voxel numbers along each axis, shaped to broadcast to ``(1, X, Y, Z)``."""
     shapes = [(1, -1, 1, 1), (1, 1, -1, 1), (1, 1, 1, -1)]
@@ -152,7 +119,7 @@ def _axes(window: tuple[int, ...], device: torch.device) -> list[Tensor]:
 
 def _places(centre: Tensor, draw: Draw, config: SynthesisConfig, window: tuple[int, int, int]) -> Tensor:
     """Which voxel of its label map each voxel of an image shows, ``(B, X, Y, Z, 3)``."""
-    turn = _rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
+    turn = rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
     scale = draw.uniform(-config.scale, config.scale, 3).exp()
     wrong = draw.chance(config.wrong_spacing_share)
     scale[:, 2] *= torch.where(wrong, draw.log_uniform(*config.wrong_spacing), 1.0)
@@ -160,24 +127,12 @@ def _places(centre: Tensor, draw: Draw, config: SynthesisConfig, window: tuple[i
     mirrored = torch.where(draw.chance(0.5), -1.0, 1.0)
     matrix = torch.cat([matrix[:, :, :1] * mirrored[:, None, None], matrix[:, :, 1:]], 2)
     start = centre + draw.normal(3) * torch.tensor(config.shift, device=draw.device)
-    bend = _enlarge(draw.uniform(-1.0, 1.0, 3, 6, 6, 6), window)
+    bend = enlarge(draw.uniform(-1.0, 1.0, 3, 6, 6, 6), window)
     bend = bend * (draw.uniform(0.0, config.bend) * draw.chance(config.bend_share))[:, None, None, None, None]
     place = bend.permute(0, 2, 3, 4, 1) + start[:, None, None, None]
     for number, (axis, count) in enumerate(zip(_axes(window, draw.device), window, strict=True)):
         place = place + (axis - (count - 1) / 2.0)[..., None] * matrix[:, None, None, None, :, number]
     return place
-
-
-def _rotation(nod: Tensor, tilt: Tensor, turn: Tensor) -> Tensor:
-    """Matrices ``(B, 3, 3)`` of rotations about the axes towards right, anterior and superior, by radians ``(B,)``."""
-    matrix = torch.eye(3, device=nod.device).expand(len(nod), 3, 3)
-    for angle, (first, second) in ((nod, (1, 2)), (tilt, (2, 0)), (turn, (0, 1))):
-        step = torch.eye(3, device=nod.device).repeat(len(nod), 1, 1)
-        step[:, first, first] = step[:, second, second] = angle.cos()
-        step[:, second, first] = angle.sin()
-        step[:, first, second] = -angle.sin()
-        matrix = matrix @ step
-    return matrix
 
 
 def _paint(tissue: Tensor, brain: Tensor, draw: Draw, config: SynthesisConfig) -> Tensor:

@@ -27,3 +27,5 @@ TISSUES = {name: number for number, name in enumerate(BRAIN_GROUPS, start=1)} | 
     "other": 17,
 }
 """Number of each tissue; 0 is air."""
+RIM = len(TISSUES) + 1
+"""White matter along the ventricles, normally a little brighter than elsewhere; in maps for slabs alone."""

@@ -16,8 +16,12 @@ from training.brain import BrainConfig, BrainTask
 from training.classifier import ClassifierConfig, ClassifierTask
 from training.codec import CodecConfig, CodecTask
 from training.configuration import read_yaml
+from training.denoise import DenoiseConfig, DenoiseTask
 from training.diffusion import DiffusionConfig, DiffusionTask
+from training.head_maps import BRAIN_BIT
+from training.localise import LocaliseConfig, LocaliseTask
 from training.restore import RestoreConfig, RestoreTask
+from training.tissues import RIM, TISSUES
 
 TRAINER = {
     "steps": 4,
@@ -104,10 +108,21 @@ DENOISER = {
     "network": PIXELS["network"],
     "trainer": TRAINER,
 }
-RESTORE = DENOISER | {
-    "corruption": {"levels": 3, "lesions": {"diameter": [2.0, 6.0]}, "noise": {"deviation": 0.1, "cell": [2, 4]}},
-    "network": PIXELS["network"] | {"out_channels": 32},
-    "augmentation": {"tissue_contrast": 0.2, "erosion": 1},
+LADDER = DENOISER | {"corruption": {"levels": 3, "noise": {"deviation": 0.1, "cell": [2, 4]}}}
+SLABS = {"size": 64, "spacing": 1.0, "slabs": 3}
+LOCALISE = {
+    "data": {"grid": SLABS, "real_share": 0.5},
+    "lesions": {"few_diameter": [4.0, 12.0], "many_diameter": [3.0, 6.0]},
+    "draws": 2,
+    "network": {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 12, "out_channels": 4, "features": [4] * 6},
+    "trainer": TRAINER,
+}
+RESTORE = {
+    "data": {"grid": SLABS, "real_share": 0.5},
+    "fold": 2,
+    "corruption": {"levels": 3, "lesions": LOCALISE["lesions"]},
+    "network": PIXELS["network"] | {"in_channels": 12, "out_channels": 8},
+    "trainer": TRAINER,
 }
 BRAIN = {
     "window": [32, 32, 64],
@@ -122,8 +137,10 @@ STAGES = {
     "diffusion": "diffusion",
     "classifier": "classifier",
     "pixels": "diffusion",
+    "denoiser": "denoise",
+    "ladder": "denoise",
+    "localise": "localise",
     "restore": "restore",
-    "denoiser": "restore",
     "brain": "brain",
 }
 
@@ -144,6 +161,53 @@ def write_heads(path: Path, count: int = 3) -> Path:
     return path
 
 
+def write_slab_heads(path: Path) -> Path:
+    """What ``prepare-labels --slabs`` would write of two balls: ventricle with rim, white matter, cortex, bone."""
+    place = np.stack(np.meshgrid(*(np.arange(56.0),) * 3, indexing="ij"), -1)
+    labels = []
+    for radius_of_brain in (20, 22):
+        radius = np.sqrt(((place - 28.0) ** 2).sum(-1))
+        tissue = np.zeros(radius.shape, np.uint8)
+        for name, most in (("skull", 4), ("fluid", 1), ("cortex", 0), ("white matter", -4)):
+            tissue[radius < radius_of_brain + most] = TISSUES[name]
+        tissue[radius < 7] = RIM
+        tissue[radius < 4.5] = TISSUES["ventricle"]
+        labels.append((tissue + BRAIN_BIT * (radius < radius_of_brain + 1)).astype(np.uint8))
+    np.savez(
+        path,
+        labels=np.concatenate([label.ravel() for label in labels]),
+        shapes=np.full((2, 3), 56),
+        centres=np.full((2, 3), 28.0),
+        spacing=1.0,
+    )
+    return path
+
+
+FREE, RESTRICTED = 100, 200  # brightness of the stacks' brains
+
+
+def write_stacks(path: Path, size: int = 64) -> Path:
+    """What ``prepare-slabs`` would write of two scans: a free one, and a restricted one whose right half is unknown."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2.0
+    brain = np.repeat((x**2 + y**2 < (0.35 * size) ** 2)[None], 12, 0)
+    texture = np.random.default_rng(0).integers(-9, 10, brain.shape)
+    brightness = np.repeat([FREE, RESTRICTED], 6)[:, None, None] + texture
+    known = np.ones_like(brain)
+    known[6:, :, size // 2 :] = False
+    np.savez(
+        path,
+        images=np.where(brain, brightness, 0).astype(np.uint8),
+        brain=np.packbits(brain, -1),
+        known=np.packbits(known, -1),
+        stack=np.repeat([0, 1], 6),
+        gap=np.repeat(np.float32([1.0, 5.0]), 6),
+        restricted=np.array([False, True]),
+        names=np.array(["free", "restricted"]),
+        spacing=1.0,
+    )
+    return path
+
+
 class Workplace:
     """Configuration files and runs of all stages in one folder."""
 
@@ -159,11 +223,15 @@ class Workplace:
                 ("diffusion", DIFFUSION, latent),
                 ("classifier", CLASSIFIER, {}),
                 ("pixels", PIXELS, {}),
-                ("restore", RESTORE, {}),
                 ("denoiser", DENOISER, {}),
+                ("ladder", LADDER, {}),
             )
         }
         self.entries["brain"] = {"labels": str(write_heads(folder / "heads.npz"))} | deepcopy(BRAIN)
+        slabs = {"labels": str(write_slab_heads(folder / "slab-heads.npz"))}
+        slabs["stacks"] = str(write_stacks(folder / "stacks.npz"))
+        for name, entries in (("localise", LOCALISE), ("restore", RESTORE)):
+            self.entries[name] = deepcopy(entries) | {"data": deepcopy(entries["data"]) | slabs}
         for name in self.entries:
             self.write(name)
 
@@ -186,6 +254,8 @@ def task_of(place: Workplace, name: str) -> tuple[Any, Any]:
         "codec": (CodecConfig, CodecTask),
         "diffusion": (DiffusionConfig, DiffusionTask),
         "classifier": (ClassifierConfig, ClassifierTask),
+        "denoise": (DenoiseConfig, DenoiseTask),
+        "localise": (LocaliseConfig, LocaliseTask),
         "restore": (RestoreConfig, RestoreTask),
         "brain": (BrainConfig, BrainTask),
     }

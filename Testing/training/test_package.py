@@ -91,15 +91,22 @@ def configure(place: Workplace, name: str, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, slices_folder: Path) -> Workplace:
     place = Workplace(tmp_path_factory.mktemp("trained"), slices_folder)
-    for name in ("restore", "denoiser"):
-        assert place.command("restore", name=name) == 0
+    for name in ("ladder", "denoiser"):
+        assert place.command("denoise", name=name) == 0
     return place
 
 
 @pytest.fixture(scope="module")
 def bundle(trained: Workplace) -> Bundle:
     with pytest.raises(SystemExit) as ended:
-        command_line(["package", str(configure(trained, "restore")), "--output", str(trained.folder / "packages")])
+        command_line(
+            [
+                "package",
+                str(configure(trained, "ladder", options={"heat": "residual"})),
+                "--output",
+                str(trained.folder / "packages"),
+            ]
+        )
     assert not ended.value.code
     return open_bundle(trained.folder / "packages" / "toy")
 
@@ -108,7 +115,7 @@ def test_a_restorers_package_is_complete_and_declares_what_was_trained(bundle: B
     verify(bundle)
     assert (bundle.method, bundle.networks) == ("restore", ("restorer",))
     assert bundle.anomaly["codec"] == {"factor": 4}
-    assert bundle.anomaly["options"] == {"levels": 3}
+    assert bundle.anomaly["options"] == {"levels": 3, "heat": "residual"}
     assert "schedule" not in bundle.anomaly
     assert bundle.grid.size == SIZE
     assert bundle.anomaly["training"]["restorer"]["steps"] == 4
@@ -155,7 +162,7 @@ def test_the_denoising_autoencoder_is_packaged_with_the_options_it_needs(trained
 def test_a_package_without_its_stage_is_refused_by_name(trained: Workplace) -> None:
     stage = {"restore": {"config": "restore.yaml", "run": "restore"}}
     with pytest.raises(ConfigurationError, match="stages lacks restorer, which the method restore needs"):
-        read_yaml(configure(trained, "restore", stages=stage), PackageConfig)
+        read_yaml(configure(trained, "ladder", stages=stage), PackageConfig)
 
 
 def test_weights_without_their_run_are_packaged_as_they_are(trained: Workplace, tmp_path: Path) -> None:
@@ -168,7 +175,7 @@ def test_weights_without_their_run_are_packaged_as_they_are(trained: Workplace, 
     stage = {"config": str(trained.folder / "brain.yaml"), "weights": given}
     texts = TEXTS | {"license_file": str(trained.folder / "LICENSE"), "changelog": {"0.1.0": "the first"}}
     changes: dict[str, Any] = {"method": "brain", "stages": {"brain": stage}, "texts": texts}
-    path = configure(trained, "restore", **changes)
+    path = configure(trained, "ladder", **changes)
     made = build(read_yaml(path, PackageConfig), tmp_path)
     verify(made)
     assert made.anomaly["training"]["brain"] == {"steps": 12, "minutes": 3.4, "hardware": "an abacus"}
@@ -190,7 +197,7 @@ def test_weights_without_their_run_are_packaged_as_they_are(trained: Workplace, 
 )
 def test_a_stage_has_a_run_or_weights(trained: Workplace, stage: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        read_yaml(configure(trained, "restore", stages={"restorer": stage}), PackageConfig)
+        read_yaml(configure(trained, "ladder", stages={"restorer": stage}), PackageConfig)
 
 
 class Oracle:

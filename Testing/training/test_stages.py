@@ -16,11 +16,13 @@ from training.__main__ import command_line
 from training.classifier import ClassifierConfig
 from training.codec import CodecConfig, CodecTask, load_codec
 from training.configuration import read_yaml
+from training.denoise import DenoiseConfig
 from training.diffusion import DiffusionConfig
-from training.flair_heads import HeadsConfig
+from training.localise import LocaliseConfig
 from training.package import PackageConfig
 from training.restore import RestoreConfig
 from training.slices import PrepareConfig, Slices
+from training.stacks import PrepareSlabsConfig
 from training.trainer import Trainer
 
 BASIC = {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 1}
@@ -138,13 +140,21 @@ def test_latents_of_an_unfinished_codec_are_used_with_a_warning(
         ("codec", "network", BASIC, "network is BasicUNet; expected one of AutoEncoder, AutoencoderKL, VQVAE"),
         ("codec", "kl_weight", -1, "kl_weight: .*greater than or equal to 0"),
         ("classifier", "halves", True, "halves are for healthy slices alone"),
-        ("restore", "network.in_channels", 4, "network.in_channels is 4, but fold and corruption need 16"),
-        ("restore", "network.out_channels", 16, "network.out_channels is 16, but fold and corruption need 32"),
-        ("denoiser", "network.out_channels", 32, "network.out_channels is 32, but fold and corruption need 16"),
-        ("restore", "corruption", {"levels": 2}, "corruption names neither lesions nor noise"),
-        ("restore", "corruption.lesions.diameter", [0, 3], r"lesions.diameter: found \[0.0, 3.0\], expected a range"),
-        ("restore", "corruption.lesions.shapes", "nowhere", "nowhere holds no lesion mask"),
-        ("restore", "more_slices", "nowhere", r"nowhere/train\.npz does not exist: run the stage 'prepare' first"),
+        ("denoiser", "network.out_channels", 32, "network.out_channels is 32, but fold needs 16"),
+        ("denoiser", "fold", 3, "16 x 16 pixels|network.in_channels is 16, but fold needs 9"),
+        ("denoiser", "corruption", {"levels": 2}, "corruption.noise: Field required"),
+        ("denoiser", "corruption.noise.cell", [0, 3], r"noise.cell: found \[0, 3\], expected a range"),
+        ("localise", "network.in_channels", 4, "network.in_channels is 4, but fold and slabs need 12"),
+        ("localise", "data.grid.size", 63, "fold 2 does not divide slabs of 63 pixels"),
+        ("localise", "data.grid.slabs", 2, "grid.slabs: found 2, expected an odd number"),
+        ("localise", "data.real_share", 0.0, "give both 'stacks' and a 'real_share' above 0, or neither"),
+        ("localise", "data.labels", "nowhere.npz", "nowhere.npz does not exist; .*prepare-labels --slabs writes it"),
+        ("localise", "data.stacks", "nowhere.npz", "nowhere.npz does not exist; .*prepare-slabs writes it"),
+        ("localise", "data.grid.spacing", 1.5, "slices of 64 pixels of 1 mm; expected 64 of 1.5 mm"),
+        ("localise", "lesions.shift", [0, 3], r"lesions.shift: found \[0.0, 3.0\], expected a range"),
+        ("localise", "start_from", "nowhere.safetensors", "nowhere.safetensors does not exist"),
+        ("restore", "network.out_channels", 16, "network.out_channels is 16, but fold and slabs need 8"),
+        ("restore", "corruption.levels", 0, "corruption.levels: Input should be greater than or equal to 1"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_file_and_exit_code_2(
@@ -162,7 +172,7 @@ def test_a_wrong_entry_is_named_with_its_file_and_exit_code_2(
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert re.search(message, " ".join(said.split())), said
-    assert f"{stage}.yaml" in said or entry.endswith("slices")
+    assert f"{stage}.yaml" in said or value in ("nowhere", "nowhere.npz", "nowhere.safetensors") or "pixels" in message
 
 
 @pytest.mark.parametrize("content", [b"", b"- 1\n", b"factor: [4\n", b"labels: \xff\n", b"factor: 4\n\tlabels: 3\n"])
@@ -225,8 +235,9 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
         "unsupervised": DiffusionConfig,
         "guided": DiffusionConfig,
         "classifier": ClassifierConfig,
-        "restore": RestoreConfig,
-        "dae": RestoreConfig,
+        "localise*": LocaliseConfig,
+        "restore*": RestoreConfig,
+        "dae": DenoiseConfig,
     }
     read = [
         read_yaml(path, kind)
@@ -236,7 +247,7 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
     ]
     assert len(read) >= 8
     for path in sorted(configs.glob("prepare-*.yaml")):
-        read_yaml(path, HeadsConfig if path.stem == "prepare-heads" else PrepareConfig)
+        read_yaml(path, PrepareSlabsConfig if path.stem == "prepare-slabs" else PrepareConfig)
     for path in sorted(configs.glob("package-*.yaml")):
         package = read_yaml(path, PackageConfig)
         assert all(stage.config.exists() for stage in package.stages.values())

@@ -1,0 +1,126 @@
+"""The localiser: sees neighbouring slabs of a scan and says where a lesion is, having seen synthetic ones alone.
+
+Asked for nothing but the place, a network learns from synthetic lesions far sooner than one that also has to draw the
+healthy brain. Lesions are bright and scans without corruption, as a reader gets them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffusion_anomaly.networks import build_network
+
+from .configuration import NetworkDeclaration
+from .drawing import Draw
+from .lesions import LesionConfig, plant
+from .slab_tasks import SlabData, SlabSource, leave_alone, place_losses, start_from
+from .trainer import Batch, TrainerConfig
+
+WATCHED = 6  # heads of each kind that validation looks at
+
+
+class BrightLesionConfig(LesionConfig):
+    """The same, none of them darker than the tissue unless asked for."""
+
+    dark: float = Field(default=0.0, ge=0, le=1, description="share that is darker than the tissue")
+
+
+class LocaliseConfig(BaseModel):
+    """Configuration file of the stage ``localise``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: SlabData
+    fold: int = Field(default=2, ge=1, description="blocks of this many pixels are folded into channels")
+    lesions: BrightLesionConfig = BrightLesionConfig()
+    draws: int = Field(default=3, ge=1, description="sets of lesions in each head of a batch")
+    dice_weight: float = Field(default=0.5, ge=0, description="of the Dice loss, beside cross-entropy")
+    network: NetworkDeclaration
+    start_from: Path | None = Field(default=None, description="weights to begin with (.safetensors or checkpoint.pt)")
+    trainer: TrainerConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LocaliseConfig:
+        pixels = self.fold**2
+        for entry, value in (("in_channels", pixels * self.data.grid.slabs), ("out_channels", pixels)):
+            if self.network.get(entry) != value:
+                raise ValueError(f"network.{entry} is {self.network.get(entry)}, but fold and slabs need {value}")
+        if self.data.grid.size % self.fold:
+            raise ValueError(f"fold {self.fold} does not divide slabs of {self.data.grid.size} pixels")
+        return self
+
+
+class LocaliseTask:
+    """Cross-entropy and Dice loss of where synthetic lesions are."""
+
+    def __init__(self, config: LocaliseConfig) -> None:
+        self.config = config
+        torch.manual_seed(config.trainer.seed)
+        self.network: nn.Module = build_network(config.network)
+        if config.start_from is not None:
+            start_from(self.network, config.start_from)
+        self.source = SlabSource(config.data)
+
+    def batch(self, rng: np.random.Generator, size: int) -> Batch:
+        return self.source.batch(rng, size)
+
+    @torch.no_grad()
+    def examples(self, generator: torch.Generator, size: int, real: bool) -> Batch:
+        """Slabs with lesions, ``draws`` times ``size`` of them.
+
+        Returns:
+            ``seen`` ``(N, K, H, W)`` in [-1, 1]; ``cover`` and ``use``, bool, ``(N, 1, H, W)`` of the middle slab: how
+            far a pixel belongs to a lesion, and whether that is known.
+        """
+        config, grid = self.config, self.config.data.grid
+        draw = Draw(generator, size)
+        # In 16-bit precision, places in a map of 200 voxels would be off by half a voxel.
+        with torch.autocast(generator.device.type, enabled=False):
+            slabs, clean, brain = self.source.make(draw, real)
+            strength = torch.ones(size, device=generator.device)
+            seen, covers = [], []
+            for _ in range(config.draws):
+                image, cover = plant(slabs, clean, brain, strength, grid, config.lesions, draw)
+                # Only where tissue is known to be healthy: elsewhere the patient's own lesions may lie.
+                image = torch.where(slabs.known, image, clean).clamp(0.0, 1.0) * brain
+                seen.append(2.0 * leave_alone(image, grid.middle, draw) - 1.0)
+                covers.append((cover * slabs.known)[:, grid.middle, None])
+            use = (brain & slabs.known)[:, grid.middle, None]
+        return {"seen": torch.cat(seen), "cover": torch.cat(covers), "use": use.repeat(config.draws, 1, 1, 1)}
+
+    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        draws = torch.Generator(batch["seed"].device).manual_seed(int(batch["seed"]))
+        return self.losses(network, self.examples(draws, int(batch["size"]), bool(batch["real"])))
+
+    def losses(self, network: nn.Module, examples: Batch) -> dict[str, Tensor]:
+        """Of what ``examples`` gives."""
+        logit = self.logits(network, examples["seen"])
+        entropy, dice = place_losses(logit, examples["cover"], examples["use"])
+        return {"loss": entropy + self.config.dice_weight * dice, "cross_entropy": entropy, "dice_loss": dice}
+
+    def logits(self, network: nn.Module, seen: Tensor) -> Tensor:
+        """Log-odds of a lesion in the middle slab, ``(N, 1, H, W)``, of slabs ``(N, K, H, W)`` in [-1, 1]."""
+        folded = functional.pixel_unshuffle(seen, self.config.fold).contiguous(memory_format=torch.channels_last)
+        return functional.pixel_shuffle(network(folded).float(), self.config.fold)
+
+    def validate(self, network: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Always the same heads: losses of painted and, where there are any, real ones, and pictures."""
+        device = next(network.parameters()).device
+        scalars, rows = {}, []
+        for real in (False, True)[: 1 + (self.source.stacks is not None)]:
+            generator = torch.Generator(device).manual_seed(int(real))
+            examples = self.examples(generator, WATCHED, real)
+            kind = "real" if real else "painted"
+            scalars |= {f"{kind}_{name}": float(value) for name, value in self.losses(network, examples).items()}
+            seen = 0.5 + 0.5 * examples["seen"][:WATCHED, self.config.data.grid.middle]
+            probability = self.logits(network, examples["seen"][:WATCHED])[:, 0].sigmoid()
+            rows.append(
+                torch.cat([torch.cat([*part], 1) for part in (seen, examples["cover"][:WATCHED, 0], probability)])
+            )
+        return scalars, {"slab, lesion, probability": torch.cat(rows)[None]}
