@@ -219,7 +219,7 @@ def calibrate(bundle: Bundle, scans: list[HealthyScan], config: PackageConfig) -
     judged = [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces]
     if config.healthy:
         judged = [(calibration(found.raw), found.stack.voxel_ml, 1.0) for found in _of_healthy_people(config, plan)]
-        source = f"{len(judged)} scans of healthy people"
+        source = f"{len(judged)} scan{'s' if len(judged) > 1 else ''} of healthy people"
     threshold = threshold_for_false_alarms(judged, config.false_alarm_ml, config.false_alarm_quantile)
     spread = {"mean": float(np.mean(scores)), "std": float(np.std(scores))}
     return {

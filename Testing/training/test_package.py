@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from diffusion_anomaly.bundle import Bundle, open_bundle, verify
+from diffusion_anomaly.calibration import false_alarm_ml
 from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.stack import Grid, SliceStack
@@ -137,7 +138,37 @@ def test_heat_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bund
     # Heat 1 is what one healthy voxel in ten reaches.
     level = np.interp(1.0, table["heat"], table["raw"])
     assert (raw >= level).mean() == pytest.approx(0.1, abs=0.01)
-    assert {"calibration", "threshold"} == set(bundle.anomaly["intensity"])
+    assert bundle.anomaly["threshold"]["source"] == "half of 14 healthy slices of 2 validation scans"
+
+
+def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_healthy_people(trained: Workplace) -> None:
+    healthy = write_scan(trained.folder / "healthy", "volunteer", 7)
+    entries: dict[str, Any] = {
+        "method": "intensity",
+        "stages": {},
+        "options": {"reference": 0.4},
+    }
+    rule = {"kind": "mode", "low_percentile": 0.5, "mode_value": 0.4, "clip_max": 4.0}
+    entries |= {"normalisation": rule, "grid": {"size": [20, 20], "spacing": 2.0}, "healthy": [str(healthy)]}
+    entries |= {"false_alarm_ml": 0.4, "false_alarm_quantile": 1.0}
+    with pytest.raises(SystemExit) as ended:
+        command_line(
+            ["package", str(configure(trained, "baseline", **entries)), "--output", str(trained.folder / "baseline")]
+        )
+    assert not ended.value.code
+    bundle = open_bundle(trained.folder / "baseline" / "toy")
+    verify(bundle)
+    assert bundle.networks == () and bundle.grid.size == (20, 20)
+    assert bundle.normalisation.to_dict() == rule
+    assert bundle.anomaly["threshold"]["source"] == "each of 1 scan of healthy people"
+    # What the default threshold leaves of that scan, and what a slightly lower one would.
+    volume = read_volume(healthy)
+    mask = read_mask(healthy.with_name("volunteer_brain.nii.gz"), volume)
+    plan = make_plan(Options(method="intensity", model=str(bundle.path), device="cpu"))
+    found = raw_heat(volume, mask, plan)
+    heat = plan.calibration(found.raw)
+    kept, lower = (false_alarm_ml(heat, plan.threshold - less, found.stack.voxel_ml, 0.05) for less in (0.0, 0.01))
+    assert kept <= 0.4 < lower
 
 
 def test_a_scan_goes_through_the_package(trained: Workplace, bundle: Bundle) -> None:
