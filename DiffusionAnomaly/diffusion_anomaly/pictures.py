@@ -219,12 +219,16 @@ def paint_scale(axes: Axes, threshold: float, top: float) -> None:
     low = coloured_from(threshold)
     bar = figure.colorbar(ScalarMappable(Normalize(low, top), _colours()), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
-    ticks = sorted({low, threshold, top} | {float(tick) for tick in range(int(np.ceil(low)), int(top) + 1)})
-    near = 0.06 * (top - low)
-    ticks = [tick for tick in ticks if tick == threshold or abs(tick - threshold) > near]
+    near = 0.08 * (top - low)
+    ticks: list[float] = []
+    # The threshold and the ends first: a whole number that stands close to one of them would be printed over it.
+    for tick in (threshold, low, top, *map(float, range(int(np.ceil(low)), int(top) + 1))):
+        if all(abs(tick - other) > near for other in ticks):
+            ticks.append(tick)
+    ticks.sort()
     while len(ticks) > 9:
         ticks = [tick for n, tick in enumerate(ticks) if n % 2 == 0 or tick == threshold]
-    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" if tick == threshold else f"{tick:.2g}" for tick in ticks])
     axes.tick_params(labelsize=8, colors="#334155", length=2)
     axes.axvline(threshold, color=CONTOUR, linewidth=2.5)
 
