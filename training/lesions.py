@@ -1,7 +1,7 @@
 """Synthetic lesions on slabs, several a head, each computed in a box around itself.
 
-Synthetic anomalies on healthy images teach what to look for without a single diseased image (Tan et al. 2022, "Natural
-synthetic anomalies for self-supervised anomaly detection and localization"; Schlüter et al. 2022). These are
+Synthetic anomalies on healthy images teach what to look for without a single diseased image (Tan et al. 2022,
+"Detecting Outliers with Foreign Patch Interpolation"; Schlüter et al. 2022, "Natural Synthetic Anomalies"). These are
 ellipsoids of 2 to 85 mm whose border wanders, with grain, hollow or bright cores, partial volume where slabs are thick,
 and mostly in white matter, as gliomas, demyelination and small vessel disease are.
 """

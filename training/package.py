@@ -1,7 +1,8 @@
 """From trained runs to a verified model package: weights, latent threshold, calibration, thresholds, card, licences.
 
-Everything learnt here is learnt from healthy slices of validation scans, through the engine's own detection code, so
-that what a reader sees as "one healthy voxel in a thousand" was counted on the very numbers that detection computes.
+Everything learnt here is learnt from healthy slices of validation scans and, for the threshold, from scans of healthy
+people where there are any, through the engine's own detection code, so that what a reader sees as "one healthy voxel in
+a thousand" was counted on the very numbers that detection computes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -164,24 +166,30 @@ class HealthyScan:
 
 
 def package(config: PackageConfig, output: Path) -> Bundle:
-    """Write the package ``output / name``, calibrated (except for a brain mask) and verified."""
-    directory = output / config.name
-    if config.method == "brain":
-        declared: dict[str, Any] = {"orientation": "any", "grid3d": {"spacing": 2.0}}
-        bundle = _write(config, directory, declared)
-        if config.checks:
-            bundle = _write(config, directory, declared | {"quality": check_brain(bundle, config.checks)})
-    else:
-        anomaly = _uncalibrated(config)
-        scans = list(_healthy_scans(config))
-        bundle = _write(config, directory, anomaly)
-        if config.method == "unsupervised":
-            anomaly["latent_threshold"] = learn_latent_threshold(bundle, scans)
-            bundle = _write(config, directory, anomaly)
-        anomaly |= calibrate(bundle, scans, config)
-        bundle = _write(config, directory, anomaly)
+    """Write the package ``output / name``, calibrated (except for a brain mask) and verified.
+
+    What it declares is learnt with a copy in a hidden folder beside: an earlier package stays until that is known.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{config.name}-", dir=output) as workshop:
+        anomaly = _learnt(config, Path(workshop) / config.name)
+    bundle = _write(config, output / config.name, anomaly)
     verify(bundle)
     return bundle
+
+
+def _learnt(config: PackageConfig, directory: Path) -> dict[str, Any]:
+    """The whole declaration, learnt with packages that are written to ``directory``."""
+    if config.method == "brain":
+        declared: dict[str, Any] = {"orientation": "any", "grid3d": {"spacing": 2.0}}
+        if config.checks:
+            declared["quality"] = check_brain(_write(config, directory, declared), config.checks)
+        return declared
+    anomaly = _uncalibrated(config)
+    scans = list(_healthy_scans(config))
+    if config.method == "unsupervised":
+        anomaly["latent_threshold"] = learn_latent_threshold(_write(config, directory, anomaly), scans)
+    return anomaly | calibrate(_write(config, directory, anomaly), scans, config)
 
 
 def learn_latent_threshold(bundle: Bundle, scans: list[HealthyScan]) -> dict[str, Any]:
@@ -248,11 +256,11 @@ def describe(bundle: Bundle, evaluation: Path, run: str, data: str) -> Bundle:
         raise ConfigurationError(f"{evaluation} has no run {run!r}; it has {', '.join(rows)}.")
     quality: dict[str, Any] = {"measured on": data, "patients": rows[run]["patients"]}
     for key, name in MEASURES.items():
-        quality[name] = round(rows[run][key], 4)
+        quality[name] = round(rows[run][key], 6)
         if f"{key}_low" in rows[run]:
-            quality[f"{name}, 95 % interval"] = [round(rows[run][f"{key}_{end}"], 4) for end in ("low", "high")]
+            quality[f"{name}, 95 % interval"] = [round(rows[run][f"{key}_{end}"], 6) for end in ("low", "high")]
         if key in COMPARED and "intensity" in rows and run != "intensity":
-            quality[f"{name} of the intensity baseline"] = round(rows["intensity"][key], 4)
+            quality[f"{name} of the intensity baseline"] = round(rows["intensity"][key], 6)
     if "beats_intensity" in rows[run]:
         quality["beats the intensity baseline"] = rows[run]["beats_intensity"]
     quality |= {"hardware": table["about"]["hardware"]}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,6 +34,13 @@ class NoiseConfig(BaseModel):
     deviation: float = Field(default=0.25, ge=0, description="at the highest level, on the engine's intensity scale")
     share: float = Field(default=0.4, ge=0, le=1, description="of scans")
     cell: tuple[int, int] = Field(default=(5, 19), description="pixels between the grid's points, from and to")
+
+    @field_validator("cell")
+    @classmethod
+    def _range(cls, cell: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= cell[0] <= cell[1]:
+            raise ValueError(f"found {list(cell)}, expected a range that starts at 1 or more")
+        return cell
 
 
 class CorruptionConfig(BaseModel):

@@ -42,8 +42,8 @@ class Device:
 
 
 def methods(settings: Settings) -> list[MethodGuide]:
-    """The methods that can run here: those without a model, and those that have one."""
-    return [guide for guide in METHOD_GUIDES if not guide.needs_model or models(guide.name, settings)]
+    """The methods that can run here: those that there is a model for."""
+    return [guide for guide in METHOD_GUIDES if models(guide.name, settings)]
 
 
 def models(method: str, settings: Settings) -> list[BundleSummary]:

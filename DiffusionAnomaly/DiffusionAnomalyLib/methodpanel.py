@@ -86,7 +86,7 @@ class MethodPanel:
 
     def problem(self, parameters: Any) -> str:
         """Why the choice cannot run; empty when it can, as far as is known."""
-        if guide_to(parameters.method.name).needs_model and self.model(parameters) is None:
+        if self.model(parameters) is None:
             return _("There is no model for this method. Add one from a folder.")
         guide, method = guide_to(parameters.method.name), parameters.method
         for label, number, value in (

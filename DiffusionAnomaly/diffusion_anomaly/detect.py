@@ -290,6 +290,8 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
         on_loaded=started,
         warn=watch.warn,
     )
+    if values.size and values.min() == values.max():  # nothing to find, whatever a network answers
+        run = replace(run, raw=np.zeros_like(run.raw))
     filtered = postprocess(
         run.raw,
         stack.brain(),

@@ -47,7 +47,7 @@ class MethodGuide:
     steps: NumberRange | None = None
     noise_level: NumberRange | None = None
     guidance_scale: NumberRange | None = None
-    needs_model: bool = True
+    has_network: bool = True
     numbers: Mapping[str, NumberRange] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ METHOD_GUIDES = (
     MethodGuide(
         "localise",
         "Lesion localiser",
-        "Points in one look at what a network was taught to find in healthy brains: lesions made by a computer.",
+        "Points at what a network was taught to find in healthy brains: lesions made by a computer. One call a slice.",
         "healthy brains with lesions made by a computer, no outlines of real ones",
     ),
     MethodGuide(
@@ -85,16 +85,16 @@ METHOD_GUIDES = (
     MethodGuide(
         "restore",
         "One-step restoration",
-        "Removes in a few looks what a network was taught to remove, and shows what it removed.",
+        "Removes in a few network calls what a network was taught to remove, and shows where.",
         "healthy slices with lesions made by a computer",
         steps=NumberRange("steps", 3, 1, 1000),
     ),
     MethodGuide(
         "intensity",
         "Intensity (baseline)",
-        "Shows what is brighter than the most common tissue: no model, a second a scan, the measure of the others.",
+        "Shows what is brighter than the most common tissue: no network, the measure of the others.",
         "nothing",
-        needs_model=False,
+        has_network=False,
     ),
 )
 

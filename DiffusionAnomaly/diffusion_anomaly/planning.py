@@ -111,7 +111,7 @@ class Plan:
 
     def load(self, device: str) -> Model | None:
         """The model on a device; None for a method without one."""
-        if not self.method.needs_model:
+        if not self.method.has_network:
             return None
         from .networks import load_model
 

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pairs = evaluate.find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern, asked.brain_pattern)
         pairs = evidence.chosen(pairs, asked.patient, asked.patients)
-        plans = {label: plan for label, plan in evidence.plans_of(asked).items() if plan.method.needs_model}
+        plans = {label: plan for label, plan in evidence.plans_of(asked).items() if plan.method.has_network}
         if not plans or asked.times < 2:
             raise InputError(
                 "There is nothing to compare.", "Give a method that walks steps, and --times of at least 2."

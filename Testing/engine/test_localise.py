@@ -319,3 +319,17 @@ def test_a_localisers_package_runs_no_other_method(method: str, package: Bundle)
     with pytest.raises(ModelError, match="made for the method 'localise'") as caught:
         make_plan(replace(options_for(package), method=method))
     assert "--method localise" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", [0.0, 37.0])
+def test_a_brain_of_one_value_has_no_findings_whatever_a_network_says(
+    tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image, value: float
+) -> None:
+    bundle = packages.localise(tmp_path / "toy-l")
+    image = sitk.GetImageFromArray(np.full(flair_like_volume.image.GetSize()[::-1], value, np.float32))
+    image.CopyInformation(flair_like_volume.image)
+    options = Options("localise", str(bundle.path), device="cpu", precision="float32")
+    result = detect(phantom.as_volume(image), options, mask=flair_like_brain)
+    assert not result.findings
+    assert not sitk.GetArrayFromImage(result.heat).any()
+    assert any("nothing to find" in warning for warning in result.warnings)

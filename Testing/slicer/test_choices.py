@@ -29,7 +29,7 @@ def test_the_guide_says_of_every_method_what_the_registry_says() -> None:
     assert METHOD_GUIDES[0].name == DEFAULT_METHOD, "what a new user is offered first"
     for guide in METHOD_GUIDES:
         method = METHODS[guide.name]
-        assert (guide.title, guide.needs_model) == (method.title, method.needs_model)
+        assert (guide.title, guide.has_network) == (method.title, method.has_network)
         options = {option.name: option for option in fields(method.options_type)}
         for name, number in guide.numbers.items():
             assert number.default == options[name].default
@@ -115,7 +115,7 @@ def test_the_baseline_is_offered_and_a_method_without_a_model_is_not() -> None:
     offered = [guide.name for guide in choices.methods(MemorySettings())]
     assert "intensity" in offered and "guided" in offered
     for guide in METHOD_GUIDES:
-        assert (guide.name in offered) == (not guide.needs_model or bool(choices.models(guide.name, MemorySettings())))
+        assert (guide.name in offered) == bool(choices.models(guide.name, MemorySettings()))
 
 
 def test_steps_go_as_far_as_the_levels_do(tiny: Path) -> None:

@@ -84,6 +84,6 @@ def _merge(method: Method, base: Mapping[str, Any], more: Mapping[str, Any]) -> 
     unknown = sorted(set(more) - set(known))
     if unknown:
         raise InputError(
-            f"The method {method.name!r} has no option {', '.join(unknown)}.", f"It has {', '.join(known)}."
+            f"The method {method.name!r} has no option {', '.join(unknown)}.", f"It has {', '.join(known) or 'none'}."
         )
     return {**base, **more}

@@ -92,7 +92,7 @@ class Method(Protocol):
     Attributes:
         name: as on the command line and in a package.
         title: for people.
-        needs_model: whether ``run`` needs a ``Model``.
+        has_network: whether ``run`` needs a ``Model``.
         score_title: what the whole-image score is.
         score_is_familiarity: whether a score far above the healthy range means that the image is not what the
             model knows (wrong contrast, wrong body part), rather than that it is diseased.
@@ -101,7 +101,7 @@ class Method(Protocol):
 
     name: str
     title: str
-    needs_model: bool
+    has_network: bool
     score_title: str
     score_is_familiarity: bool
     options_type: type[Any]

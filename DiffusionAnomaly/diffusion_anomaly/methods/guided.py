@@ -64,7 +64,7 @@ class Guided:
 
     name = "guided"
     title = "Classifier-guided diffusion"
-    needs_model = True
+    has_network = True
     score_title = "classifier's log-odds of disease"
     score_is_familiarity = False
     options_type = GuidedOptions

@@ -28,7 +28,7 @@ class Intensity:
 
     name = "intensity"
     title = "Intensity (baseline)"
-    needs_model = False
+    has_network = False
     score_title = "mean difference to ordinary tissue"
     score_is_familiarity = False
     options_type = IntensityOptions

@@ -3,7 +3,7 @@
 A restorer has to learn to draw brains before it learns to point at what does not belong there; asked for the place
 alone, it learns that several times faster and finds smaller ones. What it has seen are healthy brains with lesions of 2
 to 85 mm that a computer put into them, no outline of a real one (synthetic anomalies for self-supervision: Tan et al.
-2020, "Detecting Outliers with Foreign Patch Interpolation", arXiv 2011.04197; Schlüter et al. 2022, arXiv 2109.15222).
+2022, "Detecting Outliers with Foreign Patch Interpolation", arXiv 2011.04197; Schlüter et al. 2022, arXiv 2109.15222).
 It does not say how the brain would look in health; the restorer does.
 """
 
@@ -28,7 +28,7 @@ class Localise:
 
     name = "localise"
     title = "Lesion localiser"
-    needs_model = True
+    has_network = True
     score_title = "mean probability of the brain"
     score_is_familiarity = False
     options_type = LocaliseOptions

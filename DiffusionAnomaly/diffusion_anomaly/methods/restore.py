@@ -41,11 +41,16 @@ class RestoreOptions(MethodOptions):
     steps: int = number(3, 1, 1000, "levels of corruption asked for, evenly spread, and averaged; at most levels")
     levels: int = number(10, 1, 1000, "levels of corruption the restorer was trained on")
     heat: str = choice("product", HEATS, "difference to the restored slice, probability of a lesion, or their product")
-    side: str = choice("both", SIDES, "which differences count")
-    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
+    side: str = choice("both", SIDES, "which differences count; a probability has no side")
+    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than; the same")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.heat == "probability" and (self.side != "both" or self.floor > 0):
+            raise InputError(
+                f"Options side and floor are {self.side} and {self.floor:g}; heat, a probability, has neither.",
+                "Leave them out, or set heat to residual or product.",
+            )
         if self.steps > self.levels:
             raise InputError(
                 f"Option steps is {self.steps}, more than the {self.levels} levels of corruption.",
@@ -58,7 +63,7 @@ class Restore:
 
     name = "restore"
     title = "One-step restoration"
-    needs_model = True
+    has_network = True
     score_title = "mean heat of the brain"
     score_is_familiarity = False
     options_type = RestoreOptions

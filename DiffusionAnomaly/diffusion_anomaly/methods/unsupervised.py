@@ -110,7 +110,7 @@ class Unsupervised:
 
     name = "unsupervised"
     title = "Unsupervised latent diffusion"
-    needs_model = True
+    has_network = True
     score_title = "mean KL divergence of the brain's latents (nats)"
     score_is_familiarity = True
     options_type = UnsupervisedOptions
