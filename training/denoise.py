@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -17,25 +17,10 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.networks import Codec, build_network
 
 from .configuration import NetworkDeclaration
+from .noise import NoiseConfig
 from .sampling import AugmentationConfig, SliceSampler, evenly, plain
 from .slices import HEALTHY, training_slices, validation_slices
 from .trainer import Batch, TrainerConfig
-
-
-class NoiseConfig(BaseModel):
-    """Gaussian noise on a coarse grid (Kascenas et al. 2022, section 3.1)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    deviation: float = Field(default=0.2, gt=0, description="at the highest level, in units of the normalised range")
-    cell: tuple[int, int] = Field(default=(8, 8), description="pixels between the grid's points, from and to")
-
-    @field_validator("cell")
-    @classmethod
-    def _range(cls, cell: tuple[int, int]) -> tuple[int, int]:
-        if not 1 <= cell[0] <= cell[1]:
-            raise ValueError(f"found {list(cell)}, expected a range that starts at 1 or more")
-        return cell
 
 
 class CorruptionConfig(BaseModel):

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_anomaly.networks import build_network
-
 from .configuration import NetworkDeclaration
 from .drawing import Draw
 from .lesions import LesionConfig, plant
-from .slab_tasks import SlabData, SlabSource, leave_alone, place_losses, start_from
+from .slab_tasks import WATCHED, SlabData, SlabTask, leave_alone, place_losses
 from .trainer import Batch, TrainerConfig
-
-WATCHED = 6  # heads of each kind that validation looks at
 
 
 class BrightLesionConfig(LesionConfig):
@@ -56,19 +51,11 @@ class LocaliseConfig(BaseModel):
         return self
 
 
-class LocaliseTask:
+class LocaliseTask(SlabTask):
     """Cross-entropy and Dice loss of where synthetic lesions are."""
 
-    def __init__(self, config: LocaliseConfig) -> None:
-        self.config = config
-        torch.manual_seed(config.trainer.seed)
-        self.network: nn.Module = build_network(config.network)
-        if config.start_from is not None:
-            start_from(self.network, config.start_from)
-        self.source = SlabSource(config.data)
-
-    def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        return self.source.batch(rng, size)
+    config: LocaliseConfig
+    picture_title = "slab, lesion, probability"
 
     @torch.no_grad()
     def examples(self, generator: torch.Generator, size: int, real: bool) -> Batch:
@@ -94,10 +81,6 @@ class LocaliseTask:
             use = (brain & slabs.known)[:, grid.middle, None]
         return {"seen": torch.cat(seen), "cover": torch.cat(covers), "use": use.repeat(config.draws, 1, 1, 1)}
 
-    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        draws = torch.Generator(batch["seed"].device).manual_seed(int(batch["seed"]))
-        return self.losses(network, self.examples(draws, int(batch["size"]), bool(batch["real"])))
-
     def losses(self, network: nn.Module, examples: Batch) -> dict[str, Tensor]:
         """Of what ``examples`` gives."""
         logit = self.logits(network, examples["seen"])
@@ -109,18 +92,7 @@ class LocaliseTask:
         folded = functional.pixel_unshuffle(seen, self.config.fold).contiguous(memory_format=torch.channels_last)
         return functional.pixel_shuffle(network(folded).float(), self.config.fold)
 
-    def validate(self, network: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Always the same heads: losses of painted and, where there are any, real ones, and pictures."""
-        device = next(network.parameters()).device
-        scalars, rows = {}, []
-        for real in (False, True)[: 1 + (self.source.stacks is not None)]:
-            generator = torch.Generator(device).manual_seed(int(real))
-            examples = self.examples(generator, WATCHED, real)
-            kind = "real" if real else "painted"
-            scalars |= {f"{kind}_{name}": float(value) for name, value in self.losses(network, examples).items()}
-            seen = 0.5 + 0.5 * examples["seen"][:WATCHED, self.config.data.grid.middle]
-            probability = self.logits(network, examples["seen"][:WATCHED])[:, 0].sigmoid()
-            rows.append(
-                torch.cat([torch.cat([*part], 1) for part in (seen, examples["cover"][:WATCHED, 0], probability)])
-            )
-        return scalars, {"slab, lesion, probability": torch.cat(rows)[None]}
+    def picture(self, network: nn.Module, examples: Batch) -> Tensor:
+        seen = 0.5 + 0.5 * examples["seen"][:WATCHED, self.config.data.grid.middle]
+        probability = self.logits(network, examples["seen"][:WATCHED])[:, 0].sigmoid()
+        return torch.cat([torch.cat([*part], 1) for part in (seen, examples["cover"][:WATCHED, 0], probability)])

@@ -9,38 +9,25 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
-
-from diffusion_anomaly.networks import build_network
 
 from .configuration import NetworkDeclaration
 from .drawing import Draw, per_pixel
 from .lesions import LesionConfig, plant
-from .slab_tasks import SlabData, SlabSource, leave_alone, place_losses, start_from
+from .noise import NoiseConfig
+from .slab_tasks import SlabData, SlabTask, leave_alone, place_losses
 from .trainer import Batch, TrainerConfig
 
-WATCHED = 6  # heads of each kind that validation looks at
 
+class SlabNoiseConfig(NoiseConfig):
+    """The same in a share of scans, on the engine's intensity scale."""
 
-class NoiseConfig(BaseModel):
-    """Gaussian noise on a coarse grid (Kascenas et al. 2022, section 3.1)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    deviation: float = Field(default=0.25, ge=0, description="at the highest level, on the engine's intensity scale")
-    share: float = Field(default=0.4, ge=0, le=1, description="of scans")
+    deviation: float = Field(default=0.25, gt=0, description="at the highest level, on the engine's intensity scale")
     cell: tuple[int, int] = Field(default=(5, 19), description="pixels between the grid's points, from and to")
-
-    @field_validator("cell")
-    @classmethod
-    def _range(cls, cell: tuple[int, int]) -> tuple[int, int]:
-        if not 1 <= cell[0] <= cell[1]:
-            raise ValueError(f"found {list(cell)}, expected a range that starts at 1 or more")
-        return cell
+    share: float = Field(default=0.4, ge=0, le=1, description="of scans")
 
 
 class CorruptionConfig(BaseModel):
@@ -50,7 +37,7 @@ class CorruptionConfig(BaseModel):
 
     levels: int = Field(default=5, ge=1, le=1000)
     lesions: LesionConfig = LesionConfig()
-    noise: NoiseConfig = NoiseConfig()
+    noise: SlabNoiseConfig = SlabNoiseConfig()
 
 
 class RestoreConfig(BaseModel):
@@ -86,19 +73,11 @@ class RestoreConfig(BaseModel):
         return self.fold**2
 
 
-class RestoreTask:
+class RestoreTask(SlabTask):
     """L1 of the restored middle slab, with more weight in lesions; cross-entropy and Dice of the lesion's place."""
 
-    def __init__(self, config: RestoreConfig) -> None:
-        self.config = config
-        torch.manual_seed(config.trainer.seed)
-        self.network: nn.Module = build_network(config.network)
-        if config.start_from is not None:
-            start_from(self.network, config.start_from)
-        self.source = SlabSource(config.data)
-
-    def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        return self.source.batch(rng, size)
+    config: RestoreConfig
+    picture_title = "clean, corrupted and restored"
 
     @torch.no_grad()
     def examples(self, generator: torch.Generator, size: int, real: bool) -> Batch:
@@ -126,10 +105,6 @@ class RestoreTask:
         clean, cover, use = (part[:, grid.middle, None] for part in (clean, cover, use))
         return {"seen": 2.0 * seen - 1.0, "level": level, "clean": 2.0 * clean - 1.0, "cover": cover, "use": use}
 
-    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        draws = torch.Generator(batch["seed"].device).manual_seed(int(batch["seed"]))
-        return self.losses(network, self.examples(draws, int(batch["size"]), bool(batch["real"])))
-
     def losses(self, network: nn.Module, examples: Batch) -> dict[str, Tensor]:
         """Of what ``examples`` gives."""
         restored, logit = self.answers(network, examples["seen"], examples["level"])
@@ -149,22 +124,13 @@ class RestoreTask:
         restored, logit = middle + output[:, :channels], output[:, channels:]
         return functional.pixel_shuffle(restored, fold), functional.pixel_shuffle(logit, fold)
 
-    def validate(self, network: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Always the same heads: losses of painted and, where there are any, real ones, and pictures."""
-        device = next(network.parameters()).device
-        scalars, rows = {}, []
-        for real in (False, True)[: 1 + (self.source.stacks is not None)]:
-            generator = torch.Generator(device).manual_seed(int(real))
-            examples = self.examples(generator, WATCHED, real)
-            kind = "real" if real else "painted"
-            scalars |= {f"{kind}_{name}": float(value) for name, value in self.losses(network, examples).items()}
-            restored, _ = self.answers(network, examples["seen"], examples["level"])
-            shown = (examples["clean"][:, 0], examples["seen"][:, self.config.data.grid.middle], restored[:, 0])
-            rows.append(torch.cat([torch.cat([*part], 1) for part in shown]))
-        return scalars, {"clean, corrupted and restored": 0.5 + 0.5 * torch.cat(rows)[None]}
+    def picture(self, network: nn.Module, examples: Batch) -> Tensor:
+        restored, _ = self.answers(network, examples["seen"], examples["level"])
+        shown = (examples["clean"][:, 0], examples["seen"][:, self.config.data.grid.middle], restored[:, 0])
+        return 0.5 + 0.5 * torch.cat([torch.cat([*part], 1) for part in shown])
 
 
-def coarse_noise(slabs: int, size: int, strength: Tensor, config: NoiseConfig, draw: Draw) -> Tensor:
+def coarse_noise(slabs: int, size: int, strength: Tensor, config: SlabNoiseConfig, draw: Draw) -> Tensor:
     """Normal noise ``(B, slabs, size, size)`` on grids of random cells at random places, lines between their points."""
     cell = draw.whole(config.cell[0], config.cell[1] + 1)
     points = math.ceil(size / config.cell[0]) + 2

@@ -1,8 +1,10 @@
-"""What the stages that learn from slabs share: their data, a step's slabs, losses of a lesion's place, a start."""
+"""What the stages that learn from slabs share: data, a step's slabs, the task, losses of a lesion's place, a start."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
+
+from diffusion_anomaly.networks import build_network
 
 from .acquisition import AcquisitionConfig, acquire
 from .checkpoints import CheckpointError, averaged_weights, require_fit
@@ -21,6 +25,7 @@ from .trainer import Batch
 
 LABEL_SPACING = 1.0  # mm of the label maps that slabs are painted from
 LESION_FROM = 0.4  # share of a pixel from which it counts as lesion
+WATCHED = 6  # heads of each kind that validation looks at
 ALONE_SHARE = 0.12  # slices without neighbours: at a scan's ends, or of a single picture
 
 
@@ -75,6 +80,55 @@ class SlabSource:
             self.maps = self.maps.to(draw.device)
             slabs = paint(self.maps, config.grid, config.painting, draw)
         return slabs, *acquire(slabs, config.acquisition, draw)
+
+
+class SlabTask(ABC):
+    """A stage that learns from slabs: the batch is a seed, and what it stands for is made in the step.
+
+    Args:
+        config: of the stage, with ``network``, ``data``, ``start_from`` and ``trainer``.
+    """
+
+    picture_title = ""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        torch.manual_seed(config.trainer.seed)
+        self.network: nn.Module = build_network(config.network)
+        if config.start_from is not None:
+            start_from(self.network, config.start_from)
+        self.source = SlabSource(config.data)
+
+    @abstractmethod
+    def examples(self, generator: torch.Generator, size: int, real: bool) -> Batch:
+        """What a seed stands for: what the network sees, and what it should answer."""
+
+    @abstractmethod
+    def losses(self, network: nn.Module, examples: Batch) -> dict[str, Tensor]:
+        """Of what ``examples`` gives; ``loss`` is the one minimised."""
+
+    @abstractmethod
+    def picture(self, network: nn.Module, examples: Batch) -> Tensor:
+        """``(H', W')`` in [0, 1] of some of what ``examples`` gives and what the network makes of it."""
+
+    def batch(self, rng: np.random.Generator, size: int) -> Batch:
+        return self.source.batch(rng, size)
+
+    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        draws = torch.Generator(batch["seed"].device).manual_seed(int(batch["seed"]))
+        return self.losses(network, self.examples(draws, int(batch["size"]), bool(batch["real"])))
+
+    def validate(self, network: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Always the same heads: losses of painted and, where there are any, real ones, and pictures."""
+        device = next(network.parameters()).device
+        scalars, rows = {}, []
+        for real in (False, True)[: 1 + (self.source.stacks is not None)]:
+            generator = torch.Generator(device).manual_seed(int(real))
+            examples = self.examples(generator, WATCHED, real)
+            kind = "real" if real else "painted"
+            scalars |= {f"{kind}_{name}": float(value) for name, value in self.losses(network, examples).items()}
+            rows.append(self.picture(network, examples))
+        return scalars, {self.picture_title: torch.cat(rows)[None]}
 
 
 def leave_alone(image: Tensor, middle: int, draw: Draw) -> Tensor:

@@ -23,7 +23,7 @@ from Testing.training.stages import LOCALISE, RESTORE, write_slab_heads, write_s
 from training.checkpoints import CheckpointError, averaged_weights
 from training.drawing import Draw
 from training.localise import LocaliseConfig, LocaliseTask
-from training.restore import NoiseConfig, RestoreConfig, RestoreTask, coarse_noise
+from training.restore import RestoreConfig, RestoreTask, SlabNoiseConfig, coarse_noise
 from training.slab_tasks import leave_alone, place_losses
 from training.trainer import Batch
 
@@ -154,7 +154,7 @@ def test_a_restorers_levels_say_how_strong_the_noise_is(files: dict[str, Path]) 
 
 @pytest.mark.parametrize("cell", [5, 11])
 def test_coarse_noise_has_its_deviation_at_the_grids_points_and_is_smooth_between_them(cell: int) -> None:
-    config = NoiseConfig(deviation=0.2, share=1.0, cell=(cell, cell))
+    config = SlabNoiseConfig(deviation=0.2, share=1.0, cell=(cell, cell))
     noise = coarse_noise(3, 64, torch.full((60,), 0.5), config, Draw(seeded(), 60))
     assert noise.shape == (60, 3, 64, 64)
     # Between two points of a grid a bilinear field is their weighted mean, in both directions: 2/3 of the variance.
