@@ -17,12 +17,19 @@ import SimpleITK as sitk
 
 from .errors import MemoryExhausted
 from .findings import Finding, segment
-from .intensity import values_in_brain
+from .intensity import ModeNormalisation, values_in_brain
 from .planning import Options, Plan, make_plan
 from .provenance import describe
 from .results import save
 from .stack import SliceStack
-from .suitability import brain_warnings, mask_warnings, proportion_warnings, scan_warnings, score_warning
+from .suitability import (
+    brain_warnings,
+    mask_warnings,
+    proportion_warnings,
+    scale_warnings,
+    scan_warnings,
+    score_warning,
+)
 from .system import free_gpu_memory, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -269,6 +276,9 @@ def _raw_heat(volume: Volume, brain: sitk.Image, plan: Plan, watch: _Watch) -> R
     for warning in (*brain_warnings(stack, values), *mask_warnings(volume.image, brain), *proportion_warnings(brain)):
         watch.warn(warning)
     scale = plan.bundle.normalisation.fit_scan(volume.image, brain)
+    if plan.bundle.normalisation.kind == ModeNormalisation.kind:
+        for warning in scale_warnings(values, scale):
+            watch.warn(warning)
 
     def started(device: str) -> None:
         watch.report(1, 1)

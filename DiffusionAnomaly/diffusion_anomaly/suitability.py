@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from .orientation import Orientation
 
 if TYPE_CHECKING:
+    from .intensity import IntensityScale
     from .stack import SliceStack
     from .volume import Volume
 
@@ -24,6 +25,9 @@ UNKNOWN_SCAN = "This looks like no scan the model knows: T1? CT?"
 
 # In-plane voxels longer than this, and more than twice the shortest edge, are slices seen from the side.
 THICK_MM = 3.0
+
+# Of 39 FLAIR scans of five sources the darkest half per cent of the brain was 0 to 0.32 of its mode.
+NO_FLUID = 0.6
 
 # Brains are about 0.75 as tall as they are long.
 TALL = 1.05
@@ -120,6 +124,21 @@ def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[s
         yield (
             f"The model's field of view holds {stack.coverage:.0%} of the brain mask; the rest gets no heat. "
             "Is the voxel spacing right?"
+        )
+
+
+def scale_warnings(values_in_brain: np.ndarray, scale: IntensityScale) -> Iterator[str]:
+    """What the scale by the brain's mode rests on: without fluid there is no dark end.
+
+    Args:
+        values_in_brain: raw intensities.
+        scale: from ``ModeNormalisation``.
+    """
+    if values_in_brain.size and values_in_brain.min() >= 0 and scale.low > NO_FLUID * scale.high:
+        yield (
+            f"The darkest tissue in the brain mask is {scale.low / scale.high:.0%} as bright as the most common one; "
+            "there is hardly any fluid in it. Ordinary differences look large then, and too much may be marked. "
+            "Look at the mask, or give one that holds ventricles and furrows with --mask or in the panel."
         )
 
 

@@ -15,7 +15,8 @@ import SimpleITK as sitk
 import phantom
 from diffusion_anomaly import job
 from diffusion_anomaly.detect import Options, detect, save
-from diffusion_anomaly.suitability import mask_warnings
+from diffusion_anomaly.intensity import ModeNormalisation
+from diffusion_anomaly.suitability import mask_warnings, scale_warnings
 from diffusion_anomaly.volume import Volume, write_like
 
 ADULT = np.array([65.0, 85.0, 65.0])  # radii in mm; 1504 ml
@@ -151,3 +152,15 @@ def test_doubt_is_an_event_of_the_worker(flair_like_volume: Volume, doubtful: si
     (warned,) = [event for event in events if isinstance(event, job.Warned)]
     assert warned.message.startswith("The brain mask holds only")
     assert isinstance(events[-1], job.Result)
+
+
+@pytest.mark.parametrize(("fluid", "warned"), [(25.0, False), (80.0, True)])
+def test_a_mask_without_fluid_is_named(fluid: float, warned: bool) -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(100.0, 5.0, 9000), rng.normal(fluid, 3.0, 1000)])
+    found = list(scale_warnings(values, ModeNormalisation().fit(values)))
+    assert bool(found) == warned
+    assert all("hardly any fluid" in text and "--mask" in text for text in found)
+    # Where values lie around 0, as after a z-score, shares of them say nothing.
+    shifted = values - values.mean()
+    assert not list(scale_warnings(shifted, ModeNormalisation().fit(shifted)))
