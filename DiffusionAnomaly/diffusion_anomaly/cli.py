@@ -92,7 +92,9 @@ def detect(
         typer.Option(help=f"{', '.join(DEFAULT_MODELS)}; default: the model's, or {DEFAULT_METHOD}."),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the package's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Noise levels walked, by a method that has steps; default: the package's.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
