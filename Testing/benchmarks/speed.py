@@ -15,7 +15,7 @@ import torch
 
 from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.detect import Options, Plan, detect, make_plan, save
-from diffusion_anomaly.methods import GuidedOptions, RestoreOptions, SliceBatch, UnsupervisedOptions
+from diffusion_anomaly.methods import GuidedOptions, LocaliseOptions, RestoreOptions, SliceBatch, UnsupervisedOptions
 from diffusion_anomaly.networks import Model, load_model
 from diffusion_anomaly.postprocess import postprocess
 from diffusion_anomaly.running import make_batch
@@ -143,6 +143,8 @@ def network_stages(setting: Setting, model: Model, slices: range) -> list[Stage]
         steps = _guided(batch, model, options)
     if isinstance(options, RestoreOptions):
         steps = _restore(batch, model, options)
+    if isinstance(options, LocaliseOptions):
+        steps = _localise(batch, model)
     assert steps is not None, "a method this benchmark does not know"
     for name, function in steps.items():
         function()  # the first call of a shape chooses its kernels
@@ -189,18 +191,32 @@ def _restore(batch: SliceBatch, model: Model, options: RestoreOptions) -> dict[s
     from diffusion_anomaly.methods.base import to_model_range
     from diffusion_anomaly.methods.restore import asked_levels
 
-    images = to_model_range(batch.images.to(model.device))
-    latent = model.encode(images)
+    seen = to_model_range(batch.seen.to(model.device))
+    latent = model.encode(seen)
+    restored = latent[:, : model.codec.factor**2]
     return {
-        "encode": lambda: model.encode(images),
+        "encode": lambda: model.encode(seen),
         "restore": lambda: [model.restore(latent, level) for level in asked_levels(options.steps, options.levels)],
-        "decode": lambda: model.decode(latent),
+        "decode": lambda: model.decode(restored),
+    }
+
+
+def _localise(batch: SliceBatch, model: Model) -> dict[str, Any]:
+    from diffusion_anomaly.methods.base import to_model_range
+
+    seen = to_model_range(batch.seen.to(model.device))
+    latent = model.encode(seen)
+    logit = model.localise(latent)
+    return {
+        "encode": lambda: model.encode(seen),
+        "localise": lambda: model.localise(latent),
+        "decode": lambda: model.decode(logit),
     }
 
 
 def output_stages(setting: Setting) -> list[Stage]:
     """Back to the scan's grid and onto the disk, with the baseline's heat: these do not depend on the method."""
-    options = Options("intensity", setting.plan.asked.model, device="cpu")
+    options = Options("intensity", device="cpu")
     result, _ = timed(lambda: detect(setting.volume, options, mask=setting.brain))
     with tempfile.TemporaryDirectory() as folder:
         _, written = timed(lambda: save(result, setting.volume, folder))
@@ -210,6 +226,8 @@ def output_stages(setting: Setting) -> list[Stage]:
 
 def plain_options(options: Any) -> Any:
     """The method with every level and without our shortcuts."""
+    if isinstance(options, LocaliseOptions):  # asked once: there is nothing to leave out
+        return options
     plain = every_level(options)
     return replace(plain, noise_draws=1, antithetic=False) if isinstance(plain, UnsupervisedOptions) else plain
 
