@@ -32,7 +32,7 @@ def _forgetLibrary() -> None:
 
 _forgetLibrary()
 
-from diffusion_anomaly.method_guide import DEFAULT_METHOD  # noqa: E402
+from diffusion_anomaly.registry import DEFAULT_METHOD  # noqa: E402
 from DiffusionAnomalyLib.detection import Detection, Request  # noqa: E402
 from DiffusionAnomalyLib.panel import Panel  # noqa: E402
 from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode  # noqa: E402

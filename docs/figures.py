@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.image import imread
 from PIL import Image
 
-from diffusion_anomaly.pictures import SliceView, draw_colour_bar, draw_slices
-from diffusion_anomaly.volume import read_heat, read_mask, read_volume
+from diffusion_anomaly.io.volume import read_heat, read_mask, read_volume
+from diffusion_anomaly.results.rendering import SliceView, draw_colour_bar, draw_slices
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"

@@ -164,7 +164,7 @@ def describe(
     data: Annotated[str, typer.Option(help="what was evaluated on, in words")],
 ) -> None:
     """What was measured, onto a package's card."""
-    from diffusion_anomaly.bundle import open_bundle
+    from diffusion_anomaly.models.package import open_bundle
 
     from .package import describe as write
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_anomaly.brain_network import WINDOW, brain_logits
-from diffusion_anomaly.networks import build_network
+from diffusion_anomaly.detection.brain_network import WINDOW, brain_logits
+from diffusion_anomaly.models.networks import build_network
 
 from .configuration import ConfigurationError, NetworkDeclaration
 from .head_maps import HeadMaps

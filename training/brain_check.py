@@ -12,12 +12,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
-from diffusion_anomaly.brain import find_brain
-from diffusion_anomaly.brain_network import SPACING
-from diffusion_anomaly.bundle import Bundle
+from diffusion_anomaly.detection.brain import find_brain
+from diffusion_anomaly.detection.brain_network import SPACING
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.pairs import find_pairs
-from diffusion_anomaly.volume import Volume, read_mask, read_volume
+from diffusion_anomaly.evaluation.dataset import find_pairs
+from diffusion_anomaly.io.volume import Volume, read_mask, read_volume
+from diffusion_anomaly.models.package import Bundle
 
 from .brain import validation_heads
 from .synthesis import SynthesisConfig, synthesise

@@ -6,7 +6,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from diffusion_anomaly.diffusion import add_noise
+from diffusion_anomaly.models.schedule import add_noise
 
 from .diffusion import DiffusionConfig, NoisedTask
 from .sampling import Labels, plain

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.networks import Codec, build_network
+from diffusion_anomaly.models.networks import Codec, build_network
 
 from .checkpoints import require_fit
 from .configuration import NetworkDeclaration

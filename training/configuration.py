@@ -46,7 +46,7 @@ def _buildable(declaration: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from diffusion_anomaly.errors import ModelError
-    from diffusion_anomaly.networks import build_network
+    from diffusion_anomaly.models.networks import build_network
 
     try:
         with torch.device("meta"):

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.networks import Codec, build_network
+from diffusion_anomaly.models.networks import Codec, build_network
 
 from .configuration import NetworkDeclaration
 from .noise import NoiseConfig

@@ -10,9 +10,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from diffusion_anomaly.diffusion import Schedule, add_noise, pyramid_noise, step_grid, to_epsilon, transition, velocity
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.networks import Codec, build_network
+from diffusion_anomaly.models.networks import Codec, build_network
+from diffusion_anomaly.models.schedule import (
+    Schedule,
+    add_noise,
+    pyramid_noise,
+    step_grid,
+    to_epsilon,
+    transition,
+    velocity,
+)
 
 from .codec import CodecConfig, read_codec
 from .configuration import NetworkDeclaration, read_yaml

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_anomaly.brain_network import SPACING
+from diffusion_anomaly.detection.brain_network import SPACING
 
 from .configuration import ConfigurationError
 

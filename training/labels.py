@@ -12,9 +12,9 @@ import torchio as tio
 from scipy import ndimage
 from torch import Tensor
 
-from diffusion_anomaly.atomic import whole_file
-from diffusion_anomaly.brain_network import SPACING
+from diffusion_anomaly.detection.brain_network import SPACING
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.files import whole_file
 
 from .head_maps import BRAIN_BIT, bounding_box
 from .tissues import BRAIN_GROUPS, OUTSIDE, RIM, TISSUES

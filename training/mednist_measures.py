@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_anomaly import metrics
+from diffusion_anomaly.evaluation import metrics
 
 THRESHOLDS = 256  # tried for the best Dice
 RESAMPLES = 1000

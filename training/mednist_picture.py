@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from diffusion_anomaly import metrics
+from diffusion_anomaly.evaluation import metrics
 
 from .mednist_sprites import Contaminated
 

@@ -21,15 +21,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load
 
-from diffusion_anomaly.bundle import Bundle, verify, write_bundle
-from diffusion_anomaly.bundle.declaration import NEEDED
-from diffusion_anomaly.calibration import Calibration, threshold_for_false_alarms
-from diffusion_anomaly.detect import Options, Plan, RawHeat, make_plan, raw_heat, whole_image_score
+from diffusion_anomaly.detection.calibration import Calibration, threshold_for_false_alarms
+from diffusion_anomaly.detection.detect import raw_heat, whole_image_score
+from diffusion_anomaly.detection.inference import RawHeat, make_batch
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
+from diffusion_anomaly.io.volume import Volume, read_volume
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised
-from diffusion_anomaly.running import make_batch
-from diffusion_anomaly.stack import SliceStack
-from diffusion_anomaly.volume import Volume, read_volume
+from diffusion_anomaly.models.declaration import needed_networks
+from diffusion_anomaly.models.package import Bundle
+from diffusion_anomaly.models.verification import verify
+from diffusion_anomaly.models.writing import write_bundle
+from diffusion_anomaly.preprocessing.slices import SliceStack
 
 from .brain import BrainConfig
 from .brain_check import BrainCheck, check_brain
@@ -140,7 +143,7 @@ class PackageConfig(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> PackageConfig:
-        missing = [part for part in NEEDED[self.method] if part not in self.stages]
+        missing = [part for part in needed_networks(self.method) if part not in self.stages]
         if missing:
             raise ValueError(f"stages lacks {', '.join(missing)}, which the method {self.method} needs")
         if "codec" in self.stages and self.stages["codec"].run is None:

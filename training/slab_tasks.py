@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_anomaly.networks import build_network
+from diffusion_anomaly.models.networks import build_network
 
 from .acquisition import AcquisitionConfig, acquire
 from .checkpoints import CheckpointError, averaged_weights, require_fit

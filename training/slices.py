@@ -16,14 +16,14 @@ import numpy as np
 import SimpleITK as sitk
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from diffusion_anomaly.atomic import whole_file
-from diffusion_anomaly.brain import find_brain
-from diffusion_anomaly.bundle import open_bundle
+from diffusion_anomaly.detection.brain import find_brain
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import Normalisation, normalisation_from_dict
-from diffusion_anomaly.orientation import Orientation
-from diffusion_anomaly.stack import Grid, SliceStack
-from diffusion_anomaly.volume import Volume, read_mask, read_volume, write_like
+from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.io.orientation import Orientation
+from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
+from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.preprocessing.intensity import Normalisation, normalisation_from_dict
+from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 from .halves import healthy_halves
 

@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
-from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.orientation import Orientation
-from diffusion_anomaly.stack import Grid, SliceStack
-from diffusion_anomaly.volume import read_volume
+from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.io.orientation import Orientation
+from diffusion_anomaly.io.volume import read_volume
+from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 from .slabs import SlabGrid
 from .slices import BrainSource, NormalisationConfig, brain_of, lesion_on_grid

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from diffusion_anomaly.brain_network import ROBUST_PERCENTILES, WINDOW
+from diffusion_anomaly.detection.brain_network import ROBUST_PERCENTILES, WINDOW
 
 from .drawing import Draw, enlarge, rotation
 from .head_maps import HeadMaps

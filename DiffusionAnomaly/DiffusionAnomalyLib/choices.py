@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.bundle import BundleSummary, available, open_bundle
-from diffusion_anomaly.bundle.declaration import ANOMALY
-from diffusion_anomaly.method_guide import METHOD_GUIDES, MethodGuide, NumberRange, guide_to
+from diffusion_anomaly.models.declaration import ANOMALY
+from diffusion_anomaly.models.package import BundleSummary, available, open_bundle
+from diffusion_anomaly.registry import METHODS, MethodEntry, NumberRange, get_method
 
 from .settings import Settings, readJson, writeJson
 from .translation import tr as _
@@ -41,9 +41,9 @@ class Device:
     title: str
 
 
-def methods(settings: Settings) -> list[MethodGuide]:
+def methods(settings: Settings) -> list[MethodEntry]:
     """The methods that can run here: those that there is a model for."""
-    return [guide for guide in METHOD_GUIDES if models(guide.name, settings)]
+    return [guide for guide in METHODS.values() if models(guide.name, settings)]
 
 
 def models(method: str, settings: Settings) -> list[BundleSummary]:
@@ -87,7 +87,7 @@ def defaultOf(number: NumberRange, model: Path | None) -> float:
 
 def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: float | None = None) -> float:
     """How far a number may go with a package: no more steps than there are levels to walk."""
-    guide = guide_to(method)
+    guide = get_method(method)
     if guide.steps is number and guide.noise_level is not None:
         level = defaultOf(guide.noise_level, model) if noiseLevel is None else noiseLevel
         return level + 1 if guide.noise_level.low == 0 else level  # counted from 0: so many levels and one
@@ -106,7 +106,7 @@ def stepsToWalk(method: str, model: Path | None, asked: int, noiseLevel: float |
         asked: a number, or none above 0 for the default.
         noiseLevel: the level asked for; None for the default.
     """
-    steps = guide_to(method).steps
+    steps = get_method(method).steps
     if steps is None:
         return None
     wanted = asked if asked > 0 else int(defaultOf(steps, model))
@@ -115,7 +115,7 @@ def stepsToWalk(method: str, model: Path | None, asked: int, noiseLevel: float |
 
 def isKnown(method: str) -> bool:
     """Whether this version has the method; a scene or a package of another one may name what it has not."""
-    return any(guide.name == method for guide in METHOD_GUIDES)
+    return any(guide.name == method for guide in METHODS.values())
 
 
 def numberProblem(number: NumberRange | None, value: float | None) -> str:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.bundle import open_bundle
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
-from diffusion_anomaly.planning import DEFAULT_MODELS
+from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, get_method
 
 from . import choices, timing
 from .display import isInView, showInSlices
@@ -68,7 +67,7 @@ class Request:
 
     def options(self) -> dict[str, Any]:
         """As the job file holds them."""
-        guide = guide_to(self.method)
+        guide = get_method(self.method)
         overrides = dict(self.overrides)
         for number, value in ((guide.noise_level, self.noiseLevel), (guide.guidance_scale, self.guidanceScale)):
             if number is not None and value is not None:
@@ -234,7 +233,7 @@ class Detection:
 
 def stepsOf(request: Request) -> int | None:
     """How many steps will be walked: those asked for, else the package's."""
-    guide = guide_to(request.method)
+    guide = get_method(request.method)
     if guide.steps is None:
         return None
     if request.steps is not None:
@@ -245,5 +244,5 @@ def stepsOf(request: Request) -> int | None:
 
 def modelFolder(request: Request) -> Path | None:
     """The folder of the package that will be used; None for a method without one."""
-    name = request.model or DEFAULT_MODELS.get(request.method)
+    name = request.model or (METHODS[request.method].default_model if request.method in METHODS else None)
     return None if name is None else open_bundle(name).path

@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 import slicer
 
-from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.files import whole_file
 
 from .results import ResultNodes, liveThresholdOf
 from .translation import tr as _

@@ -14,7 +14,7 @@ import numpy as np
 import slicer
 import vtk
 
-from diffusion_anomaly.findings import Finding
+from diffusion_anomaly.results.findings import Finding
 
 from .livethreshold import LiveThreshold, Thresholded
 from .provenance import PREFIX

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.job import (
+from diffusion_anomaly.worker.protocol import (
     CANCEL_LINE,
     GRACE_SECONDS,
     Event,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.findings import Finding, segment
-from diffusion_anomaly.orientation import Orientation
+from diffusion_anomaly.io.orientation import Orientation
+from diffusion_anomaly.results.findings import Finding, segment
 
 # One healthy voxel in ten is hotter than this; below, heat is not shown and means nothing.
 LOWEST = 1.0

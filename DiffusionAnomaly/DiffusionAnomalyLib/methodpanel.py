@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import qt
 import slicer
 
-from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
+from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 
 from . import choices, timing
 from .parameters import MODEL_DEFAULT, requestOf
@@ -20,8 +20,8 @@ from .translation import tr as _
 from .volumes import axialSlices, problemWith
 
 if TYPE_CHECKING:
-    from diffusion_anomaly.bundle import BundleSummary
-    from diffusion_anomaly.method_guide import MethodGuide
+    from diffusion_anomaly.models.package import BundleSummary
+    from diffusion_anomaly.registry import MethodEntry
 
     from .detection import Request
     from .panel import Panel
@@ -42,7 +42,7 @@ class MethodPanel:
         self._methods = Combo(self._ui.methodComboBox, self._onMethod)
         self._models = Combo(self._ui.modelComboBox, self._onModel)
         self._devices = Combo(self._ui.deviceComboBox, self._onDevice)
-        self._offered: list[MethodGuide] = []
+        self._offered: list[MethodEntry] = []
         self._shown: list[BundleSummary] = []
         self._problems: dict[Path, str] = {}
         self._shownFor = ""
@@ -61,7 +61,7 @@ class MethodPanel:
         if not choices.isKnown(method.name):
             self._onMethod(DEFAULT_METHOD)
         model = self.model(parameters)
-        guide = guide_to(method.name)
+        guide = get_method(method.name)
         self._methods.show([(entry.name, entry.title) for entry in self._offered], method.name)
         self._ui.methodInfoLabel.setText(
             _("{does} Learnt from {labels}.").format(does=guide.does, labels=guide.learnt_from)
@@ -88,7 +88,7 @@ class MethodPanel:
         """Why the choice cannot run; empty when it can, as far as is known."""
         if self.model(parameters) is None:
             return _("There is no model for this method. Add one from a folder.")
-        guide, method = guide_to(parameters.method.name), parameters.method
+        guide, method = get_method(parameters.method.name), parameters.method
         for label, number, value in (
             (_("Noise level"), guide.noise_level, method.noiseLevel),
             (_("Guidance scale"), guide.guidance_scale, method.guidanceScale),
@@ -129,7 +129,7 @@ class MethodPanel:
         self._shown, self._shownFor = choices.models(method, self._settings), method
 
     def _showSteps(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> None:
-        steps = guide_to(parameters.method.name).steps
+        steps = get_method(parameters.method.name).steps
         for widget in (self._ui.stepsLabel, self._ui.stepsSlider, self._ui.stepsInfoLabel):
             widget.setVisible(steps is not None)
         if steps is None:

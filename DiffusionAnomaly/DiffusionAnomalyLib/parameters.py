@@ -11,7 +11,7 @@ from typing import Annotated, Union
 from slicer import vtkMRMLLabelMapVolumeNode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, parameterPack
 
-from diffusion_anomaly.method_guide import DEFAULT_METHOD
+from diffusion_anomaly.registry import DEFAULT_METHOD
 
 from .detection import Request
 from .results import Wanted

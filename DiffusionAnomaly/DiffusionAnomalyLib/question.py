@@ -28,7 +28,7 @@ class Question:
         process.onOutput = self._hear
         process.onFinished = self._finished
         try:
-            process.start([pythonProgram(), "-m", "diffusion_anomaly.probe", *arguments], workerEnvironment())
+            process.start([pythonProgram(), "-m", "diffusion_anomaly.worker.probe", *arguments], workerEnvironment())
         except OSError:
             self._finished(None)
 

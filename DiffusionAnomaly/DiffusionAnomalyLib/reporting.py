@@ -12,9 +12,9 @@ from typing import Any
 
 import slicer
 
-from diffusion_anomaly import redrawing
-from diffusion_anomaly.atomic import write_text
 from diffusion_anomaly.errors import EngineError, InputError
+from diffusion_anomaly.io.files import write_text
+from diffusion_anomaly.results import redrawing
 
 from . import findingsTable, provenance
 from .process import WorkerProcess

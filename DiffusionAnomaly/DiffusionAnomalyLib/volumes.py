@@ -13,8 +13,8 @@ import SimpleITK as sitk
 import slicer
 import vtk
 
+from diffusion_anomaly.detection.input_checks import contrast_of
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.suitability import contrast_of
 
 from . import provenance
 from .progresstext import shortened

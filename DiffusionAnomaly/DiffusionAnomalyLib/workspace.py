@@ -14,7 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.job import LOG_FILE, Job, write_job
+from diffusion_anomaly.worker.protocol import LOG_FILE, Job, write_job
 
 from .translation import tr as _
 

@@ -9,8 +9,13 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 # What torch (both allocators), ITK and the operating system say when an allocation fails.
 _OUT_OF_MEMORY_WORDS = (
@@ -70,3 +75,44 @@ def device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     return processor_name()
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The device asked for, or the GPU if there is one.
+
+    Raises:
+        InputError: when the device does not exist here.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"Unknown device {device!r}.", "Use auto, cpu, cuda or cuda:0.") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"The device {device!r} is not supported.", "Use auto, cpu, cuda or cuda:0.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"The device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices.",
+            "Use auto or cpu, or install a torch build for this machine's GPU.",
+        )
+    return chosen
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The autocast type. ``auto`` takes bfloat16 where the processor multiplies it natively, else float32."""
+    import torch
+
+    if precision == "float32":
+        return torch.float32
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision != "auto":
+        raise InputError(f"Unknown precision {precision!r}.", "Use auto, float32 or bfloat16.")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    processor = torch.cpu.get_capabilities()
+    native = processor.get("avx512_bf16", False) or processor.get("amx_bf16", False)
+    return torch.bfloat16 if native else torch.float32

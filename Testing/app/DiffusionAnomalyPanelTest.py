@@ -15,7 +15,7 @@ import numpy as np
 import slicer
 
 import panelcase  # as a module: unittest would run an imported case class as well
-from diffusion_anomaly.method_guide import DEFAULT_METHOD
+from diffusion_anomaly.registry import DEFAULT_METHOD
 
 
 class DiffusionAnomalyPanelTest(panelcase.PanelCase):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.job import Failure, Progress, Result, Started, encode, read_job
+from diffusion_anomaly.worker.protocol import Failure, Progress, Result, Started, encode, read_job
 
 STEPS = 20
 

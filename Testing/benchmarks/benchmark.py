@@ -36,12 +36,11 @@ from typing import Any
 
 import torch
 
-from diffusion_anomaly.bundle import open_bundle
-from diffusion_anomaly.detect import Options, make_plan
+from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.networks import choose_device
-from diffusion_anomaly.planning import DEFAULT_MODELS
-from diffusion_anomaly.system import device_name, versions
+from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.registry import METHODS
+from diffusion_anomaly.system import choose_device, device_name, versions
 
 from . import measure, options, robustness, steps
 from .measure import say
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = machine(asked.device)
     report: dict[str, Any] = {"machine": about, "scan": str(asked.scan)}
     say("\n".join(f"- {name}: {value}" for name, value in about.items()))
-    models = asked.model or [name for name in DEFAULT_MODELS.values() if _exists(name)]
+    models = asked.model or [name for name in [method.default_model for method in METHODS.values()] if _exists(name)]
     if asked.what == "memory":
         report["memory"] = memory(asked, models)
     else:

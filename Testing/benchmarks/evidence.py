@@ -20,16 +20,17 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from diffusion_anomaly import __version__, evaluate
-from diffusion_anomaly.atomic import write_text
+from diffusion_anomaly import __version__
+from diffusion_anomaly.detection.planning import Plan, resolved_options
+from diffusion_anomaly.detection.provenance import describe_brain_model, describe_bundle
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.pairs import Pair
-from diffusion_anomaly.planning import DEFAULT_MODELS, Plan, resolved_options
-from diffusion_anomaly.provenance import describe_brain_model, describe_bundle
-from diffusion_anomaly.publishing import prepare_folder
+from diffusion_anomaly.evaluation import evaluate
+from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation.formatting import finite
+from diffusion_anomaly.io.files import prepare_folder, write_text
+from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
+from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import device_name, versions
-from diffusion_anomaly.tables import finite
-from diffusion_anomaly.volume import Volume, read_mask, read_volume, write_like
 
 
 def parser(
@@ -79,7 +80,7 @@ def plans_of(asked: argparse.Namespace) -> dict[str, Plan]:
     """What is run, by label, as an evaluation would: with the baselines beside."""
     specs = [
         evaluate.RunSpec(method, model or None, {"precision": asked.precision})
-        for method, _, model in (run.partition("=") for run in asked.run or DEFAULT_MODELS)
+        for method, _, model in (run.partition("=") for run in asked.run or METHODS)
     ]
     return evaluate.plan_runs(specs, asked.device, asked.seed)
 
@@ -148,7 +149,7 @@ class Known:
 
 def brain_of(pair: Pair, volume: Volume, folder: Path, device: str) -> sitk.Image:
     """The given brain mask; else the one that was found before in the same scan; else a new one, kept in the folder."""
-    from diffusion_anomaly.brain import find_brain
+    from diffusion_anomaly.detection.brain import find_brain
 
     if pair.brain is not None:
         return read_mask(pair.brain, volume)

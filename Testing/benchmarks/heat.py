@@ -17,14 +17,15 @@ from typing import Any, cast
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.atomic import whole_file
+from diffusion_anomaly.detection.inference import run_slices
+from diffusion_anomaly.detection.planning import Plan
+from diffusion_anomaly.detection.postprocess import postprocess
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import IntensityScale
-from diffusion_anomaly.pairs import Pair
-from diffusion_anomaly.planning import Plan
-from diffusion_anomaly.postprocess import PostprocessSettings, postprocess
-from diffusion_anomaly.running import run_slices
-from diffusion_anomaly.stack import SliceStack
+from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.models.filters import PostprocessSettings
+from diffusion_anomaly.preprocessing.intensity import IntensityScale
+from diffusion_anomaly.preprocessing.slices import SliceStack
 
 from . import evidence
 from .measure import timed

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from diffusion_anomaly.tables import markdown_table
+from diffusion_anomaly.evaluation.formatting import markdown_table
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,9 +11,11 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from diffusion_anomaly.bundle import open_bundle
-from diffusion_anomaly.detect import Options, detect, make_plan, save
-from diffusion_anomaly.volume import read_mask, read_volume
+from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.planning import Options, make_plan
+from diffusion_anomaly.io.volume import read_mask, read_volume
+from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.results.saving import save
 
 from . import measure
 from .measure import GIBIBYTE, resampled, say, table, timed

@@ -31,15 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_anomaly import evaluate, metrics
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
+from diffusion_anomaly.detection.provenance import describe_bundle
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.pairs import Pair
-from diffusion_anomaly.planning import Options, Plan, make_plan
-from diffusion_anomaly.postprocess import IN_MM, PostprocessSettings
-from diffusion_anomaly.provenance import describe_bundle
-from diffusion_anomaly.publishing import prepare_folder
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation.formatting import markdown_table, number, with_interval
+from diffusion_anomaly.io.files import prepare_folder
+from diffusion_anomaly.models.filters import IN_MM, PostprocessSettings
 from diffusion_anomaly.system import versions
-from diffusion_anomaly.tables import markdown_table, number, with_interval
 
 from . import evidence
 from .evidence import Progress

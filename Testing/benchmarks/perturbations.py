@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.orientation import Orientation
+from diffusion_anomaly.io.orientation import Orientation
 
 SLICE, ROW, COLUMN = range(3)  # canonical axes: inferior-superior, anterior-posterior, right-left
 THICKEST_MM = 6.0

@@ -26,14 +26,15 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly import evaluate, metrics
-from diffusion_anomaly.detect import Result, detect
+from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.pairs import Pair
-from diffusion_anomaly.planning import Plan
-from diffusion_anomaly.publishing import prepare_folder
-from diffusion_anomaly.tables import markdown_table, number
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation.formatting import markdown_table, number
+from diffusion_anomaly.io.files import prepare_folder
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.results.result import Result
 
 from . import evidence
 from .evidence import Known, Progress
@@ -174,7 +175,7 @@ def _perturbed(
     volume: Volume, sample: Sample | None, plans: Mapping[str, Plan], device: str
 ) -> dict[str, dict[str, Any]]:
     """The measures of each run, with the brain found anew."""
-    from diffusion_anomaly.brain import find_brain
+    from diffusion_anomaly.detection.brain import find_brain
 
     if sample is None:
         return {label: {"applies": False} for label in plans}

@@ -13,14 +13,18 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from diffusion_anomaly.bundle import open_bundle
-from diffusion_anomaly.detect import Options, Plan, detect, make_plan, save
-from diffusion_anomaly.methods import GuidedOptions, LocaliseOptions, RestoreOptions, SliceBatch, UnsupervisedOptions
-from diffusion_anomaly.networks import Model, load_model
-from diffusion_anomaly.postprocess import postprocess
-from diffusion_anomaly.running import make_batch
-from diffusion_anomaly.stack import SliceStack
-from diffusion_anomaly.volume import Volume, read_mask, read_volume
+from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.inference import make_batch
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
+from diffusion_anomaly.detection.postprocess import postprocess
+from diffusion_anomaly.io.volume import Volume, read_mask, read_volume
+from diffusion_anomaly.methods.base import SliceBatch
+from diffusion_anomaly.models.loading import load_model
+from diffusion_anomaly.models.networks import Model
+from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.preprocessing.slices import SliceStack
+from diffusion_anomaly.registry import GuidedOptions, LocaliseOptions, RestoreOptions, UnsupervisedOptions
+from diffusion_anomaly.results.saving import save
 
 from . import measure
 from .measure import GIBIBYTE, rank_correlation, resampled, say, table, timed
@@ -172,9 +176,9 @@ def _unsupervised(batch: SliceBatch, model: Model, options: UnsupervisedOptions)
 
 
 def _guided(batch: SliceBatch, model: Model, options: GuidedOptions) -> dict[str, Any]:
-    from diffusion_anomaly.diffusion import step_grid
     from diffusion_anomaly.methods.base import to_model_range
     from diffusion_anomaly.methods.guided import decode_guided, encode_up
+    from diffusion_anomaly.models.schedule import step_grid
 
     images = to_model_range(batch.images.to(model.device))
     latent = model.encode(images)
@@ -297,7 +301,7 @@ def whole_scan(asked: argparse.Namespace, setting: Setting, plan: Plan) -> dict[
 def _brain(asked: argparse.Namespace, volume: Volume) -> tuple[sitk.Image, float]:
     if asked.brain is not None:
         return timed(lambda: read_mask(asked.brain, volume))
-    from diffusion_anomaly.brain import find_brain
+    from diffusion_anomaly.detection.brain import find_brain
 
     return timed(lambda: find_brain(volume, device=asked.device, precision=asked.precision), asked.device)
 

@@ -26,12 +26,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly import evaluate, metrics
+from diffusion_anomaly.detection.planning import Plan, with_options
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.pairs import Pair
-from diffusion_anomaly.planning import Plan, with_options
-from diffusion_anomaly.publishing import prepare_folder
-from diffusion_anomaly.tables import markdown_table, number
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation.formatting import markdown_table, number
+from diffusion_anomaly.io.files import prepare_folder
 
 from . import evidence
 from .evidence import Progress

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.methods import GuidedOptions, RestoreOptions, UnsupervisedOptions
+from diffusion_anomaly.registry import GuidedOptions, RestoreOptions, UnsupervisedOptions
 
 MOST_DRAWS = 100  # what the option allows
 

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.io.volume import Volume
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from diffusion_anomaly.bundle import Bundle, write_bundle
-from diffusion_anomaly.networks import build_network
+from diffusion_anomaly.models.networks import build_network
+from diffusion_anomaly.models.package import Bundle
+from diffusion_anomaly.models.writing import write_bundle
 
 FACTOR = 4  # pixels folded into channels, so no codec is needed
 CHANNELS = FACTOR**2

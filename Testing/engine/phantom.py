@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.io.volume import Volume
 
 HEAD_CENTRE = np.array([4.0, -7.0, 11.0])
 HEAD_RADII = np.array([62.0, 78.0, 55.0])

@@ -15,9 +15,9 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
-from diffusion_anomaly.atomic import whole_file, write_text
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.volume import read_heat, read_mask, read_volume, write_like
+from diffusion_anomaly.io.files import whole_file, write_text
+from diffusion_anomaly.io.volume import read_heat, read_mask, read_volume, write_like
 
 
 def scan(size=(30, 29, 28)) -> sitk.Image:

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 import packages
 import phantom
-from diffusion_anomaly.bundle import Bundle, available, open_bundle, verify
-from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
+from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.models.package import Bundle, available, open_bundle
+from diffusion_anomaly.models.verification import verify
 
 FLUID, TISSUE = 20.0, 100.0
 # The scale's estimate of the mode is the middle of a bin half a per cent of the mode wide.

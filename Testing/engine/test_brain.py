@@ -11,11 +11,11 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from diffusion_anomaly.brain import ENOUGH, brain_probability, find_brain, intensity_range, network_grid
-from diffusion_anomaly.brain_network import WINDOW, rescale_intensity
+from diffusion_anomaly.detection.brain import ENOUGH, brain_probability, find_brain, intensity_range, network_grid
+from diffusion_anomaly.detection.brain_network import WINDOW, rescale_intensity
+from diffusion_anomaly.detection.input_checks import proportion_warnings
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.suitability import proportion_warnings
-from diffusion_anomaly.volume import Volume, read_volume
+from diffusion_anomaly.io.volume import Volume, read_volume
 
 SAMPLE = Path(__file__).parents[2] / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
 

@@ -18,13 +18,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from diffusion_anomaly import bundle as bundles
-from diffusion_anomaly.bundle import available, open_bundle, verify, write_bundle
-from diffusion_anomaly.bundle.declaration import SCHEMA_DIRECTORY
+from diffusion_anomaly import models as bundles
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.intensity import ModeNormalisation, PercentileNormalisation, normalisation_from_dict
-from diffusion_anomaly.networks import NETWORKS, build_network, load_model
-from diffusion_anomaly.stack import Grid
+from diffusion_anomaly.models.declaration import SCHEMA_DIRECTORY
+from diffusion_anomaly.models.loading import load_model
+from diffusion_anomaly.models.networks import NETWORKS, build_network
+from diffusion_anomaly.models.package import available, open_bundle
+from diffusion_anomaly.models.verification import verify
+from diffusion_anomaly.models.writing import write_bundle
+from diffusion_anomaly.preprocessing.intensity import (
+    ModeNormalisation,
+    PercentileNormalisation,
+    normalisation_from_dict,
+)
+from diffusion_anomaly.preprocessing.slices import Grid
 
 CODEC = {
     "_target_": "VQVAE",
@@ -345,7 +352,7 @@ def test_a_package_at_fault_is_not_written_and_the_old_one_stays(
 def test_the_old_package_comes_back_when_the_new_one_cannot_be_moved(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusion_anomaly.bundle import writing
+    from diffusion_anomaly.models import writing
 
     replace, calls = writing.os.replace, []
 

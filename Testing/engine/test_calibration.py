@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffusion_anomaly.calibration import Calibration, false_alarm_ml, threshold_for_false_alarms
+from diffusion_anomaly.detection.calibration import Calibration, false_alarm_ml, threshold_for_false_alarms
+from diffusion_anomaly.detection.postprocess import postprocess
 from diffusion_anomaly.errors import InputError, ModelError
-from diffusion_anomaly.postprocess import PostprocessSettings, postprocess
+from diffusion_anomaly.models.filters import PostprocessSettings
 
 SPACING = {"pixel_spacing": 1.6, "slice_spacing": 5.0}
 

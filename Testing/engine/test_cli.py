@@ -19,8 +19,11 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly import __version__, batch, cli, job
-from diffusion_anomaly.bundle import Bundle, open_bundle
+from diffusion_anomaly import __version__
+from diffusion_anomaly.cli import batch
+from diffusion_anomaly.cli import main as cli
+from diffusion_anomaly.models.package import Bundle, open_bundle
+from diffusion_anomaly.worker import protocol as job
 
 ENGINE = Path(cli.__file__).parents[1]
 RESULTS = {
@@ -64,7 +67,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture(autouse=True)
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: the report has its own tests, and drawing takes longer than all else here."""
-    monkeypatch.setattr("diffusion_anomaly.report.write_report", lambda result, volume, path: path.write_text("page"))
+    monkeypatch.setattr(
+        "diffusion_anomaly.results.report.write_report", lambda result, volume, path: path.write_text("page")
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -173,8 +178,8 @@ def test_several_scans_get_a_folder_each_and_one_failure_stops_no_other(
     run: Run, folder: Path, package: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brain = sitk.ReadImage(str(folder / "brain.nii.gz"))
-    monkeypatch.setattr("diffusion_anomaly.brain.find_brain", lambda volume, **options: brain)
-    monkeypatch.setattr("diffusion_anomaly.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
+    monkeypatch.setattr("diffusion_anomaly.detection.brain.find_brain", lambda volume, **options: brain)
+    monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
     (tmp_path / "broken.nii.gz").write_text("this is text")
     scans = [folder / "kopf.nii.gz", tmp_path / "broken.nii.gz", tmp_path / "missing.nii.gz", folder / "kopf.nii.gz"]
     end = run("detect", *scans, "--method", "intensity", "--output", tmp_path / "out")
@@ -280,7 +285,7 @@ def test_a_fault_of_the_program_is_no_traceback_unless_asked(
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("diffusion_anomaly.volume.read_volume", broken)
+    monkeypatch.setattr("diffusion_anomaly.io.volume.read_volume", broken)
     end = run("detect", folder / "kopf.nii.gz", "--method", "intensity", "-o", tmp_path / "out")
     assert end.code == 1
     assert end.error_lines[0] == "error: ZeroDivisionError: oops"
@@ -322,7 +327,9 @@ def test_termination_stops_a_run_and_leaves_nothing(folder: Path, package: Bundl
 def detected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("detected")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffusion_anomaly.report.write_report", lambda result, volume, path: path.write_text("page"))
+        patch.setattr(
+            "diffusion_anomaly.results.report.write_report", lambda result, volume, path: path.write_text("page")
+        )
         scan, brain = folder / "kopf.nii.gz", folder / "brain.nii.gz"
         assert cli.main(["detect", str(scan), "--mask", str(brain), "--method", "intensity", "-o", str(output)]) == 0
     return output

@@ -17,18 +17,25 @@ import torch
 
 import packages
 import phantom
-from diffusion_anomaly import brain as brain_finder
-from diffusion_anomaly import detect as detection
-from diffusion_anomaly import findings, results
-from diffusion_anomaly.bundle import Bundle
-from diffusion_anomaly.detect import Options, Progress, Result, detect, make_plan, raw_heat, save
+from diffusion_anomaly.detection import brain as brain_finder
+from diffusion_anomaly.detection import detect as detection
+from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.inference import run_slices, slice_seed
+from diffusion_anomaly.detection.input_checks import UNKNOWN_SCAN, contrast_of
+from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import Cancelled, InputError, MemoryExhausted, ModelError
-from diffusion_anomaly.intensity import IntensityScale
-from diffusion_anomaly.methods import Intensity, IntensityOptions, SliceBatch, Unsupervised
-from diffusion_anomaly.running import run_slices, slice_seed
-from diffusion_anomaly.stack import Grid, SliceStack
-from diffusion_anomaly.suitability import UNKNOWN_SCAN, contrast_of
-from diffusion_anomaly.volume import Volume, read_volume
+from diffusion_anomaly.io.volume import Volume, read_volume
+from diffusion_anomaly.methods.base import SliceBatch
+from diffusion_anomaly.methods.intensity import Intensity
+from diffusion_anomaly.methods.unsupervised import Unsupervised
+from diffusion_anomaly.models.package import Bundle
+from diffusion_anomaly.preprocessing.intensity import IntensityScale
+from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
+from diffusion_anomaly.registry import IntensityOptions
+from diffusion_anomaly.results import findings
+from diffusion_anomaly.results import saving as results
+from diffusion_anomaly.results.result import Progress, Result
+from diffusion_anomaly.results.saving import save
 
 BASELINE = Options(method="intensity")
 
@@ -237,7 +244,7 @@ def test_without_a_mask_the_network_finds_the_brain(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(brain_finder, "find_brain", lambda volume, **options: flair_like_brain)
-    monkeypatch.setattr("diffusion_anomaly.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
+    monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
     result = detect(flair_like_volume, BASELINE)
     assert result.provenance["brain"]["source"] == {"name": "brain-mask"}
     assert phantom.geometry(result.brain) == phantom.geometry(flair_like_brain)
@@ -533,7 +540,9 @@ def test_provenance_says_what_was_run_on_what(
 @pytest.fixture
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report without pictures, where only its being there matters."""
-    monkeypatch.setattr("diffusion_anomaly.report.write_report", lambda result, volume, path: path.write_text("page"))
+    monkeypatch.setattr(
+        "diffusion_anomaly.results.report.write_report", lambda result, volume, path: path.write_text("page")
+    )
 
 
 @pytest.mark.usefixtures("plain_report")
@@ -568,7 +577,7 @@ def test_a_file_that_cannot_be_replaced_leaves_the_earlier_results(
             raise PermissionError(13, "The file is used by another process", str(target))
         replace_file(source, target)
 
-    monkeypatch.setattr("diffusion_anomaly.publishing.os.replace", locked)
+    monkeypatch.setattr("diffusion_anomaly.io.files.os.replace", locked)
     with pytest.raises(InputError, match=r"findings\.csv"):
         save(baseline, flair_like_volume, tmp_path)
     monkeypatch.undo()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from diffusion_anomaly.diffusion import (
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.models.schedule import (
     CLEAN,
     Schedule,
     add_noise,
@@ -21,7 +22,6 @@ from diffusion_anomaly.diffusion import (
     transition,
     velocity,
 )
-from diffusion_anomaly.errors import InputError
 
 SCHEDULES = {"linear": Schedule.linear(), "scaled_linear": Schedule.scaled_linear()}
 

@@ -15,17 +15,19 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly import brain as brain_finder
-from diffusion_anomaly import evaluate, metrics
-from diffusion_anomaly.bundle import Bundle, open_bundle
-from diffusion_anomaly.detect import Options, Progress
+from diffusion_anomaly.detection import brain as brain_finder
+from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import Cancelled, InputError
-from diffusion_anomaly.evaluate import Pair, RunSpec
-from diffusion_anomaly.evaluation_statistics import Case, RunResult, Sweep
-from diffusion_anomaly.evaluation_table import COLUMNS, Table
-from diffusion_anomaly.findings import segment
-from diffusion_anomaly.postprocess import PostprocessSettings
-from diffusion_anomaly.reliability import HEATS, FreeSlices
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation.evaluate import RunSpec
+from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices
+from diffusion_anomaly.evaluation.statistics import Case, RunResult, Sweep
+from diffusion_anomaly.evaluation.table import COLUMNS, Table
+from diffusion_anomaly.models.filters import PostprocessSettings
+from diffusion_anomaly.models.package import Bundle, open_bundle
+from diffusion_anomaly.results.findings import segment
+from diffusion_anomaly.results.result import Progress
 
 DARK = RunSpec("intensity", options={"overrides": {"side": "dark"}}, label="dark")
 PATIENTS = ("anna", "bert", "carla")

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 import phantom
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.findings import findings_table, segment, write_findings_csv, write_findings_json
+from diffusion_anomaly.results.findings import findings_table, segment, write_findings_csv, write_findings_json
 
 COLUMNS = [
     "id",

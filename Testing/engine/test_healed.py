@@ -9,10 +9,10 @@ import pytest
 import SimpleITK as sitk
 
 import packages
-from diffusion_anomaly import detect
-from diffusion_anomaly.intensity import IntensityScale
-from diffusion_anomaly.planning import Options
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.detection import detect
+from diffusion_anomaly.detection.planning import Options
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.preprocessing.intensity import IntensityScale
 
 
 def test_normalised_intensities_come_back_in_the_scans_units() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import ModeNormalisation, fill_value, tissue_mode
+from diffusion_anomaly.preprocessing.intensity import ModeNormalisation, fill_value, tissue_mode
 
 RULE = ModeNormalisation()
 

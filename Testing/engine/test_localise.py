@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 import packages
 import phantom
-from diffusion_anomaly.bundle import Bundle, open_bundle, verify
-from diffusion_anomaly.detect import Options, RawHeat, detect, make_plan, raw_heat
-from diffusion_anomaly.diffusion import Schedule
+from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.inference import RawHeat
+from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.method_guide import DEFAULT_METHOD
-from diffusion_anomaly.methods import METHODS, LocaliseOptions, SliceBatch, SliceResult
-from diffusion_anomaly.networks import Codec, Model, load_model
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.methods.base import SliceBatch, SliceResult
+from diffusion_anomaly.models.loading import load_model
+from diffusion_anomaly.models.networks import Codec, Model
+from diffusion_anomaly.models.package import Bundle, open_bundle
+from diffusion_anomaly.models.schedule import Schedule
+from diffusion_anomaly.models.verification import verify
+from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, LocaliseOptions
 
 SIZE = 16
 BRAIN = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool)

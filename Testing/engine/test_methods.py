@@ -10,26 +10,22 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from diffusion_anomaly.diffusion import Schedule, step_grid
 from diffusion_anomaly.errors import Cancelled, InputError, ModelError
-from diffusion_anomaly.methods import (
+from diffusion_anomaly.methods.base import Method, ProgressCallback, SliceBatch, SliceResult, to_model_range
+from diffusion_anomaly.methods.guided import decode_guided, encode_up
+from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold, resolve_threshold
+from diffusion_anomaly.methods.unsupervised import Unsupervised, gaussian_smooth, heal
+from diffusion_anomaly.models.networks import Codec, Model
+from diffusion_anomaly.models.schedule import Schedule, step_grid
+from diffusion_anomaly.registry import (
     METHODS,
     GuidedOptions,
     IntensityOptions,
     LocaliseOptions,
-    ProgressCallback,
     RestoreOptions,
-    SliceBatch,
-    SliceResult,
     UnsupervisedOptions,
     get_method,
-    make_options,
 )
-from diffusion_anomaly.methods.base import Method, to_model_range
-from diffusion_anomaly.methods.guided import decode_guided, encode_up
-from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold, resolve_threshold
-from diffusion_anomaly.methods.unsupervised import Unsupervised, gaussian_smooth, heal
-from diffusion_anomaly.networks import Codec, Model
 
 SIZE = 32
 SCHEDULE = Schedule.scaled_linear()
@@ -317,7 +313,7 @@ def calibrated_unsupervised(model: Model) -> UnsupervisedOptions:
     options = UnsupervisedOptions()
     found = Unsupervised().improbability(make_batch(healthy_slices(12)), model, options, ignore)
     threshold = fit_latent_threshold(found.kl[found.inside].numpy())
-    return make_options(get_method("unsupervised"), {"latent_threshold": threshold}, {"mask_sigma": 0.5})
+    return get_method("unsupervised").make_options({"latent_threshold": threshold}, {"mask_sigma": 0.5})
 
 
 def test_unsupervised_heals_an_inserted_blob_and_is_hottest_inside_it() -> None:
@@ -656,7 +652,7 @@ def test_options_default_to_the_published_numbers() -> None:
 
 def test_user_overrides_package_overrides_default() -> None:
     method = get_method("guided")
-    options = make_options(method, {"steps": 30, "guidance_scale": 7}, {"steps": 4, "level": None})
+    options = method.make_options({"steps": 30, "guidance_scale": 7}, {"steps": 4, "level": None})
     assert options == GuidedOptions(steps=4, guidance_scale=7.0, level=500)
     assert isinstance(options.guidance_scale, float)
 
@@ -694,14 +690,14 @@ def test_user_overrides_package_overrides_default() -> None:
 )
 def test_bad_options_name_themselves_the_value_and_the_range(name: str, overrides: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        make_options(get_method(name), {}, overrides)
+        get_method(name).make_options({}, overrides)
 
 
 def test_a_packages_bad_options_are_the_packages_fault() -> None:
     with pytest.raises(ModelError, match="steps is 0"):
-        make_options(get_method("guided"), {"steps": 0}, {})
+        get_method("guided").make_options({"steps": 0}, {})
     with pytest.raises(ModelError, match="no option colour"):
-        make_options(get_method("guided"), {"colour": 1}, {})
+        get_method("guided").make_options({"colour": 1}, {})
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:

@@ -10,8 +10,8 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_anomaly import metrics
-from diffusion_anomaly.findings import segment
+from diffusion_anomaly.evaluation import metrics
+from diffusion_anomaly.results.findings import segment
 
 # Few distinct values, so that ties are the rule.
 scores = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=25).map(np.array)

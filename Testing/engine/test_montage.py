@@ -12,11 +12,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 import phantom
-from diffusion_anomaly import metrics
-from diffusion_anomaly.evaluation_statistics import Case
-from diffusion_anomaly.montage import COLUMNS, Files, choose_patients, writer
-from diffusion_anomaly.pictures import CONTOUR
-from diffusion_anomaly.reliability import HEATS, FreeSlices
+from diffusion_anomaly.evaluation import metrics
+from diffusion_anomaly.evaluation.montage import COLUMNS, Files, choose_patients, writer
+from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices
+from diffusion_anomaly.evaluation.statistics import Case
+from diffusion_anomaly.results.rendering import CONTOUR
 
 
 def case(name: str, precision: float) -> Case:

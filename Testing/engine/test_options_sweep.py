@@ -13,14 +13,14 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly import evaluate, metrics
-from diffusion_anomaly.bundle import Bundle
-from diffusion_anomaly.detect import Options, make_plan, raw_heat
+from diffusion_anomaly.detection.detect import raw_heat
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.methods import METHODS
-from diffusion_anomaly.planning import Plan
-from diffusion_anomaly.stack import SliceStack
-from diffusion_anomaly.volume import read_mask, read_volume
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.io.volume import read_mask, read_volume
+from diffusion_anomaly.models.package import Bundle
+from diffusion_anomaly.preprocessing.slices import SliceStack
+from diffusion_anomaly.registry import METHODS
 from Testing.benchmarks import benchmark, options
 
 NAMES = ("anna", "bert", "cleo")  # cleo has no lesion

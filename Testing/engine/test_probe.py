@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import packages
-from diffusion_anomaly import probe
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.method_guide import guide_to
+from diffusion_anomaly.registry import get_method
+from diffusion_anomaly.worker import probe
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -57,4 +57,4 @@ def test_other_questions_are_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_an_unknown_method_is_named_with_those_that_there_are() -> None:
     with pytest.raises(InputError, match=r"guesswork.*unsupervised"):
-        guide_to("guesswork")
+        get_method("guesswork")

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 
-from diffusion_anomaly import probe, redrawing
-from diffusion_anomaly.detect import Options, Result, detect
+from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.findings import segment
-from diffusion_anomaly.redrawing import Request, redraw, write_request
-from diffusion_anomaly.report import render_report
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.results import redrawing
+from diffusion_anomaly.results.findings import segment
+from diffusion_anomaly.results.redrawing import Request, redraw, write_request
+from diffusion_anomaly.results.report import render_report
+from diffusion_anomaly.results.result import Result
+from diffusion_anomaly.worker import probe
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from diffusion_anomaly.publishing import publish
-from diffusion_anomaly.reliability import HEATS, FreeSlices, Reliability
+from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices, Reliability
+from diffusion_anomaly.io.files import publish
 
 SLICES, FREE = 40, 30
 SHAPE = (SLICES, 50, 50)

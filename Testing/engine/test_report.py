@@ -13,10 +13,12 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 
 import phantom
-from diffusion_anomaly.detect import Options, Result, detect
-from diffusion_anomaly.pictures import SHOWN, SliceView, choose_slices, draw_slices
-from diffusion_anomaly.report import render_report
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.planning import Options
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.results.rendering import SHOWN, SliceView, choose_slices, draw_slices
+from diffusion_anomaly.results.report import render_report
+from diffusion_anomaly.results.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: 
 def test_a_scan_without_findings_says_so(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusion_anomaly.report.draw_slices", lambda *arguments: [])
+    monkeypatch.setattr("diffusion_anomaly.results.report.draw_slices", lambda *arguments: [])
     nothing = detect(flair_like_volume, Options(method="intensity", threshold=1e6), mask=flair_like_brain)
     page = render_report(nothing, flair_like_volume)
     assert "No region of at least 0.05 ml reaches the threshold." in page

@@ -13,13 +13,13 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
-from diffusion_anomaly import brain as brain_finder
-from diffusion_anomaly import evaluate, metrics
-from diffusion_anomaly.detect import detect
+from diffusion_anomaly.detection import brain as brain_finder
+from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.planning import Plan
-from diffusion_anomaly.tables import finite
-from diffusion_anomaly.volume import Volume, read_volume
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation.formatting import finite
+from diffusion_anomaly.io.volume import Volume, read_volume
 from Testing.benchmarks import benchmark, evidence, robustness
 from Testing.benchmarks.perturbations import PERTURBATIONS, Perturbation
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from diffusion_anomaly.bundle import builtin_directory, open_bundle, verify
-from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
-from diffusion_anomaly.method_guide import guide_to
-from diffusion_anomaly.methods import METHODS
-from diffusion_anomaly.planning import DEFAULT_MODELS
-from diffusion_anomaly.volume import Volume, read_volume
+from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.planning import Options, make_plan
+from diffusion_anomaly.io.volume import Volume, read_volume
+from diffusion_anomaly.models.package import builtin_directory, open_bundle
+from diffusion_anomaly.models.verification import verify
+from diffusion_anomaly.registry import METHODS, get_method
 
 SAMPLE = Path(__file__).parents[2] / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
 # What has learnt from patients' images carries their licence.
@@ -42,8 +42,8 @@ def test_the_packages_are_those_the_readme_names() -> None:
 
 
 def test_every_method_has_a_package_of_its_own() -> None:
-    assert sorted(DEFAULT_MODELS) == sorted(METHODS)
-    for method, name in DEFAULT_MODELS.items():
+    assert sorted(METHODS) == sorted(METHODS)
+    for method, name in ((name, method.default_model) for name, method in METHODS.items()):
         bundle = open_bundle(name)
         assert (bundle.name, bundle.method, bundle.modality) == (name, method, "FLAIR")
 
@@ -69,7 +69,7 @@ def test_a_result_is_the_same_whatever_the_batch_size(method: str, slab: tuple[V
     heats = []
     for batch_size in (1, 3, 16):
         asked = Options(method=method, device="cpu", batch_size=batch_size, slice_spacing=10.0)
-        plan = make_plan(asked if guide_to(method).steps is None else replace(asked, steps=2))
+        plan = make_plan(asked if get_method(method).steps is None else replace(asked, steps=2))
         heats.append(raw_heat(volume, brain, plan).raw)
     assert heats[0].max() > 0
     assert np.abs(heats[1] - heats[0]).max() <= 1e-5

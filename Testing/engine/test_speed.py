@@ -8,10 +8,10 @@ import pytest
 import SimpleITK as sitk
 
 import packages
-from diffusion_anomaly.detect import Options, make_plan
-from diffusion_anomaly.methods import METHODS
-from diffusion_anomaly.stack import SliceStack
-from diffusion_anomaly.volume import Volume
+from diffusion_anomaly.detection.planning import Options, make_plan
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.preprocessing.slices import SliceStack
+from diffusion_anomaly.registry import METHODS
 from Testing.benchmarks.speed import Setting, network_stages, plain_options
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phantom
+from diffusion_anomaly.detection.inference import make_batch
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import IntensityScale, PercentileNormalisation
-from diffusion_anomaly.orientation import Orientation
-from diffusion_anomaly.running import make_batch
-from diffusion_anomaly.volume import Grid, SliceStack, Volume
+from diffusion_anomaly.io.orientation import Orientation
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.preprocessing.intensity import IntensityScale, PercentileNormalisation
+from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 OBLIQUE = phantom.rotation((9.0, -14.0, 21.0))
 MODEL_GRID = Grid((80, 80), 2.0)

@@ -12,12 +12,12 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly import evaluate, metrics
-from diffusion_anomaly.detect import Options, make_plan, raw_heat
+from diffusion_anomaly.detection.detect import raw_heat
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.methods import METHODS, GuidedOptions, IntensityOptions, RestoreOptions, UnsupervisedOptions
-from diffusion_anomaly.planning import Plan
-from diffusion_anomaly.volume import read_mask, read_volume
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.io.volume import read_mask, read_volume
+from diffusion_anomaly.registry import METHODS, GuidedOptions, IntensityOptions, RestoreOptions, UnsupervisedOptions
 from Testing.benchmarks import benchmark, steps
 from Testing.benchmarks.heat import choose_slices
 from Testing.benchmarks.measure import rank_correlation

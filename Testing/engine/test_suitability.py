@@ -13,11 +13,13 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
-from diffusion_anomaly import job
-from diffusion_anomaly.detect import Options, detect, save
-from diffusion_anomaly.intensity import ModeNormalisation
-from diffusion_anomaly.suitability import mask_warnings, scale_warnings
-from diffusion_anomaly.volume import Volume, write_like
+from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.input_checks import mask_warnings, scale_warnings
+from diffusion_anomaly.detection.planning import Options
+from diffusion_anomaly.io.volume import Volume, write_like
+from diffusion_anomaly.preprocessing.intensity import ModeNormalisation
+from diffusion_anomaly.results.saving import save
+from diffusion_anomaly.worker import protocol as job
 
 ADULT = np.array([65.0, 85.0, 65.0])  # radii in mm; 1504 ml
 

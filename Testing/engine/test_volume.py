@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
-from diffusion_anomaly.volume import read_heat, read_mask, read_volume, write_like
+from diffusion_anomaly.io.volume import read_heat, read_mask, read_volume, write_like
 
 FORMATS = [".nii.gz", ".nii", ".nrrd", ".mha"]
 OBLIQUE = phantom.rotation((11.0, 23.0, -37.0))

@@ -22,8 +22,9 @@ import pytest
 import SimpleITK as sitk
 
 import packages
-from diffusion_anomaly import channel, job
 from diffusion_anomaly.errors import Cancelled
+from diffusion_anomaly.worker import channel
+from diffusion_anomaly.worker import protocol as job
 
 ENGINE = Path(job.__file__).parents[1]
 # Longer than any file name may be on its own, with blanks, umlauts, ideographs and an emoji.
@@ -35,7 +36,7 @@ PATIENCE = 240.0
 
 EXTRA_METHODS = '''
 import ctypes, sys, time, warnings
-from diffusion_anomaly.methods import METHODS
+from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.methods.intensity import Intensity
 
 class Noisy(Intensity):

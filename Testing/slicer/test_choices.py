@@ -10,8 +10,7 @@ import pytest
 
 import packages
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.method_guide import DEFAULT_METHOD, METHOD_GUIDES, guide_to
-from diffusion_anomaly.methods import METHODS
+from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, get_method
 from DiffusionAnomalyLib import choices, timing
 from DiffusionAnomalyLib.settings import MemorySettings, writeJson
 
@@ -25,9 +24,9 @@ MACHINE = {
 
 
 def test_the_guide_says_of_every_method_what_the_registry_says() -> None:
-    assert sorted(guide.name for guide in METHOD_GUIDES) == sorted(METHODS)
-    assert METHOD_GUIDES[0].name == DEFAULT_METHOD, "what a new user is offered first"
-    for guide in METHOD_GUIDES:
+    assert sorted(guide.name for guide in METHODS.values()) == sorted(METHODS)
+    assert METHODS.values()[0].name == DEFAULT_METHOD, "what a new user is offered first"
+    for guide in METHODS.values():
         method = METHODS[guide.name]
         assert (guide.title, guide.has_network) == (method.title, method.has_network)
         options = {option.name: option for option in fields(method.options_type)}
@@ -62,7 +61,9 @@ def test_an_added_model_that_was_damaged_since_is_a_problem_and_is_not_listed(tm
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "manifest.json").write_text("{", encoding="utf-8")
     choices.remember(folder, settings)
-    assert all(summary.name != "broken" for guide in METHOD_GUIDES for summary in choices.models(guide.name, settings))
+    assert all(
+        summary.name != "broken" for guide in METHODS.values() for summary in choices.models(guide.name, settings)
+    )
     choices.remember(tmp_path / "gone <b>", settings)
     found = choices.problems(settings)
     assert set(found) == {folder, tmp_path / "gone <b>"}
@@ -73,7 +74,7 @@ def test_an_added_model_that_was_damaged_since_is_a_problem_and_is_not_listed(tm
 
 def test_a_package_that_changes_is_read_again_and_one_that_went_away_is_missed(tmp_path: Path) -> None:
     folder = packages.guided(tmp_path / "tiny", options={"steps": 2}).path
-    steps = guide_to("guided").steps
+    steps = get_method("guided").steps
     assert steps is not None and choices.defaultOf(steps, folder) == 2 and choices.isThere(folder)
     shutil.rmtree(folder)
     assert not choices.isThere(folder)
@@ -93,7 +94,7 @@ def test_a_damaged_settings_file_costs_only_what_was_damaged(tiny: Path) -> None
 
 
 def test_the_steps_that_are_shown_are_those_that_can_be_walked(tiny: Path) -> None:
-    assert choices.stepsToWalk("guided", tiny, -1) == int(choices.defaultOf(guide_to("guided").steps, tiny))
+    assert choices.stepsToWalk("guided", tiny, -1) == int(choices.defaultOf(get_method("guided").steps, tiny))
     assert choices.stepsToWalk("guided", tiny, 200, 10) == 10
     assert choices.stepsToWalk("unsupervised", None, 50, 0) == 1
     assert choices.stepsToWalk("intensity", None, 50) is None
@@ -101,25 +102,25 @@ def test_the_steps_that_are_shown_are_those_that_can_be_walked(tiny: Path) -> No
 
 
 def test_a_number_out_of_range_is_refused_before_the_run() -> None:
-    guide = guide_to("guided")
+    guide = get_method("guided")
     assert choices.numberProblem(guide.noise_level, None) == choices.numberProblem(guide.noise_level, 500) == ""
     assert "1 to 1000" in choices.numberProblem(guide.noise_level, 0)
     assert choices.numberProblem(None, 5) == ""
 
 
 def test_only_methods_of_this_version_are_known() -> None:
-    assert all(choices.isKnown(guide.name) for guide in METHOD_GUIDES) and not choices.isKnown("brain")
+    assert all(choices.isKnown(guide.name) for guide in METHODS.values()) and not choices.isKnown("brain")
 
 
 def test_the_baseline_is_offered_and_a_method_without_a_model_is_not() -> None:
     offered = [guide.name for guide in choices.methods(MemorySettings())]
     assert "intensity" in offered and "guided" in offered
-    for guide in METHOD_GUIDES:
+    for guide in METHODS.values():
         assert (guide.name in offered) == bool(choices.models(guide.name, MemorySettings()))
 
 
 def test_steps_go_as_far_as_the_levels_do(tiny: Path) -> None:
-    guided, healed = guide_to("guided"), guide_to("unsupervised")
+    guided, healed = get_method("guided"), get_method("unsupervised")
     assert guided.steps and healed.steps
     assert choices.defaultOf(guided.steps, tiny) == 3
     assert choices.highest("guided", guided.steps, tiny) == 500

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import jobs
-from diffusion_anomaly import probe
+from diffusion_anomaly.worker import probe
 from DiffusionAnomalyLib import dependencies
 from DiffusionAnomalyLib.dependencies import Installation
 from DiffusionAnomalyLib.process import PipeProcess

@@ -15,7 +15,7 @@ import pytest
 
 import jobs
 import packages
-from diffusion_anomaly.job import Progress
+from diffusion_anomaly.worker.protocol import Progress
 from DiffusionAnomalyLib.job import DetectionJob, Outcome, State
 from DiffusionAnomalyLib.process import PipeProcess
 from DiffusionAnomalyLib.processtree import descendants

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_anomaly.job import Event, Failure, Progress, Started, Warned, encode
+from diffusion_anomaly.worker.protocol import Event, Failure, Progress, Started, Warned, encode
 from DiffusionAnomalyLib.job import NOTICE_SECONDS, DetectionJob, State
 from DiffusionAnomalyLib.progresstext import clock, percent, progressLine, shortened, stateTitle
 from DiffusionAnomalyLib.workspace import Workspace

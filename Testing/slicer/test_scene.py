@@ -17,7 +17,7 @@ import vtk
 import mrmlscene
 import phantom
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.findings import findings_table, segment
+from diffusion_anomaly.results.findings import findings_table, segment
 from DiffusionAnomalyLib import display, findingsTable, provenance, results, segmentation, volumes
 from DiffusionAnomalyLib.livethreshold import LiveThreshold
 from DiffusionAnomalyLib.results import Place, Wanted

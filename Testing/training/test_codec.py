@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_anomaly.bundle import write_bundle
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.networks import Codec, build_network, load_model
+from diffusion_anomaly.models.loading import load_model
+from diffusion_anomaly.models.networks import Codec, build_network
+from diffusion_anomaly.models.writing import write_bundle
 from Testing.training.fakes import train_here
 from Testing.training.stages import AUTOENCODER, CODEC, DIFFUSION, NORMAL
 from training.codec import CodecConfig, CodecTask, TrainableCodec, load_codec, start_at_principal_components

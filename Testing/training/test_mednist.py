@@ -11,8 +11,8 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from diffusion_anomaly import metrics
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.evaluation import metrics
 from Testing.training.stages import Workplace
 from training.__main__ import command_line
 from training.configuration import read_yaml

@@ -13,12 +13,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from diffusion_anomaly.bundle import Bundle, open_bundle, verify
-from diffusion_anomaly.calibration import false_alarm_ml
-from diffusion_anomaly.detect import Options, detect, make_plan, raw_heat
+from diffusion_anomaly.detection.calibration import false_alarm_ml
+from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import InputError, ModelError
-from diffusion_anomaly.stack import Grid, SliceStack
-from diffusion_anomaly.volume import Volume, read_mask, read_volume
+from diffusion_anomaly.io.volume import Volume, read_mask, read_volume
+from diffusion_anomaly.models.package import Bundle, open_bundle
+from diffusion_anomaly.models.verification import verify
+from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from Testing.training.stages import Workplace
 from training import brain_check
 from training.__main__ import command_line

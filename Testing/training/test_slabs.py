@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.intensity import tissue_mode
+from diffusion_anomaly.preprocessing.intensity import tissue_mode
 from Testing.training.stages import FREE, RESTRICTED, write_slab_heads, write_stacks
 from Testing.training.test_synthesis import write_labels
 from training.acquisition import AcquisitionConfig, acquire, found_brain

@@ -17,7 +17,7 @@ import yaml
 from scipy import ndimage
 from torch.nn import functional
 
-from diffusion_anomaly.brain_network import WINDOW, rescale_intensity
+from diffusion_anomaly.detection.brain_network import WINDOW, rescale_intensity
 from diffusion_anomaly.errors import InputError
 from Testing.training.stages import BRAIN, write_heads
 from training import synthesis

@@ -13,17 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..diffusion import pyramid_noise
 from ..errors import InputError, ModelError
-from ..networks import Model
+from ..models.networks import Model
+from ..models.schedule import pyramid_noise
 
 ProgressCallback = Callable[[int], None]
 """Takes the network calls a slice since the last report; raises ``Cancelled`` to stop the method."""
 
 # Any odd number far from small ones: 2**64 divided by the golden ratio.
 _SECOND_USE = 0x9E3779B97F4A7C15
-
-SIDES = ("both", "bright", "dark")
 
 
 @dataclass(frozen=True)
@@ -87,24 +85,7 @@ class SliceResult:
 
 
 class Method(Protocol):
-    """Slices in, heat out.
-
-    Attributes:
-        name: as on the command line and in a package.
-        title: for people.
-        has_network: whether ``run`` needs a ``Model``.
-        score_title: what the whole-image score is.
-        score_is_familiarity: whether a score far above the healthy range means that the image is not what the
-            model knows (wrong contrast, wrong body part), rather than that it is diseased.
-        options_type: a frozen subclass of ``MethodOptions`` whose defaults are the published numbers.
-    """
-
-    name: str
-    title: str
-    has_network: bool
-    score_title: str
-    score_is_familiarity: bool
-    options_type: type[Any]
+    """Slices in, anomaly scores out. What else is known of a method stands in ``registry``."""
 
     def run(self, batch: SliceBatch, model: Model | None, options: Any, progress: ProgressCallback) -> SliceResult:
         """Heat and score of a batch; what ``progress`` is given adds up to ``network_calls(options)``."""

@@ -7,17 +7,15 @@ has no say. The same code serves pixel space and latent space: the codec is the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..diffusion import step_grid, transition
-from ..errors import InputError
-from ..networks import Model
+from ..models.networks import Model
+from ..models.schedule import step_grid, transition
+from ..registry import GuidedOptions
 from .base import (
-    SIDES,
     ProgressCallback,
     SliceBatch,
     SliceResult,
@@ -31,43 +29,13 @@ from .base import (
     to_model_range,
     to_unit_range,
 )
-from .options import MethodOptions, choice, number
 
 HEALTHY = 0
 """The classifier's class for a slice without disease."""
 
 
-@dataclass(frozen=True)
-class GuidedOptions(MethodOptions):
-    """Options of the guided method; ``level`` and ``guidance_scale`` default to the paper's.
-
-    ``level`` counts noise levels: L = 500 walks the list from -1 (clean) to index 499.
-    """
-
-    steps: int = number(50, 1, 1000, "transitions each way; at most `level`")
-    level: int = number(500, 1, 1000, "noise levels the slice is encoded through (L)")
-    guidance_scale: float = number(100.0, 0.0, 1e6, "weight of the gradient of log C(healthy | x_t, t) (s)")
-    side: str = choice("both", SIDES, "which differences count; the paper takes both")
-    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps > self.level:
-            raise InputError(
-                f"Option steps is {self.steps}, more than the {self.level} noise levels walked.",
-                f"Use 1 to {self.level} steps, or a higher level.",
-            )
-
-
 class Guided:
     """Encode deterministically, decode towards "healthy", report the difference."""
-
-    name = "guided"
-    title = "Classifier-guided diffusion"
-    has_network = True
-    score_title = "classifier's log-odds of disease"
-    score_is_familiarity = False
-    options_type = GuidedOptions
 
     def run(
         self, batch: SliceBatch, model: Model | None, options: GuidedOptions, progress: ProgressCallback
@@ -81,7 +49,7 @@ class Guided:
             ModelError: when the model has no diffusion network or no classifier.
             InputError: when ``level`` is beyond the model's schedule.
         """
-        model = require_model(model, self.name)
+        model = require_model(model, "guided")
         require_levels(model, level=options.level)
         images = batch.images.to(model.device, torch.float32)
         latent = model.encode(to_model_range(images))

@@ -8,30 +8,13 @@ grid, and filters that leave small lesions alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ..networks import Model
-from .base import SIDES, ProgressCallback, SliceBatch, SliceResult, confine
-from .options import MethodOptions, choice, number
-
-
-@dataclass(frozen=True)
-class IntensityOptions(MethodOptions):
-    """Options of the baseline."""
-
-    side: str = choice("bright", SIDES, "which intensities are suspicious: lesions are bright on FLAIR")
-    reference: float = number(0.42, 0.0, 1e6, "normalised intensity of ordinary tissue, such as the scale's mode")
+from ..models.networks import Model
+from ..registry import IntensityOptions
+from .base import ProgressCallback, SliceBatch, SliceResult, confine
 
 
 class Intensity:
     """Difference to the reference intensity inside the brain, on the bright side, the dark side or both."""
-
-    name = "intensity"
-    title = "Intensity (baseline)"
-    has_network = False
-    score_title = "mean difference to ordinary tissue"
-    score_is_familiarity = False
-    options_type = IntensityOptions
 
     def run(
         self, batch: SliceBatch, model: Model | None, options: IntensityOptions, progress: ProgressCallback

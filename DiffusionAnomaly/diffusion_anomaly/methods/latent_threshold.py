@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ModelError
-from .options import check_number
+from ..options import check_number
 
 
 def fit_latent_threshold(

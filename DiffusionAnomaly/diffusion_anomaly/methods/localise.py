@@ -9,29 +9,15 @@ It does not say how the brain would look in health; the restorer does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from ..networks import Model
+from ..models.networks import Model
+from ..registry import LocaliseOptions
 from .base import ProgressCallback, SliceBatch, SliceResult, confine, require_model, to_model_range
-from .options import MethodOptions
-
-
-@dataclass(frozen=True)
-class LocaliseOptions(MethodOptions):
-    """The localiser has none: it is asked once."""
 
 
 class Localise:
     """The probability that a pixel belongs to a lesion."""
-
-    name = "localise"
-    title = "Lesion localiser"
-    has_network = True
-    score_title = "mean probability of the brain"
-    score_is_familiarity = False
-    options_type = LocaliseOptions
 
     def run(
         self, batch: SliceBatch, model: Model | None, options: LocaliseOptions, progress: ProgressCallback
@@ -41,7 +27,7 @@ class Localise:
         Raises:
             ModelError: when the model has no localiser.
         """
-        model = require_model(model, self.name)
+        model = require_model(model, "localise")
         latent = model.encode(to_model_range(batch.seen.to(model.device, torch.float32)))
         probability = model.decode(model.localise(latent)).sigmoid()
         progress(1)

@@ -9,15 +9,13 @@ probability, asked once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..networks import Model
+from ..models.networks import Model
+from ..registry import RestoreOptions
 from .base import (
-    SIDES,
     ProgressCallback,
     SliceBatch,
     SliceResult,
@@ -29,44 +27,10 @@ from .base import (
     to_model_range,
     to_unit_range,
 )
-from .options import MethodOptions, choice, number
-
-HEATS = ("residual", "probability", "product")
-
-
-@dataclass(frozen=True)
-class RestoreOptions(MethodOptions):
-    """Options of the restorer."""
-
-    steps: int = number(3, 1, 1000, "levels of corruption asked for, evenly spread, and averaged; at most levels")
-    levels: int = number(10, 1, 1000, "levels of corruption the restorer was trained on")
-    heat: str = choice("product", HEATS, "difference to the restored slice, probability of a lesion, or their product")
-    side: str = choice("both", SIDES, "which differences count; a probability has no side")
-    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than; the same")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.heat == "probability" and (self.side != "both" or self.floor > 0):
-            raise InputError(
-                f"Options side and floor are {self.side} and {self.floor:g}; heat, a probability, has neither.",
-                "Leave them out, or set heat to residual or product.",
-            )
-        if self.steps > self.levels:
-            raise InputError(
-                f"Option steps is {self.steps}, more than the {self.levels} levels of corruption.",
-                f"Use 1 to {self.levels} steps.",
-            )
 
 
 class Restore:
     """Restore, report the difference."""
-
-    name = "restore"
-    title = "One-step restoration"
-    has_network = True
-    score_title = "mean heat of the brain"
-    score_is_familiarity = False
-    options_type = RestoreOptions
 
     def run(
         self, batch: SliceBatch, model: Model | None, options: RestoreOptions, progress: ProgressCallback
@@ -77,7 +41,7 @@ class Restore:
             ModelError: when the model has no restorer.
             InputError: for a heat that the restorer cannot give, or more levels than it was trained on.
         """
-        model = require_model(model, self.name)
+        model = require_model(model, "restore")
         require_levels(model, levels=options.levels)
         images = batch.images.to(model.device, torch.float32)
         latent = model.encode(to_model_range(batch.seen.to(model.device, torch.float32)))

@@ -8,19 +8,19 @@ there, and heat is what changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..diffusion import add_noise, kl_map, step_grid, transition
-from ..errors import InputError, ModelError
-from ..networks import Model
+from ..errors import ModelError
+from ..models.networks import Model
+from ..models.schedule import add_noise, kl_map, step_grid, transition
+from ..options import check_number
+from ..registry import UnsupervisedOptions
 from .base import (
-    SIDES,
     ProgressCallback,
     SliceBatch,
     SliceResult,
@@ -37,54 +37,6 @@ from .base import (
     to_unit_range,
 )
 from .latent_threshold import resolve_threshold
-from .options import MethodOptions, check_number, choice, flag, number
-
-
-@dataclass(frozen=True)
-class UnsupervisedOptions(MethodOptions):
-    """Options of the unsupervised method. Levels are indices: -1 is clean, 0 the least noise.
-
-    ``start_level``, ``kl_from``, ``kl_to`` and ``latent_percentile`` default to the paper's. The number of
-    levels, the antithetic pairs, the smoothing, ``forget`` and ``healings`` are ours.
-
-    ``latent_threshold`` is a number, a ``(h, w)`` nested list (one number a latent position), or the
-    object that a package carries: ``{"percentile": p, "value": number or nested list,
-    "table": [[percentile, value], ...]}``. The table is optional and lets ``latent_percentile`` be chosen.
-    """
-
-    steps: int = number(20, 1, 1000, "levels walked when healing; at most start_level + 1")
-    start_level: int = number(500, 0, 999, "noise level healing starts from")
-    kl_from: int = number(400, 1, 999, "first noise level of the KL map")
-    kl_to: int = number(600, 2, 1000, "end of the KL map's levels, itself not included")
-    kl_levels: int = number(8, 1, 999, "how many levels between kl_from and kl_to the KL map averages")
-    noise_draws: int = number(1, 1, 100, "noise draws at each of these levels")
-    antithetic: bool = flag(True, "draw each noise with its negative, which cuts the KL map's variance")
-    kl_sigma: float = number(0.0, 0.0, 10.0, "Gaussian smoothing of the KL map, latent pixels")
-    latent_percentile: float = number(97.5, 0.0, 100.0, "healthy percentile a healed latent is above")
-    latent_threshold: Any = field(default=None, metadata={"about": "KL above which a latent is healed"})
-    mask_sigma: float = number(2.0, 0.0, 50.0, "Gaussian smoothing of the upsampled mask, pixels")
-    fresh_noise: bool = flag(False, "noise the known part anew at each level of healing")
-    forget: bool = flag(False, "start healing from noise alone inside the mask, so that no trace of it is kept")
-    healings: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
-    side: str = choice("both", SIDES, "which differences count; the paper takes both")
-    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        levels = self.start_level + 1
-        if self.steps > levels:
-            raise InputError(
-                f"Option steps is {self.steps}, more than the {levels} noise levels up to start_level.",
-                f"Use 1 to {levels} steps, or a higher start_level.",
-            )
-        check_number("kl_to", self.kl_to, self.kl_from + 1, 1000, whole=True)
-        check_number("kl_levels", self.kl_levels, 1, self.kl_to - self.kl_from, whole=True)
-
-    @property
-    def kl_grid(self) -> list[int]:
-        """The levels the KL map averages: the middles of ``kl_levels`` equal parts of [kl_from, kl_to)."""
-        span = self.kl_to - self.kl_from
-        return [self.kl_from + (2 * i + 1) * span // (2 * self.kl_levels) for i in range(self.kl_levels)]
 
 
 @dataclass(frozen=True)
@@ -108,13 +60,6 @@ class Improbability:
 class Unsupervised:
     """KL map, latent mask, healing inside the mask, weighted difference."""
 
-    name = "unsupervised"
-    title = "Unsupervised latent diffusion"
-    has_network = True
-    score_title = "mean KL divergence of the brain's latents (nats)"
-    score_is_familiarity = True
-    options_type = UnsupervisedOptions
-
     def run(
         self, batch: SliceBatch, model: Model | None, options: UnsupervisedOptions, progress: ProgressCallback
     ) -> SliceResult:
@@ -124,7 +69,7 @@ class Unsupervised:
             ModelError: for no model, no diffusion network, or no threshold of the latents' size.
             InputError: when a level is beyond the model's schedule, or the percentile cannot be had.
         """
-        model = require_model(model, self.name)
+        model = require_model(model, "unsupervised")
         threshold = resolve_threshold(options.latent_threshold, options.latent_percentile)
         found = self.improbability(batch, model, options, progress)
         if threshold.ndim and threshold.shape != found.kl.shape[1:]:

@@ -1,0 +1,274 @@
+"""What the command line shows while it works and when it is done: bar or JSON lines, table, warnings, errors.
+
+Stdout carries the result alone, so that it can be piped; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from ..errors import EngineError
+from ..worker import protocol as job
+
+if TYPE_CHECKING:
+    from rich.progress import Task
+
+    from ..evaluation.table import Table
+    from ..results.findings import Finding
+    from ..results.result import Progress, Result, Started
+
+FINDINGS_SHOWN = 10
+SECONDS_BETWEEN_LINES = 0.2
+_STAGES = {
+    "start": "starting",
+    "read": "reading",
+    "brain": "finding the brain",
+    "load": "loading the model",
+    "detect": "detecting",
+    "findings": "listing findings",
+    "write": "writing",
+    "table": "comparing",
+}
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Listener(Protocol):
+    """Who is told how a detection goes: a person or a program."""
+
+    def __enter__(self) -> Listener: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def begin(self, scan: Path, several: bool) -> None:
+        """A scan's turn; ``several`` when it is one of more."""
+        ...
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """A stage that the engine does not report: ``read`` or ``write``."""
+        ...
+
+    def progress(self, now: Progress) -> None: ...
+
+    def started(self, event: Started) -> None: ...
+
+    def warning(self, message: str) -> None: ...
+
+    def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None: ...
+
+    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None: ...
+
+    def failed(self, error: EngineError) -> None: ...
+
+
+class _TimeLeft(TextColumn):
+    """The engine's own estimate of the time left."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        if left is None:
+            return Text()
+        minutes, seconds = divmod(round(left), 60)
+        return Text(f"{minutes}:{seconds:02d} left", style="cyan")
+
+
+class Terminal:
+    """A bar with time left on stderr, if that is a terminal; a short table on stdout at the end of each scan."""
+
+    def __init__(self) -> None:
+        self._bar = _bar()
+        self._task = self._bar.add_task("")
+        self._scan = Path()
+        self._several = False
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, scan: Path, several: bool) -> None:
+        self._scan, self._several = scan, several
+        self._bar = _bar()
+        self._task = self._bar.add_task("", total=None, left=None)
+        self._show("start", 0, 1, None)
+        self._bar.start()
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        self._show(name, done, total, None)
+
+    def progress(self, now: Progress) -> None:
+        self._show(now.stage, now.done, now.total, now.remaining)
+
+    def _show(self, stage: str, done: int, total: int, left: float | None) -> None:
+        description = f"{self._scan.name}: {_STAGES[stage]}" if self._several else _STAGES[stage]
+        # A stage of one unit, such as finding the brain, has no measure of how far it is: the bar pulses. Set on the
+        # task itself, because rich's update takes None for "as before".
+        self._bar.tasks[0].total = total if total > 1 else None
+        self._bar.update(self._task, description=description, completed=done, left=left)
+
+    def started(self, event: Started) -> None:
+        return None  # a person sees the bar; provenance keeps what runs where
+
+    def warning(self, message: str) -> None:
+        err.print(Text(self._named("warning", message), style="yellow"))
+
+    def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None:
+        self._bar.stop()
+        if self._several:
+            out.print(Text(str(self._scan), style="bold"))
+        show_findings(result.findings, result.threshold)
+        out.print(Text(f"{seconds:.0f} s on {result.provenance['device']['name']}"))
+        for kind in ("heat", "mask", "findings_csv", "report"):
+            out.print(Text(str(files[kind])))
+
+    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
+        self._bar.stop()
+        out.print(Text(table.markdown()))
+        for path in files.values():
+            out.print(Text(str(path)))
+
+    def failed(self, error: EngineError) -> None:
+        self._bar.stop()
+        show_error(error, self._scan if self._several else None)
+
+    def _named(self, kind: str, message: str) -> str:
+        return f"{kind}: {self._scan}: {message}" if self._several else f"{kind}: {message}"
+
+
+def _bar() -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        _TimeLeft(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+        # Or rich would send what is printed to stdout meanwhile to stderr.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+class JsonLines:
+    """The worker's events on stdout, one object a line; with several scans each names its ``scan``."""
+
+    def __init__(self) -> None:
+        self._scan: str | None = None
+        self._start = time.perf_counter()
+        self._last = ("", 0.0)
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout.flush()
+
+    def begin(self, scan: Path, several: bool) -> None:
+        self._scan = str(scan) if several else None
+        self._start = time.perf_counter()
+        self._last = ("", 0.0)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        self._report(name, done, total, None)
+
+    def progress(self, now: Progress) -> None:
+        self._report(now.stage, now.done, now.total, now.remaining)
+
+    def _report(self, stage: str, done: int, total: int, remaining: float | None) -> None:
+        elapsed = time.perf_counter() - self._start
+        stage_before, sent = self._last
+        if stage == stage_before and done < total and elapsed - sent < SECONDS_BETWEEN_LINES:
+            return
+        self._last = (stage, elapsed)
+        self._send(job.Progress(stage, done, total, round(elapsed, 3), remaining))
+
+    def started(self, event: Started) -> None:
+        self._send(job.Started(event.device, event.model, event.version, event.slices))
+
+    def warning(self, message: str) -> None:
+        self._send(job.Warned(message))
+
+    def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None:
+        from ..results.result import statistics
+
+        self._result(files, statistics(result), {**result.timings, "total": round(seconds, 3)})
+
+    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
+        self._result(files, table.to_dict(), {"total": round(seconds, 3)})
+
+    def _result(self, files: Mapping[str, Path], statistics: Mapping[str, Any], timings: Mapping[str, float]) -> None:
+        self._send(job.Result({kind: str(path.absolute()) for kind, path in files.items()}, statistics, timings))
+
+    def failed(self, error: EngineError) -> None:
+        self._send(job.Failure(error.code, error.what, error.hint))
+
+    def _send(self, event: job.Event) -> None:
+        line = job.encode(event)
+        if self._scan is not None:
+            line = json.dumps({**json.loads(line), "scan": self._scan})
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def show_findings(findings: Sequence[Finding], threshold: float) -> None:
+    """The largest findings as a table on stdout, and what they add up to."""
+    total = sum(finding.volume_ml for finding in findings)
+    if not findings:
+        out.print(Text(f"No finding at heat {threshold:.2f} or more."))
+        return
+    table = RichTable(box=None, pad_edge=False, header_style="bold")
+    for heading in ("finding", "volume ml", "peak heat", "mean heat", "centre R A S mm", "slices"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for finding in findings[:FINDINGS_SHOWN]:
+        first, last = finding.slices
+        table.add_row(
+            str(finding.id),
+            f"{finding.volume_ml:.2f}",
+            f"{finding.peak_heat:.2f}",
+            f"{finding.mean_heat:.2f}",
+            " ".join(f"{value:.1f}" for value in finding.centroid_ras),
+            f"{first}-{last}" if last != first else str(first),
+        )
+    out.print(table)
+    more = len(findings) - FINDINGS_SHOWN
+    if more > 0:
+        out.print(Text(f"… and {more} more in findings.csv"))
+    number = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+    out.print(Text(f"{number}, {total:.2f} ml at heat {threshold:.2f} or more"))
+
+
+def show_error(error: EngineError, scan: Path | None = None) -> None:
+    """What happened, and on a second line what to do, on stderr."""
+    where = f"{scan}: " if scan is not None else ""
+    err.print(Text(f"error: {where}{_one_line(error.what)}", style="red"))
+    if error.hint:
+        err.print(Text(_one_line(error.hint)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

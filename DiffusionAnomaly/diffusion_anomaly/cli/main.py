@@ -1,0 +1,257 @@
+"""The command line: ``diffusion-anomaly`` and ``python -m diffusion_anomaly``.
+
+Everything it does goes through the same functions as Slicer's panel and the tests. Torch and ITK are imported by the
+commands that need them, so that ``--help``, ``models`` and mistakes are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import Cancelled, EngineError, InputError
+from ..registry import DEFAULT_METHOD, METHODS
+from . import models as catalogue
+from .batch import Request, as_engine_error, run_batch
+from .console import JsonLines, Terminal, out, show_error
+
+# The base of typer's own errors: newer typers bring their own click, older ones import it.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    help="Find what is improbable in brain scans, with generative denoising diffusion. "
+    "For research use only. Not for diagnosis.",
+    rich_markup_mode=None,
+    add_completion=False,
+)
+app.add_typer(catalogue.app, name="models")
+log = logging.getLogger("diffusion_anomaly")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code of ``errors``, never raises."""
+    command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = command.main(given, prog_name="diffusion-anomaly", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except BrokenPipeError:
+        # Whoever read stdout has gone; the interpreter must not trip over it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EngineError.exit_code
+    except SystemExit as end:  # typer's own way out for the same
+        return end.code if isinstance(end.code, int) else EngineError.exit_code
+    except _ClickError as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "diffusion-anomaly"
+        show_error(InputError(error.format_message(), f"See {where} --help."))  # type: ignore[attr-defined]
+        return InputError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        show_error(Cancelled("Stopped by the user."))
+        return Cancelled.exit_code
+    except Exception as error:
+        log.debug("the command failed", exc_info=True)
+        failure = as_engine_error(error)
+        show_error(failure)
+        return failure.exit_code
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    if debug:
+        logging.basicConfig(level=logging.WARNING)
+        log.setLevel(logging.DEBUG)
+    if version:
+        out.print(f"diffusion-anomaly {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def detect(
+    scans: Annotated[list[Path], typer.Argument(metavar="SCAN", help="Image files or DICOM folders.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to; several scans get a subfolder each.")
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(METHODS)}; default: the model's, or {DEFAULT_METHOD}."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Noise levels walked, by a method that has steps; default: the package's.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Brain mask; default: found by a network.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Heat from which a voxel is anomalous.")] = None,
+    min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
+    batch_size: Annotated[int | None, typer.Option(help="Slices at once; never changes a result.")] = None,
+    slice_spacing: Annotated[
+        float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any option of the method; repeatable.")
+    ] = None,
+    series: Annotated[str | None, typer.Option(help="Which series of a DICOM folder: UID or description.")] = None,
+    frame: Annotated[int | None, typer.Option(help="Which volume of a 4-D scan, counted from 0.")] = None,
+    json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
+) -> None:
+    """Find anomalies: heat, mask, findings, report.
+
+    Provenance goes with them. Several scans are done one after the other.
+    """
+    from ..detection.planning import Options
+
+    if mask is not None and len(scans) > 1:
+        raise InputError("One brain mask was given for several scans.", "Run the scans one by one.")
+    listener = JsonLines() if json_lines else Terminal()
+    try:
+        options = Options(
+            method=method or _method_of(model),
+            model=model,
+            steps=steps,
+            device=device,
+            precision=precision,
+            seed=seed,
+            threshold=threshold,
+            min_volume_ml=min_volume,
+            batch_size=batch_size,
+            slice_spacing=slice_spacing,
+            overrides=parse_settings(settings or []),
+        )
+        _end_like_interrupt(signal.SIGTERM)
+        raise typer.Exit(run_batch(Request(scans, output, mask, series, frame), options, listener))
+    except EngineError as error:  # of no one scan: every consumer of events gets its last line
+        listener.failed(error)
+        raise typer.Exit(error.exit_code) from error
+
+
+def _method_of(model: str | None) -> str:
+    """The method that a model package is made for; the default method for no model, or one that finds brains."""
+    if model is None:
+        return DEFAULT_METHOD
+    from ..models.package import open_bundle
+
+    method = open_bundle(model).method
+    return method if method in METHODS else DEFAULT_METHOD
+
+
+@app.command()
+def threshold(
+    heat: Annotated[Path, typer.Argument(metavar="HEAT", help="A heat map that detect wrote.")],
+    at: Annotated[float, typer.Option("--at", metavar="HEAT", help="Heat from which a voxel is anomalous.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for mask and findings.")],
+    min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
+    mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,
+) -> None:
+    """Cut a heat map anew, without inference."""
+    from .rethreshold import rethreshold
+
+    rethreshold(heat, at, output, min_volume_ml=min_volume, brain=mask)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER|CSV", help="Scans with reference masks, or a table that lists them.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for tables, pictures and heat maps.")
+    ],
+    runs: Annotated[
+        list[str] | None,
+        typer.Option("--run", metavar="METHOD[=MODEL]", help="What to evaluate; repeatable. [default: both methods]"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the packages'.")] = None,
+    scan_pattern: Annotated[str, typer.Option(help="Scans in a folder; * is the patient.")] = "*_flair.nii.gz",
+    mask_pattern: Annotated[str, typer.Option(help="Their reference masks.")] = "*_mask.nii.gz",
+    brain_pattern: Annotated[str | None, typer.Option(help="Their brain masks; default: found by a network.")] = None,
+    healthy: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Healthy scans, where every finding is a false alarm.")
+    ] = None,
+    healthy_pattern: Annotated[str, typer.Option(help="Which of its files they are; * is the name.")] = "*.nii.gz",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the methods' noise and of the intervals.")] = 0,
+    json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
+) -> None:
+    """Measure methods against reference masks.
+
+    The intensity baseline always runs beside, with the same post-processing. Also written: whether heat keeps its
+    promise on tumour-free slices, and a picture of each run's best, median and worst patient.
+    """
+    from ..evaluation import evaluate
+
+    listener = JsonLines() if json_lines else Terminal()
+    try:
+        options: dict[str, Any] = {"precision": precision} | ({} if steps is None else {"steps": steps})
+        specs = [
+            evaluate.RunSpec(method, model or None, options)
+            for method, _, model in (run.partition("=") for run in runs or list(METHODS))
+        ]
+        pairs = evaluate.find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
+        healthy_scans = [] if healthy is None else evaluate.find_healthy(healthy, healthy_pattern)
+        _end_like_interrupt(signal.SIGTERM)
+        with listener:
+            listener.begin(source, several=False)
+            start = time.perf_counter()
+            table = evaluate.run(pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans)
+            written = ("evaluation*", "reliability*", "montage-*")
+            files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
+            listener.evaluated(table, files, time.perf_counter() - start)
+    except EngineError as error:
+        listener.failed(error)
+        raise typer.Exit(error.exit_code) from error
+
+
+@app.command()
+def worker(
+    job: Annotated[Path, typer.Argument(metavar="JOBDIR", help="Folder that holds job.json.")],
+) -> None:
+    """Run a job for another program.
+
+    Events go to stdout as JSON lines; the line "cancel" on stdin stops it.
+    """
+    from ..worker import main as worker
+
+    raise typer.Exit(int(worker.run(job)))
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` texts as a dictionary; a value is JSON where it can be, else text.
+
+    >>> parse_settings(["steps=10", "side=bright", "antithetic=false"])
+    {'steps': 10, 'side': 'bright', 'antithetic': False}
+    """
+    parsed = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator or not name.strip():
+            raise InputError(f"--set got {setting!r}.", "Write it as OPTION=VALUE, such as --set kl_levels=16.")
+        try:
+            parsed[name.strip()] = json.loads(value)
+        except ValueError:
+            parsed[name.strip()] = value.strip()
+    return parsed
+
+
+def _end_like_interrupt(kind: signal.Signals) -> None:
+    """Let a polite request to end take the way of Ctrl-C, so that unfinished files go."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(kind, signal.default_int_handler)

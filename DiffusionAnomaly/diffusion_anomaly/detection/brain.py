@@ -1,0 +1,242 @@
+"""Where the brain is: the user's mask as given, otherwise a bundled network that reads any MR contrast.
+
+Everything after this (normalisation, the models' input, heat, findings) is confined to the brain, so that a scan with
+skull and a stripped one look alike to the models.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from ..errors import InputError
+from ..io.orientation import Orientation
+from .brain_network import SPACING, WINDOW, brain_logits, rescale_intensity
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..io.volume import Volume
+    from ..models.package import Bundle
+
+# Share of voxels, in percent, that may lie beyond the range that intensities are clipped to: a far outlier would
+# otherwise take the whole scale, and be smeared into its neighbours.
+OUTLIERS = 0.05
+RANGE_FROM = 1_000_000  # voxels that range is taken from, evenly spread
+# The lowest value is padding, no air, when it is further below all else than this share of the rest's range, and the
+# rest has air of its own: 5 and 15 in 100 of its voxels are as good as alike. Without such air (a stripped brain) it is
+# background and keeps its distance, unless that is so large that no contrast would be left.
+PADDING_GAP, AIR_ALIKE, LARGEST_GAP = 0.1, 0.05, 3.0
+LOOKS = 4  # times the window is moved to where the brain was found
+BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
+# A voxel counts as brain from this probability on. Below one half, because what is cut off is never looked at, while
+# fluid that is let in costs little: from 0.35 to 0.3, on 74 patients with gliomas, the lesion outside fell from 0.53 to
+# 0.45 % and the mask grew by 1 %; overlap with reference brains changed by less than 0.004.
+ENOUGH = 0.3
+MINIMUM_ML = 1.0  # less than this is no brain
+# Height by length of the mask. Brains measure about 0.75; above TALL the header's slice spacing must be wrong, as it is
+# in public sets that lost it, and the scan is looked at again as if its slices were closer.
+TALL = 0.95
+ORDINARY = 0.75
+
+
+def intensity_range(values: np.ndarray) -> tuple[float, float]:
+    """What intensities of a scan are clipped to: without far outliers, and with constant padding raised to air.
+
+    On an ordinary scan it is the range of the scan, but for five voxels in ten thousand.
+
+    Args:
+        values: of any shape.
+    """
+    values = values.ravel()[:: max(1, values.size // RANGE_FROM)]
+    low = float(np.percentile(values, OUTLIERS))
+    rest = values[values > low]
+    if rest.size == 0:
+        return low, low
+    high = float(np.percentile(rest, 100.0 - OUTLIERS))
+    darkest, dark, bright = (float(v) for v in np.percentile(rest, (5.0, 15.0, 99.0)))
+    gap, extent = darkest - low, bright - darkest
+    has_air = dark - darkest <= AIR_ALIKE * extent
+    if gap > LARGEST_GAP * extent or (has_air and gap > PADDING_GAP * extent):
+        low = darkest
+    return low, high
+
+
+def network_grid(image: sitk.Image) -> sitk.Image:
+    """The image on the network's grid: 2 mm, axes towards right, anterior, superior.
+
+    Fine input is smoothed first, so that a 2 mm voxel stands for what it covers; intensities are clipped before that.
+    """
+    low, high = intensity_range(sitk.GetArrayViewFromImage(image))
+    oriented = sitk.Clamp(sitk.Cast(sitk.DICOMOrient(image, "RAS"), sitk.sitkFloat32), sitk.sitkFloat32, low, high)
+    spacing = np.array(oriented.GetSpacing())
+    size = np.array(oriented.GetSize())
+    for axis in range(3):
+        sigma = 0.5 * np.sqrt(max(SPACING**2 - spacing[axis] ** 2, 0.0))
+        if sigma > 0.3 * spacing[axis] and size[axis] >= 4:
+            oriented = sitk.RecursiveGaussian(oriented, float(sigma), direction=axis)
+    count = np.ceil(size * spacing / SPACING).astype(int)
+    center = oriented.TransformContinuousIndexToPhysicalPoint([float(v) for v in (size - 1) / 2.0])
+    direction = np.array(oriented.GetDirection()).reshape(3, 3)
+    origin = np.array(center) - direction @ (SPACING * (count - 1) / 2.0)
+    grid = sitk.Image([int(c) for c in count], sitk.sitkUInt8)
+    grid.SetSpacing([SPACING] * 3)
+    grid.SetOrigin(origin.tolist())
+    grid.SetDirection(direction.ravel().tolist())
+    # The outermost slices are repeated outwards, so that interpolation covers whole voxels, a single slice's too.
+    thickened = sitk.ZeroFluxNeumannPad(oriented, [1, 1, 1], [1, 1, 1])
+    return sitk.Resample(thickened, grid, sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
+
+
+def brain_probability(network: torch.nn.Module, image: np.ndarray, dtype: torch.dtype | None = None) -> np.ndarray:
+    """The network's probability of brain.
+
+    The window starts where a head has its brain, and moves until it is centred on the brain found in it.
+
+    Args:
+        network: trained on windows scaled with ``rescale_intensity``.
+        image: ``(Z, Y, X)`` on the network's grid, axes superior, anterior, right.
+        dtype: autocast type.
+
+    Returns:
+        ``(Z, Y, X)`` float32; 0 outside the last window.
+    """
+    values = image.transpose(2, 1, 0)  # the network's axes run right, anterior, superior
+    center = _first_look(values)
+    for _ in range(LOOKS):
+        place = _window(values.shape, center)
+        seen = _cut(values, place)
+        probability = _ask(network, seen, dtype)
+        found = np.argwhere(largest_piece(probability >= ENOUGH))
+        if not len(found):
+            break
+        moved = found.mean(0) + [low for low, _ in place]
+        if np.abs(moved - center).max() < 2.0:
+            break
+        center = moved
+    result = np.zeros(values.shape, np.float32)
+    inner = tuple(slice(max(0, low), min(high, size)) for (low, high), size in zip(place, values.shape, strict=True))
+    outer = tuple(slice(s.start - low, s.stop - low) for s, (low, _) in zip(inner, place, strict=True))
+    result[inner] = probability[outer]
+    return result.transpose(2, 1, 0)
+
+
+def _first_look(values: np.ndarray) -> np.ndarray:
+    """Where the middle of the brain is likely to be: below the top of the head, or mid-scan if that is shorter."""
+    scaled = sitk.GetImageFromArray(rescale_intensity(values))
+    head = largest_piece(sitk.GetArrayFromImage(sitk.OtsuThreshold(scaled, 0, 1)) > 0)
+    places = np.argwhere(head) if head.any() else np.argwhere(np.ones_like(head))
+    low, high = places.min(0), places.max(0)
+    center = (low + high) / 2.0
+    center[2] = max(center[2], high[2] - BELOW_TOP)
+    return center
+
+
+def _window(shape: tuple[int, ...], center: np.ndarray) -> list[tuple[int, int]]:
+    """First and last-plus-one voxel along each axis; inside the image where it is large enough."""
+    place = []
+    for size, window, middle in zip(shape, WINDOW, center, strict=True):
+        low = round(float(middle) - window / 2.0)
+        low = min(max(low, min(0, size - window)), max(0, size - window))
+        place.append((low, low + window))
+    return place
+
+
+def _cut(values: np.ndarray, place: list[tuple[int, int]]) -> np.ndarray:
+    """The window's voxels, with the image's lowest value where it reaches beyond the image."""
+    window = np.full(WINDOW, values.min(), np.float32)
+    inner = tuple(slice(max(0, low), min(high, size)) for (low, high), size in zip(place, values.shape, strict=True))
+    outer = tuple(slice(s.start - low, s.stop - low) for s, (low, _) in zip(inner, place, strict=True))
+    window[outer] = values[inner]
+    return window
+
+
+def _ask(network: torch.nn.Module, window: np.ndarray, dtype: torch.dtype | None) -> np.ndarray:
+    import torch
+
+    device = next(network.parameters()).device
+    x = torch.from_numpy(rescale_intensity(window))[None, None].to(device)
+    enabled = dtype not in (None, torch.float32)
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=enabled):
+        return torch.sigmoid(brain_logits(network, x).float())[0, 0].cpu().numpy()
+
+
+def _plausible(
+    image: sitk.Image, network: torch.nn.Module, dtype: torch.dtype
+) -> tuple[sitk.Image, sitk.Image, np.ndarray]:
+    """The image with a slice spacing that gives the brain a brain's proportions, its grid, the probability there."""
+    image = sitk.Image(image)
+    axis = Orientation.of(image).axes[0]
+    while True:
+        on_grid = network_grid(image)
+        probability = brain_probability(network, sitk.GetArrayFromImage(on_grid), dtype)
+        found = np.argwhere(largest_piece(probability >= ENOUGH))
+        if not len(found):
+            return image, on_grid, probability
+        height, length, _ = np.ptp(found, axis=0) + 1
+        if height <= TALL * length:
+            return image, on_grid, probability
+        spacing = list(image.GetSpacing())
+        spacing[axis] *= ORDINARY * length / height  # at most 0.79, so this ends
+        image.SetSpacing(spacing)
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest 6-connected piece of a mask with its holes filled."""
+    labels = np.empty(mask.shape, np.int32)
+    if ndimage.label(mask, output=labels) == 0:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(ndimage.binary_fill_holes(labels == sizes.argmax()))
+
+
+def find_brain(
+    volume: Volume, bundle: Bundle | None = None, device: str = "auto", precision: str = "auto"
+) -> sitk.Image:
+    """The brain of an MR volume, found by the bundled network.
+
+    Args:
+        volume: any contrast, orientation and resolution, with skull or stripped.
+        bundle: a package of kind ``brain``; the built-in one by default.
+        device: as for detection.
+        precision: as for detection.
+
+    Returns:
+        uint8 0/1 on the volume's grid.
+
+    Raises:
+        InputError: when no brain is found.
+    """
+    from ..models.loading import load_network
+    from ..models.package import open_bundle
+    from ..system import choose_device, choose_dtype
+
+    values = sitk.GetArrayViewFromImage(volume.image)
+    if values.min() == values.max():
+        raise InputError(
+            f"No brain was found in {volume.title or volume.source}: every voxel is {values.flat[0]:g}.",
+            "Choose another scan.",
+        )
+    bundle = bundle or open_bundle("brain-mask")
+    place = choose_device(device)
+    network = load_network(bundle, "brain").to(place)
+    image, on_grid, probability = _plausible(volume.image, network, choose_dtype(precision, place))
+    piece = largest_piece(probability >= ENOUGH)
+    if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
+        raise InputError(
+            f"No brain was found in {volume.title or volume.source}.",
+            "Is it a head MR? If it is, give a brain mask with --mask.",
+        )
+    # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.
+    confined = np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH))
+    smooth = sitk.GetImageFromArray(confined)
+    smooth.CopyInformation(on_grid)
+    fine = sitk.Resample(smooth, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    mask = largest_piece(sitk.GetArrayViewFromImage(fine) >= ENOUGH).astype(np.uint8)
+    result = sitk.GetImageFromArray(mask)
+    result.CopyInformation(volume.image)
+    return result

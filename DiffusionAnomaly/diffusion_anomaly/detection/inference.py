@@ -1,0 +1,255 @@
+"""All slices of a scan through one method, in batches, whatever memory allows.
+
+A slice's noise comes from its own generator, seeded by (seed, slice index), and its network calls have a fixed
+size, so neither the batch size nor a retry after memory ran out changes what a slice gets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import MemoryExhausted
+from ..methods.base import SliceBatch
+from ..options import MethodOptions
+from ..registry import MethodEntry
+from ..system import free_gpu_memory, is_out_of_memory
+
+if TYPE_CHECKING:
+    from ..models.networks import Model
+    from ..preprocessing.intensity import IntensityScale
+    from ..preprocessing.slices import SliceStack
+    from .planning import Plan
+
+Load = Callable[[str], "Model | None"]
+"""Loads the method's model onto the device of that name; None for a method without a model."""
+
+# A whole number of the network's own chunks of 8 on the CPU; a GPU is kept busy by about 32 slices of 128 x 128.
+CPU_BATCH = 8
+CUDA_BATCH = 32
+
+
+@dataclass(frozen=True)
+class SliceRun:
+    """What came out, and how it was run.
+
+    Attributes:
+        raw: ``(n, H, W)`` float32 heat as the method gives it, before post-processing.
+        scores: ``(n,)`` float32 whole-image score of each slice.
+        misfit: how far the brain commonly is from its healthy version, see ``methods.base.misfit``, as the mean over
+            slices weighted by their brain; None for a method without one.
+        device: where the last slice ran, ``cpu`` or ``cuda:0``.
+        precision: ``float32`` or ``bfloat16``.
+        batch_size: of the last batch.
+        network_calls: calls of a network that each slice took.
+        healed: ``(n, H, W)`` float32 slices as the model would have them, normalised intensity; None unless asked for.
+    """
+
+    raw: np.ndarray
+    scores: np.ndarray
+    misfit: float | None
+    device: str
+    precision: str
+    batch_size: int
+    network_calls: int
+    healed: np.ndarray | None = None
+
+
+def slice_seed(seed: int, index: int) -> int:
+    """A well-mixed 64-bit seed: neighbouring seeds and neighbouring slices share no noise.
+
+    The CPU generator keeps the low 32 bits alone, which is why the two numbers are hashed and not added.
+    """
+    digest = hashlib.blake2b(struct.pack("<QQ", seed % 2**64, index % 2**64), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def slice_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of one slice, by its canonical index in the scan."""
+    return torch.Generator().manual_seed(slice_seed(seed, index))
+
+
+def make_batch(stack: SliceStack, scale: IntensityScale, start: int, stop: int, seed: int) -> SliceBatch:
+    """Slices start..stop-1, normalised, each with its own generator, and with the neighbours that the grid asks for."""
+    reach = stack.grid.neighbours
+    first, last = max(0, start - reach), min(len(stack), stop + reach)
+    inside = stack.brain(first, last)
+    seen = torch.from_numpy(scale(stack.images(first, last), inside))
+    wanted = slice(start - first, stop - first)
+    slabs = None
+    if reach:
+        slabs = torch.zeros((stop - start, 2 * reach + 1, *seen.shape[1:]))
+        for row, index in enumerate(range(start, stop)):
+            for place, offset in enumerate(range(-reach, reach + 1)):
+                other = stack.beside(index, offset)
+                if other is not None:
+                    slabs[row, place] = seen[other - first]
+    return SliceBatch(
+        seen[wanted, None],
+        torch.from_numpy(inside[wanted])[:, None],
+        [slice_generator(seed, index) for index in stack.indices[start:stop]],
+        slabs,
+    )
+
+
+def run_slices(
+    stack: SliceStack,
+    scale: IntensityScale,
+    method: MethodEntry,
+    options: MethodOptions,
+    load: Load,
+    *,
+    device: str,
+    seed: int = 0,
+    batch_size: int | None = None,
+    keep_healed: bool = False,
+    on_calls: Callable[[int, int], None] = lambda done, total: None,
+    on_loaded: Callable[[str], None] = lambda device: None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> SliceRun:
+    """Run a method over every slice of a stack.
+
+    When memory runs out the batch is halved, down to one slice; then the CPU takes over from a GPU; then it fails.
+
+    Args:
+        stack: the scan's slices.
+        scale: the scan's intensities to [0, 1].
+        method, options: what to run.
+        load: gives the model on a device.
+        device: ``cpu``, ``cuda`` or ``cuda:0``.
+        seed: of all noise.
+        batch_size: slices a batch to start with; None chooses by the device.
+        keep_healed: whether the slices as the model would have them are kept too, where the method has them.
+        on_calls: takes how many network calls of all slices together are done, and how many there are. May raise
+            ``Cancelled``.
+        on_loaded: takes the device once the model is ready there, before the first slice.
+        warn: takes a sentence on what had to be done when memory ran out.
+
+    Raises:
+        MemoryExhausted: when one slice a batch on the CPU is still too much.
+    """
+    attempt = _Attempt.start(load, device, batch_size, warn)
+    on_loaded(attempt.device)
+    calls = method.network_calls(options)
+    each = max(1, calls)  # a method without a network counts slices
+    total = len(stack) * each
+    shape = (len(stack), stack.grid.size[1], stack.grid.size[0])
+    raw, scores = np.zeros(shape, np.float32), np.zeros(len(stack), np.float32)
+    misfits: list[np.ndarray] = []
+    healed: list[np.ndarray] = []
+    done = 0
+    while done < len(stack):
+        stop = min(done + attempt.batch_size, len(stack))
+        passed = 0
+
+        def progress(count: int, first: int = done, width: int = stop - done) -> None:
+            nonlocal passed
+            passed += count
+            on_calls(first * each + min(passed, each) * width, total)
+
+        failure = None
+        try:
+            result = method.run(make_batch(stack, scale, done, stop, seed), attempt.model, options, progress)
+            raw[done:stop], scores[done:stop] = result.heat.numpy(), result.score.numpy()
+            if result.misfit is not None:
+                misfits.append(result.misfit.numpy())
+            if keep_healed and result.healed is not None:
+                healed.append(result.healed.numpy())
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Kept as text: the exception's traceback would keep the tensors alive that filled the memory.
+            failure = str(error) or type(error).__name__
+        if failure is not None:
+            attempt = attempt.smaller(failure, load, warn)
+            continue
+        done = stop
+        on_calls(done * each, total)
+    misfit = None
+    if misfits:
+        weight = stack.brain().sum(axis=(1, 2))
+        misfit = float((np.concatenate(misfits) * weight).sum() / max(1, weight.sum()))
+    return SliceRun(
+        raw,
+        scores,
+        misfit,
+        attempt.device,
+        attempt.precision,
+        attempt.batch_size,
+        calls,
+        np.concatenate(healed) if healed else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """The model where it is now, and how many slices at once are tried."""
+
+    model: Any
+    device: str
+    batch_size: int
+
+    @classmethod
+    def start(cls, load: Load, device: str, batch_size: int | None, warn: Callable[[str], None]) -> _Attempt:
+        failure = None
+        try:
+            model = load(device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error) or type(error).__name__
+        if failure is not None:
+            return cls(None, device, 1).smaller(failure, load, warn)
+        on_gpu = device.startswith("cuda") and model is not None
+        device = str(model.device) if model is not None else "cpu"
+        return cls(model, device, batch_size or (CUDA_BATCH if on_gpu else CPU_BATCH))
+
+    @property
+    def precision(self) -> str:
+        return "float32" if self.model is None else str(self.model.dtype).removeprefix("torch.")
+
+    def smaller(self, failure: str, load: Load, warn: Callable[[str], None]) -> _Attempt:
+        """The next, more modest attempt.
+
+        The model's own chunk is halved too: the unsupervised method fills a chunk with noise levels when there are
+        few slices, so fewer slices alone would need as much memory as before.
+        """
+        free_gpu_memory()
+        if self.batch_size > 1:
+            half = self.batch_size // 2
+            if self.model is not None:
+                self.model.chunk = max(1, self.model.chunk // 2)
+            warn(f"Memory of {self.device} ran out with {self.batch_size} slices at once; going on with {half}.")
+            return replace(self, batch_size=half)
+        if self.device.startswith("cuda"):
+            warn(f"Memory of {self.device} ran out with one slice at once; going on, more slowly, on the CPU.")
+            return _Attempt.start(load, "cpu", None, warn)
+        raise MemoryExhausted(
+            f"Memory ran out with one slice at once on the CPU ({failure[:200]}).",
+            "Close other programs, or use a machine with more memory.",
+        )
+
+
+@dataclass(frozen=True)
+class RawHeat:
+    """Heat before calibration: what a package's calibration is learnt from, and what it is applied to.
+
+    Attributes:
+        stack: the scan's slices.
+        raw: ``(n, H, W)`` float32 post-processed heat in the method's own units, 0 outside the brain.
+        scores: ``(n,)`` whole-image score of each slice.
+        run: where and how it was computed; its raw heat is this one.
+        plan: what was computed.
+    """
+
+    stack: SliceStack
+    raw: np.ndarray
+    scores: np.ndarray
+    run: SliceRun
+    plan: Plan

@@ -1,0 +1,226 @@
+"""What exactly will be run: the user's options, checked and joined with the model package's, before any scan is read.
+
+A wrong option, a missing model or a device that is not there is found here, in a second, and not after the scan has
+been read and its brain found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, ModelError
+from ..registry import DEFAULT_METHOD
+
+if TYPE_CHECKING:
+    from ..models.filters import PostprocessSettings
+    from ..models.networks import Model
+    from ..models.package import Bundle
+    from ..options import MethodOptions
+    from ..preprocessing.slices import Grid
+    from ..registry import MethodEntry
+    from .calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose.
+
+    Attributes:
+        method: name of a method.
+        model: name of a model package or its folder; None takes the method's default.
+        steps: shorthand for the method's option of that name; None leaves it to the package.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+        seed: of all randomness.
+        threshold: heat from which a voxel is in the mask; None takes the package's.
+        min_volume_ml: smaller findings are dropped.
+        batch_size: slices at once; None chooses by the device. Never changes a result.
+        slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
+        overrides: any other option of the method, by name.
+        keep_healed: whether the scan as the model would have it is a result too, where the method has it.
+    """
+
+    method: str = DEFAULT_METHOD
+    model: str | None = None
+    steps: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    threshold: float | None = None
+    min_volume_ml: float = 0.05
+    batch_size: int | None = None
+    slice_spacing: float | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    keep_healed: bool = False
+
+    def __post_init__(self) -> None:
+        _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)
+        _check_number("min_volume_ml", self.min_volume_ml, lambda value: value >= 0, "a number of ml, at least 0")
+        if self.threshold is not None:
+            _check_number("threshold", self.threshold, lambda value: value > 0, "a heat above 0")
+        if self.batch_size is not None:
+            _check_number("batch_size", self.batch_size, lambda value: value >= 1, "at least 1", whole=True)
+        if self.slice_spacing is not None:
+            _check_number("slice_spacing", self.slice_spacing, lambda value: value > 0, "a number of mm above 0")
+        if not isinstance(self.overrides, Mapping):
+            raise InputError(f"overrides is {self.overrides!r}.", "Give method options by name.")
+
+
+def _check_number(name: str, value: Any, fits: Callable[[Any], bool], expected: str, *, whole: bool = False) -> None:
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not fits(value):
+        raise InputError(f"Option {name} is {value!r}.", f"It must be {expected}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before the scan.
+
+    Attributes:
+        asked: the user's options.
+        method: what runs.
+        method_options: its options: defaults, overlaid by the package's, overlaid by the user's.
+        bundle: the model package; the baseline's holds no network.
+        postprocess: filters of raw heat.
+        device: ``cpu``, ``cuda`` or ``cuda:0``: what ``auto`` came to.
+        precision: ``float32`` or ``bfloat16``: what ``auto`` came to on that device.
+    """
+
+    asked: Options
+    method: MethodEntry
+    method_options: MethodOptions
+    bundle: Bundle
+    postprocess: PostprocessSettings
+    device: str
+    precision: str
+
+    @property
+    def grid(self) -> Grid:
+        """The package's slices, no farther apart than the user asked for."""
+        grid = self.bundle.grid
+        if self.asked.slice_spacing is not None:
+            grid = replace(grid, max_slice_spacing=float(self.asked.slice_spacing))
+        return grid
+
+    def load(self, device: str) -> Model | None:
+        """The model on a device; None for a method without one."""
+        if not self.method.has_network:
+            return None
+        from ..models.loading import load_model
+
+        return load_model(self.bundle, device, self.asked.precision)
+
+    @property
+    def calibration(self) -> Calibration:
+        """Post-processed raw heat to ``-log10`` of its healthy tail probability.
+
+        Raises:
+            ModelError: when the package has not been calibrated.
+        """
+        from .calibration import Calibration
+
+        return Calibration.from_dict(self._calibrated("calibration"))
+
+    @property
+    def calibration_source(self) -> str:
+        """What healthy data the heat refers to."""
+        return str(self._calibrated("calibration").get("source") or "healthy validation scans")
+
+    @property
+    def threshold(self) -> float:
+        """The user's threshold, else the package's."""
+        return float(self.stored_threshold["heat"] if self.asked.threshold is None else self.asked.threshold)
+
+    @property
+    def stored_threshold(self) -> dict[str, Any]:
+        """The package's threshold with its reason."""
+        return self._calibrated("threshold")
+
+    @property
+    def score_range(self) -> dict[str, Any] | None:
+        """The range of the whole-image score on healthy validation; None where the score is no such warning."""
+        return self._calibrated("score_range") if self.method.score_is_familiarity else None
+
+    def _calibrated(self, key: str) -> dict[str, Any]:
+        """An entry of the package that only calibration can have written."""
+        if key not in self.bundle.anomaly:
+            raise ModelError(
+                f"Package {self.bundle.name}: configs/anomaly.json has no {key}.",
+                "Calibrate the package on healthy validation scans, or choose another.",
+            )
+        return self.bundle.anomaly[key]
+
+
+def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
+    """Check the options and settle what they leave open.
+
+    Args:
+        options: the user's.
+        bundle: an opened package to use instead of ``options.model``.
+
+    Raises:
+        InputError: for an unknown method, an option out of range, or a device that is not there.
+        ModelError: when the package is missing, damaged, or made for another method.
+    """
+    from ..models.filters import PostprocessSettings
+    from ..models.package import open_bundle
+    from ..registry import get_method
+    from ..system import choose_device, choose_dtype
+
+    method = get_method(options.method)
+    if bundle is None:
+        bundle = open_bundle(options.model if options.model is not None else method.default_model)
+    if bundle.method != method.name:
+        raise ModelError(
+            f"Package {bundle.name} is made for the method {bundle.method!r}, but {method.name!r} was asked for.",
+            f"Choose --method {bundle.method}, or another model."
+            if bundle.method != "brain"
+            else "It finds brains; choose another model.",
+        )
+    overrides = dict(options.overrides)
+    if options.steps is not None:
+        overrides["steps"] = options.steps
+    try:
+        settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}))
+    except InputError as error:
+        raise ModelError(f"The model package's post-processing does not fit: {error.what}", error.hint) from error
+    device = choose_device(options.device)
+    return Plan(
+        asked=options,
+        method=method,
+        method_options=method.make_options(_packaged_options(bundle), overrides),
+        bundle=bundle,
+        postprocess=settings,
+        device=str(device),
+        precision=str(choose_dtype(options.precision, device)).removeprefix("torch."),
+    )
+
+
+def _packaged_options(bundle: Bundle) -> dict[str, Any]:
+    """What the package sets of the method's options. The latent threshold is learnt, so it has its own entry."""
+    packaged = dict(bundle.anomaly.get("options", {}))
+    if "latent_threshold" in bundle.anomaly:
+        packaged["latent_threshold"] = bundle.anomaly["latent_threshold"]
+    return packaged
+
+
+def resolved_options(plan: Plan) -> dict[str, Any]:
+    """Every option as it was in force, for provenance."""
+    return {
+        **asdict(plan.method_options),
+        "seed": plan.asked.seed,
+        "threshold": plan.threshold,
+        "min_volume_ml": plan.asked.min_volume_ml,
+        "slice_spacing": plan.asked.slice_spacing,
+        "device": plan.asked.device,
+        "precision": plan.asked.precision,
+        "postprocess": plan.postprocess.to_dict(),
+    }
+
+
+def with_options(plan: Plan, method_options: MethodOptions) -> Plan:
+    """The same plan with the method's options replaced."""
+    return replace(plan, method_options=method_options)

@@ -1,0 +1,131 @@
+"""What was run on what, so that a result can be traced and repeated: one JSON-ready dictionary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..system import device_name, versions
+from .planning import resolved_options
+
+if TYPE_CHECKING:
+    from ..io.volume import Volume
+    from ..models.package import Bundle
+    from .inference import RawHeat
+
+SCHEMA_VERSION = 1
+PURPOSE = "For research use only. Not for diagnosis."
+
+
+def describe(
+    volume: Volume,
+    found: RawHeat,
+    brain: sitk.Image,
+    *,
+    brain_given: bool,
+    score: float,
+    warnings: list[str],
+    timings: Mapping[str, float],
+) -> dict[str, Any]:
+    """Everything needed to trace and repeat a detection.
+
+    Args:
+        volume: the scan.
+        found: what was computed from it.
+        brain: the mask that everything was confined to.
+        brain_given: whether the user gave that mask.
+        score: the whole-image score.
+        warnings: what the user was told.
+        timings: seconds by stage.
+    """
+    plan, run = found.plan, found.run
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "purpose": PURPOSE,
+        "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "input": describe_input(volume),
+        "brain": {
+            "source": "given by the user" if brain_given else describe_brain_model(),
+            "volume_ml": round(volume_ml(brain), 3),
+        },
+        "method": plan.method.name,
+        "model": describe_bundle(plan.bundle),
+        "options": {
+            **resolved_options(plan),
+            "batch_size": run.batch_size,
+            "slice_spacing": found.stack.grid.max_slice_spacing,
+        },
+        "calibration": plan.calibration_source,
+        "threshold": {"heat": plan.threshold, "source": threshold_source(found)},
+        "score": {
+            "value": score,
+            "title": plan.method.score_title,
+            "healthy_range": plan.score_range,
+        },
+        "slices": len(found.stack),
+        "network_calls_per_slice": run.network_calls,
+        "device": {"used": run.device, "name": device_name(run.device), "precision": run.precision},
+        "versions": versions(),
+        "warnings": list(warnings),
+        "timings_seconds": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+    }
+
+
+def describe_input(volume: Volume) -> dict[str, Any]:
+    """The scan: which file, and its grid."""
+    image = volume.image
+    return {
+        "title": volume.name,
+        "path": str(Path(volume.source).absolute()),
+        "sha256": volume.sha256,
+        "dimension": volume.dimension,
+        "size": list(image.GetSize()),
+        "spacing_mm": list(image.GetSpacing()),
+        "origin_mm_lps": list(image.GetOrigin()),
+        "direction_lps": list(image.GetDirection()),
+        "non_finite_voxels": volume.non_finite,
+        "metadata": dict(volume.metadata),
+    }
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """Which model package exactly."""
+    return {
+        "name": bundle.name,
+        "version": bundle.version,
+        "sha256": bundle.sha256,
+        "modality": bundle.modality,
+        "license": bundle.license,
+    }
+
+
+def describe_brain_model() -> dict[str, Any]:
+    """The package that finds brains."""
+    from ..models.package import open_bundle
+
+    return describe_bundle(open_bundle("brain-mask"))
+
+
+def threshold_source(found: RawHeat) -> str:
+    """Why the threshold is what it is."""
+    plan = found.plan
+    if plan.asked.threshold is not None:
+        return "chosen by the user"
+    stored = plan.stored_threshold
+    if stored is None:
+        return "default of the baseline, not measured on healthy scans"
+    allowed = stored.get("false_alarm_ml")
+    source = str(stored.get("source") or "healthy validation scans")
+    return source if allowed is None else f"at most {allowed:g} ml of false alarms a scan on {source}"
+
+
+def volume_ml(mask: sitk.Image) -> float:
+    """Volume of a mask's non-zero voxels in ml."""
+    voxels = np.count_nonzero(sitk.GetArrayViewFromImage(mask))
+    return float(voxels * math.prod(mask.GetSpacing()) / 1000)

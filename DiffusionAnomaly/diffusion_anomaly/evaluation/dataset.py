@@ -1,0 +1,141 @@
+"""Scans and their reference masks, found by name in a folder or listed in a CSV file; and healthy scans without."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A scan and its reference mask.
+
+    Attributes:
+        name: of the patient; names files, so it is unique.
+        scan: what ``read_volume`` reads.
+        reference: mask of what should be found, on the scan's grid.
+        brain: brain mask on the scan's grid; None lets the network find it.
+    """
+
+    name: str
+    scan: Path
+    reference: Path
+    brain: Path | None = None
+
+
+@dataclass(frozen=True)
+class HealthyScan:
+    """A healthy scan, which needs no reference: whatever is found in it is a false alarm.
+
+    Attributes:
+        name: names files, so it is unique.
+        scan: what ``read_volume`` reads.
+    """
+
+    name: str
+    scan: Path
+
+
+def find_healthy(folder: Path | str, pattern: str = "*.nii.gz") -> list[HealthyScan]:
+    """Healthy scans, sorted by name.
+
+    Args:
+        folder: where they lie.
+        pattern: which of its files they are; its one ``*`` is the name.
+
+    Raises:
+        InputError: when there are none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.", "Check the path.")
+    scans = [HealthyScan(name, path) for name, path in _named(folder, pattern)]
+    if not scans:
+        raise InputError(f"{folder} holds no scan named {pattern}.", "Give another folder or another pattern.")
+    return sorted(scans, key=lambda scan: scan.name)
+
+
+def find_pairs(
+    source: Path | str,
+    scan_pattern: str = "*_flair.nii.gz",
+    mask_pattern: str = "*_mask.nii.gz",
+    brain_pattern: str | None = None,
+) -> list[Pair]:
+    """Scans and their references, sorted by name.
+
+    Args:
+        source: a folder; or a CSV file with the columns ``scan``, ``reference`` and, if wanted, ``brain`` and
+            ``name``, paths relative to its own folder.
+        scan_pattern: which files of the folder are scans; its one ``*`` stands for the patient.
+        mask_pattern: the reference's name, ``*`` being the same patient.
+        brain_pattern: the brain mask's name, if there are brain masks.
+
+    Raises:
+        InputError: when there are none, a reference is missing, or two have one name.
+    """
+    source = Path(source)
+    if source.is_file():
+        pairs = _pairs_of_csv(source)
+    elif source.is_dir():
+        pairs = list(_pairs_of_folder(source, scan_pattern, mask_pattern, brain_pattern))
+    else:
+        raise InputError(f"There is no folder or CSV file {source}.", "Check the path.")
+    if not pairs:
+        raise InputError(f"{source} holds no scan named {scan_pattern}.", "Give another folder or another pattern.")
+    names = [pair.name for pair in pairs]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise InputError(f"{source} names {', '.join(double[:3])} more than once.", "Give each scan its own name.")
+    for path in (path for pair in pairs for path in (pair.scan, pair.reference, pair.brain)):
+        if path is not None and not path.exists():
+            raise InputError(f"There is no file {path}.", "Each scan needs its reference mask; check the patterns.")
+    return sorted(pairs, key=lambda pair: pair.name)
+
+
+def _pairs_of_folder(folder: Path, scan: str, mask: str, brain: str | None) -> Iterator[Pair]:
+    for pattern in (mask, brain):
+        if pattern is not None:
+            _check_pattern(pattern)
+    for patient, path in _named(folder, scan):
+        others = [None if pattern is None else folder / pattern.replace("*", patient) for pattern in (mask, brain)]
+        assert others[0] is not None
+        yield Pair(patient, path, others[0], others[1])
+
+
+def _named(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
+    """The files that a pattern finds, each with what its ``*`` stands for."""
+    _check_pattern(pattern)
+    before, after = pattern.split("*")
+    for path in sorted(folder.glob(pattern)):
+        yield path.relative_to(folder).as_posix()[len(before) : -len(after) or None], path
+
+
+def _check_pattern(pattern: str) -> None:
+    if pattern.count("*") != 1:
+        raise InputError(f"The pattern {pattern!r} needs one *, which stands for the patient.", "Correct it.")
+
+
+def _pairs_of_csv(path: Path) -> list[Pair]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        columns = set(rows.fieldnames or ())
+        if not {"scan", "reference"} <= columns:
+            raise InputError(
+                f"{path} has the columns {', '.join(sorted(columns)) or 'none'}.",
+                "It needs scan and reference.",
+            )
+        return [_pair_of_row(row, path, number) for number, row in enumerate(rows, start=2)]
+
+
+def _pair_of_row(row: Mapping[str, str | None], path: Path, line: int) -> Pair:
+    scan, reference, brain = (str(row.get(key) or "").strip() for key in ("scan", "reference", "brain"))
+    if not scan or not reference:
+        raise InputError(f"{path}, line {line}, lacks a scan or a reference.", "Fill in both.")
+    name = str(row.get("name") or "").strip() or re.sub(r"\.nii$", "", Path(scan).stem)
+    folder = path.parent
+    return Pair(name, folder / scan, folder / reference, folder / brain if brain else None)

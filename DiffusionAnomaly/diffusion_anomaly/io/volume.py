@@ -1,0 +1,247 @@
+"""Scans in, results out: the only place where the engine reads and writes images.
+
+A scan becomes one float32 volume in its file's own orientation, checked and finite; a result goes back onto
+exactly the same grid. What a network reads of it is `SliceStack`'s duty, in `stack`; how intensities are
+normalised is `intensity`'s.
+
+>>> import tempfile
+>>> path = Path(tempfile.mkdtemp()) / "scan.nrrd"
+>>> sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(path))
+>>> read_volume(path).image.GetPixelIDTypeAsString()
+'32-bit float'
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError
+from ..preprocessing.intensity import IntensityScale
+from ..preprocessing.slices import Grid, SliceStack
+from .dicom import read_series
+from .files import partial_name, whole_file
+from .headers import check_whole, files_of, keep_grid_fields, suffix_of
+from .itk import itk_errors, last_words, quiet, read_file
+from .orientation import Orientation, describe_grid, same_grid
+
+__all__ = [
+    "Grid",
+    "IntensityScale",
+    "Orientation",
+    "SliceStack",
+    "Volume",
+    "describe_grid",
+    "read_heat",
+    "read_mask",
+    "read_volume",
+    "same_grid",
+    "write_like",
+]
+
+PathLike = str | os.PathLike[str]
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+# On a heat map of 16 MB level 1 took 0.18 s for 5.98 MB, level 6 0.32 s for 5.85 MB.
+GZIP_LEVEL = 1
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan as the engine works on it.
+
+    Attributes:
+        image: 3-D, float32, finite, in the file's own orientation. A 2-D file is one slice 1 mm thick.
+        source: The path as given.
+        sha256: Of the bytes of all its files (DICOM: in slice order), in hexadecimal.
+        dimension: 2 or 3, what the file had (3 for one frame of a 4-D file).
+        non_finite: Number of voxels that were NaN or infinite and now hold the smallest finite value.
+        metadata: `modality` and `description`, where the file states them. Nothing that names a patient.
+        title: What the user calls it; empty where nobody calls it otherwise than its file.
+    """
+
+    image: sitk.Image
+    source: str
+    sha256: str
+    dimension: int
+    non_finite: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence or a heading."""
+        return self.title or Path(self.source).name
+
+
+def read_volume(path: PathLike, *, series: str | None = None, frame: int | None = None) -> Volume:
+    """Read a scan: a file in any format of this SimpleITK, or a folder with one DICOM series.
+
+    Args:
+        path: File or folder.
+        series: Series instance UID or description, for a DICOM folder with several series.
+        frame: Which volume of a 4-D scan, counted from 0.
+
+    Raises:
+        InputError: when it cannot be read as one grey volume; the message says why and what to do.
+        MemoryExhausted: when it does not fit into memory.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"There is no file or folder {path}.", "Check the path.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} may not be read: no permission.", "Ask its owner for read permission.")
+    with itk_errors(path):
+        if path.is_dir():
+            image, files, metadata = read_series(path, series, frame)
+        elif series is not None:
+            raise InputError(
+                f"{path} is a file; a series ({series}) can be chosen in a DICOM folder only.",
+                "Leave out --series, or give the folder.",
+            )
+        else:
+            files = files_of(path)
+            image, metadata = read_file(path, frame)
+    dimension = image.GetDimension()
+    if dimension == 2:
+        image = sitk.JoinSeries([image])
+    spacing = image.GetSpacing()
+    if not (np.all(np.isfinite(spacing)) and min(spacing) > 0):
+        raise InputError(
+            f"{path} has a voxel spacing of {spacing} mm; expected positive numbers.",
+            "Correct the spacing in the file's header.",
+        )
+    image, non_finite = _finite(image, path)
+    return Volume(image, os.fspath(path), _sha256(files), dimension, non_finite, metadata)
+
+
+def read_mask(path: PathLike, like: Volume) -> sitk.Image:
+    """Read a mask or label map on a scan's grid.
+
+    Returns:
+        uint8, 1 where the file is above 0.5 (any label, or a probability of more than a half), else 0; on
+        exactly the scan's grid.
+
+    Raises:
+        InputError: as `read_volume`, and when the mask has another grid than the scan.
+    """
+    mask = read_volume(path)
+    if not same_grid(mask.image, like.image):
+        raise InputError(
+            f"The mask {path} has another grid than the scan {like.source}. "
+            f"Mask: {describe_grid(mask.image)}. Scan: {describe_grid(like.image)}.",
+            "Resample the mask onto the scan with nearest neighbours, or give the mask drawn on this scan.",
+        )
+    binary = sitk.GetImageFromArray((sitk.GetArrayViewFromImage(mask.image) > 0.5).astype(np.uint8))
+    binary.CopyInformation(like.image)
+    return binary
+
+
+def read_heat(path: PathLike) -> Volume:
+    """Read a heat map that the engine wrote.
+
+    Raises:
+        InputError: as `read_volume`, and when there are negative values, which heat never has.
+    """
+    heat = read_volume(path)
+    lowest = float(sitk.GetArrayViewFromImage(heat.image).min())
+    if lowest < 0:
+        raise InputError(
+            f"{path} is no heat map: its lowest value is {lowest:.4g}, heat is never below 0.",
+            "Give a heat map that `detect` wrote.",
+        )
+    return heat
+
+
+def write_like(values: np.ndarray | sitk.Image, volume: Volume, path: PathLike, *, dtype: np.typing.DTypeLike) -> None:
+    """Write values on a scan's grid, whole or not at all.
+
+    The grid is the scan's bit for bit: read back, a file in the scan's own format has the same size, spacing,
+    origin and direction; MetaImage keeps every grid exactly; NIfTI rounds foreign ones to float32. A 2-D scan
+    gets a 2-D file.
+
+    Args:
+        values: (slices, rows, columns) in the order of `sitk.GetArrayFromImage(volume.image)`, or an image.
+        volume: The scan.
+        path: Ends in .nii.gz, .nii, .nrrd or .mha. An existing file is replaced.
+        dtype: What is stored, for example np.float32 or np.uint8.
+
+    Raises:
+        InputError: for another suffix, or when the file cannot be written.
+    """
+    path = Path(path)
+    if suffix_of(path) not in WRITABLE:
+        raise InputError(f"{path.name} has no suffix that can be written.", f"Use one of {', '.join(WRITABLE)}.")
+    array = sitk.GetArrayViewFromImage(values) if isinstance(values, sitk.Image) else values
+    if array.shape != volume.image.GetSize()[::-1]:
+        raise ValueError(f"values have shape {array.shape}, the scan has {volume.image.GetSize()[::-1]}")
+    image = sitk.GetImageFromArray(np.asarray(array, dtype=dtype))
+    image.CopyInformation(volume.image)
+    if volume.dimension == 2:
+        image = image[:, :, 0]
+    suffix = suffix_of(path)
+    with whole_file(path) as partial:
+        if suffix != ".nii.gz":
+            _write_itk(image, partial, path, volume)
+            return
+        plain = partial_name(path, ".nii")
+        try:
+            _write_itk(image, plain, path, volume)
+            # No name and no time in the gzip header: the same result has the same bytes.
+            with (
+                open(plain, "rb") as source,
+                open(partial, "wb") as raw,
+                gzip.GzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
+        finally:
+            plain.unlink(missing_ok=True)
+
+
+def _write_itk(image: sitk.Image, partial: Path, path: Path, volume: Volume) -> None:
+    """Write with ITK, make sure that all of it arrived, and restore what ITK rounds."""
+    partial.touch()  # raises the plain OSError that ITK would bury in its own words
+    try:
+        with quiet():
+            sitk.WriteImage(image, str(partial), useCompression=suffix_of(partial) != ".nii")
+        check_whole(partial)
+    except (RuntimeError, InputError) as error:
+        reason = "the disk took only a part of it" if isinstance(error, InputError) else last_words(error)
+        raise InputError(
+            f"{path} could not be written: {reason}.", "Free some space, or choose another output folder."
+        ) from error
+    keep_grid_fields(Path(volume.source), partial)
+
+
+def _finite(image: sitk.Image, path: Path) -> tuple[sitk.Image, int]:
+    """The image with NaN and infinite voxels at its smallest finite value, and their number."""
+    view = sitk.GetArrayViewFromImage(image)
+    non_finite = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in view)
+    if not non_finite:
+        return image, 0
+    if non_finite == view.size:
+        raise InputError(
+            f"{path} holds no finite value: all {non_finite} voxels are NaN or infinite.",
+            "Export the scan again.",
+        )
+    finite = np.isfinite(view)
+    array = np.where(finite, view, view.min(initial=np.inf, where=finite))
+    mended = sitk.GetImageFromArray(array)
+    mended.CopyInformation(image)
+    return mended, non_finite
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for name in files:
+        with open(name, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,223 @@
+"""What a package's JSON must say: the schemas of ``schema/``, and the few rules that a schema cannot express.
+
+jsonschema is imported when a check is asked for, because Slicer's own Python lists packages before it has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, ModelError
+from ..registry import METHODS, MethodEntry, get_method
+from .manifest import NEWER, fail
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+SCHEMA_DIRECTORY = Path(__file__).parent / "schema"
+METADATA = "configs/metadata.json"
+ANOMALY = "configs/anomaly.json"
+WRONG = "Correct the declaration and write the package again, or get the package again."
+BRAIN = "brain"  # no method of slices: the networks that find brains
+
+
+def needed_networks(method: str) -> tuple[str, ...]:
+    """The networks that a package of that method, or of kind ``brain``, must hold."""
+    return (BRAIN,) if method == BRAIN else get_method(method).networks
+
+
+def network_file(part: str) -> str:
+    return f"configs/{part}.json"
+
+
+def weights_file(part: str) -> str:
+    return f"models/{part}.safetensors"
+
+
+def check_declaration(
+    package: str,
+    anomaly: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Check a package's JSON against the schemas and against each other.
+
+    Args:
+        package: the name used in errors.
+        anomaly, metadata: the contents of the files of these names.
+        networks: for each declared network, its configuration.
+
+    Raises:
+        ModelError: for the first fault, naming the file and the place in it.
+    """
+    check_schema(package, ANOMALY, "anomaly", anomaly)
+    check_schema(package, METADATA, "metadata", metadata)
+    for part, config in networks.items():
+        check_schema(package, network_file(part), "network", config)
+    if metadata["version"] != anomaly["version"]:
+        found = f"says version {metadata['version']}, {ANOMALY} says {anomaly['version']}"
+        fail(package, METADATA, found, WRONG)
+    if anomaly["method"] == BRAIN:
+        _require(package, anomaly, networks, (BRAIN,), ("grid3d",))
+        return
+    method = METHODS.get(anomaly["method"])
+    if method is None:
+        known = ", ".join((*METHODS, BRAIN))
+        fail(package, ANOMALY, f"has the method {anomaly['method']!r}, this version knows {known}", NEWER)
+    _require(package, anomaly, networks, method.networks, method.declared)
+    if networks and not method.networks:
+        fail(
+            package,
+            ANOMALY,
+            f"holds the network {', '.join(networks)}, which the method {method.name} has no use for",
+            WRONG,
+        )
+    _check_grid(package, anomaly)
+    if method.folded is not None:
+        _check_folded(package, anomaly, networks, *method.folded)
+    elif anomaly["grid"].get("neighbours"):
+        found = f"shows neighbours to the networks of the method {method.name}, which see one slice"
+        fail(package, ANOMALY, found, WRONG)
+    _check_options(package, anomaly, method)
+    _check_normalisation(package, anomaly)
+    _check_postprocess(package, anomaly)
+    _check_calibration(package, anomaly)
+
+
+def check_calibrated(package: str, anomaly: Mapping[str, Any]) -> None:
+    """Refuse a package for slices whose heat has no scale yet, as it is between training and calibration."""
+    method = METHODS.get(anomaly["method"])
+    missing = [key for key in (method.calibrated if method else ()) if key not in anomaly]
+    if missing:
+        found = f"has no {', '.join(missing)}"
+        fail(package, ANOMALY, found, "Calibrate it on healthy validation images first.")
+
+
+def check_schema(package: str, file: str, schema: str, content: Mapping[str, Any]) -> None:
+    """Check one file's content against ``schema/<schema>.json``.
+
+    Raises:
+        ModelError: for the fault that explains most, naming the place in the file.
+    """
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator(schema).iter_errors(content))
+    if error is not None:
+        # The message quotes the value at fault, which may be a whole table.
+        message = error.message
+        if len(message) > 240:
+            message = f"{message[:160]} … {message[-70:]}"
+        fail(package, file, f"at {_place(error.absolute_path)}: {message}", WRONG)
+
+
+@cache
+def _validator(schema: str) -> Validator:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads((SCHEMA_DIRECTORY / f"{schema}.json").read_text(encoding="utf-8")))
+
+
+def _place(path: Iterable[str | int]) -> str:
+    return "/".join(str(step) for step in path) or "the top"
+
+
+def _require(
+    package: str,
+    anomaly: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Any]],
+    parts: Iterable[str],
+    entries: Iterable[str],
+) -> None:
+    """Refuse a package without what its method needs."""
+    missing = [part for part in parts if part not in networks]
+    if missing:
+        found = f"has method {anomaly['method']} without its network {', '.join(missing)}"
+        fail(package, ANOMALY, found, WRONG)
+    lacking = [entry for entry in entries if entry not in anomaly]
+    if lacking:
+        fail(package, ANOMALY, f"has method {anomaly['method']} and no {', '.join(lacking)}", WRONG)
+
+
+def _check_options(package: str, anomaly: Mapping[str, Any], method: MethodEntry) -> None:
+    try:
+        method.make_options(anomaly.get("options", {}))
+    except ModelError as error:
+        fail(package, ANOMALY, f"has options that do not fit: {error}".rstrip("."), WRONG)
+
+
+def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
+    if "codec" not in anomaly:
+        return
+    size, factor = anomaly["grid"]["size"], anomaly["codec"]["factor"]
+    if any(pixels % factor for pixels in size):
+        found = f"has a grid of {size} pixels, not multiples of the codec's factor {factor}"
+        fail(package, ANOMALY, found, WRONG)
+    fold = anomaly["codec"].get("fold", 1)
+    if factor % fold:
+        fail(package, ANOMALY, f"folds {fold} pixels, which do not divide the codec's factor {factor}", WRONG)
+
+
+def _check_folded(
+    package: str,
+    anomaly: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Any]],
+    part: str,
+    outputs: tuple[int, ...],
+) -> None:
+    """A network that works on folded pixels as they are, those of a slice and its neighbours.
+
+    Args:
+        package, anomaly, networks: as for ``check_declaration``.
+        part: the network.
+        outputs: how many numbers a pixel it may give. A restorer gives its change, and perhaps a logit.
+    """
+    codec, config = anomaly["codec"], networks[part]
+    if "codec" in networks or {"shift", "scale"} & codec.keys():
+        fail(package, ANOMALY, f"encodes slices, which a {part} takes as folded pixels", WRONG)
+    folded = codec["factor"] ** 2
+    slices = 1 + 2 * anomaly["grid"].get("neighbours", 0)
+    wanted = [count * folded for count in outputs]
+    found_in, found_out = config.get("in_channels"), config.get("out_channels")
+    if found_in != slices * folded or found_out not in wanted:
+        found = f"has {found_in} channels in and {found_out} out; the codec's factor {codec['factor']} needs"
+        needed = f"{slices * folded} in, and {' or '.join(map(str, wanted))} out"
+        fail(package, network_file(part), f"{found} {needed}", WRONG)
+
+
+def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:
+    rule = anomaly.get("normalisation")
+    if (
+        rule is not None
+        and rule.get("kind", "percentiles") == "percentiles"
+        and (rule["low_percentile"] >= rule["high_percentile"])
+    ):
+        low, high = rule["low_percentile"], rule["high_percentile"]
+        fail(package, ANOMALY, f"normalises from percentile {low} up to {high}, which is not above it", WRONG)
+
+
+def _check_postprocess(package: str, anomaly: Mapping[str, Any]) -> None:
+    from .filters import PostprocessSettings
+
+    try:
+        PostprocessSettings.from_dict(anomaly.get("postprocess", {}))
+    except InputError as error:
+        fail(package, ANOMALY, f"has a postprocess, which does not fit: {error}".rstrip("."), WRONG)
+
+
+def _check_calibration(package: str, anomaly: Mapping[str, Any]) -> None:
+    for holder in (anomaly, anomaly.get("intensity", {})):
+        table = holder.get("calibration", {"raw": [0, 1], "heat": [0, 1]})
+        raw, heat = table["raw"], table["heat"]
+        if len(raw) != len(heat):
+            found = f"has {len(raw)} raw and {len(heat)} heat values in its calibration"
+            fail(package, ANOMALY, found, WRONG)
+        for key in ("raw", "heat"):
+            knots = table[key]
+            if knots[0] != 0 or any(after <= before for before, after in pairwise(knots)):
+                found = f"has a calibration whose {key} values do not start at 0 and increase"
+                fail(package, ANOMALY, found, WRONG)

@@ -1,0 +1,244 @@
+"""Networks and codec, built from what a model package declares; and the ``Model`` that a method is handed.
+
+A package names a class of the allow-list below and its arguments, nothing else: no code travels with weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from monai.networks.nets import VQVAE, AutoEncoder, AutoencoderKL, BasicUNet, DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .schedule import Schedule, network_level, to_epsilon
+
+if TYPE_CHECKING:
+    pass
+
+# Samples a network call on the CPU. A convolution may pick another kernel for another batch size and round
+# differently, so every call has this size (the last is filled up) and a slice never depends on its companions.
+CPU_CHUNK = 8
+CUDA_CHUNK = 256
+
+_ALLOWED = (AutoEncoder, AutoencoderKL, BasicUNet, DiffusionModelEncoder, DiffusionModelUNet, VQVAE)
+NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in _ALLOWED}
+
+
+def build_network(config: Mapping[str, Any]) -> nn.Module:
+    """The network a configuration declares, with fresh weights.
+
+    Args:
+        config: ``{"_target_": class name, **keyword arguments}`` with plain JSON values.
+
+    Raises:
+        ModelError: for a class that is not on the allow-list, or for arguments it does not take.
+    """
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    target = config.get("_target_")
+    if target not in NETWORKS:
+        raise ModelError(
+            f"The network class {target!r} is not one this version builds.", f"Known are {', '.join(sorted(NETWORKS))}."
+        )
+    network = NETWORKS[target]
+    unknown = sorted(set(arguments) - set(inspect.signature(network.__init__).parameters))
+    if unknown:
+        raise ModelError(f"{target} does not take {', '.join(unknown)}.", "Check the package's configuration.")
+    try:
+        return network(**arguments)
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        raise ModelError(f"{target} cannot be built as declared: {error}.") from error
+
+
+class Codec(nn.Module):
+    """Image to latent and back, with latents scaled to unit standard deviation.
+
+    Three kinds, by the network declared: ``None`` with factor 1 is pixel space itself; ``None`` with a larger factor
+    folds blocks of ``factor x factor`` pixels into channels (still pixel space, an invertible rearrangement);
+    ``VQVAE``, ``AutoencoderKL`` and ``AutoEncoder`` compress, pixels or blocks of ``fold x fold`` pixels folded into
+    channels. Latents of a VQ-VAE are taken before quantisation, so that they are continuous for the diffusion model,
+    and are quantised when decoded (Rombach et al. 2022, appendix G); those of an ``AutoencoderKL`` are the means.
+
+    Args:
+        network: a MONAI autoencoder, or None.
+        factor: how many pixels a latent element spans, along each axis.
+        fold: blocks of so many pixels are folded into channels before the network sees them; it divides ``factor``.
+        shift, scale: ``z = (raw - shift) * scale``, per channel or for all.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None,
+        factor: int,
+        shift: float | list[float] = 0.0,
+        scale: float | list[float] = 1.0,
+        fold: int = 1,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.factor = factor
+        self.fold = factor if network is None else fold
+        self.shift: Tensor
+        self.scale: Tensor
+        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1), False)
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32).reshape(1, -1, 1, 1), False)
+
+    @property
+    def is_pixel(self) -> bool:
+        """Whether latents are pixels, with a known range."""
+        return self.network is None
+
+    def encode(self, x: Tensor) -> Tensor:
+        """``(N, 1, H, W)`` in [-1, 1] to ``(N, C, H / factor, W / factor)``.
+
+        In pixel space ``(N, slices, H, W)`` to ``(N, slices * factor**2, H / factor, W / factor)``, slice by slice.
+        """
+        x = nn.functional.pixel_unshuffle(x, self.fold)
+        if self.network is None:
+            raw = x
+        elif isinstance(self.network, VQVAE):
+            raw = self.network.encode(x)
+        elif isinstance(self.network, AutoEncoder):
+            raw = self.network.intermediate(self.network.encode(x))
+        else:
+            raw, _ = cast(AutoencoderKL, self.network).encode(x)
+        return (raw.float() - self.shift) * self.scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """``(N, C, h, w)`` back to ``(N, 1, H, W)``."""
+        raw = z / self.scale + self.shift
+        if isinstance(self.network, VQVAE):
+            quantised, _ = self.network.quantize(raw)
+            raw = self.network.decode(quantised).float()
+        elif self.network is not None:
+            raw = cast(AutoencoderKL, self.network).decode(raw).float()
+        return nn.functional.pixel_shuffle(raw, self.fold)
+
+
+class Model:
+    """A loaded model package as the methods use it: always epsilon, always float32 in and out.
+
+    Attributes:
+        codec: image to latent and back.
+        schedule: noise levels.
+        noise_pyramid: discount of the noise the model was trained on, see ``diffusion.pyramid_noise``; 0 for white.
+        calls: samples that have passed the diffusion model, the classifier, the restorer or the localiser so far.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        diffusion: nn.Module | None,
+        schedule: Schedule,
+        *,
+        classifier: nn.Module | None = None,
+        restorer: nn.Module | None = None,
+        localiser: nn.Module | None = None,
+        prediction_type: str = "epsilon",
+        noise_pyramid: float = 0.0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        chunk: int | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.schedule = schedule
+        self.prediction_type = prediction_type
+        self.noise_pyramid = noise_pyramid
+        self.calls = 0
+        self.chunk = chunk or (CPU_CHUNK if self.device.type == "cpu" else CUDA_CHUNK)
+        self._pad = self.device.type == "cpu"
+        self.codec = self._place(codec)
+        self.diffusion = self._place(diffusion) if diffusion is not None else None
+        self.classifier = self._place(classifier) if classifier is not None else None
+        self.restorer = self._place(restorer) if restorer is not None else None
+        self.localiser = self._place(localiser) if localiser is not None else None
+
+    def _place(self, network: nn.Module) -> Any:
+        network = network.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return network.requires_grad_(False)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def _chunks(self, function: Any, *tensors: Tensor) -> Tensor:
+        """Apply ``function`` to equally sized pieces of the batch and put the float32 results together."""
+        count = len(tensors[0])
+        results = []
+        for start in range(0, count, self.chunk):
+            pieces = [tensor[start : start + self.chunk] for tensor in tensors]
+            real = len(pieces[0])
+            if self._pad and real < self.chunk:
+                pieces = [torch.cat([p, p[-1:].expand(self.chunk - real, *p.shape[1:])]) for p in pieces]
+            pieces = [p.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p for p in pieces]
+            with self._autocast():
+                results.append(function(*pieces)[:real].float())
+        return torch.cat(results)
+
+    def _levels(self, x: Tensor, t: int | Tensor) -> Tensor:
+        if isinstance(t, int):
+            return torch.full((len(x),), network_level(t), dtype=torch.long, device=x.device)
+        return t.to(x.device).clamp_min(0)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """``(N, 1, H, W)`` in [-1, 1] to latents ``(N, C, h, w)`` on the model's device."""
+        return self._chunks(self.codec.encode, x.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents ``(N, C, h, w)`` to ``(N, 1, H, W)``."""
+        return self._chunks(self.codec.decode, z)
+
+    @torch.no_grad()
+    def eps(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """The noise in ``x_t`` ``(N, C, h, w)`` at level ``t`` (an int, or ``(N,)``); level -1 asks at ``t = 0``."""
+        if self.diffusion is None:
+            raise ModelError("This model package has no diffusion network.", "Choose another package.")
+        self.calls += len(x_t)
+        levels = self._levels(x_t, t)
+        output = self._chunks(lambda x, level: self.diffusion(x, level), x_t, levels)  # type: ignore[misc]
+        return to_epsilon(output, x_t, levels, self.schedule, self.prediction_type)
+
+    def log_prob(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """Log-probabilities of the classes ``(N, classes)``; class 0 is healthy."""
+        with torch.no_grad():
+            return self._chunks(lambda x, level: self._class_log_prob(x, level), x_t, self._levels(x_t, t))
+
+    def log_prob_gradient(self, x_t: Tensor, t: int | Tensor, target_class: int = 0) -> Tensor:
+        """Gradient of ``log C(target_class | x_t, t)`` with respect to ``x_t``, same shape (Wolleb et al., eq. 7)."""
+        self.calls += len(x_t)
+
+        def gradient(x: Tensor, level: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                chosen = self._class_log_prob(x, level)[:, target_class]
+                return torch.autograd.grad(chosen.sum(), x)[0]
+
+        return self._chunks(gradient, x_t, self._levels(x_t, t))
+
+    @torch.no_grad()
+    def restore(self, latent: Tensor, level: int) -> Tensor:
+        """The restorer's output ``(N, C, h, w)`` for folded slices ``(N, slices * factor**2, h, w)``, told a level."""
+        if self.restorer is None:
+            raise ModelError("This model package has no restorer.", "Choose another package.")
+        self.calls += len(latent)
+        levels = torch.full((len(latent),), level, dtype=torch.long, device=latent.device)
+        return self._chunks(lambda x, at: self.restorer(x, at), latent, levels)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def localise(self, latent: Tensor) -> Tensor:
+        """Log-odds of a lesion ``(N, factor**2, h, w)`` for folded slices ``(N, slices * factor**2, h, w)``."""
+        if self.localiser is None:
+            raise ModelError("This model package has no localiser.", "Choose another package.")
+        self.calls += len(latent)
+        return self._chunks(self.localiser, latent)
+
+    def _class_log_prob(self, x: Tensor, level: Tensor) -> Tensor:
+        if self.classifier is None:
+            raise ModelError("This model package has no classifier.", "The guided method needs one; choose another.")
+        return torch.log_softmax(self.classifier(x, level).float(), dim=1)

@@ -1,0 +1,265 @@
+"""Opening and listing packages: the declaration is read, the weights wait until somebody asks for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError
+from .declaration import ANOMALY, METADATA, check_declaration, network_file, weights_file
+from .manifest import MANIFEST, FileRecord, check_version, fail, parse_json, read_listed, read_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..preprocessing.intensity import Normalisation
+    from ..preprocessing.slices import Grid
+
+SCHEMA_VERSION = 1
+LICENSE = "LICENSE"
+DATA_LICENSE = "docs/data_license.txt"
+MODEL_CARD = "docs/README.md"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened model package.
+
+    >>> bundle = open_bundle("flair-unsupervised")  # doctest: +SKIP
+    >>> bundle.method, bundle.grid.size  # doctest: +SKIP
+    ('unsupervised', (128, 128))
+
+    Attributes:
+        path: the package's folder.
+        name, version, method, modality: as ``anomaly.json`` declares.
+        license: short identifier of the weights' licence, such as ``CC-BY-NC-SA-4.0``.
+        metadata: the content of ``configs/metadata.json``, MONAI's keys.
+        anomaly: the content of ``configs/anomaly.json``.
+        sha256: of the manifest, which holds every other file's, so it stands for the whole package.
+        files: what the manifest records, by file name relative to ``path``.
+    """
+
+    path: Path
+    name: str
+    version: str
+    method: str
+    modality: str
+    license: str
+    metadata: dict[str, Any] = field(repr=False)
+    anomaly: dict[str, Any] = field(repr=False)
+    sha256: str
+    files: Mapping[str, FileRecord] = field(repr=False)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The parts with weights, of codec, diffusion, classifier and brain."""
+        return tuple(self.anomaly["networks"])
+
+    @property
+    def grid(self) -> Grid:
+        """The slice grid the networks were trained on."""
+        from ..preprocessing.slices import Grid
+
+        declared = self._declared("grid")
+        return Grid(**{**declared, "size": tuple(declared["size"])})
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The intensity rule the networks were trained with."""
+        from ..preprocessing.intensity import normalisation_from_dict
+
+        return normalisation_from_dict(self._declared("normalisation"))
+
+    @property
+    def license_text(self) -> str:
+        """The full licence of the weights."""
+        return self._text(LICENSE)
+
+    @property
+    def data_license(self) -> str:
+        """What the training data's licence asks for."""
+        return self._text(DATA_LICENSE)
+
+    @property
+    def model_card(self) -> str:
+        """What the model is, how it was made and what it was measured to do, as Markdown."""
+        return self._text(MODEL_CARD)
+
+    def network_config(self, part: str) -> dict[str, Any]:
+        """The class and the arguments of one network, after the whole declaration has passed the schemas.
+
+        Raises:
+            ModelError: when the package has no such part, or its declaration is at fault.
+        """
+        self._check_part(part)
+        configs = {name: self._json(network_file(name)) for name in self.networks}
+        check_declaration(self.name, self.anomaly, self.metadata, configs)
+        return configs[part]
+
+    def weights(self, part: str) -> dict[str, Tensor]:
+        """One network's tensors on the CPU, as stored (mostly float16).
+
+        The bytes whose hash is compared are the bytes that are parsed.
+
+        Raises:
+            ModelError: when the file is missing or changed, is not safetensors, or holds another type than
+                float16, bfloat16, float32 or int64, or a value that is not finite.
+        """
+        from .weights import read_tensors
+
+        self._check_part(part)
+        file = weights_file(part)
+        return read_tensors(self._bytes(file), self.name, file)
+
+    def _check_part(self, part: str) -> None:
+        if part not in self.networks:
+            found = ", ".join(self.networks)
+            fail(self.name, ANOMALY, f"declares no network {part}, only {found}", "Choose another package.")
+
+    def _declared(self, key: str) -> dict[str, Any]:
+        declared = self.anomaly.get(key)
+        if not isinstance(declared, dict):
+            fail(self.name, ANOMALY, f"declares no {key}", "Choose a package of another method.")
+        return declared
+
+    def _bytes(self, name: str) -> bytes:
+        return read_listed(self.path, self.name, name, self.files)
+
+    def _text(self, name: str) -> str:
+        return self._bytes(name).decode(errors="replace")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        return parse_json(self._bytes(name), self.name, name)
+
+
+@dataclass(frozen=True)
+class BundleSummary:
+    """One line of a list of models.
+
+    Attributes:
+        modality, orientation: what the model expects.
+        spacing: of its grid in mm; 0 when unknown.
+        license: short identifier of the weights' licence.
+        quality: measured numbers by name.
+        size_mb: of all files, in 10^6 bytes.
+        problem: why the package cannot be opened; empty when it can.
+    """
+
+    name: str
+    path: Path
+    version: str = ""
+    method: str = ""
+    modality: str = ""
+    orientation: str = ""
+    spacing: float = 0.0
+    license: str = ""
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    size_mb: float = 0.0
+    problem: str = ""
+
+
+def builtin_directory() -> Path:
+    """The folder of the packages that travel with the engine."""
+    return Path(__file__).parents[1] / "bundles"
+
+
+def available(extra: Sequence[Path] = ()) -> list[BundleSummary]:
+    """The built-in packages, then those of ``extra``: package folders, or folders that hold packages.
+
+    A package that cannot be opened is listed with its problem, so that the user learns of it.
+    """
+    return [_summarise(path) for path in _packages([builtin_directory(), *extra])]
+
+
+def open_bundle(name_or_path: str | Path) -> Bundle:
+    """Read a package's declaration.
+
+    Fast: only JSON is read, and compared with the manifest. ``verify`` checks everything.
+
+    Args:
+        name_or_path: the name of a built-in package, or a package's folder. The name wins where both exist.
+
+    Raises:
+        ModelError: when there is no such package, or its declaration is damaged, foreign or newer.
+    """
+    root = _locate(name_or_path)
+    package = root.name
+    files, digest = read_manifest(root, package, SCHEMA_VERSION)
+    anomaly = parse_json(read_listed(root, package, ANOMALY, files), package, ANOMALY)
+    check_version(anomaly, package, ANOMALY, SCHEMA_VERSION)
+    metadata = parse_json(read_listed(root, package, METADATA, files), package, METADATA)
+    networks = anomaly.get("networks")
+    if not isinstance(networks, list) or not all(isinstance(part, str) for part in networks):
+        fail(package, ANOMALY, "has no list of networks")
+    return Bundle(
+        path=root,
+        name=_text(package, ANOMALY, anomaly, "name"),
+        version=_text(package, ANOMALY, anomaly, "version"),
+        method=_text(package, ANOMALY, anomaly, "method"),
+        modality=_text(package, ANOMALY, anomaly, "modality"),
+        license=_text(package, METADATA, metadata, "license"),
+        metadata=metadata,
+        anomaly=anomaly,
+        sha256=digest,
+        files=files,
+    )
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    known = {path.name: path for path in _packages([builtin_directory()])}
+    if isinstance(name_or_path, str) and name_or_path in known:
+        return known[name_or_path]
+    path = Path(name_or_path)
+    choose = f"Choose one of {', '.join(known)}, or a package's folder." if known else "Give a package's folder."
+    # os.path, because pathlib raises for a name that no file can have.
+    if not os.path.exists(path):
+        is_name = isinstance(name_or_path, str) and len(path.parts) == 1
+        raise ModelError(f"{'Unknown model' if is_name else 'There is no model package at'} {str(path)!r}.", choose)
+    if not path.is_dir():
+        raise ModelError(f"{str(path)!r} is a file; a model package is a folder.", choose)
+    if not (path / MANIFEST).is_file():
+        raise ModelError(f"{str(path)!r} is not a model package: {MANIFEST} is missing.", choose)
+    # Absolute, so that a later change of the working directory does not matter, and "." has a name.
+    return path.resolve()
+
+
+def _packages(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            yield folder
+        elif folder.is_dir():
+            children = sorted(path for path in folder.iterdir() if path.is_dir())
+            yield from (path for path in children if not path.name.startswith((".", "__")))
+
+
+def _text(package: str, file: str, content: Mapping[str, Any], key: str) -> str:
+    value = content.get(key)
+    if not isinstance(value, str) or not value:
+        fail(package, file, f"has {key} {value!r}, expected a text")
+    return value
+
+
+def _summarise(path: Path) -> BundleSummary:
+    try:
+        bundle = open_bundle(path)
+    except ModelError as error:
+        return BundleSummary(name=path.name, path=path, problem=str(error))
+    # No schema has seen these yet, and one odd package must not hide the others.
+    grid = bundle.anomaly.get("grid", bundle.anomaly.get("grid3d"))
+    spacing = grid.get("spacing") if isinstance(grid, dict) else None
+    quality = bundle.anomaly.get("quality")
+    return BundleSummary(
+        name=bundle.name,
+        path=bundle.path,
+        version=bundle.version,
+        method=bundle.method,
+        modality=bundle.modality,
+        orientation=str(bundle.anomaly.get("orientation", "")),
+        spacing=float(spacing) if isinstance(spacing, int | float) else 0.0,
+        license=bundle.license,
+        quality=quality if isinstance(quality, dict) else {},
+        size_mb=sum(record.size for record in bundle.files.values()) / 1e6,
+    )

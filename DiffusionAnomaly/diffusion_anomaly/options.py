@@ -1,0 +1,64 @@
+"""Options that know their own ranges, so that a bad one is refused where it is made, by name.
+
+The ranges and descriptions travel as field metadata; a panel or a command line can read them from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Base of every method's options: each field carries its range, and a value outside it is refused."""
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if "allowed" in option.metadata:
+                check_choice(option.name, value, option.metadata["allowed"])
+            elif "low" in option.metadata and not (value is None and option.default is None):
+                low, high, whole = (option.metadata[key] for key in ("low", "high", "whole"))
+                # JSON has one kind of number: 2 for 2.0 is stored as the float it stands for.
+                value = check_number(option.name, value, low, high, whole=whole)
+                object.__setattr__(self, option.name, value)
+
+
+def number(default: float | None, low: float, high: float, about: str) -> Any:
+    """A field for a number within [low, high], whole if the default is; None only as a default."""
+    whole = isinstance(default, int)
+    return field(default=default, metadata={"low": low, "high": high, "whole": whole, "about": about})
+
+
+def choice(default: str, allowed: Sequence[str], about: str) -> Any:
+    """A field for one of a few words."""
+    return field(default=default, metadata={"allowed": tuple(allowed), "about": about})
+
+
+def flag(default: bool, about: str) -> Any:
+    """A field for yes or no."""
+    return field(default=default, metadata={"allowed": (True, False), "about": about})
+
+
+def check_number(name: str, value: Any, low: float, high: float, *, whole: bool) -> float:
+    """The value, if it is a number within [low, high] and whole if asked.
+
+    Raises:
+        InputError: naming the option, the value found and the range, if it is not.
+    """
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise InputError(f"Option {name} is {value!r}.", f"It must be {kind} from {low:g} to {high:g}.")
+    return value if whole else float(value)
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Refuse a value that is not one of the allowed ones."""
+    if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
+        raise InputError(f"Option {name} is {value!r}.", f"It must be one of {', '.join(map(str, allowed))}.")

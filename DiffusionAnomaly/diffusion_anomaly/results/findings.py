@@ -1,0 +1,197 @@
+"""From a heat map to a list that can be read: connected components, how large, how hot, where.
+
+All that is needed is the heat map, so another threshold costs no inference.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from ..errors import InputError
+from ..io.files import write_text
+from ..io.orientation import Orientation, describe_grid, same_grid
+
+SCHEMA_VERSION = 1
+HEAT_UNIT = "-log10 of the healthy tail probability"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One connected region of heat at or above the threshold.
+
+    Attributes:
+        id: From 1 in order of rank; also its value in the label image.
+        volume_ml: Volume.
+        peak_heat: Highest heat in it.
+        mean_heat: Mean heat over it.
+        centroid_ras: Centre of its voxels, each counted alike, in mm right, anterior, superior.
+        slices: First and last slice it touches, counted from 0 along the scan's own axis that runs closest to
+            inferior-superior (the only slice's axis in a scan of one slice). Where that axis runs downwards
+            the first is the superior one. These are the numbers that a viewer of the file shows.
+        bounding_box: First and last voxel (i, j, k) it touches, in the scan's own indices, both inside.
+    """
+
+    id: int
+    volume_ml: float
+    peak_heat: float
+    mean_heat: float
+    centroid_ras: tuple[float, float, float]
+    slices: tuple[int, int]
+    bounding_box: tuple[tuple[int, int, int], tuple[int, int, int]]
+
+    @property
+    def burden(self) -> float:
+        """Volume times mean heat, by which findings are ranked: both large and improbable comes first."""
+        return self.volume_ml * self.mean_heat
+
+
+def segment(
+    heat: sitk.Image, threshold: float, min_volume_ml: float = 0.05, brain: sitk.Image | None = None
+) -> tuple[sitk.Image, sitk.Image, list[Finding]]:
+    """Threshold heat and list what is left.
+
+    Voxels belong together when they touch by face, edge or corner (26 neighbours): in scans with thick slices
+    a slanting lesion steps sideways by more than a voxel from slice to slice, and with faces alone it would
+    fall into pieces.
+
+    Args:
+        heat: 3-D heat map, not negative.
+        threshold: Voxels with heat of at least this much, and above 0, are marked.
+        min_volume_ml: Smaller components are dropped.
+        brain: On the grid of heat; what lies outside (0) is not marked. Heat that the engine made is 0 there.
+
+    Returns:
+        Mask (uint8, 0 or 1), labels (uint16, or uint32 for more than 65535 findings; the value is the
+        finding's id), both on the grid of heat, and the findings by descending burden.
+
+    Raises:
+        InputError: a negative or undefined threshold or volume, or a brain mask on another grid.
+    """
+    for name, value in (("threshold", threshold), ("smallest volume", min_volume_ml)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"The {name} is {value}; expected a number of at least 0.", "Give such a number.")
+    values = sitk.GetArrayViewFromImage(heat)
+    marked = (values >= threshold) & (values > 0)
+    if brain is not None:
+        if not same_grid(brain, heat):
+            raise InputError(
+                f"The brain mask's grid ({describe_grid(brain)}) is not the heat map's ({describe_grid(heat)}).",
+                "Give the mask of the same scan.",
+            )
+        marked &= sitk.GetArrayViewFromImage(brain) != 0
+    labels = np.zeros(marked.shape, dtype=np.int32)
+    ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
+    count = int(labels.max())
+    ranked = sorted(
+        _measure(heat, labels, count, min_volume_ml),
+        key=lambda finding: (-finding.burden, -finding.peak_heat, finding.bounding_box),
+    )
+    ranks = np.zeros(count + 1, dtype=np.uint16 if len(ranked) <= 65535 else np.uint32)
+    for rank, finding in enumerate(ranked, start=1):
+        ranks[finding.id] = rank
+    ranked_labels = ranks[labels]
+    findings = [replace(finding, id=rank) for rank, finding in enumerate(ranked, start=1)]
+    return _on_grid((ranked_labels > 0).astype(np.uint8), heat), _on_grid(ranked_labels, heat), findings
+
+
+def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float]]:
+    """One flat row a finding, the units in the column names (heat is a pure number)."""
+    rows = []
+    for finding in findings:
+        row: dict[str, int | float] = {
+            "id": finding.id,
+            "volume_ml": finding.volume_ml,
+            "peak_heat_neg_log10_p": finding.peak_heat,
+            "mean_heat_neg_log10_p": finding.mean_heat,
+        }
+        row |= {f"centroid_{axis}_mm": value for axis, value in zip("ras", finding.centroid_ras, strict=True)}
+        row |= {"slice_first_index": finding.slices[0], "slice_last_index": finding.slices[1]}
+        for axis, first, last in zip("ijk", *finding.bounding_box, strict=True):
+            row |= {f"{axis}_first_index": first, f"{axis}_last_index": last}
+        rows.append(row)
+    return rows
+
+
+def write_findings_csv(findings: Sequence[Finding], path: str | os.PathLike[str]) -> None:
+    """Write the table as CSV, whole or not at all; the heading is there without findings too.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    nothing = Finding(0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), (0, 0), ((0, 0, 0), (0, 0, 0)))
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(findings_table([nothing])[0]), lineterminator="\n")
+    table.writeheader()
+    for row in findings_table(findings):
+        table.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    write_text(path, text.getvalue())
+
+
+def write_findings_json(findings: Sequence[Finding], path: str | os.PathLike[str]) -> None:
+    """Write the findings as JSON with the keys of the table, whole or not at all.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "heat": HEAT_UNIT,
+        "coordinates": "centroid in mm right, anterior, superior; the scan's own indices, from 0, inclusive",
+        "findings": findings_table(findings),
+    }
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def _measure(heat: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: float) -> list[Finding]:
+    """A finding for each label that is large enough; its id is the label."""
+    voxel_ml = math.prod(heat.GetSpacing()) / 1000
+    slice_axis = Orientation.of(heat).axes[0]
+    places = np.flatnonzero(labels)
+    owners = labels.reshape(-1)[places]
+    sizes = np.bincount(owners, minlength=count + 1)
+    hotness = sitk.GetArrayViewFromImage(heat).reshape(-1)[places]
+    means = np.bincount(owners, hotness, count + 1) / np.maximum(sizes, 1)
+    peaks = np.zeros(count + 1)
+    np.maximum.at(peaks, owners, hotness)
+    indices = np.unravel_index(places, labels.shape)[::-1]  # i, j, k
+    centres = [np.bincount(owners, index, count + 1) / np.maximum(sizes, 1) for index in indices]
+    boxes = ndimage.find_objects(labels)
+    findings = []
+    for label in range(1, count + 1):
+        volume_ml = float(sizes[label]) * voxel_ml
+        # 50 voxels of 0.9999999 mm are 0.05 ml.
+        if volume_ml < min_volume_ml * (1 - 1e-6):
+            continue
+        left, posterior, superior = heat.TransformContinuousIndexToPhysicalPoint(
+            [float(centre[label]) for centre in centres]
+        )
+        k, j, i = boxes[label - 1]
+        first, last = (i.start, j.start, k.start), (i.stop - 1, j.stop - 1, k.stop - 1)
+        findings.append(
+            Finding(
+                id=label,
+                volume_ml=volume_ml,
+                peak_heat=float(peaks[label]),
+                mean_heat=float(means[label]),
+                centroid_ras=(-left, -posterior, superior),
+                slices=(first[slice_axis], last[slice_axis]),
+                bounding_box=(first, last),
+            )
+        )
+    return findings
+
+
+def _on_grid(array: np.ndarray, like: sitk.Image) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.CopyInformation(like)
+    return image

@@ -1,0 +1,150 @@
+"""One self-contained page on a result: what was found, where, how sure one may be, and how it was made.
+
+No link leads out of the file and no script is in it, so that it can be mailed, archived and printed. Everything that
+comes from a file's name or header is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..detection.provenance import PURPOSE
+from ..io.files import write_text
+from ..registry import METHODS
+from .rendering import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+    from ..io.volume import Volume
+    from .findings import Finding
+    from .result import Result
+
+TEMPLATE = "report.html.jinja"
+FINDINGS_SHOWN = 50
+LONGEST_VALUE = 160  # characters of an option, such as a table of thresholds, that are printed
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows.
+
+    Attributes:
+        name: what the user calls the scan.
+        scan, heat, mask, brain: on one grid.
+        findings: of the mask, by rank.
+        threshold: heat from which a voxel is in the mask.
+        provenance: how the heat was made; with the options, the score and the warnings.
+        names: that the user gave to findings, by their ids.
+    """
+
+    name: str
+    scan: sitk.Image
+    heat: sitk.Image
+    mask: sitk.Image
+    brain: sitk.Image
+    findings: Sequence[Finding]
+    threshold: float
+    provenance: Mapping[str, Any]
+    names: Mapping[int, str] = field(default_factory=dict)
+
+
+def write_report(result: Result, volume: Volume, path: Path | str) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    write_text(path, render_report(result, volume))
+
+
+def render_report(result: Result, volume: Volume) -> str:
+    """The page of a detection, as HTML text."""
+    return render(
+        Shown(
+            volume.name,
+            volume.image,
+            result.heat,
+            result.mask,
+            result.brain,
+            result.findings,
+            result.threshold,
+            result.provenance,
+        )
+    )
+
+
+def render(shown: Shown) -> str:
+    """A page as HTML text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    view = SliceView(shown.scan, shown.heat, shown.mask, shown.brain)
+    threshold, findings, provenance = shown.threshold, shown.findings, shown.provenance
+    slices = choose_slices(view, threshold)
+    peak = float(view.peaks().max())
+    top = max(peak, 1.5 * threshold)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        name=shown.name,
+        purpose=PURPOSE,
+        provenance=provenance,
+        method=_title_of(provenance["method"]),
+        model=_model_line(provenance["model"]),
+        date=datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
+        warnings=provenance["warnings"],
+        findings=findings[:FINDINGS_SHOWN],
+        names=shown.names,
+        hidden_findings=max(0, len(findings) - FINDINGS_SHOWN),
+        total_ml=sum(finding.volume_ml for finding in findings),
+        peak=peak,
+        threshold=threshold,
+        coloured_from=coloured_from(threshold),
+        score=provenance["score"]["value"],
+        pictures=draw_slices(view, slices, threshold, top),
+        colour_bar=draw_colour_bar(threshold, top),
+        profile=draw_profile(view, slices) if len(view) > 1 and findings else None,
+        sides=view.sides,
+        rows=list(_flat(provenance)),
+    )
+
+
+def _title_of(method: str) -> str:
+    """A method's title; its name if it is none that this version offers, as in a report of a newer one's results."""
+    return METHODS[method].title if method in METHODS else method
+
+
+def _model_line(model: Mapping[str, Any] | None) -> str:
+    return "no model" if model is None else f"{model['name']} {model['version']}"
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Provenance as rows of name and text; what the page already shows elsewhere is left out."""
+    for key, value in content.items():
+        if not prefix and key in ("purpose", "warnings", "schema_version"):
+            continue
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} · ")
+        else:
+            yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = ", ".join(_text(entry) for entry in value) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"

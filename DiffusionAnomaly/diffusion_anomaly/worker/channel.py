@@ -1,0 +1,205 @@
+"""The worker's side of the pipes to Slicer: events out, the wish to stop in, and everything else to the log.
+
+Knows nothing of scans or models. Three dangers shaped it: anything may print (ITK, CUDA, a warning) and must
+not end up among the event lines; Slicer may be gone at any moment, seen as the end of stdin or as a closed
+stdout; and a run may hang in a long call, or in writing to a pipe that nobody empties, and must end anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import Cancelled
+from .protocol import CANCEL_LINE, GRACE_SECONDS, Event, ExitCode, Progress, encode
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_REPORTS = 0.2
+
+
+class Stop:
+    """The wish to end, wherever it comes from, and the hard end that follows if nobody heeds it.
+
+    Args:
+        grace: seconds between the two.
+    """
+
+    def __init__(self, grace: float = GRACE_SECONDS) -> None:
+        self._grace = grace
+        self._reason: str | None = None
+        self._over = False
+        self._lock = threading.RLock()  # re-entrant, because a signal may come while it is held
+        self.before_hard_end: Callable[[], None] = lambda: None
+
+    def request(self, reason: str) -> None:
+        """Ask for the end. May be called from any thread, as often as one likes; the first reason counts."""
+        with self._lock:
+            if self._reason is not None or self._over:
+                return
+            self._reason = reason
+        timer = threading.Timer(self._grace, self._end_hard)
+        timer.daemon = True
+        timer.start()
+        log.info("to be stopped: %s", reason)  # after the timer: writing to the log may hang
+
+    def check(self) -> None:
+        """Raise ``Cancelled`` when the end was asked for."""
+        if self._reason is not None and not self._over:
+            raise Cancelled(f"The run was stopped: {self._reason}.")
+
+    def too_late(self) -> None:
+        """The run has come to its own end: from now on a request changes nothing, not even the exit code."""
+        with self._lock:
+            self._over = True
+
+    def _end_hard(self) -> None:
+        with self._lock:  # held to the end, so that a run cannot be over and be ended at once
+            if not self._over:
+                self.before_hard_end()
+                os._exit(ExitCode.CANCELLED)
+
+
+class EventLines:
+    """Writes events to a descriptor, one line each. A reader that is gone is a wish to stop."""
+
+    def __init__(self, descriptor: int, stop: Stop) -> None:
+        self._descriptor = descriptor
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._broken = False
+
+    def send(self, event: Event) -> None:
+        line = (encode(event) + "\n").encode("ascii")
+        with self._lock:
+            if self._broken:
+                return
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError as error:  # EPIPE; on Windows EINVAL
+                self._broken = True
+                self._stop.request(f"nobody reads its output any more ({error.strerror})")
+
+
+class Reports:
+    """Progress as the worker tells it: at most five events a second, the first and last of each stage always.
+
+    Every report looks for the wish to stop, whether it is sent or not.
+    """
+
+    def __init__(self, lines: EventLines, stop: Stop, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lines = lines
+        self._stop = stop
+        self._clock = clock
+        self._start = clock()
+        self._sent_at = 0.0
+        self._stage = ""
+        self._held: Progress | None = None
+
+    def report(self, stage: str, done: int, total: int, remaining: float | None = None) -> None:
+        """Tell how far a stage is.
+
+        Raises:
+            Cancelled: when the end was asked for.
+        """
+        self._stop.check()
+        elapsed = self._clock() - self._start
+        event = Progress(stage, done, total, round(elapsed, 3), remaining)
+        if stage != self._stage:
+            self.flush()
+        elif done < total and elapsed - self._sent_at < SECONDS_BETWEEN_REPORTS:
+            self._held = event
+            return
+        self._stage, self._sent_at, self._held = stage, elapsed, None
+        self._lines.send(event)
+
+    def flush(self) -> None:
+        """Send the event that was held back, if there is one."""
+        if self._held is not None:
+            self._lines.send(self._held)
+            self._held = None
+
+
+def take_over(descriptor: int, leads_to: int) -> int:
+    """A private duplicate of a standard descriptor, which itself leads elsewhere from now on.
+
+    For stdout, so that nothing else can write among the event lines; for stdin, so that no library or child
+    process can wait for, or swallow, the lines meant for the worker. It is for good: what a C library holds
+    in its buffer is printed only when the process exits.
+    """
+    sys.stdout.flush()
+    own = os.dup(descriptor)
+    os.dup2(leads_to, descriptor)
+    return own
+
+
+def listen(descriptor: int, stop: Stop) -> None:
+    """Read until it says to stop. Unbuffered: a thread that waits in ``sys.stdin`` would block the exit."""
+    pending = b""
+    while True:
+        try:
+            received = os.read(descriptor, 4096)
+        except OSError as error:
+            stop.request(f"its input cannot be read ({error.strerror})")
+            return
+        if not received:
+            stop.request("its input ended")
+            return
+        *whole, pending = (pending + received).split(b"\n")
+        if any(line.strip() == CANCEL_LINE.encode("ascii") for line in whole):
+            stop.request("as asked")
+            return
+
+
+@contextlib.contextmanager
+def signals_to(stop: Stop) -> Iterator[None]:
+    """Termination and interrupt as wishes to stop, where signals may be asked for: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    before = {kind: signal.signal(kind, lambda number, frame: stop.request("by a signal")) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+@contextlib.contextmanager
+def logging_to(log_file: Path) -> Iterator[int]:
+    """Log to stderr and to a file; yields the file's descriptor, for whatever else is printed.
+
+    Without a folder to write the file in it is stderr alone: the job cannot be read then either, and says so.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    descriptor = 2
+    with contextlib.ExitStack() as at_end:
+        try:
+            file = at_end.enter_context(log_file.open("a", 1, encoding="utf-8", errors="backslashreplace"))
+        except OSError as error:
+            sys.stderr.write(f"{log_file} cannot be written: {error.strerror}\n")
+        else:
+            handlers.append(logging.StreamHandler(file))
+            descriptor = file.fileno()
+            faulthandler.enable(file)  # a crash in a C library leaves its Python stack in the log
+            at_end.callback(faulthandler.disable)
+        root = logging.getLogger()
+        at_end.callback(root.setLevel, root.level)
+        root.setLevel(logging.INFO)
+        logging.captureWarnings(True)
+        at_end.callback(logging.captureWarnings, False)
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+            root.addHandler(handler)
+            at_end.callback(root.removeHandler, handler)
+        yield descriptor

@@ -1,0 +1,109 @@
+"""Questions that Slicer asks a process of its own, because only that one may import torch and matplotlib.
+
+    python -m diffusion_anomaly.probe machine       what is installed, and where a network can run
+    python -m diffusion_anomaly.probe verify DIR    whether a model package is whole and fits its networks
+    python -m diffusion_anomaly.probe report DIR    a report at another threshold, see ``redrawing``
+
+The answer is one line of JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineError
+from ..system import processor_name, versions
+
+# What a detection imports, by the name that it imports.
+NEEDED = (
+    "numpy",
+    "scipy",
+    "SimpleITK",
+    "torch",
+    "monai",
+    "einops",
+    "safetensors",
+    "jsonschema",
+    "jinja2",
+    "matplotlib",
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Answer one question; returns the exit code."""
+    if arguments == ["machine"]:
+        answer = machine()
+    elif len(arguments) == 2 and arguments[0] == "verify":
+        answer = verify(Path(arguments[1]))
+    elif len(arguments) == 2 and arguments[0] == "report":
+        answer = report(Path(arguments[1]))
+    else:
+        sys.stderr.write("usage: python -m diffusion_anomaly.probe machine | verify DIR | report DIR\n")
+        return 2
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """What is installed here, and where a network can run.
+
+    Returns:
+        ``problems``: for each package that cannot be imported, why; ``versions``; ``devices``: ``id``, ``name``, and
+        for a GPU ``free_mb`` and ``total_mb``. The CPU is always the first.
+    """
+    problems = {}
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - a broken build of torch raises OSError, RuntimeError and others
+            problems[name] = f"{type(error).__name__}: {error}"
+    devices = [{"id": "cpu", "name": processor_name()}]
+    if "torch" not in problems:
+        devices += _gpus()
+    return {"problems": problems, "versions": versions(), "devices": devices}
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Whether a model package is whole: ``ok``, ``name``, ``method``, ``version``, and ``problem`` if it is not."""
+    from ..models.package import open_bundle
+    from ..models.verification import verify as verify_bundle
+
+    try:
+        bundle = open_bundle(folder)
+        verify_bundle(bundle)
+    except EngineError as error:
+        return {"ok": False, "problem": str(error)}
+    return {"ok": True, "name": bundle.name, "method": bundle.method, "version": bundle.version, "problem": ""}
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """Draw the report that ``folder`` asks for: ``ok``, ``path``, and ``problem`` if it could not be drawn."""
+    from ..results.redrawing import redraw
+
+    try:
+        path = redraw(folder)
+    except EngineError as error:
+        return {"ok": False, "problem": str(error)}
+    return {"ok": True, "path": str(path), "problem": ""}
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """The GPUs that this build of torch can use; none when the driver does not answer."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        found.append({"id": f"cuda:{index}", "name": name, "free_mb": free // 2**20, "total_mb": total // 2**20})
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
