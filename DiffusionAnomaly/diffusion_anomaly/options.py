@@ -28,6 +28,11 @@ class MethodOptions:
                 value = check_number(option.name, value, low, high, whole=whole)
                 object.__setattr__(self, option.name, value)
 
+    @property
+    def most_steps(self) -> int | None:
+        """How many steps could be walked with the other options as they are; None for a method without steps."""
+        return None
+
 
 def number(default: float | None, low: float, high: float, about: str) -> Any:
     """A field for a number within [low, high], whole if the default is; None only as a default."""

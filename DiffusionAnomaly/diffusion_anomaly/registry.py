@@ -7,7 +7,7 @@ it. A method is an entry here and a file in ``methods`` that the entry names.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -42,6 +42,10 @@ class RestoreOptions(MethodOptions):
     side: str = choice("both", SIDES, "which differences count; a probability has no side")
     floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than; the same")
 
+    @property
+    def most_steps(self) -> int:
+        return self.levels
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.heat == "probability" and (self.side != "both" or self.floor > 0):
@@ -68,6 +72,10 @@ class GuidedOptions(MethodOptions):
     guidance_scale: float = number(100.0, 0.0, 1e6, "weight of the gradient of log C(healthy | x_t, t) (s)")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
     floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
+
+    @property
+    def most_steps(self) -> int:
+        return self.level
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +114,10 @@ class UnsupervisedOptions(MethodOptions):
     healings: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
     floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
+
+    @property
+    def most_steps(self) -> int:
+        return self.start_level + 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,7 +175,8 @@ class MethodEntry:
         networks: what a package must hold; none for a method without a network.
         declared: what a package's ``anomaly.json`` must say besides.
         calibrated: what only healthy validation images can have written there.
-        folded: a network that works on folded pixels as they are, and how many numbers a pixel it may give.
+        folded: a network that works on folded pixels as they are, and how many numbers a pixel it may give, by the
+            number of channels.
         score_title: what the whole-image score is.
         score_is_familiarity: whether a score far from the healthy range means that the image is not what the model
             knows (wrong contrast, wrong body part), rather than that it is diseased.
@@ -182,7 +195,7 @@ class MethodEntry:
     networks: tuple[str, ...] = ()
     declared: tuple[str, ...] = SLICES
     calibrated: tuple[str, ...] = ("calibration", "threshold")
-    folded: tuple[str, tuple[int, ...]] | None = None
+    folded: tuple[str, Callable[[int], tuple[int, ...]]] | None = None
     score_is_familiarity: bool = False
     noise_level_option: str | None = None
     guidance_scale_option: str | None = None
@@ -305,7 +318,7 @@ register(
         score_title="mean probability of the brain",
         networks=("localiser",),
         declared=(*SLICES, "codec"),
-        folded=("localiser", (1,)),
+        folded=("localiser", lambda channels: (1,)),
     )
 )
 register(
@@ -353,7 +366,7 @@ register(
         score_title="mean heat of the brain",
         networks=("restorer",),
         declared=(*SLICES, "codec", "options"),
-        folded=("restorer", (1, 2)),
+        folded=("restorer", lambda channels: (channels, channels + 1)),
     )
 )
 register(

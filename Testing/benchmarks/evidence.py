@@ -149,7 +149,7 @@ class Known:
 
 def brain_of(pair: Pair, volume: Volume, folder: Path, device: str) -> sitk.Image:
     """The given brain mask; else the one that was found before in the same scan; else a new one, kept in the folder."""
-    from diffusion_anomaly.detection.brain import find_brain
+    from diffusion_anomaly.detection.brain import BrainFinder
 
     if pair.brain is not None:
         return read_mask(pair.brain, volume)
@@ -157,7 +157,7 @@ def brain_of(pair: Pair, volume: Volume, folder: Path, device: str) -> sitk.Imag
     stamp = f"{volume.sha256} {describe_brain_model()['sha256']}"
     path = folder / f"{file_name(pair.name)}.nii.gz"
     if known.get(pair.name, stamp) is None or not path.exists():
-        write_like(find_brain(volume, device=device), volume, path, dtype="uint8")
+        write_like(BrainFinder(device=device)(volume), volume, path, dtype="uint8")
         known.put(pair.name, stamp, {})
     return read_mask(path, volume)
 

@@ -65,9 +65,9 @@ class Slices:
         volume, reference, files = evidence.read_pair(pair)
         brain = evidence.brain_of(pair, volume, brains, plan.device)
         grid = plan.grid
-        stack = SliceStack(volume, grid, brain)
+        stack = SliceStack([volume.image], grid, brain)
         as_scan = replace(volume, image=sitk.Cast(reference, sitk.sitkFloat32))
-        lesion = SliceStack(as_scan, grid, brain).images() > 0.5
+        lesion = SliceStack([as_scan.image], grid, brain).images() > 0.5
         places = choose_slices(lesion.sum(axis=(1, 2)), count)
         return cls(
             stack,

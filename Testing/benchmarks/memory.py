@@ -11,11 +11,10 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.io.volume import read_mask, read_volume
 from diffusion_anomaly.models.package import open_bundle
-from diffusion_anomaly.results.saving import save
 
 from . import measure
 from .measure import GIBIBYTE, resampled, say, table, timed
@@ -67,7 +66,7 @@ def child(asked: argparse.Namespace) -> int:
         volume = read_volume(asked.scan)
         mask = None if asked.brain is None else read_mask(asked.brain, volume)
         with tempfile.TemporaryDirectory() as folder:
-            save(detect(volume, plan.asked, mask=mask, plan=plan), volume, folder)
+            Detector(plan)(volume, brain=mask).save(folder)
 
     _, seconds = timed(run)
     peak = measure.peak_bytes()

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
@@ -156,7 +156,7 @@ def _unperturbed(
     """The measures of each run, and those within each field of view that a perturbation leaves."""
     measured = {}
     for label, plan in plans.items():
-        result = detect(volume, plan.asked, mask=sample.brain, plan=plan)
+        result = Detector(plan)(volume, brain=sample.brain)
         within: dict[str, dict[str, float]] = {}
         for cut in (p for p in PERTURBATIONS if p.cuts):
             left = cut(sample, seed, patient)
@@ -175,20 +175,20 @@ def _perturbed(
     volume: Volume, sample: Sample | None, plans: Mapping[str, Plan], device: str
 ) -> dict[str, dict[str, Any]]:
     """The measures of each run, with the brain found anew."""
-    from diffusion_anomaly.detection.brain import find_brain
+    from diffusion_anomaly.detection.brain import BrainFinder
 
     if sample is None:
         return {label: {"applies": False} for label in plans}
     changed = replace(volume, image=sample.scan)
     try:
-        brain = find_brain(changed, device=device)
+        brain = BrainFinder(device=device)(changed)
     except InputError as error:  # no brain: that is a result too, and the table says so
         nothing = np.zeros(sample.scan.GetSize()[::-1], np.float32)
         values = _measures(nothing, nothing > 0, sample) | {"applies": True, "brain_found": False, "why": error.what}
         return dict.fromkeys(plans, values | {"brain_dice": 0.0})
     measured = {}
     for label, plan in plans.items():
-        result = detect(changed, plan.asked, mask=brain, plan=plan)
+        result = Detector(plan)(changed, brain=brain)
         measured[label] = _judge(result, sample) | {"applies": True, "brain_found": True}
     return measured
 

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.inference import make_batch
 from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.detection.postprocess import postprocess
@@ -24,7 +24,6 @@ from diffusion_anomaly.models.networks import Model
 from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.preprocessing.slices import SliceStack
 from diffusion_anomaly.registry import GuidedOptions, LocaliseOptions, RestoreOptions, UnsupervisedOptions
-from diffusion_anomaly.results.saving import save
 
 from . import measure
 from .measure import GIBIBYTE, rank_correlation, resampled, say, table, timed
@@ -67,7 +66,7 @@ def speed(asked: argparse.Namespace, name: str) -> dict[str, Any]:
     stages.append(Stage("find brain" if asked.brain is None else "read brain", seconds))
     model, seconds = timed(lambda: load_model(bundle, plan.device, asked.precision), plan.device)
     stages.append(Stage("load model", seconds))
-    setting = Setting(volume, brain, plan, SliceStack(volume, bundle.grid, brain))
+    setting = Setting(volume, brain, plan, SliceStack([volume.image], bundle.grid, brain))
     slices = setting.middle(asked.slices)
     whole = [stage.over(len(setting.stack)) for stage in stages]
     inner = network_stages(setting, model, slices)
@@ -221,9 +220,9 @@ def _localise(batch: SliceBatch, model: Model) -> dict[str, Any]:
 def output_stages(setting: Setting) -> list[Stage]:
     """Back to the scan's grid and onto the disk, with the baseline's heat: these do not depend on the method."""
     options = Options("intensity", device="cpu")
-    result, _ = timed(lambda: detect(setting.volume, options, mask=setting.brain))
+    result, _ = timed(lambda: Detector(options)(setting.volume, brain=setting.brain))
     with tempfile.TemporaryDirectory() as folder:
-        _, written = timed(lambda: save(result, setting.volume, folder))
+        _, written = timed(lambda: result.save(folder))
     slices = len(setting.stack)
     return [Stage("heat to findings", result.timings["findings"], slices), Stage("write", written, slices)]
 
@@ -301,9 +300,9 @@ def whole_scan(asked: argparse.Namespace, setting: Setting, plan: Plan) -> dict[
 def _brain(asked: argparse.Namespace, volume: Volume) -> tuple[sitk.Image, float]:
     if asked.brain is not None:
         return timed(lambda: read_mask(asked.brain, volume))
-    from diffusion_anomaly.detection.brain import find_brain
+    from diffusion_anomaly.detection.brain import BrainFinder
 
-    return timed(lambda: find_brain(volume, device=asked.device, precision=asked.precision), asked.device)
+    return timed(lambda: BrainFinder(device=asked.device, precision=asked.precision)(volume), asked.device)
 
 
 def _ignore(calls: int) -> None:

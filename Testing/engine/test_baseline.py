@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import packages
 import phantom
-from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.io.volume import Volume
@@ -59,7 +59,7 @@ def options_for(bundle: Bundle, **changes: Any) -> Options:
 
 def raw_values(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Raw heat of the brain's pixels, and the scan's own value there."""
-    found = raw_heat(volume, brain, make_plan(options_for(bundle, **changes)))
+    found = Detector(make_plan(options_for(bundle, **changes))).raw_map(volume, brain)
     inside = found.stack.brain()
     assert not found.raw[~inside].any()
     return found.raw[inside], found.stack.images()[inside]
@@ -116,7 +116,7 @@ def test_the_scanners_units_do_not_matter(gain: float, offset: float, package: B
 def test_heat_is_the_packages_tail_probability(package: Bundle) -> None:
     """0.42 between the knots 0.25 and 0.5 of the toy table, whose heats are 1 and 3."""
     volume, brain = scan_with(180.0)
-    result = detect(volume, options_for(package), mask=brain)
+    result = Detector(options_for(package))(volume, brain=brain)
     lesion = sitk.GetArrayFromImage(phantom.lesion_of(volume.image)) > 0
     heat = sitk.GetArrayFromImage(result.heat)
     assert np.median(heat[lesion]) == pytest.approx(1.0 + 2.0 * (0.42 - 0.25) / 0.25, abs=0.04)
@@ -133,7 +133,7 @@ def test_heat_is_the_packages_tail_probability(package: Bundle) -> None:
 def test_the_package_that_comes_with_the_engine_finds_the_lesion_and_nothing_else() -> None:
     volume, brain = scan_with(180.0)
     lesion = sitk.GetArrayFromImage(phantom.lesion_of(volume.image)) > 0
-    result = detect(volume, Options("intensity", device="cpu"), mask=brain)
+    result = Detector(Options("intensity", device="cpu"))(volume, brain=brain)
     found = sitk.GetArrayFromImage(result.mask) > 0
     assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.85
     assert len(result.findings) == 1
@@ -144,7 +144,7 @@ def test_the_dark_side_needs_no_other_package() -> None:
     volume, brain = scan_with(45.0)
     lesion = sitk.GetArrayFromImage(phantom.lesion_of(volume.image)) > 0
     bright, dark = (
-        detect(volume, Options("intensity", device="cpu", overrides={"side": side}), mask=brain)
+        Detector(Options("intensity", device="cpu", overrides={"side": side}))(volume, brain=brain)
         for side in ("bright", "dark")
     )
     assert not bright.findings

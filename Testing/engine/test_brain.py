@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from diffusion_anomaly.detection.brain import ENOUGH, brain_probability, find_brain, intensity_range, network_grid
+from diffusion_anomaly.detection.brain import ENOUGH, BrainFinder, brain_probability, intensity_range, network_grid
 from diffusion_anomaly.detection.brain_network import WINDOW, rescale_intensity
 from diffusion_anomaly.detection.input_checks import proportion_warnings
 from diffusion_anomaly.errors import InputError
@@ -25,7 +25,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def found_in(volume: Volume) -> np.ndarray:
-    return sitk.GetArrayFromImage(find_brain(volume, device="cpu")) > 0
+    return sitk.GetArrayFromImage(BrainFinder(device="cpu")(volume)) > 0
 
 
 def volume_of(array: np.ndarray, like: sitk.Image, spacing: tuple[float, float, float]) -> Volume:
@@ -55,8 +55,8 @@ def test_the_brain_does_not_depend_on_the_order_of_axes(stripped: Volume) -> Non
     # Thinned out, which is enough for the network and three times as fast.
     coarse = sitk.Shrink(stripped.image, (2, 2, 2))
     turned = sitk.DICOMOrient(coarse, "SRA")
-    there = find_brain(Volume(turned, "scan", "", 3, 0, {}), device="cpu")
-    here = find_brain(Volume(coarse, "scan", "", 3, 0, {}), device="cpu")
+    there = BrainFinder(device="cpu")(Volume(turned, "scan", "", 3, 0, {}))
+    here = BrainFinder(device="cpu")(Volume(coarse, "scan", "", 3, 0, {}))
     back = sitk.GetArrayFromImage(sitk.DICOMOrient(there, "LAS")) > 0
     assert dice(back, sitk.GetArrayFromImage(sitk.DICOMOrient(here, "LAS")) > 0) > 0.99
 
@@ -74,7 +74,7 @@ def test_the_skull_of_healthy_t1_scans_is_left_out(shared: Path) -> None:
 def test_a_scan_without_a_brain_is_refused() -> None:
     empty = volume_of(np.zeros((20, 64, 64)), sitk.Image(1, 1, 1, sitk.sitkFloat32), (3.0, 3.0, 5.0))
     with pytest.raises(InputError, match="every voxel is 0"):
-        find_brain(empty, device="cpu")
+        BrainFinder(device="cpu")(empty)
 
 
 def test_the_networks_grid_covers_the_scan_with_axes_to_right_anterior_superior(stripped: Volume) -> None:
@@ -98,7 +98,7 @@ def as_volume(image: sitk.Image) -> Volume:
 
 
 def mask_of(image: sitk.Image) -> sitk.Image:
-    return find_brain(as_volume(image), device="cpu")
+    return BrainFinder(device="cpu")(as_volume(image))
 
 
 def overlap(first: sitk.Image, second: sitk.Image) -> float:

@@ -18,8 +18,8 @@ import torch
 import packages
 import phantom
 from diffusion_anomaly.detection import brain as brain_finder
-from diffusion_anomaly.detection import detect as detection
-from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection import detector as detection
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.inference import run_slices, slice_seed
 from diffusion_anomaly.detection.input_checks import UNKNOWN_SCAN, contrast_of
 from diffusion_anomaly.detection.planning import Options, make_plan
@@ -35,7 +35,6 @@ from diffusion_anomaly.registry import IntensityOptions
 from diffusion_anomaly.results import findings
 from diffusion_anomaly.results import saving as results
 from diffusion_anomaly.results.result import Progress, Result
-from diffusion_anomaly.results.saving import save
 
 BASELINE = Options(method="intensity")
 
@@ -52,7 +51,7 @@ def guided_package(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def baseline(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
-    return detect(flair_like_volume, BASELINE, mask=flair_like_brain)
+    return Detector(BASELINE)(flair_like_volume, brain=flair_like_brain)
 
 
 def options_for(bundle: Bundle, **changes: Any) -> Options:
@@ -86,7 +85,7 @@ def test_heat_and_mask_lie_on_the_scans_grid_and_inside_the_brain(
 def test_the_lesion_stays_where_it_is_whatever_way_the_axes_point(case: int, flair_like_grid: sitk.Image) -> None:
     grid = list(phantom.orientations(flair_like_grid))[case]
     volume = phantom.as_volume(phantom.paint(grid))
-    result = detect(volume, BASELINE, mask=phantom.brain_of(grid))
+    result = Detector(BASELINE)(volume, brain=phantom.brain_of(grid))
     assert np.linalg.norm(phantom.centroid(result.heat, 3.0) - phantom.LESION_CENTRE) < 2.5
 
 
@@ -94,11 +93,11 @@ def test_heat_is_the_packages_tail_probability_of_the_raw_heat(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     plan = make_plan(options_for(package))
-    found = raw_heat(flair_like_volume, flair_like_brain, plan)
+    found = Detector(plan).raw_map(flair_like_volume, flair_like_brain)
     table = package.anomaly["calibration"]
     in_table = found.raw <= table["raw"][-1]
     expected = np.where(in_table, np.interp(found.raw, table["raw"], table["heat"]), 0)
-    result = detect(flair_like_volume, plan.asked, mask=flair_like_brain)
+    result = Detector(plan.asked)(flair_like_volume, brain=flair_like_brain)
     on_scan = array(found.stack.to_volume(expected.astype(np.float32)))
     # A voxel between slices or pixels mixes several; compare where all of them lie inside the table.
     inside = array(found.stack.to_volume(in_table.astype(np.float32))) > 1 - 1e-6
@@ -111,14 +110,14 @@ def test_the_baseline_does_not_depend_on_the_scanners_units(
     baseline: Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     other = replace(flair_like_volume, image=flair_like_volume.image * 7.0 + 1000.0)
-    heat = detect(other, BASELINE, mask=flair_like_brain).heat
+    heat = Detector(BASELINE)(other, brain=flair_like_brain).anomaly_map
     np.testing.assert_allclose(array(heat), array(baseline.heat), atol=2e-3)
 
 
 def test_the_dark_side_finds_a_dark_lesion(flair_like_grid: sitk.Image, flair_like_brain: sitk.Image) -> None:
     volume = phantom.as_volume(phantom.paint(flair_like_grid, lesion=20.0))
-    bright = detect(volume, BASELINE, mask=flair_like_brain)
-    dark = detect(volume, replace(BASELINE, overrides={"side": "dark"}), mask=flair_like_brain)
+    bright = Detector(BASELINE)(volume, brain=flair_like_brain)
+    dark = Detector(replace(BASELINE, overrides={"side": "dark"}))(volume, brain=flair_like_brain)
     assert not bright.findings
     assert np.linalg.norm(phantom.centroid(dark.heat, 3.0) - phantom.LESION_CENTRE) < 2.5
 
@@ -130,7 +129,7 @@ def test_the_batch_size_changes_nothing_and_the_seed_does(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     def heat(**changes: Any) -> np.ndarray:
-        return array(detect(flair_like_volume, options_for(package, **changes), mask=flair_like_brain).heat)
+        return array(Detector(options_for(package, **changes))(flair_like_volume, brain=flair_like_brain).anomaly_map)
 
     reference = heat(batch_size=1, seed=5)
     assert reference.max() > 1
@@ -142,7 +141,7 @@ def test_the_batch_size_changes_nothing_and_the_seed_does(
 def test_the_guided_method_runs_from_its_package(
     guided_package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    result = detect(flair_like_volume, options_for(guided_package, batch_size=5), mask=flair_like_brain)
+    result = Detector(options_for(guided_package, batch_size=5))(flair_like_volume, brain=flair_like_brain)
     assert array(result.heat).max() > 0
     assert result.provenance["network_calls_per_slice"] == 3 * 3
     assert result.score_warning is None
@@ -157,10 +156,10 @@ def test_the_users_threshold_and_smallest_volume_rule(
     baseline: Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     middle = float(np.median(array(baseline.heat)[array(baseline.mask) > 0]))
-    high = detect(flair_like_volume, replace(BASELINE, threshold=middle), mask=flair_like_brain)
+    high = Detector(replace(BASELINE, threshold=middle))(flair_like_volume, brain=flair_like_brain)
     assert 0 < array(high.mask).sum() < array(baseline.mask).sum()
     assert array(high.heat)[array(high.mask) > 0].min() >= middle
-    none = detect(flair_like_volume, replace(BASELINE, min_volume_ml=500.0), mask=flair_like_brain)
+    none = Detector(replace(BASELINE, min_volume_ml=500.0))(flair_like_volume, brain=flair_like_brain)
     assert not none.findings
     assert not array(none.mask).any()
 
@@ -169,7 +168,7 @@ def test_steps_and_any_other_option_reach_the_method(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     chosen = options_for(package, steps=2, overrides={"kl_levels": 3, "antithetic": False})
-    result = detect(flair_like_volume, chosen, mask=flair_like_brain)
+    result = Detector(chosen)(flair_like_volume, brain=flair_like_brain)
     assert result.provenance["network_calls_per_slice"] == 3 + 2
     assert result.provenance["options"]["steps"] == 2
 
@@ -178,7 +177,7 @@ def test_slice_spacing_decides_how_many_thin_slices_are_looked_at() -> None:
     grid = phantom.grid((40, 48, 60), (4.0, 4.0, 2.0))
     volume, mask = phantom.as_volume(phantom.paint(grid)), phantom.brain_of(grid)
     counts = [
-        detect(volume, replace(BASELINE, slice_spacing=spacing), mask=mask).provenance["slices"]
+        Detector(replace(BASELINE, slice_spacing=spacing))(volume, brain=mask).provenance["slices"]
         for spacing in (2.0, 4.0, 6.0)
     ]
     assert counts[0] == pytest.approx(2 * counts[1], abs=1)
@@ -194,7 +193,7 @@ def test_a_constant_image_has_no_findings_and_a_warning(
     constant = phantom.as_volume(
         phantom.on_grid(np.full(flair_like_grid.GetSize()[::-1], 7, np.float32), flair_like_grid)
     )
-    result = detect(constant, BASELINE, mask=flair_like_brain)
+    result = Detector(BASELINE)(constant, brain=flair_like_brain)
     assert not result.findings
     assert "nothing to find" in " ".join(result.warnings)
 
@@ -205,7 +204,7 @@ def test_a_two_dimensional_file_comes_back_two_dimensional(tmp_path: Path) -> No
     sitk.WriteImage(head[:, :, 0], str(tmp_path / "flat.nrrd"))
     volume = read_volume(tmp_path / "flat.nrrd")
     mask = phantom.on_grid((array(volume.image) > 0).astype(np.uint8), volume.image)
-    files = save(detect(volume, BASELINE, mask=mask), volume, tmp_path / "out")
+    files = Detector(BASELINE)(volume, brain=mask).save(tmp_path / "out")
     assert files["heat"].name == "heat.nrrd"
     assert sitk.ReadImage(str(files["heat"])).GetSize() == (64, 72)
 
@@ -221,7 +220,7 @@ def test_filters_in_mm_are_those_on_the_grid_where_they_come_to_the_same(
         bundle = packages.restore(tmp_path / name, grid=grid, postprocess=filters)
         plan = make_plan(Options("restore", str(bundle.path), device="cpu"))
         assert plan.postprocess.to_dict() == filters
-        found = raw_heat(flair_like_volume, flair_like_brain, plan)
+        found = Detector(plan).raw_map(flair_like_volume, flair_like_brain)
         assert found.stack.slice_spacing == pytest.approx(5.0)
         heats.append(found.raw)
     assert heats[0].any()
@@ -231,13 +230,13 @@ def test_filters_in_mm_are_those_on_the_grid_where_they_come_to_the_same(
 def test_an_empty_brain_mask_is_refused(flair_like_volume: Volume, flair_like_grid: sitk.Image) -> None:
     empty = phantom.on_grid(np.zeros(flair_like_grid.GetSize()[::-1], np.uint8), flair_like_grid)
     with pytest.raises(InputError, match="empty"):
-        detect(flair_like_volume, BASELINE, mask=empty)
+        Detector(BASELINE)(flair_like_volume, brain=empty)
 
 
 def test_a_brain_mask_of_another_grid_is_refused(flair_like_volume: Volume) -> None:
     other = phantom.brain_of(phantom.grid((32, 36, 26), (4.8, 4.8, 5.0)))
     with pytest.raises(InputError, match="32x36x26"):
-        detect(flair_like_volume, BASELINE, mask=other)
+        Detector(BASELINE)(flair_like_volume, brain=other)
 
 
 def test_without_a_mask_the_network_finds_the_brain(
@@ -245,7 +244,7 @@ def test_without_a_mask_the_network_finds_the_brain(
 ) -> None:
     monkeypatch.setattr(brain_finder, "find_brain", lambda volume, **options: flair_like_brain)
     monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
-    result = detect(flair_like_volume, BASELINE)
+    result = Detector(BASELINE)(flair_like_volume)
     assert result.provenance["brain"]["source"] == {"name": "brain-mask"}
     assert phantom.geometry(result.brain) == phantom.geometry(flair_like_brain)
 
@@ -259,14 +258,12 @@ def test_a_score_above_all_healthy_scans_is_said_to_the_user(
     narrow = replace(package, anomaly={**package.anomaly, "score_range": {"mean": 0.0, "std": 0.0, "upper": 1e-6}})
     options = options_for(package)
     told: list[str] = []
-    result = detect(
-        flair_like_volume, options, mask=flair_like_brain, plan=make_plan(options, narrow), on_warning=told.append
-    )
+    result = Detector(make_plan(options, narrow))(flair_like_volume, brain=flair_like_brain, on_warning=told.append)
     assert result.score_warning is not None
     assert result.score_warning.startswith(UNKNOWN_SCAN)
     assert result.score_warning in result.warnings
     assert told == result.warnings
-    assert detect(flair_like_volume, options, mask=flair_like_brain).score_warning is None
+    assert Detector(options)(flair_like_volume, brain=flair_like_brain).score_warning is None
 
 
 @pytest.mark.parametrize(
@@ -291,20 +288,20 @@ def test_another_contrast_than_the_models_is_warned_of(
     renamed = replace(flair_like_volume, source="head_T1w.nii.gz")
     titled = replace(flair_like_volume, source="scan.nrrd", title="3: AX T1 post")
     for volume in (renamed, titled):
-        warnings = detect(volume, options_for(package), mask=flair_like_brain).warnings
+        warnings = Detector(options_for(package))(volume, brain=flair_like_brain).warnings
         assert any("says T1, the model knows FLAIR" in warning for warning in warnings)
-    warnings = detect(renamed, BASELINE, mask=flair_like_brain).warnings
+    warnings = Detector(BASELINE)(renamed, brain=flair_like_brain).warnings
     assert any("says T1, the model knows FLAIR" in warning for warning in warnings), "bright is no lesion on T1"
 
 
 def test_thick_coronal_slices_are_warned_of() -> None:
     grid = phantom.grid((64, 26, 72), (2.4, 6.0, 2.4))
-    result = detect(phantom.as_volume(phantom.paint(grid)), BASELINE, mask=phantom.brain_of(grid))
+    result = Detector(BASELINE)(phantom.as_volume(phantom.paint(grid)), brain=phantom.brain_of(grid))
     assert any("coronal slices 6 mm apart" in warning for warning in result.warnings)
 
 
 def test_voxels_that_are_no_numbers_are_warned_of(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> None:
-    result = detect(replace(flair_like_volume, non_finite=3), BASELINE, mask=flair_like_brain)
+    result = Detector(BASELINE)(replace(flair_like_volume, non_finite=3), brain=flair_like_brain)
     assert any(warning.startswith("3 voxels") for warning in result.warnings)
 
 
@@ -368,9 +365,9 @@ def test_an_uncalibrated_package_is_refused_but_can_be_calibrated(
 ) -> None:
     fresh = packages.unsupervised(tmp_path / "fresh", calibration=None, threshold=None, score_range=None)
     plan = make_plan(options_for(fresh))
-    assert raw_heat(flair_like_volume, flair_like_brain, plan).raw.max() > 0
+    assert Detector(plan).raw_map(flair_like_volume, flair_like_brain).raw.max() > 0
     with pytest.raises(ModelError, match="no calibration"):
-        detect(flair_like_volume, options_for(fresh), mask=flair_like_brain)
+        Detector(options_for(fresh))(flair_like_volume, brain=flair_like_brain)
 
 
 # --- Progress, cancel, memory
@@ -381,12 +378,8 @@ def test_progress_goes_through_the_stages_and_ends_complete(
 ) -> None:
     seen: list[Progress] = []
     started: list[detection.Started] = []
-    detect(
-        flair_like_volume,
-        options_for(package, batch_size=5),
-        mask=flair_like_brain,
-        progress=seen.append,
-        on_started=started.append,
+    Detector(options_for(package, batch_size=5))(
+        flair_like_volume, brain=flair_like_brain, progress=seen.append, on_started=started.append
     )
     assert list(dict.fromkeys(now.stage for now in seen)) == ["brain", "load", "detect", "findings"]
     steps = [now for now in seen if now.stage == "detect"]
@@ -410,7 +403,7 @@ def test_cancelling_stops_between_two_network_calls(
             raise Cancelled("Stopped.")
 
     with pytest.raises(Cancelled):
-        detect(flair_like_volume, options_for(package), mask=flair_like_brain, progress=cancel)
+        Detector(options_for(package))(flair_like_volume, brain=flair_like_brain, progress=cancel)
     assert calls == 1
 
 
@@ -439,9 +432,9 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_result_stays(
 ) -> None:
     options = options_for(package, batch_size=8)
     plan = make_plan(options)
-    expected = detect(flair_like_volume, options, mask=flair_like_brain)
+    expected = Detector(options)(flair_like_volume, brain=flair_like_brain)
     tight = replace(plan, method=Hungry(lambda batch, model: len(batch.images) <= 2, error))
-    result = detect(flair_like_volume, options, mask=flair_like_brain, plan=tight)
+    result = Detector(tight)(flair_like_volume, brain=flair_like_brain)
     np.testing.assert_allclose(array(result.heat), array(expected.heat), atol=1e-4)
     assert [w.split("with ")[1][:8] for w in result.warnings] == ["8 slices", "4 slices"]
     assert result.provenance["options"]["batch_size"] == 2
@@ -453,7 +446,7 @@ def test_memory_that_takes_not_even_one_slice_ends_with_its_own_error(
     options = options_for(package)
     plan = replace(make_plan(options), method=Hungry(lambda batch, model: False, MemoryError("no more")))
     with pytest.raises(MemoryExhausted, match="one slice at once on the CPU") as caught:
-        detect(flair_like_volume, options, mask=flair_like_brain, plan=plan)
+        Detector(plan)(flair_like_volume, brain=flair_like_brain)
     assert caught.value.exit_code == 4
 
 
@@ -463,7 +456,7 @@ def test_other_errors_are_not_taken_for_memory(
     options = options_for(package)
     plan = replace(make_plan(options), method=Hungry(lambda batch, model: False, RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        detect(flair_like_volume, options, mask=flair_like_brain, plan=plan)
+        Detector(plan)(flair_like_volume, brain=flair_like_brain)
 
 
 @pytest.mark.parametrize("when", ["loading", "running"])
@@ -471,7 +464,7 @@ def test_a_gpu_without_memory_hands_over_to_the_cpu(
     when: str, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     """A stand-in for the model, so that no GPU is needed: only where it says it is matters."""
-    stack = SliceStack(flair_like_volume, Grid((40, 48), 4.0), flair_like_brain)
+    stack = SliceStack([flair_like_volume.image], Grid((40, 48), 4.0), flair_like_brain)
     loaded: list[str] = []
 
     def load(device: str) -> Any:
@@ -510,7 +503,7 @@ def test_a_gpu_without_memory_hands_over_to_the_cpu(
 def test_saved_files_are_complete_and_agree_with_their_provenance(
     baseline: Result, flair_like_volume: Volume, tmp_path: Path
 ) -> None:
-    files = save(baseline, flair_like_volume, tmp_path / "résultats du patient")
+    files = baseline.save(tmp_path / "résultats du patient")
     assert {path.name for path in files.values()} == {path.name for path in files["heat"].parent.iterdir()}
     provenance = json.loads(files["provenance"].read_text(encoding="utf-8"))
     for name, digest in provenance["files_sha256"].items():
@@ -524,7 +517,7 @@ def test_provenance_says_what_was_run_on_what(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     options = options_for(package, seed=3, threshold=1.25)
-    provenance = detect(flair_like_volume, options, mask=flair_like_brain).provenance
+    provenance = Detector(options)(flair_like_volume, brain=flair_like_brain).provenance
     assert provenance["input"]["sha256"] == flair_like_volume.sha256
     assert provenance["model"]["sha256"] == package.sha256
     assert (provenance["model"]["name"], provenance["model"]["version"]) == ("toy-unsupervised", "0.1.0")
@@ -551,7 +544,7 @@ def test_a_disk_that_is_full_half_way_leaves_the_folder_as_it_was(
     earlier: bool, baseline: Result, flair_like_volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if earlier:
-        save(baseline, flair_like_volume, tmp_path)
+        baseline.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(found: list[findings.Finding], path: Path) -> None:
@@ -559,7 +552,7 @@ def test_a_disk_that_is_full_half_way_leaves_the_folder_as_it_was(
 
     monkeypatch.setattr(results, "write_findings_json", full)
     with pytest.raises(InputError, match="no space left") as caught:
-        save(baseline, flair_like_volume, tmp_path)
+        baseline.save(tmp_path)
     assert ".unfinished" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -568,7 +561,7 @@ def test_a_disk_that_is_full_half_way_leaves_the_folder_as_it_was(
 def test_a_file_that_cannot_be_replaced_leaves_the_earlier_results(
     baseline: Result, flair_like_volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(baseline, flair_like_volume, tmp_path)
+    baseline.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     replace_file = results.publish.__globals__["os"].replace
 
@@ -579,7 +572,7 @@ def test_a_file_that_cannot_be_replaced_leaves_the_earlier_results(
 
     monkeypatch.setattr("diffusion_anomaly.io.files.os.replace", locked)
     with pytest.raises(InputError, match=r"findings\.csv"):
-        save(baseline, flair_like_volume, tmp_path)
+        baseline.save(tmp_path)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -587,4 +580,4 @@ def test_a_file_that_cannot_be_replaced_leaves_the_earlier_results(
 def test_a_folder_that_cannot_be_made_is_refused(baseline: Result, flair_like_volume: Volume, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="file"):
-        save(baseline, flair_like_volume, tmp_path / "file" / "out")
+        baseline.save(tmp_path / "file" / "out")

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 import packages
-from diffusion_anomaly.detection import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.preprocessing.intensity import IntensityScale
@@ -27,8 +27,8 @@ def test_the_healed_scan_is_the_scan_outside_the_brain_and_keeps_its_grid(
     tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image, method: str
 ) -> None:
     model = getattr(packages, method)(tmp_path / "tiny").path
-    options = Options(method, model=str(model), device="cpu", steps=1, keep_healed=True)
-    result = detect.detect(flair_like_volume, options, mask=flair_like_brain)
+    options = Options(method, model=str(model), device="cpu", steps=1, keep_reconstruction=True)
+    result = Detector(options)(flair_like_volume, brain=flair_like_brain)
     scan = sitk.GetArrayFromImage(flair_like_volume.image)
     inside = sitk.GetArrayFromImage(flair_like_brain) != 0
     assert result.healed is not None
@@ -41,7 +41,7 @@ def test_the_healed_scan_is_the_scan_outside_the_brain_and_keeps_its_grid(
     assert result.healed.GetDirection() == flair_like_volume.image.GetDirection()
     assert result.healed.GetOrigin() == flair_like_volume.image.GetOrigin()
 
-    files = detect.save(result, flair_like_volume, tmp_path / "results")
+    files = result.save(tmp_path / "results")
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(files["healed"]))), healed)
 
 
@@ -49,11 +49,9 @@ def test_nothing_is_healed_unless_it_is_asked_for_or_where_there_is_nothing_to_h
     tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     model = str(packages.guided(tmp_path / "tiny").path)
-    plain = detect.detect(
-        flair_like_volume, Options("guided", model=model, device="cpu", steps=1), mask=flair_like_brain
-    )
-    baseline = detect.detect(
-        flair_like_volume, Options("intensity", device="cpu", keep_healed=True), mask=flair_like_brain
+    plain = Detector(Options("guided", model=model, device="cpu", steps=1))(flair_like_volume, brain=flair_like_brain)
+    baseline = Detector(Options("intensity", device="cpu", keep_reconstruction=True))(
+        flair_like_volume, brain=flair_like_brain
     )
     assert plain.healed is None and baseline.healed is None
-    assert "healed" not in detect.save(plain, flair_like_volume, tmp_path / "results")
+    assert "healed" not in plain.save(tmp_path / "results")

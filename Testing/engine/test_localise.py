@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import packages
 import phantom
-from diffusion_anomaly.detection.detect import detect, raw_heat
-from diffusion_anomaly.detection.inference import RawHeat
+from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.inference import RawMap
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.io.volume import Volume
@@ -144,8 +144,8 @@ def array(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(image)
 
 
-def found_in(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any) -> RawHeat:
-    return raw_heat(volume, brain, make_plan(options_for(bundle, **changes)))
+def found_in(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any) -> RawMap:
+    return Detector(make_plan(options_for(bundle, **changes))).raw_map(volume, brain)
 
 
 def test_it_is_what_runs_when_nothing_is_asked_for() -> None:
@@ -175,7 +175,7 @@ def test_a_loaded_model_has_its_localiser_and_nothing_else(package: Bundle) -> N
 def test_a_scan_goes_in_and_calibrated_heat_comes_out_on_its_own_grid(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    result = detect(flair_like_volume, options_for(package, keep_healed=True), mask=flair_like_brain)
+    result = Detector(options_for(package, keep_reconstruction=True))(flair_like_volume, brain=flair_like_brain)
     assert phantom.geometry(result.heat) == phantom.geometry(flair_like_volume.image)
     heat = array(result.heat)
     assert np.isfinite(heat).all() and heat.max() > 0
@@ -232,7 +232,7 @@ def test_beyond_the_ends_and_across_a_gap_there_is_nothing(
     values[4:] = values[:4]
     mask[4:] = mask[:4]
 
-    def found(*without: int) -> RawHeat:
+    def found(*without: int) -> RawMap:
         grid = phantom.grid((64, 72, 8), (2.4, 2.4, 5.0))
         brain = mask.copy()
         brain[list(without)] = 0
@@ -333,7 +333,7 @@ def test_a_brain_of_one_value_has_no_findings_whatever_a_network_says(
     image = sitk.GetImageFromArray(np.full(flair_like_volume.image.GetSize()[::-1], value, np.float32))
     image.CopyInformation(flair_like_volume.image)
     options = Options("localise", str(bundle.path), device="cpu", precision="float32")
-    result = detect(phantom.as_volume(image), options, mask=flair_like_brain)
+    result = Detector(options)(phantom.as_volume(image), brain=flair_like_brain)
     assert not result.findings
     assert not sitk.GetArrayFromImage(result.heat).any()
     assert any("nothing to find" in warning for warning in result.warnings)

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly.detection.detect import raw_heat
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
@@ -206,11 +206,11 @@ def judged_alone(folder: Path, plan: Plan) -> dict[str, Any]:
     for name in NAMES:
         volume = read_volume(folder / f"{name}_flair.nii.gz")
         brain = read_mask(folder / f"{name}_brain.nii.gz", volume)
-        found = raw_heat(volume, brain, plan)
+        found = Detector(plan).raw_map(volume, brain)
         # The scan's voxels are as large as the grid's pixels, which are copies then: of which voxel is looked up.
         mask = sitk.GetArrayFromImage(sitk.ReadImage(folder / f"{name}_mask.nii.gz"))
         numbers = phantom.on_grid(np.arange(mask.size, dtype=np.float32).reshape(mask.shape), volume.image)
-        voxels = SliceStack(replace(volume, image=numbers), found.stack.grid, brain).images().astype(int)
+        voxels = SliceStack([replace(volume, image=numbers).image], found.stack.grid, brain).images().astype(int)
         inside = found.stack.brain()
         scans.append((found.raw[inside], mask.ravel()[voxels[inside]] != 0))
     with_lesion = [(heat, reference) for heat, reference in scans if reference.any()]

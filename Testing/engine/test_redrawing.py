@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 
-from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Volume
@@ -22,7 +22,7 @@ from diffusion_anomaly.worker import probe
 
 @pytest.fixture(scope="module")
 def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
-    return detect(flair_like_volume, Options(method="intensity"), mask=flair_like_brain)
+    return Detector(Options(method="intensity"))(flair_like_volume, brain=flair_like_brain)
 
 
 def folder_with(folder: Path, result: Result, volume: Volume, threshold: float, **names: str) -> Path:

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 
 import phantom
-from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.results.rendering import SHOWN, SliceView, choose_slices, draw_slices
@@ -23,7 +23,7 @@ from diffusion_anomaly.results.result import Result
 
 @pytest.fixture(scope="module")
 def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
-    return detect(flair_like_volume, Options(method="intensity"), mask=flair_like_brain)
+    return Detector(Options(method="intensity"))(flair_like_volume, brain=flair_like_brain)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_scan_without_findings_says_so(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffusion_anomaly.results.report.draw_slices", lambda *arguments: [])
-    nothing = detect(flair_like_volume, Options(method="intensity", threshold=1e6), mask=flair_like_brain)
+    nothing = Detector(Options(method="intensity", threshold=1e6))(flair_like_volume, brain=flair_like_brain)
     page = render_report(nothing, flair_like_volume)
     assert "No region of at least 0.05 ml reaches the threshold." in page
     assert "<dd>0</dd>" in page

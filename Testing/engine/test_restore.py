@@ -18,7 +18,7 @@ from torch.nn.functional import pixel_unshuffle
 
 import packages
 import phantom
-from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.io.volume import Volume
@@ -290,7 +290,7 @@ def test_a_loaded_model_has_the_packages_levels_and_no_diffusion_network(package
 def test_a_scan_goes_in_and_calibrated_heat_comes_out_on_its_own_grid(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    result = detect(flair_like_volume, options_for(package), mask=flair_like_brain)
+    result = Detector(options_for(package))(flair_like_volume, brain=flair_like_brain)
     assert phantom.geometry(result.heat) == phantom.geometry(flair_like_volume.image)
     heat = array(result.heat)
     assert np.isfinite(heat).all() and heat.max() > 0
@@ -305,7 +305,7 @@ def test_the_batch_size_and_the_seed_change_nothing(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     heats = [
-        array(detect(flair_like_volume, options_for(package, **changes), mask=flair_like_brain).heat)
+        array(Detector(options_for(package, **changes))(flair_like_volume, brain=flair_like_brain).anomaly_map)
         for changes in ({"batch_size": 1}, {"batch_size": 3, "seed": 5}, {"batch_size": 16})
     ]
     for heat in heats[1:]:
@@ -322,13 +322,13 @@ def test_a_package_with_neighbours_looks_at_them_and_at_no_other_slice(
     )
     verify(bundle)
     plan = make_plan(options_for(bundle))
-    plain = raw_heat(flair_like_volume, flair_like_brain, plan)
+    plain = Detector(plan).raw_map(flair_like_volume, flair_like_brain)
     changed = len(plain.stack) // 2
     values, inside = array(flair_like_volume.image), array(flair_like_brain)[plain.stack.indices[changed]] > 0
     here = values[plain.stack.indices[changed]]
     here[inside] = here[inside][::-1]
     volume = replace(flair_like_volume, image=phantom.on_grid(values, flair_like_volume.image))
-    other = raw_heat(volume, flair_like_brain, plan)
+    other = Detector(plan).raw_map(volume, flair_like_brain)
     differs = [index for index in range(len(plain.raw)) if not np.array_equal(plain.raw[index], other.raw[index])]
     assert differs == [changed - 1, changed, changed + 1]
 
@@ -349,7 +349,7 @@ def test_a_package_as_they_were_written_before_still_opens_and_runs_as_it_did(
     scale = {"kind": "percentiles", **packages.ANOMALY["normalisation"]}
     grid = {**packages.ANOMALY["grid"], "max_slice_spacing": 3.0, "neighbours": 0}
     new = packages.restore(tmp_path / "new", grid=grid, normalisation=scale, postprocess=filters)
-    results = [detect(flair_like_volume, options_for(one), mask=flair_like_brain) for one in (old, new)]
+    results = [Detector(options_for(one))(flair_like_volume, brain=flair_like_brain) for one in (old, new)]
     heats = [array(result.heat) for result in results]
     assert heats[0].max() > 0 and np.array_equal(*heats)
     assert results[0].threshold == results[1].threshold == 2.0
@@ -364,10 +364,10 @@ def test_a_package_without_logits_runs_with_the_difference_alone(
         tmp_path / "toy-dae", packages.DIFFUSION, options={"levels": 1, "steps": 1, "heat": "residual"}
     )
     verify(bundle)
-    assert array(detect(flair_like_volume, options_for(bundle), mask=flair_like_brain).heat).max() > 0
+    assert array(Detector(options_for(bundle))(flair_like_volume, brain=flair_like_brain).anomaly_map).max() > 0
     asked = options_for(bundle, overrides={"heat": "product"})
     with pytest.raises(InputError, match="gives no probability"):
-        detect(flair_like_volume, asked, mask=flair_like_brain)
+        Detector(asked)(flair_like_volume, brain=flair_like_brain)
 
 
 def test_a_package_with_fewer_levels_than_steps_is_the_packages_fault(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 import phantom
 from diffusion_anomaly.detection import brain as brain_finder
-from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
@@ -83,7 +83,7 @@ def arrays(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     """Heat and mask of a detection, reference and brain."""
     volume = read_volume(folder / f"{name}_flair.nii.gz")
     brain = phantom.brain_of(volume.image)
-    result = detect(volume, plans()["intensity"].asked, mask=brain)
+    result = Detector(plans()["intensity"].asked)(volume, brain=brain)
     reference = sitk.ReadImage(folder / f"{name}_mask.nii.gz")
     heat, mask, truth, inside = (sitk.GetArrayFromImage(i) for i in (result.heat, result.mask, reference, brain))
     return heat, mask > 0, truth > 0, inside > 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.io.volume import Volume, read_volume
 from diffusion_anomaly.models.package import builtin_directory, open_bundle
@@ -70,7 +70,7 @@ def test_a_result_is_the_same_whatever_the_batch_size(method: str, slab: tuple[V
     for batch_size in (1, 3, 16):
         asked = Options(method=method, device="cpu", batch_size=batch_size, slice_spacing=10.0)
         plan = make_plan(asked if get_method(method).steps is None else replace(asked, steps=2))
-        heats.append(raw_heat(volume, brain, plan).raw)
+        heats.append(Detector(plan).raw_map(volume, brain).raw)
     assert heats[0].max() > 0
     assert np.abs(heats[1] - heats[0]).max() <= 1e-5
     assert np.abs(heats[2] - heats[0]).max() <= 1e-5
@@ -81,7 +81,7 @@ def test_another_seed_gives_another_heat(slab: tuple[Volume, sitk.Image]) -> Non
     heats = []
     for seed in (0, 0, 1):
         asked = Options(method="unsupervised", device="cpu", steps=2, slice_spacing=20.0, seed=seed)
-        heats.append(raw_heat(volume, brain, make_plan(asked)).raw)
+        heats.append(Detector(make_plan(asked)).raw_map(volume, brain).raw)
     assert np.array_equal(heats[0], heats[1])
     assert not np.array_equal(heats[0], heats[2])
 
@@ -89,4 +89,4 @@ def test_another_seed_gives_another_heat(slab: tuple[Volume, sitk.Image]) -> Non
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].score_is_familiarity])
 def test_the_sample_scan_is_not_called_unknown(method: str, slab: tuple[Volume, sitk.Image]) -> None:
     volume, brain = slab
-    assert detect(volume, Options(method=method, device="cpu", steps=1), mask=brain).score_warning is None
+    assert Detector(Options(method=method, device="cpu", steps=1))(volume, brain=brain).score_warning is None

@@ -21,7 +21,7 @@ def test_every_method_with_a_network_is_timed_step_by_step(
 ) -> None:
     bundle = getattr(packages, name)(tmp_path / "toy")
     plan = make_plan(Options(name, str(bundle.path), device="cpu", precision="float32"))
-    stack = SliceStack(flair_like_volume, plan.grid, flair_like_brain)
+    stack = SliceStack([flair_like_volume.image], plan.grid, flair_like_brain)
     setting = Setting(flair_like_volume, flair_like_brain, plan, stack)
     model = plan.load("cpu")
     assert model is not None

@@ -35,7 +35,7 @@ def random_volume(size=(14, 12, 9), spacing=(1.6, 1.6, 4.0), seed=0):
 
 def there_and_back(image: sitk.Image, brain: sitk.Image, grid: Grid) -> sitk.Image:
     """Bright pixels of each slice, marked on the slices and brought back to the scan."""
-    stack = SliceStack(phantom.as_volume(image), grid, brain)
+    stack = SliceStack([phantom.as_volume(image).image], grid, brain)
     return stack.to_volume((stack.images() > 160).astype(np.float32))
 
 
@@ -95,7 +95,7 @@ def test_a_single_slice_along_any_axis_goes_there_and_back(axis):
 
 def test_a_grid_like_the_scan_copies_voxels_and_gives_them_back():
     volume = random_volume()
-    stack = SliceStack(volume, Grid((14, 12), 1.6), whole(volume.image))
+    stack = SliceStack([volume.image], Grid((14, 12), 1.6), whole(volume.image))
     original = sitk.GetArrayFromImage(volume.image)
     assert stack.images() == pytest.approx(original, abs=1e-5)
     assert sitk.GetArrayFromImage(stack.to_volume(stack.images())) == pytest.approx(original, abs=1e-5)
@@ -115,7 +115,7 @@ def test_an_in_plane_slope_stays_the_same_slope(spacing):
     empty = phantom.grid((60, 50, 2), (1.1, 1.3, 5.0))
     world = phantom.points(empty)
     slope = (2 * world[..., 0] - 3 * world[..., 1]).astype(np.float32)
-    stack = SliceStack(phantom.as_volume(phantom.on_grid(slope, empty)), Grid((12, 10), spacing), whole(empty))
+    stack = SliceStack([phantom.as_volume(phantom.on_grid(slope, empty)).image], Grid((12, 10), spacing), whole(empty))
     image = stack.images()[0].astype(float)
     assert np.diff(image, axis=1) == pytest.approx(2 * spacing, abs=1e-3)
     assert np.diff(image, axis=0) == pytest.approx(-3 * spacing, abs=1e-3)
@@ -124,7 +124,7 @@ def test_an_in_plane_slope_stays_the_same_slope(spacing):
 def test_stripes_finer_than_a_pixel_are_averaged_not_aliased():
     empty = phantom.grid((90, 80, 1), (0.5, 0.5, 5.0))
     stripes = np.broadcast_to(np.arange(90) % 2 * 100.0, (1, 80, 90)).astype(np.float32)
-    stack = SliceStack(phantom.as_volume(phantom.on_grid(stripes, empty)), Grid((10, 10), 2.0), whole(empty))
+    stack = SliceStack([phantom.as_volume(phantom.on_grid(stripes, empty)).image], Grid((10, 10), 2.0), whole(empty))
     assert stack.images() == pytest.approx(50, abs=1e-3)
 
 
@@ -134,12 +134,12 @@ def test_what_lies_outside_the_brain_never_reaches_the_slices(flair_like_volume,
     wild = dataclasses.replace(
         flair_like_volume, image=phantom.on_grid(np.where(brain, array, 1e6), flair_like_volume.image)
     )
-    plain = SliceStack(flair_like_volume, MODEL_GRID, flair_like_brain).images()
-    assert np.array_equal(plain, SliceStack(wild, MODEL_GRID, flair_like_brain).images())
+    plain = SliceStack([flair_like_volume.image], MODEL_GRID, flair_like_brain).images()
+    assert np.array_equal(plain, SliceStack([wild.image], MODEL_GRID, flair_like_brain).images())
 
 
 def test_even_heat_stays_even_up_to_the_edge_of_the_brain(flair_like_volume, flair_like_brain):
-    stack = SliceStack(flair_like_volume, MODEL_GRID, flair_like_brain)
+    stack = SliceStack([flair_like_volume.image], MODEL_GRID, flair_like_brain)
     heat = sitk.GetArrayFromImage(stack.to_volume(np.full(stack.brain().shape, 3.5, np.float32)))
     brain = sitk.GetArrayFromImage(flair_like_brain) > 0
     assert np.all(heat[~brain] == 0)
@@ -173,7 +173,7 @@ def test_any_frame_and_spacing_keeps_place_and_grid(degrees, spacing, pixel):
 )
 def test_slices_stand_as_far_apart_as_the_limit_allows(slice_mm, limit, thickness):
     volume = random_volume((8, 8, 24), (1.6, 1.6, slice_mm))
-    stack = SliceStack(volume, Grid((8, 8), 1.6, limit), whole(volume.image))
+    stack = SliceStack([volume.image], Grid((8, 8), 1.6, limit), whole(volume.image))
     assert len(stack) == 24 / thickness
     assert set(np.diff(stack.indices)) == {thickness}
     assert stack.slice_spacing == pytest.approx(thickness * slice_mm)
@@ -183,7 +183,7 @@ def test_slices_stand_as_far_apart_as_the_limit_allows(slice_mm, limit, thicknes
 @pytest.mark.parametrize("count", [9, 10, 11])
 def test_a_slice_is_the_mean_of_the_thin_slices_it_stands_for(count):
     volume = random_volume((8, 8, count), (1.6, 1.6, 1.0))
-    stack = SliceStack(volume, Grid((8, 8), 1.6, 3.0), whole(volume.image))
+    stack = SliceStack([volume.image], Grid((8, 8), 1.6, 3.0), whole(volume.image))
     array = sitk.GetArrayFromImage(volume.image)
     expected = [array[k : k + 3].mean(axis=0) for k in range(0, count, 3)]
     assert stack.images() == pytest.approx(np.stack(expected), abs=1e-5)
@@ -192,7 +192,7 @@ def test_a_slice_is_the_mean_of_the_thin_slices_it_stands_for(count):
 @pytest.mark.parametrize(("limit", "centres"), [(2.0, [0.5, 2.5, 4.5, 6.5, 8.0]), (3.0, [1, 4, 7])])
 def test_heat_is_linear_between_slices_and_flat_beyond_the_outermost(limit, centres):
     volume = random_volume((8, 8, 9), (1.6, 1.6, 1.0))
-    stack = SliceStack(volume, Grid((8, 8), 1.6, limit), whole(volume.image))
+    stack = SliceStack([volume.image], Grid((8, 8), 1.6, limit), whole(volume.image))
     slope = 1 + 2 * np.array(centres)
     heat = stack.to_volume(np.broadcast_to(slope[:, None, None], (len(centres), 8, 8)).astype(np.float32))
     expected = np.interp(np.arange(9), centres, slope)
@@ -203,14 +203,14 @@ def test_slices_without_brain_are_left_out_and_not_bridged():
     volume = random_volume((8, 8, 10), (1.6, 1.6, 1.0))
     mask = np.ones((10, 8, 8), np.uint8)
     mask[4:6] = 0
-    stack = SliceStack(volume, Grid((8, 8), 1.6, 2.0), phantom.on_grid(mask, volume.image))
+    stack = SliceStack([volume.image], Grid((8, 8), 1.6, 2.0), phantom.on_grid(mask, volume.image))
     assert stack.indices == (1, 3, 7, 9)
     heat = stack.to_volume(np.repeat([1, 1, 9, 9], 64).reshape(4, 8, 8).astype(np.float32))
     assert sitk.GetArrayFromImage(heat)[:, 4, 4].tolist() == [1, 1, 1, 1, 0, 0, 9, 9, 9, 9]
 
 
 def test_slices_come_in_any_ranges(flair_like_volume, flair_like_brain):
-    stack = SliceStack(flair_like_volume, MODEL_GRID, flair_like_brain)
+    stack = SliceStack([flair_like_volume.image], MODEL_GRID, flair_like_brain)
     pieces = [(start, min(start + 3, len(stack))) for start in range(0, len(stack), 3)]
     assert np.array_equal(np.concatenate([stack.images(*piece) for piece in pieces]), stack.images())
     assert np.array_equal(np.concatenate([stack.brain(*piece) for piece in pieces]), stack.brain())
@@ -223,7 +223,7 @@ def test_a_large_scan_streams():
     scan_bytes = 160 * 160 * 120 * 4
     brain = whole(volume.image)
     tracemalloc.start()
-    stack = SliceStack(volume, Grid((64, 64), 2.5), brain)
+    stack = SliceStack([volume.image], Grid((64, 64), 2.5), brain)
     for start in range(len(stack)):
         stack.images(start, start + 1)
     peak = tracemalloc.get_traced_memory()[1]
@@ -249,7 +249,7 @@ def flagged_volume(flags: list[bool], slice_mm: float = 1.0) -> tuple[Volume, si
 @given(flags=st.lists(st.booleans(), min_size=2, max_size=14).filter(any), thickness=st.sampled_from([1, 2]))
 def test_a_neighbour_is_so_many_slices_away_with_brain_all_the_way(flags, thickness):
     volume, brain = flagged_volume(flags)
-    stack = SliceStack(volume, Grid((8, 8), 1.6, float(thickness)), brain)
+    stack = SliceStack([volume.image], Grid((8, 8), 1.6, float(thickness)), brain)
     first, last = flags.index(True), len(flags) - 1 - flags[::-1].index(True)
     # Half of a slab's slices with brain are enough, so that a slab of one or two is kept where any of its has.
     slabs = [any(flags[k : k + thickness]) for k in range(first, last + 1, thickness)]
@@ -267,7 +267,7 @@ def test_slabs_hold_the_slices_beside_and_zeros_where_there_is_none(reach):
     """Seven slices with brain, in two blocks: what is shown is written out block by block."""
     blocks = [(1, 5), (7, 10)]
     volume, brain = flagged_volume([any(low <= k < high for low, high in blocks) for k in range(11)])
-    stack = SliceStack(volume, Grid((8, 8), 1.6, 1.0, neighbours=reach), brain)
+    stack = SliceStack([volume.image], Grid((8, 8), 1.6, 1.0, neighbours=reach), brain)
     scale = IntensityScale(-2.0, 2.0, 0.5, 1.0)
     original = np.clip((sitk.GetArrayFromImage(volume.image) + 2.0) / 8.0, 0.0, 1.0)
     expected = []
@@ -287,7 +287,9 @@ def test_slabs_hold_the_slices_beside_and_zeros_where_there_is_none(reach):
 
 def test_without_neighbours_a_slice_is_shown_alone():
     volume, brain = flagged_volume([True] * 4)
-    batch = make_batch(SliceStack(volume, Grid((8, 8), 1.6), brain), IntensityScale(-2.0, 2.0, 0.5, 1.0), 0, 4, 0)
+    batch = make_batch(
+        SliceStack([volume.image], Grid((8, 8), 1.6), brain), IntensityScale(-2.0, 2.0, 0.5, 1.0), 0, 4, 0
+    )
     assert batch.slabs is None
     assert batch.seen is batch.images
 
@@ -302,7 +304,7 @@ def test_as_many_neighbours_as_a_scan_may_need_are_allowed(neighbours):
 
 def test_a_brain_larger_than_the_grid_is_reported_and_gets_no_heat_outside():
     volume = random_volume((100, 100, 4), (2.0, 2.0, 5.0))
-    stack = SliceStack(volume, Grid((50, 40), 2.0), whole(volume.image))
+    stack = SliceStack([volume.image], Grid((50, 40), 2.0), whole(volume.image))
     assert stack.coverage == pytest.approx(50 * 40 / 100**2)
     heat = sitk.GetArrayFromImage(stack.to_volume(np.ones((4, 40, 50), np.float32)))
     assert (heat > 0).mean() == pytest.approx(stack.coverage)
@@ -314,14 +316,14 @@ def test_a_mask_without_a_pixel_of_brain_is_refused(marked):
     mask = np.zeros((6, 40, 40), np.uint8)
     mask[3, 20, 20] = marked
     with pytest.raises(InputError, match="brain mask") as caught:
-        SliceStack(volume, Grid((16, 16), 4.0), phantom.on_grid(mask, volume.image))
+        SliceStack([volume.image], Grid((16, 16), 4.0), phantom.on_grid(mask, volume.image))
     assert caught.value.hint
 
 
 def test_a_mask_of_another_grid_is_refused_with_both_grids_named():
     volume = random_volume()
     with pytest.raises(InputError, match=r"13x12x9.*14x12x9"):
-        SliceStack(volume, MODEL_GRID, whole(phantom.grid((13, 12, 9), (1.6, 1.6, 4.0))))
+        SliceStack([volume.image], MODEL_GRID, whole(phantom.grid((13, 12, 9), (1.6, 1.6, 4.0))))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly.detection.detect import raw_heat
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
@@ -142,7 +142,7 @@ def test_what_is_compared_is_the_heat_of_a_detection(
     options = more_steps(plans[label].method_options, 3)
     many = make_plan(Options(label, device="cpu", precision="float32", overrides=vars(options)), plans[label].bundle)
     for name, plan in (("default", plans[label]), ("3_the_steps", many)):
-        np.testing.assert_allclose(heat_file(output, label, name), raw_heat(volume, brain, plan).raw, atol=1e-6)
+        np.testing.assert_allclose(heat_file(output, label, name), Detector(plan).raw_map(volume, brain).raw, atol=1e-6)
 
 
 @pytest.mark.parametrize("label", ["unsupervised", "guided", "restore"])
@@ -151,7 +151,7 @@ def test_loss_and_correlation_are_those_of_the_two_heats(
 ) -> None:
     (row,) = [row for row in report["rows"] if row["run"] == label]
     volume = read_volume(folder / "anna_flair.nii.gz")
-    stack = raw_heat(volume, read_mask(folder / "anna_brain.nii.gz", volume), plans[label]).stack
+    stack = Detector(plans[label]).raw_map(volume, read_mask(folder / "anna_brain.nii.gz", volume)).stack
     # Where the lesion is, by its formula at the slices' own places.
     reference = np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(folder / "anna_mask.nii.gz")).any(axis=(1, 2)))
     lesion = reference[list(stack.indices)]

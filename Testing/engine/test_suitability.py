@@ -13,12 +13,11 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
-from diffusion_anomaly.detection.detect import detect
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.input_checks import mask_warnings, scale_warnings
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Volume, write_like
 from diffusion_anomaly.preprocessing.intensity import ModeNormalisation
-from diffusion_anomaly.results.saving import save
 from diffusion_anomaly.worker import protocol as job
 
 ADULT = np.array([65.0, 85.0, 65.0])  # radii in mm; 1504 ml
@@ -118,10 +117,10 @@ def doubtful(flair_like_volume: Volume, flair_like_grid: sitk.Image) -> sitk.Ima
 def test_doubt_is_in_the_report_and_in_provenance(
     flair_like_volume: Volume, doubtful: sitk.Image, tmp_path: Path
 ) -> None:
-    result = detect(flair_like_volume, Options("intensity"), mask=doubtful)
+    result = Detector(Options("intensity"))(flair_like_volume, brain=doubtful)
     (text,) = result.warnings
     assert text.startswith("The brain mask holds only")
-    files = save(result, flair_like_volume, tmp_path)
+    files = result.save(tmp_path)
     assert json.loads(files["provenance"].read_text(encoding="utf-8"))["warnings"] == [text]
     page = files["report"].read_text(encoding="utf-8")
     assert text.replace("'", "&#39;") in page

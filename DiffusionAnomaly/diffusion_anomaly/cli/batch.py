@@ -6,16 +6,15 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Cancelled, EngineError, MemoryExhausted
-from ..io.files import prepare_folder, remove_if_empty
-from ..system import is_out_of_memory
+from ..detection.scan import ScanRequest, as_engine_error, run_scan
+from ..errors import Cancelled
+from ..io.files import remove_if_empty
 
 if TYPE_CHECKING:
-    from ..detection.planning import Options, Plan
+    from ..detection.detector import Detector
     from .console import Listener
 
 log = logging.getLogger(__name__)
@@ -23,90 +22,42 @@ log = logging.getLogger(__name__)
 _IMAGE_SUFFIXES = re.compile(r"(\.nii|\.mgh|\.nrrd|\.nhdr|\.mha|\.mhd|\.mgz|\.hdr|\.img|\.dcm)?(\.gz)?$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to read and where to write, besides the detection's options.
-
-    Attributes:
-        scans: files or DICOM folders.
-        output: folder for the results; with several scans the parent of one folder each.
-        mask: brain mask file for the one scan; None lets the network find the brain.
-        series: which series of a DICOM folder.
-        frame: which volume of a 4-D scan, counted from 0.
-    """
-
-    scans: Sequence[Path]
-    output: Path
-    mask: Path | None = None
-    series: str | None = None
-    frame: int | None = None
+FAULT = "This is a fault of the program; diffusion-anomaly --debug shows where."
 
 
-def run_batch(request: Request, options: Options, listener: Listener) -> int:
+def run_batch(detector: Detector, requests: Sequence[ScanRequest], listener: Listener) -> int:
     """Detect in every scan.
 
     Returns:
         0, or the exit code of the first scan that failed.
 
     Raises:
-        EngineError: for what is wrong with the options or the model, and so with every scan.
         Cancelled: when the user stopped it; no further scan is begun.
     """
-    from ..detection.planning import make_plan
-
-    several = len(request.scans) > 1
-    folders = output_folders(request.scans, request.output) if several else [request.output]
-    plan = None
     first_failure = 0
     with listener:
-        for scan, folder in zip(request.scans, folders, strict=True):
-            listener.begin(scan, several)
-            existed = folder.exists()
+        for request in requests:
+            listener.begin(request.scan, len(requests) > 1)
+            start, parent, there = time.perf_counter(), request.output.parent, request.output.parent.exists()
             try:
-                if plan is None and scan.exists():  # a missing file is refused at once, before torch is loaded
-                    plan = make_plan(options)
-                _run_one(scan, folder, request, options, plan, listener)
+                result, files = run_scan(detector, request, listener)
             except Exception as error:
-                _clean(folder, request.output, existed)
-                log.debug("%s failed", scan, exc_info=True)
-                failure = as_engine_error(error)
-                if isinstance(failure, Cancelled) or (plan is None and scan.exists()):
+                log.debug("%s failed", request.scan, exc_info=True)
+                if not there:
+                    remove_if_empty(parent)
+                failure = as_engine_error(error, FAULT)
+                if isinstance(failure, Cancelled):
                     raise failure from error
                 listener.failed(failure)
                 first_failure = first_failure or failure.exit_code
             except KeyboardInterrupt:
-                _clean(folder, request.output, existed)
-                raise Cancelled(f"Stopped by the user; nothing was written for {scan}.") from None
+                if not there:
+                    remove_if_empty(parent)
+                raise Cancelled(f"Stopped by the user; nothing was written for {request.scan}.") from None
+            else:
+                listener.stage("write", 1, 1)
+                listener.result(result, files, time.perf_counter() - start)
     return first_failure
-
-
-def _run_one(
-    scan: Path, folder: Path, request: Request, options: Options, plan: Plan | None, listener: Listener
-) -> None:
-    from ..io.volume import read_mask, read_volume
-
-    start = time.perf_counter()
-    listener.stage("read", 0, 1)
-    volume = read_volume(scan, series=request.series, frame=request.frame)
-    brain = None if request.mask is None else read_mask(request.mask, volume)
-    prepare_folder(folder)
-    listener.stage("read", 1, 1)
-    from ..detection import detect
-    from ..results.saving import save
-
-    result = detect.detect(
-        volume,
-        options,
-        mask=brain,
-        plan=plan,
-        progress=listener.progress,
-        on_started=listener.started,
-        on_warning=listener.warning,
-    )
-    listener.stage("write", 0, 1)
-    files = save(result, volume, folder)
-    listener.stage("write", 1, 1)
-    listener.result(result, files, time.perf_counter() - start)
 
 
 def output_folders(scans: Sequence[Path], output: Path) -> list[Path]:
@@ -125,22 +76,3 @@ def output_folders(scans: Sequence[Path], output: Path) -> list[Path]:
         taken.add(name.casefold())
         folders.append(output / name)
     return folders
-
-
-def as_engine_error(error: Exception) -> EngineError:
-    """The error as the user should read it."""
-    if isinstance(error, EngineError):
-        return error
-    if is_out_of_memory(error):
-        return MemoryExhausted(f"Memory ran out ({error}).", "Close other programs, or use a machine with more memory.")
-    return EngineError(
-        f"{type(error).__name__}: {error}", "This is a fault of the program; diffusion-anomaly --debug shows where."
-    )
-
-
-def _clean(folder: Path, output: Path, existed: bool) -> None:
-    """Take away folders that were made for results that did not come."""
-    if not existed:
-        remove_if_empty(folder)
-        if folder != output:
-            remove_if_empty(output)

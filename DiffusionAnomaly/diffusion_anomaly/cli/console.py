@@ -19,8 +19,10 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..detection.scan import Listener as ScanListener
 from ..errors import EngineError
-from ..worker import protocol as job
+from ..results.result import statistics
+from ..worker import protocol
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -46,8 +48,8 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class Listener(Protocol):
-    """Who is told how a detection goes: a person or a program."""
+class Listener(ScanListener, Protocol):
+    """Who is told how a command goes: a person or a program."""
 
     def __enter__(self) -> Listener: ...
 
@@ -58,16 +60,6 @@ class Listener(Protocol):
     def begin(self, scan: Path, several: bool) -> None:
         """A scan's turn; ``several`` when it is one of more."""
         ...
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """A stage that the engine does not report: ``read`` or ``write``."""
-        ...
-
-    def progress(self, now: Progress) -> None: ...
-
-    def started(self, event: Started) -> None: ...
-
-    def warning(self, message: str) -> None: ...
 
     def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None: ...
 
@@ -205,30 +197,28 @@ class JsonLines:
         if stage == stage_before and done < total and elapsed - sent < SECONDS_BETWEEN_LINES:
             return
         self._last = (stage, elapsed)
-        self._send(job.Progress(stage, done, total, round(elapsed, 3), remaining))
+        self._send(protocol.Progress(stage, done, total, round(elapsed, 3), remaining))
 
     def started(self, event: Started) -> None:
-        self._send(job.Started(event.device, event.model, event.version, event.slices))
+        self._send(protocol.Started(event.device, event.model, event.version, event.slices))
 
     def warning(self, message: str) -> None:
-        self._send(job.Warned(message))
+        self._send(protocol.Warned(message))
 
     def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None:
-        from ..results.result import statistics
-
         self._result(files, statistics(result), {**result.timings, "total": round(seconds, 3)})
 
     def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
         self._result(files, table.to_dict(), {"total": round(seconds, 3)})
 
-    def _result(self, files: Mapping[str, Path], statistics: Mapping[str, Any], timings: Mapping[str, float]) -> None:
-        self._send(job.Result({kind: str(path.absolute()) for kind, path in files.items()}, statistics, timings))
+    def _result(self, files: Mapping[str, Path], numbers: Mapping[str, Any], timings: Mapping[str, float]) -> None:
+        self._send(protocol.Result({kind: str(path.absolute()) for kind, path in files.items()}, numbers, timings))
 
     def failed(self, error: EngineError) -> None:
-        self._send(job.Failure(error.code, error.what, error.hint))
+        self._send(protocol.Failure(error.code, error.what, error.hint))
 
-    def _send(self, event: job.Event) -> None:
-        line = job.encode(event)
+    def _send(self, event: protocol.Event) -> None:
+        line = protocol.encode(event)
         if self._scan is not None:
             line = json.dumps({**json.loads(line), "scan": self._scan})
         sys.stdout.write(line + "\n")

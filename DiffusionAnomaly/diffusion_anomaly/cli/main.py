@@ -22,8 +22,8 @@ import typer
 from .. import __version__
 from ..errors import Cancelled, EngineError, InputError
 from ..registry import DEFAULT_METHOD, METHODS
-from . import models as catalogue
-from .batch import Request, as_engine_error, run_batch
+from . import models
+from .batch import FAULT, output_folders, run_batch
 from .console import JsonLines, Terminal, out, show_error
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
@@ -35,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-app.add_typer(catalogue.app, name="models")
+app.add_typer(models.app, name="models")
 log = logging.getLogger("diffusion_anomaly")
 
 
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Cancelled.exit_code
     except Exception as error:
         log.debug("the command failed", exc_info=True)
-        failure = as_engine_error(error)
+        from ..detection.scan import as_engine_error
+
+        failure = as_engine_error(error, FAULT)
         show_error(failure)
         return failure.exit_code
 
@@ -110,13 +112,21 @@ def detect(
     ] = None,
     series: Annotated[str | None, typer.Option(help="Which series of a DICOM folder: UID or description.")] = None,
     frame: Annotated[int | None, typer.Option(help="Which volume of a 4-D scan, counted from 0.")] = None,
+    keep_reconstruction: Annotated[
+        bool, typer.Option("--keep-reconstruction", help="Also write the pseudo-healthy reconstruction.")
+    ] = False,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Leave the scan's name out of provenance and report.")
+    ] = False,
     json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
 ) -> None:
     """Find anomalies: heat, mask, findings, report.
 
     Provenance goes with them. Several scans are done one after the other.
     """
+    from ..detection.detector import Detector
     from ..detection.planning import Options
+    from ..detection.scan import ScanRequest
 
     if mask is not None and len(scans) > 1:
         raise InputError("One brain mask was given for several scans.", "Run the scans one by one.")
@@ -134,9 +144,13 @@ def detect(
             batch_size=batch_size,
             slice_spacing=slice_spacing,
             overrides=parse_settings(settings or []),
+            keep_reconstruction=keep_reconstruction,
+            anonymous=anonymous,
         )
         _end_like_interrupt(signal.SIGTERM)
-        raise typer.Exit(run_batch(Request(scans, output, mask, series, frame), options, listener))
+        folders = [output] if len(scans) == 1 else output_folders(scans, output)
+        requests = [ScanRequest(scan, folder, mask, series, frame) for scan, folder in zip(scans, folders, strict=True)]
+        raise typer.Exit(run_batch(Detector(options), requests, listener))
     except EngineError as error:  # of no one scan: every consumer of events gets its last line
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error
@@ -197,21 +211,23 @@ def evaluate(
     promise on tumour-free slices, and a picture of each run's best, median and worst patient.
     """
     from ..evaluation import evaluate
+    from ..evaluation.dataset import find_healthy, find_pairs
 
     listener = JsonLines() if json_lines else Terminal()
     try:
-        options: dict[str, Any] = {"precision": precision} | ({} if steps is None else {"steps": steps})
         specs = [
-            evaluate.RunSpec(method, model or None, options)
+            evaluate.RunSpec(method, model or None, {"precision": precision})
             for method, _, model in (run.partition("=") for run in runs or list(METHODS))
         ]
-        pairs = evaluate.find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
-        healthy_scans = [] if healthy is None else evaluate.find_healthy(healthy, healthy_pattern)
+        pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
+        healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
         _end_like_interrupt(signal.SIGTERM)
         with listener:
             listener.begin(source, several=False)
             start = time.perf_counter()
-            table = evaluate.run(pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans)
+            table = evaluate.run(
+                pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans, steps=steps
+            )
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
             listener.evaluated(table, files, time.perf_counter() - start)

@@ -14,9 +14,13 @@ from scipy import ndimage
 
 from ..errors import InputError
 from ..io.orientation import Orientation
+from ..models.package import open_bundle
+from ..system import free_gpu_memory, is_out_of_memory
 from .brain_network import SPACING, WINDOW, brain_logits, rescale_intensity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from ..io.volume import Volume
@@ -194,49 +198,80 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
     return np.asarray(ndimage.binary_fill_holes(labels == sizes.argmax()))
 
 
-def find_brain(
-    volume: Volume, bundle: Bundle | None = None, device: str = "auto", precision: str = "auto"
-) -> sitk.Image:
-    """The brain of an MR volume, found by the bundled network.
+class BrainFinder:
+    """Finds brains with a network that stays loaded from scan to scan.
 
     Args:
-        volume: any contrast, orientation and resolution, with skull or stripped.
         bundle: a package of kind ``brain``; the built-in one by default.
         device: as for detection.
         precision: as for detection.
-
-    Returns:
-        uint8 0/1 on the volume's grid.
-
-    Raises:
-        InputError: when no brain is found.
     """
-    from ..models.loading import load_network
-    from ..models.package import open_bundle
-    from ..system import choose_device, choose_dtype
 
-    values = sitk.GetArrayViewFromImage(volume.image)
-    if values.min() == values.max():
-        raise InputError(
-            f"No brain was found in {volume.title or volume.source}: every voxel is {values.flat[0]:g}.",
-            "Choose another scan.",
-        )
-    bundle = bundle or open_bundle("brain-mask")
-    place = choose_device(device)
-    network = load_network(bundle, "brain").to(place)
-    image, on_grid, probability = _plausible(volume.image, network, choose_dtype(precision, place))
-    piece = largest_piece(probability >= ENOUGH)
-    if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
-        raise InputError(
-            f"No brain was found in {volume.title or volume.source}.",
-            "Is it a head MR? If it is, give a brain mask with --mask.",
-        )
-    # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.
-    confined = np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH))
-    smooth = sitk.GetImageFromArray(confined)
-    smooth.CopyInformation(on_grid)
-    fine = sitk.Resample(smooth, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
-    mask = largest_piece(sitk.GetArrayViewFromImage(fine) >= ENOUGH).astype(np.uint8)
-    result = sitk.GetImageFromArray(mask)
-    result.CopyInformation(volume.image)
-    return result
+    def __init__(self, bundle: Bundle | None = None, device: str = "auto", precision: str = "auto") -> None:
+        self._bundle = bundle or open_bundle("brain-mask")
+        self.device, self._precision = device, precision
+        self._network: torch.nn.Module | None = None
+
+    def __call__(self, volume: Volume, warn: Callable[[str], None] = lambda message: None) -> sitk.Image:
+        """The brain of an MR volume.
+
+        Args:
+            volume: any contrast, orientation and resolution, with skull or stripped.
+            warn: is told when the memory of a GPU ran out and the CPU took over.
+
+        Returns:
+            uint8 0/1 on the volume's grid.
+
+        Raises:
+            InputError: when no brain is found.
+        """
+        from ..system import choose_device
+
+        values = sitk.GetArrayViewFromImage(volume.image)
+        if values.min() == values.max():
+            raise InputError(
+                f"No brain was found in {volume.title or volume.source}: every voxel is {values.flat[0]:g}.",
+                "Choose another scan.",
+            )
+        device = choose_device(self.device)
+        try:
+            return self._find(volume, device)
+        except Exception as error:
+            if not is_out_of_memory(error) or device.type == "cpu":
+                raise
+        # Here, when the exception no longer holds the memory.
+        self.release()
+        warn(f"Memory of {device} ran out when finding the brain; it is found, more slowly, on the CPU.")
+        try:
+            return self._find(volume, choose_device("cpu"))
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give the memory back; the next scan loads the network anew."""
+        self._network = None
+        free_gpu_memory()
+
+    def _find(self, volume: Volume, device: torch.device) -> sitk.Image:
+        from ..models.loading import load_network
+        from ..system import choose_dtype
+
+        if self._network is None:
+            self._network = load_network(self._bundle, "brain").to(device)
+        dtype = choose_dtype(self._precision, device)
+        image, on_grid, probability = _plausible(volume.image, self._network, dtype)
+        piece = largest_piece(probability >= ENOUGH)
+        if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
+            raise InputError(
+                f"No brain was found in {volume.title or volume.source}.",
+                "Is it a head MR? If it is, give a brain mask with --mask.",
+            )
+        # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.
+        confined = np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH))
+        smooth = sitk.GetImageFromArray(confined)
+        smooth.CopyInformation(on_grid)
+        fine = sitk.Resample(smooth, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+        mask = largest_piece(sitk.GetArrayViewFromImage(fine) >= ENOUGH).astype(np.uint8)
+        result = sitk.GetImageFromArray(mask)
+        result.CopyInformation(volume.image)
+        return result

@@ -1,16 +1,17 @@
 """All slices of a scan through one method, in batches, whatever memory allows.
 
-A slice's noise comes from its own generator, seeded by (seed, slice index), and its network calls have a fixed
-size, so neither the batch size nor a retry after memory ran out changes what a slice gets.
+A slice's noise comes from its own generator, seeded by (seed, slice index). On the CPU every network call has one fixed
+size, so the batch size changes nothing. On a GPU, and after memory ran out, calls have other sizes, for which a
+convolution may round differently: the same noise, and scores that agree within that rounding.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ Load = Callable[[str], "Model | None"]
 
 # A whole number of the network's own chunks of 8 on the CPU; a GPU is kept busy by about 32 slices of 128 x 128.
 CPU_BATCH = 8
-CUDA_BATCH = 32
+GPU_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class SliceRun:
         precision: ``float32`` or ``bfloat16``.
         batch_size: of the last batch.
         network_calls: calls of a network that each slice took.
-        healed: ``(n, H, W)`` float32 slices as the model would have them, normalised intensity; None unless asked for.
+        healed: ``(n, C, H, W)`` float32 slices as the model would have them, normalised intensity; None unless asked
+            for.
     """
 
     raw: np.ndarray
@@ -75,12 +77,21 @@ def slice_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(slice_seed(seed, index))
 
 
-def make_batch(stack: SliceStack, scale: IntensityScale, start: int, stop: int, seed: int) -> SliceBatch:
-    """Slices start..stop-1, normalised, each with its own generator, and with the neighbours that the grid asks for."""
+def make_batch(stack: SliceStack, scales: Sequence[IntensityScale], start: int, stop: int, seed: int) -> SliceBatch:
+    """Slices start..stop-1, normalised, each with its own generator, and with the neighbours that the grid asks for.
+
+    Args:
+        stack: the scan's slices.
+        scales: of its channels.
+        start, stop: which slices.
+        seed: of all noise.
+    """
     reach = stack.grid.neighbours
     first, last = max(0, start - reach), min(len(stack), stop + reach)
-    inside = stack.brain(first, last)
-    seen = torch.from_numpy(scale(stack.images(first, last), inside))
+    inside, images = stack.brain(first, last), stack.images(first, last)
+    for channel, scale in enumerate(scales):
+        images[:, channel] = scale(images[:, channel], inside)
+    seen = torch.from_numpy(images)
     wanted = slice(start - first, stop - first)
     slabs = None
     if reach:
@@ -90,42 +101,119 @@ def make_batch(stack: SliceStack, scale: IntensityScale, start: int, stop: int, 
                 other = stack.beside(index, offset)
                 if other is not None:
                     slabs[row, place] = seen[other - first]
+        slabs = slabs.flatten(1, 2)
     return SliceBatch(
-        seen[wanted, None],
+        seen[wanted],
         torch.from_numpy(inside[wanted])[:, None],
         [slice_generator(seed, index) for index in stack.indices[start:stop]],
         slabs,
     )
 
 
+class HeldModel:
+    """A model that stays loaded from scan to scan, on the device and with the batch size that memory allows.
+
+    When memory runs out the batch is halved, down to one slice; then the CPU takes over from a GPU; then it fails. What
+    was held is dropped before something smaller is loaded. The next scan begins on the wanted device again, with the
+    batch size that was found to fit.
+
+    Args:
+        load: loads the model onto a device; may give None for a method without one.
+        device: ``cpu``, ``cuda:0`` or another of torch's.
+        batch_size: slices a batch to start with; None chooses by the device.
+    """
+
+    def __init__(self, load: Load, device: str, batch_size: int | None = None) -> None:
+        self._load = load
+        self._wanted, self._size = device, batch_size
+        self.model: Model | None = None
+        self.device = device
+        self.batch_size = 0  # nothing is loaded
+
+    @property
+    def precision(self) -> str:
+        return "float32" if self.model is None else str(self.model.dtype).removeprefix("torch.")
+
+    def prepare(self, warn: Callable[[str], None]) -> None:
+        """Load what is not loaded.
+
+        Raises:
+            MemoryExhausted: when it fits nowhere.
+        """
+        if self.batch_size and self.device != self._wanted:
+            self.release()
+            self._size = 1
+        if not self.batch_size:
+            self._place(self._wanted, warn)
+
+    def _place(self, device: str, warn: Callable[[str], None]) -> None:
+        failure = None
+        try:
+            self.model = self._load(device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error) or type(error).__name__
+        self.device = device if self.model is not None or failure is not None else "cpu"
+        self.batch_size = 1 if failure is not None else self._size or (CPU_BATCH if self.device == "cpu" else GPU_BATCH)
+        if failure is not None:
+            self.shrink(failure, warn)
+
+    def shrink(self, failure: str, warn: Callable[[str], None]) -> None:
+        """Make the next attempt more modest.
+
+        The model's own chunk is halved too: the unsupervised method fills a chunk with noise levels when there are few
+        slices, so fewer slices alone would need as much memory as before.
+
+        Raises:
+            MemoryExhausted: when one slice a batch on the CPU is still too much.
+        """
+        free_gpu_memory()
+        if self.batch_size > 1:
+            before, self.batch_size = self.batch_size, self.batch_size // 2
+            self._size = self.batch_size
+            if self.model is not None:
+                self.model.chunk = max(1, self.model.chunk // 2)
+            warn(f"Memory of {self.device} ran out with {before} slices at once; going on with {self.batch_size}.")
+            return
+        if self.device != "cpu":
+            warn(f"Memory of {self.device} ran out with one slice at once; going on, more slowly, on the CPU.")
+            self.release()
+            self._place("cpu", warn)
+            return
+        raise MemoryExhausted(
+            f"Memory ran out with one slice at once on the CPU ({failure[:200]}).",
+            "Close other programs, or use a machine with more memory.",
+        )
+
+    def release(self) -> None:
+        """Give the memory back; the next scan loads anew."""
+        self.model, self.batch_size = None, 0
+        free_gpu_memory()
+
+
 def run_slices(
     stack: SliceStack,
-    scale: IntensityScale,
+    scales: Sequence[IntensityScale],
     method: MethodEntry,
     options: MethodOptions,
-    load: Load,
+    held: HeldModel,
     *,
-    device: str,
     seed: int = 0,
-    batch_size: int | None = None,
-    keep_healed: bool = False,
+    keep_reconstruction: bool = False,
     on_calls: Callable[[int, int], None] = lambda done, total: None,
     on_loaded: Callable[[str], None] = lambda device: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> SliceRun:
     """Run a method over every slice of a stack.
 
-    When memory runs out the batch is halved, down to one slice; then the CPU takes over from a GPU; then it fails.
-
     Args:
         stack: the scan's slices.
-        scale: the scan's intensities to [0, 1].
+        scales: each channel's intensities to [0, 1].
         method, options: what to run.
-        load: gives the model on a device.
-        device: ``cpu``, ``cuda`` or ``cuda:0``.
+        held: the model.
         seed: of all noise.
-        batch_size: slices a batch to start with; None chooses by the device.
-        keep_healed: whether the slices as the model would have them are kept too, where the method has them.
+        keep_reconstruction: whether pseudo-healthy slices are kept too, where the method has them.
         on_calls: takes how many network calls of all slices together are done, and how many there are. May raise
             ``Cancelled``.
         on_loaded: takes the device once the model is ready there, before the first slice.
@@ -134,8 +222,8 @@ def run_slices(
     Raises:
         MemoryExhausted: when one slice a batch on the CPU is still too much.
     """
-    attempt = _Attempt.start(load, device, batch_size, warn)
-    on_loaded(attempt.device)
+    held.prepare(warn)
+    on_loaded(held.device)
     calls = method.network_calls(options)
     each = max(1, calls)  # a method without a network counts slices
     total = len(stack) * each
@@ -145,7 +233,7 @@ def run_slices(
     healed: list[np.ndarray] = []
     done = 0
     while done < len(stack):
-        stop = min(done + attempt.batch_size, len(stack))
+        stop = min(done + held.batch_size, len(stack))
         passed = 0
 
         def progress(count: int, first: int = done, width: int = stop - done) -> None:
@@ -155,11 +243,11 @@ def run_slices(
 
         failure = None
         try:
-            result = method.run(make_batch(stack, scale, done, stop, seed), attempt.model, options, progress)
+            result = method.run(make_batch(stack, scales, done, stop, seed), held.model, options, progress)
             raw[done:stop], scores[done:stop] = result.heat.numpy(), result.score.numpy()
             if result.misfit is not None:
                 misfits.append(result.misfit.numpy())
-            if keep_healed and result.healed is not None:
+            if keep_reconstruction and result.healed is not None:
                 healed.append(result.healed.numpy())
         except Exception as error:
             if not is_out_of_memory(error):
@@ -167,7 +255,7 @@ def run_slices(
             # Kept as text: the exception's traceback would keep the tensors alive that filled the memory.
             failure = str(error) or type(error).__name__
         if failure is not None:
-            attempt = attempt.smaller(failure, load, warn)
+            held.shrink(failure, warn)
             continue
         done = stop
         on_calls(done * each, total)
@@ -179,66 +267,17 @@ def run_slices(
         raw,
         scores,
         misfit,
-        attempt.device,
-        attempt.precision,
-        attempt.batch_size,
+        held.device,
+        held.precision,
+        held.batch_size,
         calls,
         np.concatenate(healed) if healed else None,
     )
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """The model where it is now, and how many slices at once are tried."""
-
-    model: Any
-    device: str
-    batch_size: int
-
-    @classmethod
-    def start(cls, load: Load, device: str, batch_size: int | None, warn: Callable[[str], None]) -> _Attempt:
-        failure = None
-        try:
-            model = load(device)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = str(error) or type(error).__name__
-        if failure is not None:
-            return cls(None, device, 1).smaller(failure, load, warn)
-        on_gpu = device.startswith("cuda") and model is not None
-        device = str(model.device) if model is not None else "cpu"
-        return cls(model, device, batch_size or (CUDA_BATCH if on_gpu else CPU_BATCH))
-
-    @property
-    def precision(self) -> str:
-        return "float32" if self.model is None else str(self.model.dtype).removeprefix("torch.")
-
-    def smaller(self, failure: str, load: Load, warn: Callable[[str], None]) -> _Attempt:
-        """The next, more modest attempt.
-
-        The model's own chunk is halved too: the unsupervised method fills a chunk with noise levels when there are
-        few slices, so fewer slices alone would need as much memory as before.
-        """
-        free_gpu_memory()
-        if self.batch_size > 1:
-            half = self.batch_size // 2
-            if self.model is not None:
-                self.model.chunk = max(1, self.model.chunk // 2)
-            warn(f"Memory of {self.device} ran out with {self.batch_size} slices at once; going on with {half}.")
-            return replace(self, batch_size=half)
-        if self.device.startswith("cuda"):
-            warn(f"Memory of {self.device} ran out with one slice at once; going on, more slowly, on the CPU.")
-            return _Attempt.start(load, "cpu", None, warn)
-        raise MemoryExhausted(
-            f"Memory ran out with one slice at once on the CPU ({failure[:200]}).",
-            "Close other programs, or use a machine with more memory.",
-        )
-
-
-@dataclass(frozen=True)
-class RawHeat:
-    """Heat before calibration: what a package's calibration is learnt from, and what it is applied to.
+class RawMap:
+    """Anomaly scores before calibration: what a package's calibration is learnt from, and what it is applied to.
 
     Attributes:
         stack: the scan's slices.

@@ -9,19 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
-from ..registry import DEFAULT_METHOD
+from ..registry import DEFAULT_METHOD, get_method
+from ..system import choose_device
 
 if TYPE_CHECKING:
     from ..models.filters import PostprocessSettings
-    from ..models.networks import Model
     from ..models.package import Bundle
     from ..options import MethodOptions
     from ..preprocessing.slices import Grid
     from ..registry import MethodEntry
     from .calibration import Calibration
+
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Options:
         batch_size: slices at once; None chooses by the device. Never changes a result.
         slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
         overrides: any other option of the method, by name.
-        keep_healed: whether the scan as the model would have it is a result too, where the method has it.
+        anonymous: whether the scan's file name, title and description are left out of provenance and report.
+        keep_reconstruction: whether the pseudo-healthy reconstruction is a result too, where the method has one.
     """
 
     method: str = DEFAULT_METHOD
@@ -54,11 +59,14 @@ class Options:
     batch_size: int | None = None
     slice_spacing: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    keep_healed: bool = False
+    keep_reconstruction: bool = False
+    anonymous: bool = False
 
     def __post_init__(self) -> None:
         _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)
         _check_number("min_volume_ml", self.min_volume_ml, lambda value: value >= 0, "a number of ml, at least 0")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"Unknown precision {self.precision!r}.", f"Use {', '.join(PRECISIONS)}.")
         if self.threshold is not None:
             _check_number("threshold", self.threshold, lambda value: value > 0, "a heat above 0")
         if self.batch_size is not None:
@@ -85,8 +93,6 @@ class Plan:
         method_options: its options: defaults, overlaid by the package's, overlaid by the user's.
         bundle: the model package; the baseline's holds no network.
         postprocess: filters of raw heat.
-        device: ``cpu``, ``cuda`` or ``cuda:0``: what ``auto`` came to.
-        precision: ``float32`` or ``bfloat16``: what ``auto`` came to on that device.
     """
 
     asked: Options
@@ -94,8 +100,11 @@ class Plan:
     method_options: MethodOptions
     bundle: Bundle
     postprocess: PostprocessSettings
-    device: str
-    precision: str
+
+    @cached_property
+    def device(self) -> str:
+        """``cpu``, ``cuda`` or ``cuda:0``: what ``auto`` comes to here."""
+        return str(choose_device(self.asked.device))
 
     @property
     def grid(self) -> Grid:
@@ -104,14 +113,6 @@ class Plan:
         if self.asked.slice_spacing is not None:
             grid = replace(grid, max_slice_spacing=float(self.asked.slice_spacing))
         return grid
-
-    def load(self, device: str) -> Model | None:
-        """The model on a device; None for a method without one."""
-        if not self.method.has_network:
-            return None
-        from ..models.loading import load_model
-
-        return load_model(self.bundle, device, self.asked.precision)
 
     @property
     def calibration(self) -> Calibration:
@@ -128,6 +129,11 @@ class Plan:
     def calibration_source(self) -> str:
         """What healthy data the heat refers to."""
         return str(self._calibrated("calibration").get("source") or "healthy validation scans")
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The contrasts that the model is shown, in this order."""
+        return self.bundle.channels
 
     @property
     def threshold(self) -> float:
@@ -167,8 +173,6 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
     """
     from ..models.filters import PostprocessSettings
     from ..models.package import open_bundle
-    from ..registry import get_method
-    from ..system import choose_device, choose_dtype
 
     method = get_method(options.method)
     if bundle is None:
@@ -187,15 +191,14 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
         settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}))
     except InputError as error:
         raise ModelError(f"The model package's post-processing does not fit: {error.what}", error.hint) from error
-    device = choose_device(options.device)
+    if options.device not in ("auto", "cpu"):  # what needs no torch to be known to be there
+        choose_device(options.device)
     return Plan(
         asked=options,
         method=method,
         method_options=method.make_options(_packaged_options(bundle), overrides),
         bundle=bundle,
         postprocess=settings,
-        device=str(device),
-        precision=str(choose_dtype(options.precision, device)).removeprefix("torch."),
     )
 
 
@@ -219,8 +222,3 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
         "precision": plan.asked.precision,
         "postprocess": plan.postprocess.to_dict(),
     }
-
-
-def with_options(plan: Plan, method_options: MethodOptions) -> Plan:
-    """The same plan with the method's options replaced."""
-    return replace(plan, method_options=method_options)

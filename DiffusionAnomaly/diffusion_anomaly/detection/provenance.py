@@ -15,17 +15,18 @@ from ..system import device_name, versions
 from .planning import resolved_options
 
 if TYPE_CHECKING:
-    from ..io.volume import Volume
+    from ..io.volume import Scan, Volume
     from ..models.package import Bundle
-    from .inference import RawHeat
+    from .inference import RawMap
+    from .planning import Plan
 
 SCHEMA_VERSION = 1
 PURPOSE = "For research use only. Not for diagnosis."
 
 
 def describe(
-    volume: Volume,
-    found: RawHeat,
+    scan: Scan,
+    found: RawMap,
     brain: sitk.Image,
     *,
     brain_given: bool,
@@ -36,7 +37,7 @@ def describe(
     """Everything needed to trace and repeat a detection.
 
     Args:
-        volume: the scan.
+        scan: what was looked at.
         found: what was computed from it.
         brain: the mask that everything was confined to.
         brain_given: whether the user gave that mask.
@@ -49,7 +50,8 @@ def describe(
         "schema_version": SCHEMA_VERSION,
         "purpose": PURPOSE,
         "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "input": describe_input(volume),
+        "input": describe_input(scan.reference, plan.asked.anonymous),
+        **_channels(scan, plan.asked.anonymous),
         "brain": {
             "source": "given by the user" if brain_given else describe_brain_model(),
             "volume_ml": round(volume_ml(brain), 3),
@@ -62,7 +64,7 @@ def describe(
             "slice_spacing": found.stack.grid.max_slice_spacing,
         },
         "calibration": plan.calibration_source,
-        "threshold": {"heat": plan.threshold, "source": threshold_source(found)},
+        "threshold": {"heat": plan.threshold, "source": threshold_source(plan)},
         "score": {
             "value": score,
             "title": plan.method.score_title,
@@ -77,12 +79,18 @@ def describe(
     }
 
 
-def describe_input(volume: Volume) -> dict[str, Any]:
-    """The scan: which file, and its grid."""
+def describe_input(volume: Volume, anonymous: bool = False) -> dict[str, Any]:
+    """The scan: which file, and its grid.
+
+    Args:
+        volume: the scan, or a channel of it.
+        anonymous: whether names are left out. Folders always are: they often name the patient.
+    """
     image = volume.image
+    modality = {name: value for name, value in volume.metadata.items() if name == "modality"}
     return {
-        "title": volume.name,
-        "path": str(Path(volume.source).absolute()),
+        "title": "scan" if anonymous else volume.name,
+        "path": "" if anonymous else Path(volume.source).name,
         "sha256": volume.sha256,
         "dimension": volume.dimension,
         "size": list(image.GetSize()),
@@ -90,8 +98,15 @@ def describe_input(volume: Volume) -> dict[str, Any]:
         "origin_mm_lps": list(image.GetOrigin()),
         "direction_lps": list(image.GetDirection()),
         "non_finite_voxels": volume.non_finite,
-        "metadata": dict(volume.metadata),
+        "metadata": modality if anonymous else dict(volume.metadata),
     }
+
+
+def _channels(scan: Scan, anonymous: bool) -> dict[str, Any]:
+    """Each channel by its name, where there are several."""
+    if len(scan.channels) == 1:
+        return {}
+    return {"channels": {name: describe_input(volume, anonymous) for name, volume in scan.channels.items()}}
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -112,14 +127,11 @@ def describe_brain_model() -> dict[str, Any]:
     return describe_bundle(open_bundle("brain-mask"))
 
 
-def threshold_source(found: RawHeat) -> str:
+def threshold_source(plan: Plan) -> str:
     """Why the threshold is what it is."""
-    plan = found.plan
     if plan.asked.threshold is not None:
         return "chosen by the user"
     stored = plan.stored_threshold
-    if stored is None:
-        return "default of the baseline, not measured on healthy scans"
     allowed = stored.get("false_alarm_ml")
     source = str(stored.get("source") or "healthy validation scans")
     return source if allowed is None else f"at most {allowed:g} ml of false alarms a scan on {source}"

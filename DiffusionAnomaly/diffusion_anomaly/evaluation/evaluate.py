@@ -1,6 +1,6 @@
 """Methods against reference masks: everything that goes into the table of an honest evaluation.
 
-Each scan's brain is found once and given to every method; each method runs through ``detect`` as a user's
+Each scan's brain is found once and given to every method; each method runs through a ``Detector`` as a user's
 scan does; and the intensity baseline always runs beside, as good as it is known to be. What is judged is the heat on
 the scan's own grid. What the columns mean is said in ``evaluation_table``.
 
@@ -12,7 +12,6 @@ the scan's own grid. What the columns mean is said in ``evaluation_table``.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,21 +22,20 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from ..detection.detect import detect
+from ..detection.brain import BrainFinder
+from ..detection.detector import Detector
 from ..detection.planning import Options, Plan, make_plan
 from ..errors import InputError
-from ..io.files import Writer, prepare_folder
+from ..io.files import Writer, file_stem, prepare_folder
 from ..io.orientation import Orientation
 from ..io.typed_json import checked
 from ..io.volume import Volume, read_heat, read_mask, read_volume, write_like
 from ..results.result import Progress, Result
 from . import metrics, montage
-from .dataset import HealthyScan, Pair, find_healthy, find_pairs
+from .dataset import HealthyScan, Pair
 from .reliability import FreeSlices, Reliability
 from .statistics import Case, HealthyCase, RunResult, Sweep
 from .table import Table
-
-__all__ = ["HealthyScan", "Pair", "RunSpec", "Table", "find_healthy", "find_pairs", "plan_runs", "run", "sweep"]
 
 BASELINE = "intensity"
 # A slice counts as tumour-free when it is at least this many slices, and this far, from any with tumour.
@@ -78,6 +76,7 @@ def run(
     *,
     healthy: Sequence[HealthyScan] = (),
     resamples: int = 1000,
+    steps: int | None = None,
 ) -> Table:
     """Run every method on every scan and compare with the references.
 
@@ -93,6 +92,7 @@ def run(
         progress: is told how far it is; may raise ``Cancelled``.
         healthy: scans in which every finding is a false alarm.
         resamples: of the patients, for the intervals.
+        steps: for every method that has steps, at most as many as its model allows; None leaves them to the packages.
 
     Returns:
         The table, already written.
@@ -103,64 +103,57 @@ def run(
     if not pairs:
         raise InputError("There are no scans to evaluate on.", "Give at least one scan with its reference.")
     output = prepare_folder(output)
-    plans = plan_runs(runs, device, seed)
+    detectors = {label: Detector(plan) for label, plan in plan_runs(runs, device, seed, steps).items()}
     clock = _Clock(progress)
-    scans = len(pairs) + len(healthy)
-    brains = {pair.name: _brain(pair, output, device, clock, done, scans) for done, pair in enumerate(pairs)}
-    healthy_output = prepare_folder(output / "healthy") if healthy else output
-    healthy_brains = [
-        _brain(scan, healthy_output, device, clock, done, scans) for done, scan in enumerate(healthy, start=len(pairs))
-    ]
-    weights = {label: max(1, plan.method.network_calls(plan.method_options)) for label, plan in plans.items()}
-    clock.enter("detect", sum(weights.values()) * scans)
-    cases: dict[str, list[Case]] = {label: [] for label in plans}
-    last: dict[str, Result] = {}
+    brains = _find_brains(pairs, healthy, output, device, clock)
+    weights = {
+        label: max(1, detector.plan.method.network_calls(detector.plan.method_options))
+        for label, detector in detectors.items()
+    }
+    clock.enter("detect", sum(weights.values()) * (len(pairs) + len(healthy)))
+    cases: dict[str, list[Case]] = {label: [] for label in detectors}
+    provenance: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         volume = read_volume(pair.scan)
-        truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brains[pair.name].path, volume))
-        for label, plan in plans.items():
-            result, seconds = _detect(volume, truth.brain_image, plan, clock, weights[label])
-            seconds += brains[pair.name].seconds
-            write_like(result.heat, volume, _heat_file(output, label, pair.name), dtype=np.float32)
-            cases[label].append(_compare(pair.name, truth, result, seconds, brains[pair.name].given))
-            last[label] = result
-    false_alarms: dict[str, list[HealthyCase]] = {label: [] for label in plans}
-    for scan, brain in zip(healthy, healthy_brains, strict=True):
-        volume = read_volume(scan.scan)
-        mask = read_mask(brain.path, volume)
-        for label, plan in plans.items():
-            result, seconds = _detect(volume, mask, plan, clock, weights[label])
-            write_like(result.heat, volume, _heat_file(healthy_output, label, scan.name), dtype=np.float32)
-            false_alarms[label].append(_count(scan.name, volume, result, seconds + brain.seconds))
-    clock.enter("table", len(plans))
+        brain = brains[pair.scan]
+        truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain.path, volume))
+        for label, detector in detectors.items():
+            result, seconds = _detect(detector, volume, truth.brain_image, clock, weights[label])
+            write_like(result.anomaly_map, volume, _map_file(output, label, pair.name), dtype=np.float32)
+            cases[label].append(_compare(pair.name, truth, result, seconds + brain.seconds, brain.given))
+            provenance[label] = result.provenance
+    false_alarms = _count_false_alarms(healthy, detectors, brains, output / "healthy", clock, weights)
+    clock.enter("table", len(detectors))
     results = []
-    for done, (label, plan) in enumerate(plans.items()):
-        truths = ((_heat_file(output, label, pair.name), _read_truth(pair, brains[pair.name].path)) for pair in pairs)
+    montages: dict[str, Writer] = {}
+    for done, (label, detector) in enumerate(detectors.items()):
+        plan = detector.plan
+        truths = ((_map_file(output, label, pair.name), _read_truth(pair, brains[pair.scan].path)) for pair in pairs)
         swept = sweep(cases[label], truths, plan.threshold, plan.asked.min_volume_ml)
-        provenance, alarms = last[label].provenance, false_alarms[label]
-        results.append(RunResult(label, label == BASELINE, cases[label], swept, provenance, alarms))
+        is_baseline = label == BASELINE
+        results.append(RunResult(label, is_baseline, cases[label], swept, provenance[label], false_alarms[label]))
+        files = {
+            pair.name: montage.Files(
+                pair.scan, _map_file(output, label, pair.name), brains[pair.scan].path, pair.reference
+            )
+            for pair in pairs
+        }
+        montages |= montage.writer(file_stem(label), cases[label], files, plan.threshold, plan.asked.min_volume_ml)
         clock.report(done + 1)
     table = Table.of(results, seed=seed, resamples=resamples)
     reliability = Reliability.of(
         {result.label: [case.free for case in result.cases] for result in results},
-        {label: plan.threshold for label, plan in plans.items()},
+        {label: detector.plan.threshold for label, detector in detectors.items()},
         seed=seed,
         resamples=resamples,
     )
-    montages: dict[str, Writer] = {}
-    for label, plan in plans.items():
-        files = {
-            pair.name: montage.Files(
-                pair.scan, _heat_file(output, label, pair.name), brains[pair.name].path, pair.reference
-            )
-            for pair in pairs
-        }
-        montages |= montage.writer(_file_name(label), cases[label], files, plan.threshold, plan.asked.min_volume_ml)
     table.write(output, reliability.writers() | montages)
     return table
 
 
-def plan_runs(runs: Sequence[RunSpec], device: str = "auto", seed: int = 0) -> dict[str, Plan]:
+def plan_runs(
+    runs: Sequence[RunSpec], device: str = "auto", seed: int = 0, steps: int | None = None
+) -> dict[str, Plan]:
     """What will be run, by label, with the baseline.
 
     A baseline that was asked for without a label, model or side of its own is this one, not another.
@@ -178,6 +171,9 @@ def plan_runs(runs: Sequence[RunSpec], device: str = "auto", seed: int = 0) -> d
             plain = replace(options, steps=None)
             continue
         plan = make_plan(options)
+        most = plan.method_options.most_steps
+        if steps is not None and most is not None:
+            plan = make_plan(replace(options, steps=min(steps, most)), plan.bundle)
         label = spec.label or spec.method
         if label in plans and not spec.label:
             label = f"{label} ({plan.bundle.name})"
@@ -263,12 +259,32 @@ class Truth:
         return (metrics.slice_distance(self.tumour_slices) >= far) & self.brain.any(axis=(1, 2))
 
 
-def _detect(volume: Volume, brain: sitk.Image, plan: Plan, clock: _Clock, weight: int) -> tuple[Result, float]:
+def _detect(detector: Detector, volume: Volume, brain: sitk.Image, clock: _Clock, weight: int) -> tuple[Result, float]:
     """What one run finds in one scan, and the seconds it took."""
     start = time.perf_counter()
-    result = detect(volume, plan.asked, mask=brain, plan=plan, progress=clock.inside(weight))
+    result = detector(volume, brain=brain, progress=clock.inside(weight))
     clock.finished(weight)
     return result, time.perf_counter() - start
+
+
+def _count_false_alarms(
+    healthy: Sequence[HealthyScan],
+    detectors: Mapping[str, Detector],
+    brains: Mapping[Path, _Brain],
+    output: Path,
+    clock: _Clock,
+    weights: Mapping[str, int],
+) -> dict[str, list[HealthyCase]]:
+    """What each run finds in healthy scans."""
+    found: dict[str, list[HealthyCase]] = {label: [] for label in detectors}
+    for scan in healthy:
+        volume, brain = read_volume(scan.scan), brains[scan.scan]
+        mask = read_mask(brain.path, volume)
+        for label, detector in detectors.items():
+            result, seconds = _detect(detector, volume, mask, clock, weights[label])
+            write_like(result.anomaly_map, volume, _map_file(output, label, scan.name), dtype=np.float32)
+            found[label].append(_count(scan.name, volume, result, seconds + brain.seconds))
+    return found
 
 
 def _count(name: str, volume: Volume, result: Result, seconds: float) -> HealthyCase:
@@ -284,7 +300,7 @@ def _count(name: str, volume: Volume, result: Result, seconds: float) -> Healthy
 
 
 def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_given: bool) -> Case:
-    heat, predicted = truth.view(result.heat), truth.view(result.mask) != 0
+    heat, predicted = truth.view(result.anomaly_map), truth.view(result.mask) != 0
     outside = int(np.count_nonzero(truth.reference & ~truth.brain))
     lesion_heat, other_heat = heat[truth.reference & truth.brain], heat[truth.brain & ~truth.reference]
     judged = [
@@ -322,24 +338,30 @@ class _Brain:
     given: bool
 
 
-def _brain(scan: Pair | HealthyScan, output: Path, device: str, clock: _Clock, done: int, total: int) -> _Brain:
-    """Check a scan and what belongs to it, and find its brain if it has no mask."""
-    clock.enter("brain", total)
-    clock.report(done)
-    volume = read_volume(scan.scan)
-    if isinstance(scan, Pair):
-        read_mask(scan.reference, volume)
-        if scan.brain is not None:
-            read_mask(scan.brain, volume)
-            return _Brain(scan.brain, 0.0, True)
-    from ..detection.brain import find_brain
-
-    start = time.perf_counter()
-    brain = find_brain(volume, device=device)
-    seconds = time.perf_counter() - start
-    path = prepare_folder(output / "brain") / f"{_file_name(scan.name)}.nii.gz"
-    write_like(brain, volume, path, dtype=np.uint8)
-    return _Brain(path, seconds, False)
+def _find_brains(
+    pairs: Sequence[Pair], healthy: Sequence[HealthyScan], output: Path, device: str, clock: _Clock
+) -> dict[Path, _Brain]:
+    """Check every scan and what belongs to it, and find the brains of those without a mask."""
+    find = BrainFinder(device=device)
+    clock.enter("brain", len(pairs) + len(healthy))
+    brains = {}
+    for done, scan in enumerate((*pairs, *healthy)):
+        clock.report(done)
+        volume = read_volume(scan.scan)
+        if isinstance(scan, Pair):
+            read_mask(scan.reference, volume)
+            if scan.brain is not None:
+                read_mask(scan.brain, volume)
+                brains[scan.scan] = _Brain(scan.brain, 0.0, True)
+                continue
+        start = time.perf_counter()
+        brain = find(volume)
+        seconds = time.perf_counter() - start
+        folder = output / "brain" if isinstance(scan, Pair) else output / "healthy" / "brain"
+        path = prepare_folder(folder) / f"{file_stem(scan.name)}.nii.gz"
+        write_like(brain, volume, path, dtype=np.uint8)
+        brains[scan.scan] = _Brain(path, seconds, False)
+    return brains
 
 
 def _read_truth(pair: Pair, brain: Path) -> Truth:
@@ -347,12 +369,8 @@ def _read_truth(pair: Pair, brain: Path) -> Truth:
     return Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain, volume))
 
 
-def _heat_file(output: Path, label: str, name: str) -> Path:
-    return prepare_folder(output / "heat" / _file_name(label)) / f"{_file_name(name)}.nii.gz"
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.()-]+", "_", name)
+def _map_file(output: Path, label: str, name: str) -> Path:
+    return prepare_folder(output / "heat" / file_stem(label)) / f"{file_stem(name)}.nii.gz"
 
 
 class _Clock:

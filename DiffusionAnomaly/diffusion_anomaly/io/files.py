@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +61,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with whole_file(path) as partial:
         partial.write_bytes(text.encode("utf-8"))
+
+
+def file_stem(text: str) -> str:
+    """Text as a part of a file name that every system takes.
+
+    >>> file_stem("T1 + contrast")
+    'T1_contrast'
+    """
+    return re.sub(r"[^\w.()-]+", "_", text)
 
 
 def partial_name(path: Path, suffix: str | None = None) -> Path:

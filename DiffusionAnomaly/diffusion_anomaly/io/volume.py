@@ -1,8 +1,7 @@
 """Scans in, results out: the only place where the engine reads and writes images.
 
-A scan becomes one float32 volume in its file's own orientation, checked and finite; a result goes back onto
-exactly the same grid. What a network reads of it is `SliceStack`'s duty, in `stack`; how intensities are
-normalised is `intensity`'s.
+A scan becomes one float32 volume a channel in its file's own orientation, checked and finite; a result goes back onto
+exactly the same grid. What a network reads of it is the duty of `preprocessing`.
 
 >>> import tempfile
 >>> path = Path(tempfile.mkdtemp()) / "scan.nrrd"
@@ -25,27 +24,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
-from ..preprocessing.intensity import IntensityScale
-from ..preprocessing.slices import Grid, SliceStack
 from .dicom import read_series
 from .files import partial_name, whole_file
 from .headers import check_whole, files_of, keep_grid_fields, suffix_of
 from .itk import itk_errors, last_words, quiet, read_file
-from .orientation import Orientation, describe_grid, same_grid
-
-__all__ = [
-    "Grid",
-    "IntensityScale",
-    "Orientation",
-    "SliceStack",
-    "Volume",
-    "describe_grid",
-    "read_heat",
-    "read_mask",
-    "read_volume",
-    "same_grid",
-    "write_like",
-]
+from .orientation import describe_grid, same_grid
 
 PathLike = str | os.PathLike[str]
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -79,6 +62,38 @@ class Volume:
     def name(self) -> str:
         """What to call it in a sentence or a heading."""
         return self.title or Path(self.source).name
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One or more grey volumes by contrast name, on one grid.
+
+    The first channel is the reference: it gives the grid, and what is said of "the scan" is said of it.
+
+    Raises:
+        InputError: when there is no channel, or one has another grid than the first.
+    """
+
+    channels: Mapping[str, Volume]
+
+    def __post_init__(self) -> None:
+        if not self.channels:
+            raise InputError("The scan has no channel.", "Give at least one volume.")
+        for name, volume in self.channels.items():
+            if not same_grid(volume.image, self.reference.image):
+                raise InputError(
+                    f"The channel {name} has another grid than {next(iter(self.channels))}. "
+                    f"{name}: {describe_grid(volume.image)}. The first: {describe_grid(self.reference.image)}.",
+                    "Resample all channels onto the first.",
+                )
+
+    @property
+    def reference(self) -> Volume:
+        return next(iter(self.channels.values()))
+
+    @property
+    def images(self) -> list[sitk.Image]:
+        return [volume.image for volume in self.channels.values()]
 
 
 def read_volume(path: PathLike, *, series: str | None = None, frame: int | None = None) -> Volume:

@@ -29,11 +29,11 @@ class SliceBatch:
     """Slices of one volume on the model's grid.
 
     Attributes:
-        images: ``(N, 1, H, W)`` float32, normalised intensity in [0, 1], 0 outside the brain.
+        images: ``(N, C, H, W)`` float32, normalised intensity in [0, 1], 0 outside the brain.
         brain: ``(N, 1, H, W)`` bool.
         generators: one CPU generator a slice, so that a slice's noise never depends on its companions.
-        slabs: ``(N, 2 k + 1, H, W)`` float32, each slice between its ``k`` neighbours on either side, from below; 0
-            where there is no neighbour. None for models that see a slice alone.
+        slabs: ``(N, (2 k + 1) C, H, W)`` float32, each slice between its ``k`` neighbours on either side, slice by
+            slice from below; 0 where there is no neighbour. None for models that see a slice alone.
     """
 
     images: Tensor
@@ -42,26 +42,28 @@ class SliceBatch:
     slabs: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.shape[1] != 1 or self.images.shape != self.brain.shape:
+        count, _, height, width = self.images.shape if self.images.ndim == 4 else (-1, -1, -1, -1)
+        if self.brain.shape != (count, 1, height, width):
             raise InputError(
                 f"Slices have shape {tuple(self.images.shape)} and brain {tuple(self.brain.shape)}.",
-                "Both must be (N, 1, H, W).",
+                "They must be (N, C, H, W) and (N, 1, H, W).",
             )
         if len(self.generators) != len(self.images):
             raise InputError(f"{len(self.images)} slices came with {len(self.generators)} random generators.")
         if self.slabs is not None and (
-            self.slabs.shape[1] % 2 == 0
+            self.slabs.shape[1] % self.images.shape[1]
+            or self.slabs.shape[1] // self.images.shape[1] % 2 == 0
             or self.slabs.shape[::2] != self.images.shape[::2]
             or self.slabs.shape[3] != self.images.shape[3]
         ):
             raise InputError(
                 f"Slices have shape {tuple(self.images.shape)} and slabs {tuple(self.slabs.shape)}.",
-                "Slabs must be (N, an odd number of slices, H, W).",
+                "Slabs must be (N, an odd number of slices with as many channels, H, W).",
             )
 
     @property
     def seen(self) -> Tensor:
-        """What a network is shown: the slabs, or the slices alone ``(N, 1, H, W)``."""
+        """What a network is shown: the slabs, or the slices alone ``(N, C, H, W)``."""
         return self.images if self.slabs is None else self.slabs
 
 
@@ -74,8 +76,8 @@ class SliceResult:
         score: ``(N,)`` float32 on the CPU, one number a slice; see ``Method.score_title``.
         misfit: ``(N,)`` float32 on the CPU, how far the slice's brain commonly is from its healthy version, see
             ``misfit``; None for a method without one.
-        healed: ``(N, H, W)`` float32 on the CPU, the slice as the model would have it, normalised intensity, 0 outside
-            the brain; None for a method without one.
+        healed: ``(N, C, H, W)`` float32 on the CPU, the slice as the model would have it, normalised intensity, 0
+            outside the brain; None for a method without one.
     """
 
     heat: Tensor
@@ -175,10 +177,10 @@ def misfit(images: Tensor, healthy: Tensor, brain: Tensor) -> Tensor:
     scans: their noise, contrast and sharpness.
 
     Args:
-        images, healthy: ``(N, 1, H, W)``.
+        images, healthy: ``(N, C, H, W)``; differences are summed over channels.
         brain: ``(N, 1, H, W)`` bool.
     """
-    differences = (images - healthy).abs().float().cpu()
+    differences = (images - healthy).abs().sum(dim=1, keepdim=True).float().cpu()
     inside = brain.cpu()
     return torch.stack(
         [
@@ -188,7 +190,7 @@ def misfit(images: Tensor, healthy: Tensor, brain: Tensor) -> Tensor:
     )
 
 
-def confine(heat: Tensor, brain: Tensor) -> Tensor:
-    """Heat ``(N, H, W)`` on the CPU as float32, exactly 0 outside ``brain`` ``(N, 1, H, W)``."""
-    heat = heat.float().cpu()
-    return torch.where(brain[:, 0].cpu(), heat, torch.zeros_like(heat))
+def confine(values: Tensor, brain: Tensor) -> Tensor:
+    """``(N, H, W)`` or ``(N, C, H, W)`` on the CPU as float32, exactly 0 outside ``brain`` ``(N, 1, H, W)``."""
+    values, inside = values.float().cpu(), brain.cpu()
+    return torch.where(inside if values.ndim == 4 else inside[:, 0], values, torch.zeros_like(values))

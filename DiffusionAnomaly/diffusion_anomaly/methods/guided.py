@@ -60,7 +60,7 @@ class Guided:
         healthy = to_unit_range(model.decode(healed))
         heat = residual(images, healthy, options.side, options.floor)
         common = misfit(images, healthy, batch.brain)
-        return SliceResult(confine(heat, batch.brain), score.float().cpu(), common, confine(healthy[:, 0], batch.brain))
+        return SliceResult(confine(heat, batch.brain), score.float().cpu(), common, confine(healthy, batch.brain))
 
     def network_calls(self, options: GuidedOptions) -> int:
         """One network call each way and one classifier gradient a step."""

@@ -8,9 +8,11 @@ grid, and filters that leave small lesions alone.
 
 from __future__ import annotations
 
+import torch
+
 from ..models.networks import Model
 from ..registry import IntensityOptions
-from .base import ProgressCallback, SliceBatch, SliceResult, confine
+from .base import ProgressCallback, SliceBatch, SliceResult, confine, residual
 
 
 class Intensity:
@@ -20,9 +22,9 @@ class Intensity:
         self, batch: SliceBatch, model: Model | None, options: IntensityOptions, progress: ProgressCallback
     ) -> SliceResult:
         """Heat is the difference in normalised intensity."""
-        difference = batch.images[:, 0].float() - options.reference
-        sides = {"bright": difference.clamp_min(0.0), "dark": (-difference).clamp_min(0.0), "both": difference.abs()}
-        heat = confine(sides[options.side], batch.brain)
+        images = batch.images.float()
+        ordinary = torch.full_like(images, options.reference)
+        heat = confine(residual(images, ordinary, options.side), batch.brain)
         progress(0)
         pixels = batch.brain.sum(dim=(1, 2, 3)).cpu().clamp_min(1)
         return SliceResult(heat, heat.sum(dim=(1, 2)) / pixels)

@@ -46,8 +46,9 @@ class Restore:
         images = batch.images.to(model.device, torch.float32)
         latent = model.encode(to_model_range(batch.seen.to(model.device, torch.float32)))
         restored, probability = [], []
+        slices = batch.seen.shape[1] // batch.images.shape[1]
         for level in asked_levels(options.steps, options.levels):
-            change, logit = split_output(model.restore(latent, level), latent, batch.seen.shape[1])
+            change, logit = split_output(model.restore(latent, level), latent, slices)
             restored.append(to_unit_range(model.decode(change)))
             if logit is not None:
                 probability.append(model.decode(logit).sigmoid())
@@ -57,7 +58,7 @@ class Restore:
         heat = confine(slice_heat(images, healthy, lesion, options), batch.brain)
         pixels = batch.brain.sum(dim=(1, 2, 3)).cpu().clamp_min(1)
         common = misfit(images, healthy, batch.brain)
-        return SliceResult(heat, heat.sum(dim=(1, 2)) / pixels, common, confine(healthy[:, 0], batch.brain))
+        return SliceResult(heat, heat.sum(dim=(1, 2)) / pixels, common, confine(healthy, batch.brain))
 
     def network_calls(self, options: RestoreOptions) -> int:
         return options.steps
@@ -69,7 +70,7 @@ def asked_levels(steps: int, levels: int) -> list[int]:
 
 
 def slice_heat(images: Tensor, restored: Tensor, probability: Tensor | None, options: RestoreOptions) -> Tensor:
-    """Heat ``(N, H, W)`` of images, restored images and lesion probability, ``(N, 1, H, W)`` in [0, 1]."""
+    """Heat ``(N, H, W)`` of images and restored images ``(N, C, H, W)`` and a lesion probability ``(N, 1, H, W)``."""
     difference = residual(images, restored, options.side, options.floor)
     if options.heat == "residual":
         return difference

@@ -89,9 +89,7 @@ class Unsupervised:
         weight = gaussian_smooth(functional.interpolate(mask, images.shape[2:], mode="nearest"), options.mask_sigma)
         heat = residual(images, healthy, options.side, options.floor) * weight[:, 0]
         common = misfit(images, healthy, batch.brain)
-        return SliceResult(
-            confine(heat, batch.brain), found.score.float().cpu(), common, confine(healthy[:, 0], batch.brain)
-        )
+        return SliceResult(confine(heat, batch.brain), found.score.float().cpu(), common, confine(healthy, batch.brain))
 
     def improbability(
         self, batch: SliceBatch, model: Model, options: UnsupervisedOptions, progress: ProgressCallback

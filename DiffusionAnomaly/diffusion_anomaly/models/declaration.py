@@ -6,7 +6,7 @@ jsonschema is imported when a check is asked for, because Slicer's own Python li
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -167,21 +167,23 @@ def _check_folded(
     anomaly: Mapping[str, Any],
     networks: Mapping[str, Mapping[str, Any]],
     part: str,
-    outputs: tuple[int, ...],
+    outputs: Callable[[int], tuple[int, ...]],
 ) -> None:
     """A network that works on folded pixels as they are, those of a slice and its neighbours.
 
     Args:
         package, anomaly, networks: as for ``check_declaration``.
         part: the network.
-        outputs: how many numbers a pixel it may give. A restorer gives its change, and perhaps a logit.
+        outputs: how many numbers a pixel it may give, by the number of channels. A restorer gives its change, and
+            perhaps a logit.
     """
     codec, config = anomaly["codec"], networks[part]
     if "codec" in networks or {"shift", "scale"} & codec.keys():
         fail(package, ANOMALY, f"encodes slices, which a {part} takes as folded pixels", WRONG)
     folded = codec["factor"] ** 2
-    slices = 1 + 2 * anomaly["grid"].get("neighbours", 0)
-    wanted = [count * folded for count in outputs]
+    channels = len(anomaly.get("channels", ("",)))
+    slices = channels * (1 + 2 * anomaly["grid"].get("neighbours", 0))
+    wanted = [count * folded for count in outputs(channels)]
     found_in, found_out = config.get("in_channels"), config.get("out_channels")
     if found_in != slices * folded or found_out not in wanted:
         found = f"has {found_in} channels in and {found_out} out; the codec's factor {codec['factor']} needs"

@@ -59,6 +59,11 @@ class Bundle:
         return tuple(self.anomaly["networks"])
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """The contrasts the networks see, in this order; a package that names none sees its modality alone."""
+        return tuple(self.anomaly.get("channels", (self.modality,)))
+
+    @property
     def grid(self) -> Grid:
         """The slice grid the networks were trained on."""
         from ..preprocessing.slices import Grid

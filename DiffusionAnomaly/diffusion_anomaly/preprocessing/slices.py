@@ -10,10 +10,10 @@ beside the scan itself only the brain mask on the model's grid is held.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,10 +21,6 @@ from scipy.sparse import csr_array
 
 from ..errors import InputError
 from ..io.orientation import Orientation, describe_grid, same_grid
-
-if TYPE_CHECKING:
-    from ..io.volume import Volume
-
 
 MOST_NEIGHBOURS = 8
 
@@ -81,12 +77,13 @@ class SliceStack:
     floor(max_slice_spacing / slice spacing) slices, counted from the first slice with brain.
 
     Args:
-        volume: The scan.
+        images: The scan's channels, 3-D, on one grid.
         grid: The model's slices.
-        brain: Brain mask on the scan's grid, not 0 inside.
+        brain: Brain mask on that grid, not 0 inside.
 
     Raises:
-        InputError: when the mask has another grid, is empty, or leaves no pixel on the model's grid.
+        InputError: when a channel or the mask has another grid, when the mask is empty, or leaves no pixel on the
+            model's grid.
 
     Attributes:
         indices: Canonical index of each slice's middle, ascending. Slices without brain are left out. An
@@ -100,17 +97,25 @@ class SliceStack:
     indices: tuple[int, ...]
     coverage: float
 
-    def __init__(self, volume: Volume, grid: Grid, brain: sitk.Image) -> None:
-        if not same_grid(brain, volume.image):
+    def __init__(self, images: Sequence[sitk.Image], grid: Grid, brain: sitk.Image) -> None:
+        reference = images[0]
+        if not same_grid(brain, reference):
             raise InputError(
-                f"The brain mask's grid ({describe_grid(brain)}) is not the scan's ({describe_grid(volume.image)}).",
+                f"The brain mask's grid ({describe_grid(brain)}) is not the scan's ({describe_grid(reference)}).",
                 "Resample the mask onto the scan.",
             )
+        for other in images[1:]:
+            if not same_grid(other, reference):
+                raise InputError(
+                    f"A channel's grid ({describe_grid(other)}) is not the first one's ({describe_grid(reference)}).",
+                    "Resample all channels onto the first.",
+                )
         self.grid = grid
-        self._image = volume.image
+        self._images = tuple(images)  # the views below are of their memory
+        self._image = reference
         self._mask_image = brain
         self._orientation = Orientation.of(self._image)
-        self._scan = self._orientation.view(sitk.GetArrayViewFromImage(self._image))
+        self._channels = [self._orientation.view(sitk.GetArrayViewFromImage(image)) for image in images]
         self._mask = self._orientation.view(sitk.GetArrayViewFromImage(self._mask_image))
         slice_mm, row_mm, column_mm = self._orientation.spacing(self._image)
         box = _bounding_box(self._mask)
@@ -123,11 +128,11 @@ class SliceStack:
         self.voxel_ml = grid.spacing**2 * self.slice_spacing / 1000
 
         width, height = grid.size
-        self._rows = _Axis.centred(box[1], self._scan.shape[1], row_mm, height, grid.spacing)
-        self._columns = _Axis.centred(box[2], self._scan.shape[2], column_mm, width, grid.spacing)
+        self._rows = _Axis.centred(box[1], self._mask.shape[1], row_mm, height, grid.spacing)
+        self._columns = _Axis.centred(box[2], self._mask.shape[2], column_mm, width, grid.spacing)
 
         first, last = box[0]
-        slabs = [Slab(k, min(k + thickness, len(self._scan))) for k in range(first, last + 1, thickness)]
+        slabs = [Slab(k, min(k + thickness, len(self._mask))) for k in range(first, last + 1, thickness)]
         masks = np.zeros((len(slabs), height, width), dtype=bool)
         reached, total = 0, 0
         for mask, slab in zip(masks, slabs, strict=True):
@@ -157,16 +162,17 @@ class SliceStack:
         slab, each over brain voxels only.
 
         Returns:
-            float32 (n, height, width), 0 outside `brain(start, stop)`.
+            float32 (n, channels, height, width), 0 outside `brain(start, stop)`.
         """
         slabs = self._slabs[start:stop]
-        images = np.zeros((len(slabs), *self._masks.shape[1:]), dtype=np.float32)
+        images = np.zeros((len(slabs), len(self._channels), *self._masks.shape[1:]), dtype=np.float32)
         for index, slab in enumerate(slabs):
             inside = self._mask[slab.start : slab.stop] != 0
-            values = np.where(inside, self._scan[slab.start : slab.stop], np.float32(0))
             weight = self._to_grid(inside.sum(axis=0, dtype=np.float32))
-            total = self._to_grid(values.sum(axis=0, dtype=np.float32))
-            np.divide(total, weight, out=images[index], where=self._masks[start:stop][index])
+            for channel, scan in enumerate(self._channels):
+                values = np.where(inside, scan[slab.start : slab.stop], np.float32(0))
+                total = self._to_grid(values.sum(axis=0, dtype=np.float32))
+                np.divide(total, weight, out=images[index, channel], where=self._masks[start:stop][index])
         return images
 
     def brain(self, start: int = 0, stop: int | None = None) -> np.ndarray:

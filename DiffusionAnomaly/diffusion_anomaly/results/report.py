@@ -20,7 +20,6 @@ from .rendering import SliceView, choose_slices, coloured_from, draw_colour_bar,
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-    from ..io.volume import Volume
     from .findings import Finding
     from .result import Result
 
@@ -53,22 +52,22 @@ class Shown:
     names: Mapping[int, str] = field(default_factory=dict)
 
 
-def write_report(result: Result, volume: Volume, path: Path | str) -> None:
+def write_report(result: Result, path: Path | str) -> None:
     """Write the page, whole or not at all.
 
     Raises:
         InputError: when the file cannot be written.
     """
-    write_text(path, render_report(result, volume))
+    write_text(path, render_report(result))
 
 
-def render_report(result: Result, volume: Volume) -> str:
+def render_report(result: Result) -> str:
     """The page of a detection, as HTML text."""
     return render(
         Shown(
-            volume.name,
-            volume.image,
-            result.heat,
+            result.name,
+            result.scan.reference.image,
+            result.anomaly_map,
             result.mask,
             result.brain,
             result.findings,

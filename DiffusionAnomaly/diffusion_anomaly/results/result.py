@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
 
-from .findings import Finding
+from ..io.volume import Scan
+from .findings import Finding, segment
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,23 @@ class Result:
     """What was found in a scan.
 
     Attributes:
-        heat: float32 on the scan's grid, ``-log10`` of the healthy tail probability, 0 outside the brain.
-        mask: uint8, heat from ``threshold`` on, without findings smaller than the minimum.
+        scan: what was looked at.
+        anomaly_map: float32 on the scan's grid, ``-log10`` of the healthy tail probability, 0 outside the brain.
+        mask: uint8, where the anomaly score reaches ``threshold``, without findings smaller than the minimum.
         findings: the mask's components.
         brain: uint8 mask that everything was confined to.
         score: whole-image score; see ``score_title`` in the provenance.
         score_warning: set when the score says that the model does not know such scans.
-        threshold: heat from which a voxel is in the mask.
+        threshold: anomaly score from which a voxel is in the mask.
         provenance: what was run on what, JSON-ready.
         warnings: reasons to doubt the result, ``score_warning`` among them.
         timings: seconds by stage.
-        healed: float32, the scan with its brain as the model would have it; None unless asked for, or where the method
-            has no such thing.
+        reconstruction: float32, each channel with its brain as the model would have it in health; None unless asked
+            for, or where the method has no such thing.
     """
 
-    heat: sitk.Image
+    scan: Scan
+    anomaly_map: sitk.Image
     mask: sitk.Image
     findings: list[Finding]
     brain: sitk.Image
@@ -67,7 +71,44 @@ class Result:
     provenance: dict[str, Any]
     warnings: list[str]
     timings: dict[str, float]
-    healed: sitk.Image | None = None
+    reconstruction: dict[str, sitk.Image] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the scan is called in headings."""
+        return str(self.provenance["input"]["title"])
+
+    def at(self, threshold: float, min_volume_ml: float | None = None) -> Result:
+        """The same with another threshold: mask and findings follow, nothing is run again.
+
+        Args:
+            threshold: anomaly score from which a voxel is in the mask, above 0.
+            min_volume_ml: smaller findings are dropped; None keeps what was in force.
+
+        Raises:
+            InputError: for a number that cannot be.
+        """
+        options = self.provenance["options"]
+        least = options["min_volume_ml"] if min_volume_ml is None else min_volume_ml
+        mask, _, findings = segment(self.anomaly_map, threshold, least, self.brain)
+        provenance = {
+            **self.provenance,
+            "threshold": {"heat": threshold, "source": "chosen by the user after the run"},
+            "options": {**options, "threshold": threshold, "min_volume_ml": least},
+        }
+        return replace(self, mask=mask, findings=findings, threshold=threshold, provenance=provenance)
+
+    def save(self, directory: Path | str) -> dict[str, Path]:
+        """Write all files of a detection, see ``saving.save``."""
+        from .saving import save
+
+        return save(self, directory)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: slices with the anomaly map, and the findings."""
+        from .notebook import render_notebook
+
+        return render_notebook(self)
 
 
 def statistics(result: Result) -> dict[str, Any]:

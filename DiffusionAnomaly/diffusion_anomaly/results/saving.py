@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..io.files import publish
+from ..io.files import file_stem, publish
 from ..io.volume import write_like
 from .findings import write_findings_csv, write_findings_json
 
@@ -30,30 +30,32 @@ def image_suffix(volume: Volume) -> str:
     return ".nii.gz"
 
 
-def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Path]:
+def save(result: Result, directory: Path | str) -> dict[str, Path]:
     """Write all files of a detection.
 
     Heat, mask and brain are NIfTI, or NRRD or MetaImage for a scan of that format. Provenance is put in place last and
     holds the SHA256 of every other file: where it exists and agrees, the set is complete.
 
     Args:
-        result: from ``detect``.
-        volume: the scan.
+        result: from a ``Detector``.
         directory: where to; made if it does not exist. Files of an earlier run are replaced.
 
     Returns:
         The paths of ``heat``, ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report`` and ``provenance``,
-        and of ``healed`` where that was kept.
+        and of the pseudo-healthy reconstruction where that was kept: ``healed``, or ``healed_<channel>`` of several.
 
     Raises:
         InputError: when something cannot be written. The folder is then as it was.
     """
     from .report import write_report
 
+    volume = result.scan.reference
     suffix = image_suffix(volume)
+    made = result.reconstruction or {}
+    healed = {"healed" if len(made) == 1 else f"healed_{file_stem(name)}": image for name, image in made.items()}
     names = {
         "heat": f"heat{suffix}",
-        **({} if result.healed is None else {"healed": f"healed{suffix}"}),
+        **{kind: f"{kind}{suffix}" for kind in healed},
         "mask": f"mask{suffix}",
         "brain": f"brain{suffix}",
         "findings_csv": "findings.csv",
@@ -68,21 +70,19 @@ def save(result: Result, volume: Volume, directory: Path | str) -> dict[str, Pat
         text = json.dumps({**result.provenance, "files_sha256": files}, indent=2, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
 
-    healed = result.healed
     published = publish(
         directory,
         {
-            names["heat"]: lambda path: write_like(result.heat, volume, path, dtype=np.float32),
-            **(
-                {}
-                if healed is None
-                else {names["healed"]: lambda path: write_like(healed, volume, path, dtype=np.float32)}
-            ),
+            names["heat"]: lambda path: write_like(result.anomaly_map, volume, path, dtype=np.float32),
+            **{
+                names[kind]: lambda path, image=image: write_like(image, volume, path, dtype=np.float32)
+                for kind, image in healed.items()
+            },
             names["mask"]: lambda path: write_like(result.mask, volume, path, dtype=np.uint8),
             names["brain"]: lambda path: write_like(result.brain, volume, path, dtype=np.uint8),
             names["findings_csv"]: lambda path: write_findings_csv(result.findings, path),
             names["findings_json"]: lambda path: write_findings_json(result.findings, path),
-            names["report"]: lambda path: write_report(result, volume, path),
+            names["report"]: lambda path: write_report(result, path),
             names["provenance"]: write_provenance,
         },
     )

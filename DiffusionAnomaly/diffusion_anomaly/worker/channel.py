@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import Cancelled
-from .protocol import CANCEL_LINE, GRACE_SECONDS, Event, ExitCode, Progress, encode
+from .protocol import GRACE_SECONDS, Event, ExitCode, Progress, encode
 
 log = logging.getLogger(__name__)
 
@@ -142,32 +142,37 @@ def take_over(descriptor: int, leads_to: int) -> int:
     return own
 
 
-def listen(descriptor: int, stop: Stop) -> None:
-    """Read until it says to stop. Unbuffered: a thread that waits in ``sys.stdin`` would block the exit."""
+def listen(descriptor: int, heard: Callable[[str], None], ended: Callable[[str], None]) -> None:
+    """Read lines until there are no more. Unbuffered: a thread that waits in ``sys.stdin`` would block the exit.
+
+    Args:
+        descriptor: of a pipe.
+        heard: takes each line.
+        ended: takes the reason, once.
+    """
     pending = b""
     while True:
         try:
             received = os.read(descriptor, 4096)
         except OSError as error:
-            stop.request(f"its input cannot be read ({error.strerror})")
+            ended(f"its input cannot be read ({error.strerror})")
             return
         if not received:
-            stop.request("its input ended")
+            ended("its input ended")
             return
         *whole, pending = (pending + received).split(b"\n")
-        if any(line.strip() == CANCEL_LINE.encode("ascii") for line in whole):
-            stop.request("as asked")
-            return
+        for line in whole:
+            heard(line.decode("utf-8", "replace").strip())
 
 
 @contextlib.contextmanager
-def signals_to(stop: Stop) -> Iterator[None]:
-    """Termination and interrupt as wishes to stop, where signals may be asked for: in the main thread."""
+def signals_to(stop: Callable[[str], None]) -> Iterator[None]:
+    """Termination and interrupt as requests to stop, where signals may be asked for: in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     kinds = (signal.SIGTERM, signal.SIGINT)
-    before = {kind: signal.signal(kind, lambda number, frame: stop.request("by a signal")) for kind in kinds}
+    before = {kind: signal.signal(kind, lambda number, frame: stop("by a signal")) for kind in kinds}
     try:
         yield
     finally:

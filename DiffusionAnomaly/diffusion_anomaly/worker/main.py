@@ -1,6 +1,7 @@
-"""The background process: one job in, event lines out, and an end that is certain.
+"""The background process: jobs in, event lines out, and an end that is certain.
 
-    python -m diffusion_anomaly.worker JOBDIR
+    python -m diffusion_anomaly.worker JOBDIR            one job, then the end
+    python -m diffusion_anomaly.worker --serve [IDLE]    one job after the other, as they are named on stdin
 
 Why a process and not a thread: Slicer stays usable, memory comes back whole, a crash of a driver takes
 nothing with it, and a run can be stopped at any moment. So that Slicer can rely on it,
@@ -9,41 +10,63 @@ nothing with it, and a run can be stopped at any moment. So that Slicer can rely
 - the line ``cancel`` on stdin stops the run at its next report; so do the end of stdin and a closed stdout,
   which mean that Slicer is gone. A run still inside a long call 3 seconds later is ended where it is;
 - the exit code says how it ended, and results appear together when all are written, or not at all.
+
+A process that serves keeps what it has imported and loaded, so that the next job with the same model starts at once.
+After ``IDLE`` seconds without a job, and on the line ``release``, it gives model and brain network back. It ends when
+its stdin does.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
-from ..io.files import UNFINISHED, prepare_folder, remove_if_empty
+from ..errors import Cancelled, InputError
+from ..io.files import UNFINISHED, remove_if_empty
 from ..io.typed_json import checked
-from ..results.result import statistics
-from ..system import is_out_of_memory
 from .channel import EventLines, Reports, Stop, listen, logging_to, signals_to, take_over
-from .protocol import LOG_FILE, ExitCode, Failure, Job, Result, Started, Warned, read_job
+from .protocol import (
+    CANCEL_LINE,
+    IDLE_SECONDS,
+    LOG_FILE,
+    RELEASE_LINE,
+    ExitCode,
+    Failure,
+    Finished,
+    Job,
+    Result,
+    Started,
+    Warned,
+    job_of,
+    read_job,
+)
 
 if TYPE_CHECKING:
-    from ..detection import detect
+    from ..detection.detector import Detector
     from ..detection.planning import Options
+    from ..results import result
 
 log = logging.getLogger("diffusion_anomaly.worker")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job whose directory is the one argument."""
+    """Run the job whose directory is the one argument, or serve."""
+    if arguments[:1] == ["--serve"] and len(arguments) <= 2:
+        try:
+            return serve(float(arguments[1]) if len(arguments) == 2 else IDLE_SECONDS)
+        except ValueError:
+            arguments = []
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -m diffusion_anomaly.worker JOBDIR\n")
+        sys.stderr.write("usage: python -m diffusion_anomaly.worker JOBDIR | --serve [IDLE_SECONDS]\n")
         return ExitCode.BAD_INPUT
     return run(Path(arguments[0]))
 
@@ -55,81 +78,139 @@ def run(job_directory: Path | str) -> int:
         job_directory: holds ``job.json``; gets ``worker.log``.
 
     Returns:
-        The exit code, see ``job.ExitCode``.
+        The exit code, see ``protocol.ExitCode``.
     """
-    log_file = Path(job_directory) / LOG_FILE
     stop = Stop()
-    with logging_to(log_file) as stray, signals_to(stop):
+    with logging_to(Path(job_directory) / LOG_FILE) as stray, signals_to(stop.request):
         lines = EventLines(take_over(1, stray), stop)
-        commands = take_over(0, os.open(os.devnull, os.O_RDWR))
-        threading.Thread(target=listen, args=(commands, stop), name="stdin", daemon=True).start()
-        log.info("worker %s, Python %s, process %d", __version__, sys.version.split()[0], os.getpid())
-        code = _report_end(lambda: _detect_and_save(read_job(job_directory), lines, stop), lines, log_file)
-        stop.too_late()
-        log.info("exit code %d", code)
+        _hear(lambda line: stop.request("as asked") if line == CANCEL_LINE else None, stop.request)
+        return _run_job(job_directory, lines, stop, Workbench())
+
+
+def serve(idle_seconds: float = IDLE_SECONDS) -> int:
+    """Run jobs as they are named on stdin, see ``protocol.run_line``, until it ends.
+
+    Every job ends with the event ``finished``, in the same process; only a run that has to be ended by force ends the
+    process with it.
+    """
+    commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    current = Stop()
+    ended: list[str] = []
+
+    def heard(line: str) -> None:
+        if line == CANCEL_LINE:
+            current.request("as asked")
+        else:
+            commands.put(line)
+
+    def end(reason: str) -> None:
+        ended.append(reason)
+        current.request(reason)
+        commands.put(None)
+
+    output = take_over(1, 2)
+    workbench = Workbench()
+    current.too_late()  # there is no job yet
+    with signals_to(end):
+        _hear(heard, end)
+        idle: float | None = idle_seconds
+        while True:
+            try:
+                line = commands.get(timeout=idle)
+            except queue.Empty:
+                workbench.release()
+                idle = None  # nothing more to give back before the next job
+                continue
+            if line is None:
+                return ExitCode.DONE
+            if line == RELEASE_LINE:
+                workbench.release()
+                continue
+            current = Stop()
+            if ended:
+                current.request(ended[0])
+            lines = EventLines(output, current)
+            try:
+                directory = job_of(line)
+            except InputError as error:
+                lines.send(Failure(error.code, error.what, error.hint))
+                lines.send(Finished(error.exit_code))
+                continue
+            with logging_to(directory / LOG_FILE) as stray:
+                sys.stdout.flush()
+                os.dup2(stray, 1)
+                code = _run_job(directory, lines, current, workbench)
+                os.dup2(2, 1)
+            lines.send(Finished(code))
+            idle = idle_seconds
+
+
+class Workbench:
+    """The detector of the last job, whose model and brain network the next one takes over where they are the same."""
+
+    def __init__(self) -> None:
+        self._detector: Detector | None = None
+
+    def detector(self, options: Options) -> Detector:
+        from ..detection.detector import Detector
+
+        self._detector = Detector(options, like=self._detector)
+        return self._detector
+
+    def release(self) -> None:
+        """Give model and brain network back."""
+        if self._detector is not None:
+            self._detector.release()
+
+
+def _hear(heard: Callable[[str], None], ended: Callable[[str], None]) -> None:
+    commands = take_over(0, os.open(os.devnull, os.O_RDWR))
+    threading.Thread(target=listen, args=(commands, heard, ended), name="stdin", daemon=True).start()
+
+
+def _run_job(directory: Path | str, lines: EventLines, stop: Stop, workbench: Workbench) -> int:
+    """Do a job; say on the event stream why it failed, if it did; return the exit code."""
+    log.info("worker %s, Python %s, process %d", __version__, sys.version.split()[0], os.getpid())
+    code: int = ExitCode.DONE
+    try:
+        _detect_and_save(read_job(directory), lines, stop, workbench)
+    except Exception as error:
+        from ..detection.scan import as_engine_error
+
+        failure = as_engine_error(error, f"Please report it, with {Path(directory) / LOG_FILE}.")
+        log.error("%s", failure, exc_info=not isinstance(failure, Cancelled))
+        lines.send(Failure(failure.code, failure.what, failure.hint))
+        code = failure.exit_code
+    stop.too_late()
+    log.info("exit code %d", code)
     return code
 
 
-def _report_end(work: Callable[[], None], lines: EventLines, log_file: Path) -> int:
-    """Do the work; say on the event stream why it failed, if it did; return the exit code."""
-    try:
-        work()
-    except Exception as error:
-        failure = error if isinstance(error, EngineError) else None
-        if failure is None and is_out_of_memory(error):
-            failure = MemoryExhausted(f"Memory ran out ({error}).", "Close other programs and try again.")
-        if failure is not None:
-            log.error("%s", failure, exc_info=not isinstance(failure, Cancelled))
-            lines.send(Failure(failure.code, failure.what, failure.hint))
-            return failure.exit_code
-        log.exception("unexpected")
-        what = f"{type(error).__name__}: {error}"
-        lines.send(Failure("internal", what, f"Please report it, with {log_file}."))
-        return ExitCode.FAILED
-    return ExitCode.DONE
-
-
-def _detect_and_save(job: Job, lines: EventLines, stop: Stop) -> None:
-    # Imports come where they are needed: a job or a scan that is no good is refused before torch is loaded.
+def _detect_and_save(job: Job, lines: EventLines, stop: Stop, workbench: Workbench) -> None:
     start = time.monotonic()
     options = detection_options(job)
-    reports = Reports(lines, stop)
-    reports.report("read", 0, 1)
+    listener = _Listener(lines, Reports(lines, stop))
     output = Path(job.output)
-    existed = output.exists()
-    prepare_folder(output)
-    stop.before_hard_end = _tidying(output, existed)
-    try:
-        from ..io.volume import read_mask, read_volume
+    stop.before_hard_end = _tidying(output)
+    from ..detection.scan import ScanRequest, run_scan
+    from ..results.result import statistics
 
-        volume = replace(read_volume(job.input), title=job.title)
-        mask = None if job.mask is None else read_mask(job.mask, volume)
-        reports.report("read", 1, 1)
-        from ..detection import detect
-        from ..results.saving import save
-
-        progress, started, warning = _listeners(lines, reports)
-        result = detect.detect(volume, options, mask=mask, progress=progress, on_started=started, on_warning=warning)
-        reports.report("write", 0, 1)
-        files = save(result, volume, output)
-    except BaseException:
-        if not existed:
-            remove_if_empty(output)
-        raise
+    request = ScanRequest(Path(job.input), output, None if job.mask is None else Path(job.mask), title=job.title)
+    found, files = run_scan(workbench.detector(options), request, listener)
     stop.too_late()  # all files are in place: the run has succeeded, whatever comes now
-    reports.report("write", 1, 1)
-    timings = {**result.timings, "total": time.monotonic() - start}
+    listener.stage("write", 1, 1)
+    timings = {**found.timings, "total": time.monotonic() - start}
     lines.send(
         Result(
             {kind: str(path) for kind, path in files.items()},
-            statistics(result),
+            statistics(found),
             {stage: round(seconds, 3) for stage, seconds in timings.items()},
         )
     )
 
 
 def detection_options(job: Job) -> Options:
-    """The job's options as ``detect`` takes them.
+    """The job's options as a ``Detector`` takes them.
 
     Raises:
         InputError: for one that is unknown, ill-typed or out of range.
@@ -142,28 +223,30 @@ def detection_options(job: Job) -> Options:
     return checked(Options, {"method": job.method, "model": job.model, **job.options}, "The job")
 
 
-def _listeners(
-    lines: EventLines, reports: Reports
-) -> tuple[Callable[[detect.Progress], None], Callable[[detect.Started], None], Callable[[str], None]]:
-    """What a detection tells as it goes, as events: its progress, its start and its warnings."""
+class _Listener:
+    """What a detection tells as it goes, as events."""
 
-    def progress(now: detect.Progress) -> None:
-        reports.report(now.stage, now.done, now.total, now.remaining)
+    def __init__(self, lines: EventLines, reports: Reports) -> None:
+        self._lines, self._reports = lines, reports
 
-    def started(event: detect.Started) -> None:
-        reports.flush()
-        lines.send(Started(event.device, event.model, event.version, event.slices))
+    def stage(self, name: str, done: int, total: int) -> None:
+        self._reports.report(name, done, total)
 
-    def warning(message: str) -> None:
+    def progress(self, now: result.Progress) -> None:
+        self._reports.report(now.stage, now.done, now.total, now.remaining)
+
+    def started(self, event: result.Started) -> None:
+        self._reports.flush()
+        self._lines.send(Started(event.device, event.model, event.version, event.slices))
+
+    def warning(self, message: str) -> None:
         log.warning("%s", message)
-        lines.send(Warned(message))
-
-    return progress, started, warning
+        self._lines.send(Warned(message))
 
 
-def _tidying(output: Path, existed: bool) -> Callable[[], None]:
+def _tidying(output: Path) -> Callable[[], None]:
     """What to do before a hard end: take away what this run was writing, and the folder if it made it."""
-    before = set(output.glob(f"{UNFINISHED}*"))
+    existed, before = output.exists(), set(output.glob(f"{UNFINISHED}*"))
 
     def tidy() -> None:
         for unfinished in set(output.glob(f"{UNFINISHED}*")) - before:

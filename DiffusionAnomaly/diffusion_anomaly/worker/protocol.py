@@ -23,10 +23,13 @@ from ..errors import InputError
 from ..io.typed_json import checked, kind_of
 from ..registry import DEFAULT_METHOD
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)  # version 1 said keep_healed for keep_reconstruction
 JOB_FILE = "job.json"
 LOG_FILE = "worker.log"
 CANCEL_LINE = "cancel"
+RUN_COMMAND, RELEASE_LINE = "run", "release"  # to a worker that serves several jobs
+IDLE_SECONDS = 600.0  # after which such a worker gives its memory back
 GRACE_SECONDS = 3.0  # between the wish to stop and the hard end, on both sides of the border
 
 
@@ -107,12 +110,16 @@ def read_job(directory: Path | str) -> Job:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {kind_of(content)}, expected a JSON object.", "Start the job anew.")
     version = content.pop("schema_version", None)
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    if version not in READABLE or isinstance(version, bool):
         raise InputError(
-            f"{path} has schema version {version!r}, this worker reads version {SCHEMA_VERSION}.",
+            f"{path} has schema version {version!r}, this worker reads versions {' and '.join(map(str, READABLE))}.",
             "Slicer module and engine are of different versions; update both and start Slicer anew.",
         )
     job = checked(Job, content, str(path))
+    if version == 1 and "keep_healed" in job.options:
+        options = dict(job.options)
+        options["keep_reconstruction"] = options.pop("keep_healed")
+        job = replace(job, options=options)
     base = directory.absolute()
     if not job.input or not job.output:
         raise InputError(f"{path}: input and output must not be empty.", "Name the scan and the folder for results.")
@@ -121,6 +128,30 @@ def read_job(directory: Path | str) -> Job:
         model = str(base / model)
     mask = None if job.mask is None else str(base / job.mask)
     return replace(job, input=str(base / job.input), output=str(base / job.output), model=model, mask=mask)
+
+
+def run_line(directory: Path | str) -> str:
+    """The command that hands a job to a worker that serves several, without its end of line."""
+    return f"{RUN_COMMAND} {json.dumps(str(directory))}"
+
+
+def job_of(line: str) -> Path:
+    """The directory that a command line names.
+
+    Raises:
+        InputError: when it is no such command.
+    """
+    command, _, argument = line.partition(" ")
+    try:
+        directory = json.loads(argument) if command == RUN_COMMAND else None
+    except ValueError:
+        directory = None
+    if not isinstance(directory, str) or not directory:
+        raise InputError(
+            f"The command {line[:200]!r} is not known.",
+            f'Send {RUN_COMMAND} "JOBDIR", {CANCEL_LINE} or {RELEASE_LINE}.',
+        )
+    return Path(directory)
 
 
 @dataclass(frozen=True)
@@ -172,6 +203,18 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A worker that serves several jobs has ended one; what became of it was said before.
+
+    Attributes:
+        exit_code: as a worker of that one job would have ended, see ``ExitCode``.
+    """
+
+    event: ClassVar[str] = "finished"
+    exit_code: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """The job ended without a result.
 
@@ -187,8 +230,8 @@ class Failure:
     hint: str = ""
 
 
-Event = Started | Progress | Warned | Result | Failure
-_EVENTS: dict[str, type] = {kind.event: kind for kind in (Started, Progress, Warned, Result, Failure)}
+Event = Started | Progress | Warned | Result | Failure | Finished
+_EVENTS: dict[str, type] = {kind.event: kind for kind in (Started, Progress, Warned, Result, Failure, Finished)}
 
 
 def encode(event: Event) -> str:

@@ -1,0 +1,341 @@
+"""The one way from a scan to an anomaly map, a mask and findings: everything that runs a model is a caller of this.
+
+    scan -> brain -> axial slices -> method -> post-processing -> tail probability -> the scan's grid -> findings
+
+Torch is imported when a detector first runs, not when this file is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError, MemoryExhausted
+from ..io.volume import Scan, Volume
+from ..preprocessing.intensity import ModeNormalisation, values_in_brain
+from ..preprocessing.slices import SliceStack
+from ..results.findings import segment
+from ..results.result import Progress, Result, Started
+from ..system import is_out_of_memory
+from .brain import BrainFinder
+from .input_checks import (
+    brain_warnings,
+    mask_warnings,
+    proportion_warnings,
+    scale_warnings,
+    scan_warnings,
+    score_warning,
+)
+from .planning import Options, Plan, make_plan
+from .provenance import describe
+
+if TYPE_CHECKING:
+    from ..models.networks import Model
+    from ..models.package import Bundle
+    from .inference import HeldModel, RawMap
+
+
+class Detector:
+    """Finds what is improbable in a healthy brain, in one scan after the other.
+
+    Made once from what the user chose, which is checked then; it loads its model and the brain network when the first
+    scan needs them and holds them. When memory runs out it drops what it holds, takes something smaller and stays
+    usable.
+
+    Args:
+        options: the user's choices, or a plan made of them.
+        bundle: an opened model package instead of the one that the options name.
+        like: a detector whose model and brain network are taken over where they are the same.
+
+    Raises:
+        InputError: for an option that is unknown or out of range, or a device that is not there.
+        ModelError: when the package is missing, damaged, or made for another method.
+
+    >>> detector = Detector(Options(method="intensity"))
+    >>> detector.plan.bundle.name
+    'flair-intensity'
+    """
+
+    def __init__(
+        self, options: Options | Plan | None = None, *, bundle: Bundle | None = None, like: Detector | None = None
+    ) -> None:
+        self.plan = options if isinstance(options, Plan) else make_plan(options or Options(), bundle)
+        self._held: HeldModel | None = None
+        self._brain_finder = BrainFinder(device=self.plan.asked.device, precision=self.plan.asked.precision)
+        if like is not None:
+            self._take_over(like)
+
+    def _take_over(self, other: Detector) -> None:
+        plan, before = self.plan, other.plan
+        if (plan.asked.device, plan.asked.precision) == (before.asked.device, before.asked.precision):
+            self._brain_finder = other._brain_finder
+            same = (plan.bundle.path, plan.bundle.sha256) == (before.bundle.path, before.bundle.sha256)
+            if same and plan.asked.batch_size == before.asked.batch_size:
+                self._held = other._held
+                return
+        if other._held is not None:
+            other._held.release()
+
+    def __call__(
+        self,
+        scan: Scan | Volume,
+        *,
+        brain: sitk.Image | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        on_started: Callable[[Started], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
+    ) -> Result:
+        """Detect in one scan.
+
+        Args:
+            scan: with the channels that the model knows; a single volume is a scan of one.
+            brain: brain mask on the scan's grid, taken as given; None lets the bundled network find the brain.
+            progress: is told how far it is, several times a second; may raise ``Cancelled`` to stop.
+            on_started: is told once what runs where.
+            on_warning: is told of each warning when it arises; all are in the result too.
+
+        Raises:
+            InputError: when the scan or the mask cannot be used.
+            ModelError: when the package's weights cannot.
+            MemoryExhausted: when nothing more modest is left to try.
+            Cancelled: when ``progress`` raised it.
+        """
+        watch = _Watch(progress, on_started, on_warning)
+        scan = self._scan(scan)
+        try:
+            return self._detect(scan, brain, watch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            size = "x".join(map(str, scan.reference.image.GetSize()))
+            failure = MemoryExhausted(
+                f"Memory ran out with a scan of {size} voxels ({error}).",
+                "Close other programs, or use a machine with more memory.",
+            )
+            self.release()
+            raise failure from error
+
+    def find_brain(self, scan: Scan | Volume, warn: Callable[[str], None] = lambda message: None) -> sitk.Image:
+        """The brain in a scan's first channel, uint8 0/1 on its grid.
+
+        Raises:
+            InputError: when no brain is found.
+        """
+        return self._brain_finder(self._scan(scan).reference, warn)
+
+    def raw_map(
+        self, scan: Scan | Volume, brain: sitk.Image, *, progress: Callable[[Progress], None] | None = None
+    ) -> RawMap:
+        """Anomaly scores before calibration, by the same code as a detection: what a package is calibrated with.
+
+        Args:
+            scan: as for a detection; the package may still lack calibration.
+            brain: brain mask on its grid.
+            progress: as for a detection.
+        """
+        return self._raw_map(self._scan(scan), brain, _Watch(progress))
+
+    def release(self) -> None:
+        """Give the memory back that model and brain network hold; the next scan loads them anew."""
+        self._brain_finder.release()
+        if self._held is not None:
+            self._held.release()
+
+    def _scan(self, scan: Scan | Volume) -> Scan:
+        """The scan with exactly the model's channels, in its order."""
+        names = self.plan.channels
+        if isinstance(scan, Volume):
+            scan = Scan({names[0]: scan})
+        given = tuple(scan.channels)
+        if len(given) == len(names) == 1:  # a single channel needs no name
+            return scan
+        missing = [name for name in names if name not in given]
+        unknown = [name for name in given if name not in names]
+        if missing or unknown:
+            raise InputError(
+                f"The scan has the channels {', '.join(given)}; the model {self.plan.bundle.name} knows "
+                f"{', '.join(names)}.",
+                "Give each of them, by its name." if missing else "Leave the others out.",
+            )
+        return scan if given == names else Scan({name: scan.channels[name] for name in names})
+
+    def _detect(self, scan: Scan, mask: sitk.Image | None, watch: _Watch) -> Result:
+        plan, reference = self.plan, scan.reference
+        calibrate, threshold = plan.calibration, plan.threshold  # an uncalibrated package is refused before any work
+        for name, volume in scan.channels.items():
+            for warning in scan_warnings(volume, name if len(plan.channels) > 1 else plan.bundle.modality):
+                watch.warn(warning)
+        watch.enter("brain")
+        brain = mask if mask is not None else self._brain_finder(reference, watch.warn)
+        watch.report(1, 1)
+
+        found = self._raw_map(scan, brain, watch)
+
+        watch.enter("findings")
+        calibrated = np.empty_like(found.raw)
+        for n, plane in enumerate(found.raw):  # one by one: the table works in float64
+            calibrated[n] = calibrate(plane)
+        anomaly_map = found.stack.to_volume(calibrated)
+        mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain)
+        score = whole_image_score(found.scores)
+        doubt = score_warning(score, plan.score_range, plan.method.score_title) if plan.score_range else None
+        if doubt:
+            watch.warn(doubt)
+        watch.leave()
+        watch.timings["total"] = time.perf_counter() - watch.start
+        provenance = describe(
+            scan,
+            found,
+            brain,
+            brain_given=mask is not None,
+            score=score,
+            warnings=watch.warnings,
+            timings=watch.timings,
+        )
+        return Result(
+            scan=scan,
+            anomaly_map=anomaly_map,
+            mask=mask_image,
+            findings=findings,
+            brain=brain,
+            score=score,
+            score_warning=doubt,
+            threshold=threshold,
+            provenance=provenance,
+            warnings=watch.warnings,
+            timings=watch.timings,
+            reconstruction=_reconstruction(scan, found.stack, found.run.healed),
+        )
+
+    def _raw_map(self, scan: Scan, brain: sitk.Image, watch: _Watch) -> RawMap:
+        from .inference import HeldModel, RawMap, run_slices
+        from .postprocess import postprocess
+
+        plan = self.plan
+        watch.enter("load")
+        stack = SliceStack(scan.images, plan.grid, brain)
+        reference = scan.reference.image
+        values = [values_in_brain(image, brain) for image in scan.images]
+        for warning in (
+            *brain_warnings(stack, values[0]),
+            *mask_warnings(reference, brain),
+            *proportion_warnings(brain),
+        ):
+            watch.warn(warning)
+        normalisation = plan.bundle.normalisation
+        scales = [normalisation.fit_scan(image, brain) for image in scan.images]
+        if normalisation.kind == ModeNormalisation.kind:
+            for inside, scale in zip(values, scales, strict=True):
+                for warning in scale_warnings(inside, scale):
+                    watch.warn(warning)
+
+        def started(device: str) -> None:
+            watch.report(1, 1)
+            if watch.on_started is not None:
+                watch.on_started(Started(device, plan.bundle.name, plan.bundle.version, len(stack)))
+            watch.enter("detect", len(stack) * max(1, plan.method.network_calls(plan.method_options)))
+
+        if self._held is None:
+            self._held = HeldModel(self._load, plan.device, plan.asked.batch_size)
+        run = run_slices(
+            stack,
+            scales,
+            plan.method,
+            plan.method_options,
+            self._held,
+            seed=plan.asked.seed,
+            keep_reconstruction=plan.asked.keep_reconstruction,
+            on_calls=watch.report,
+            on_loaded=started,
+            warn=watch.warn,
+        )
+        raw = run.raw
+        if values[0].size and all(inside.min() == inside.max() for inside in values):
+            raw = np.zeros_like(raw)  # nothing to find, whatever a network answers
+        raw = postprocess(
+            raw,
+            stack.brain(),
+            plan.postprocess,
+            run.misfit,
+            pixel_spacing=stack.grid.spacing,
+            slice_spacing=stack.slice_spacing,
+        )
+        healed = run.healed
+        if healed is not None:
+            healed = np.stack([scale.inverse(healed[:, channel]) for channel, scale in enumerate(scales)], axis=1)
+        watch.leave()
+        return RawMap(stack, raw, run.scores, replace(run, raw=raw, healed=healed), plan)
+
+    def _load(self, device: str) -> Model | None:
+        if not self.plan.method.has_network:
+            return None
+        from ..models.loading import load_model
+
+        return load_model(self.plan.bundle, device, self.plan.asked.precision)
+
+
+def whole_image_score(scores: np.ndarray) -> float:
+    """One score for a scan: the median over its slices, which a lesion in less than half of them does not move."""
+    return float(np.median(scores)) if len(scores) else 0.0
+
+
+@dataclass
+class _Watch:
+    """Time and warnings of one detection, told to whoever listens."""
+
+    on_progress: Callable[[Progress], None] | None = None
+    on_started: Callable[[Started], None] | None = None
+    on_warning: Callable[[str], None] | None = None
+    warnings: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+    stage: str = ""
+    stage_start: float = 0.0
+
+    def enter(self, stage: str, total: int = 1) -> None:
+        self.leave()
+        self.stage, self.stage_start = stage, time.perf_counter()
+        self.report(0, total)
+
+    def leave(self) -> None:
+        if self.stage:
+            spent = time.perf_counter() - self.stage_start
+            self.timings[self.stage] = self.timings.get(self.stage, 0.0) + spent
+        self.stage = ""
+
+    def report(self, done: int, total: int) -> None:
+        if self.on_progress is None:
+            return
+        now = time.perf_counter()
+        remaining = (now - self.stage_start) * (total - done) / done if done else None
+        self.on_progress(Progress(self.stage, done, total, now - self.start, remaining))
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        if self.on_warning is not None:
+            self.on_warning(message)
+
+
+def _reconstruction(scan: Scan, stack: SliceStack, healed: np.ndarray | None) -> dict[str, sitk.Image] | None:
+    """Each channel with what the model made of its brain in place of the brain.
+
+    Args:
+        scan: its channels.
+        stack: its slices.
+        healed: ``(len(stack), C, H, W)`` in the channels' own units; None where nothing was kept.
+    """
+    if healed is None:
+        return None
+    reached = sitk.GetArrayFromImage(stack.to_volume(np.ones_like(healed[:, 0]))) > 0
+    images = {}
+    for channel, (name, volume) in enumerate(scan.channels.items()):
+        made = sitk.GetArrayFromImage(stack.to_volume(healed[:, channel]))
+        values = np.where(reached, made, sitk.GetArrayViewFromImage(volume.image)).astype(np.float32)
+        images[name] = sitk.GetImageFromArray(values)
+        images[name].CopyInformation(volume.image)
+    return images

@@ -1,0 +1,95 @@
+"""One scan from file to files: what the command line and the worker do alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import EngineError, MemoryExhausted
+from ..io.files import prepare_folder, remove_if_empty
+from ..io.volume import read_mask, read_volume
+from ..results.result import Progress, Result, Started
+from ..system import is_out_of_memory
+from .detector import Detector
+
+
+@dataclass(frozen=True)
+class ScanRequest:
+    """What to read and where to write.
+
+    Attributes:
+        scan: file or DICOM folder.
+        output: folder for the results.
+        brain: brain mask file; None lets the network find the brain.
+        series: which series of a DICOM folder.
+        frame: which volume of a 4-D scan, counted from 0.
+        title: what the user calls the scan; empty for the name of its file.
+    """
+
+    scan: Path
+    output: Path
+    brain: Path | None = None
+    series: str | None = None
+    frame: int | None = None
+    title: str = ""
+
+
+class Listener(Protocol):
+    """Who is told how a scan goes."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """A stage that the detector does not report: ``read`` or ``write``."""
+        ...
+
+    def progress(self, now: Progress) -> None: ...
+
+    def started(self, event: Started) -> None: ...
+
+    def warning(self, message: str) -> None: ...
+
+
+def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tuple[Result, dict[str, Path]]:
+    """Read, detect, write.
+
+    Returns:
+        The result and its files by kind, see ``results.saving.save``.
+
+    Raises:
+        EngineError: as reading, a detection and writing raise it. A folder that was made for results is gone then.
+    """
+    existed = request.output.exists()
+    listener.stage("read", 0, 1)
+    try:
+        volume = replace(read_volume(request.scan, series=request.series, frame=request.frame), title=request.title)
+        brain = None if request.brain is None else read_mask(request.brain, volume)
+        prepare_folder(request.output)
+        listener.stage("read", 1, 1)
+        result = detector(
+            volume,
+            brain=brain,
+            progress=listener.progress,
+            on_started=listener.started,
+            on_warning=listener.warning,
+        )
+        listener.stage("write", 0, 1)
+        files = result.save(request.output)
+    except BaseException:
+        if not existed:
+            remove_if_empty(request.output)
+        raise
+    return result, files
+
+
+def as_engine_error(error: Exception, hint: str) -> EngineError:
+    """The error as the user should read it.
+
+    Args:
+        error: any.
+        hint: what to do about one that only a fault of the program explains.
+    """
+    if isinstance(error, EngineError):
+        return error
+    if is_out_of_memory(error):
+        return MemoryExhausted(f"Memory ran out ({error}).", "Close other programs, or use a machine with more memory.")
+    return EngineError(f"{type(error).__name__}: {error}", hint)

@@ -1,0 +1,38 @@
+"""How a notebook shows a result: a few slices and a table, as HTML in the cell."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from .rendering import SliceView, choose_slices, draw_slices
+
+if TYPE_CHECKING:
+    from .result import Result
+
+SLICES = 6
+FINDINGS = 10
+
+
+def render_notebook(result: Result) -> str:
+    """The most anomalous slices, the largest findings and the warnings."""
+    view = SliceView(result.scan.reference.image, result.anomaly_map, result.mask, result.brain)
+    top = max(float(view.peaks().max()), 1.5 * result.threshold)
+    pictures = draw_slices(view, choose_slices(view, result.threshold, SLICES), result.threshold, top)
+    images = "".join(
+        f'<img src="{picture.overlay}" height="200" style="display:inline" title="slice {picture.index}">'
+        for picture in pictures
+    )
+    rows = "".join(
+        f"<tr><td>{finding.id}</td><td>{finding.volume_ml:.2f}</td><td>{finding.peak_heat:.2f}</td>"
+        f"<td>{' '.join(f'{value:.0f}' for value in finding.centroid_ras)}</td></tr>"
+        for finding in result.findings[:FINDINGS]
+    )
+    head = "<tr><th>finding</th><th>volume (ml)</th><th>peak score</th><th>centre (R A S, mm)</th></tr>"
+    total = sum(finding.volume_ml for finding in result.findings)
+    warnings = "".join(f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings)
+    return (
+        f"<div><p><b>{escape(result.name)}</b>: {len(result.findings)} finding(s), {total:.2f} ml at an anomaly score "
+        f"of {result.threshold:.2f} or more. {escape(str(result.provenance['purpose']))}</p>"
+        f"{warnings}<div>{images}</div>" + (f"<table>{head}{rows}</table>" if rows else "") + "</div>"
+    )
