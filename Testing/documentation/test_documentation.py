@@ -1,4 +1,4 @@
-"""What the documentation names exists: files that it links to, commands and options, names of the Python interface.
+"""What the documentation names exists: files that it links to, commands and options, Python names, the panel's labels.
 
 The site's own build (`make docs`) checks links between its pages; here also those of the files that GitHub shows, such
 as the README, and without anything of the site installed.
@@ -7,6 +7,7 @@ as the README, and without anything of the site installed.
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import re
 import shlex
@@ -115,6 +116,17 @@ def test_python_examples_are_python_and_name_what_there_is(page: Path) -> None:
         }
         if hasattr(engine, "load"):
             assert {name for name in named if not hasattr(engine, name)} == set()
+
+
+@pytest.mark.parametrize("page", ["reference/panel.md", "tutorials/slicer.md"])
+def test_the_panel_has_every_control_that_is_named(page: str) -> None:
+    module = ROOT / "DiffusionAnomaly"
+    sources = [*module.glob("Resources/UI/*.ui"), *module.glob("DiffusionAnomalyLib/**/*.py")]
+    panel = html.unescape("".join(path.read_text(encoding="utf-8") for path in sources))
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    controls = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]*)\*(?!\*)", text)) - {"Data", "Clone"}  # those are Slicer's
+    assert len(controls) > 5
+    assert {control for control in controls if control not in panel} == set()
 
 
 def test_the_citation_and_the_changelog_know_the_version() -> None:
