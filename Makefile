@@ -5,8 +5,9 @@
 #   make test-slicer SLICER=/path/to/Slicer   the panel's tests inside a full Slicer (5.12 or newer)
 #   make lint      ruff (lint and format) and pyright
 #   make format    what ruff can mend by itself
+#   make docs      the documentation's site, into build/site; `make docs-serve` shows it while it is written
 #   make bench     speed and memory on this machine
-#   make figures   the README's pictures, from the demo's results and from the tests of the Slicer module
+#   make figures   the documentation's pictures, from the demo's results and from the tests of the Slicer module
 #   make clean     remove everything that the commands above have made, .venv too
 #
 # Variables: PYTHON, the interpreter (3.10 or newer) that .venv is made with; TORCH_INDEX, a package index with the
@@ -28,7 +29,7 @@ TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 
 SAMPLE := Resources/SampleData/open-ms-patient26-FLAIR.nii.gz
 CHECKED := DiffusionAnomaly training Testing docs
 
-.PHONY: demo test test-slicer lint format bench figures clean
+.PHONY: demo test test-slicer lint format docs docs-serve bench figures clean
 
 demo: $(VENV)/engine.installed
 	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
@@ -52,6 +53,14 @@ lint: $(VENV)/all.installed
 format: $(VENV)/all.installed
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
+
+# Strict: a link or an anchor that leads nowhere fails. The variable silences a notice on another program.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/docs.installed
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/docs.installed
+	$(BIN)/mkdocs serve
 
 bench: $(VENV)/all.installed
 	$(BIN)/python -m Testing.benchmarks
@@ -80,3 +89,7 @@ $(VENV)/engine.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
 $(VENV)/all.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[train,dev,slicer]'
 	touch $@ $(VENV)/engine.installed
+
+$(VENV)/docs.installed: $(VENV)/engine.installed pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[docs]'
+	touch $@

@@ -1,6 +1,6 @@
-"""The README's tutorial, step by step, with the model that comes with the extension; takes its pictures on the way.
+"""The documentation's tutorial (docs/tutorials/slicer.md), step by step, with the model that comes with the extension.
 
-Pictures go to ``Testing/output``. Skipped where the worker's packages are not installed.
+Takes its pictures on the way, into ``Testing/output``. Skipped where the worker's packages are not installed.
 """
 
 from __future__ import annotations
