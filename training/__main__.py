@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from diffusion_anomaly.errors import EngineError
 
-from .configuration import ConfigurationError, read_yaml
-from .trainer import Task, Trainer, TrainingError
+from .trainer.configuration import ConfigurationError, read_yaml
+from .trainer.loop import Task, Trainer, TrainingError
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -34,7 +34,7 @@ def main() -> None:
 @app.command()
 def label(slices: Path, output: Path, distance: Annotated[int, typer.Option(min=1)] = 3) -> None:
     """Slice labels of the LGG set from its slices.csv: scan, slice, label."""
-    from .slices import label_tumour_slices
+    from .data.slices import label_tumour_slices
 
     label_tumour_slices(slices, output, distance)
 
@@ -42,8 +42,8 @@ def label(slices: Path, output: Path, distance: Annotated[int, typer.Option(min=
 @app.command()
 def prepare(config: Config, output: Output) -> None:
     """Slices of all scans, brain found, intensities normalised, on the models' grid."""
-    from .slices import PrepareConfig
-    from .slices import prepare as run
+    from .data.slices import PrepareConfig
+    from .data.slices import prepare as run
 
     run(read_yaml(config, PrepareConfig), output)
 
@@ -63,7 +63,7 @@ def prepare_labels(
     slabs: Annotated[bool, typer.Option(help="maps of 1 mm, for the stages localise and restore")] = False,
 ) -> None:
     """All label maps of a folder in one file (.npz), which the brain's training reads, or with --slabs others."""
-    from .labels import prepare_labels as run
+    from .data.labels import prepare_labels as run
 
     run(folder, output, slabs)
 
@@ -71,8 +71,8 @@ def prepare_labels(
 @app.command("prepare-slabs")
 def prepare_slabs(config: Config, output: Output) -> None:
     """Stacks of real healthy slices on the slab grid, for the stages localise and restore."""
-    from .stacks import PrepareSlabsConfig
-    from .stacks import prepare_slabs as run
+    from .data.stacks import PrepareSlabsConfig
+    from .data.stacks import prepare_slabs as run
 
     run(read_yaml(config, PrepareSlabsConfig), output)
 
@@ -80,7 +80,7 @@ def prepare_slabs(config: Config, output: Output) -> None:
 @app.command()
 def brain(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The network that finds the brain, from label maps."""
-    from .brain import BrainConfig, BrainTask
+    from .stages.brain import BrainConfig, BrainTask
 
     train(config, BrainConfig, BrainTask, run, time_limit)
 
@@ -88,7 +88,7 @@ def brain(config: Config, run: Run, time_limit: Limit = None) -> None:
 @app.command()
 def codec(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The autoencoder whose latents the diffusion model learns."""
-    from .codec import CodecConfig, CodecTask
+    from .stages.codec import CodecConfig, CodecTask
 
     train(config, CodecConfig, CodecTask, run, time_limit)
 
@@ -96,7 +96,7 @@ def codec(config: Config, run: Run, time_limit: Limit = None) -> None:
 @app.command()
 def diffusion(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The diffusion model, on latents or on pixels."""
-    from .diffusion import DiffusionConfig, DiffusionTask
+    from .stages.diffusion import DiffusionConfig, DiffusionTask
 
     train(config, DiffusionConfig, DiffusionTask, run, time_limit)
 
@@ -104,7 +104,7 @@ def diffusion(config: Config, run: Run, time_limit: Limit = None) -> None:
 @app.command()
 def classifier(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The classifier of noised slices that guides towards healthy."""
-    from .classifier import ClassifierConfig, ClassifierTask
+    from .stages.classifier import ClassifierConfig, ClassifierTask
 
     train(config, ClassifierConfig, ClassifierTask, run, time_limit)
 
@@ -112,7 +112,7 @@ def classifier(config: Config, run: Run, time_limit: Limit = None) -> None:
 @app.command()
 def restore(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The one-step restorer, from synthetic lesions and noise on painted and healthy slabs."""
-    from .restore import RestoreConfig, RestoreTask
+    from .stages.restore import RestoreConfig, RestoreTask
 
     train(config, RestoreConfig, RestoreTask, run, time_limit)
 
@@ -120,7 +120,7 @@ def restore(config: Config, run: Run, time_limit: Limit = None) -> None:
 @app.command()
 def localise(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The network that says where a lesion is, from synthetic lesions on painted and healthy slabs."""
-    from .localise import LocaliseConfig, LocaliseTask
+    from .stages.localise import LocaliseConfig, LocaliseTask
 
     train(config, LocaliseConfig, LocaliseTask, run, time_limit)
 
@@ -128,7 +128,7 @@ def localise(config: Config, run: Run, time_limit: Limit = None) -> None:
 @app.command()
 def denoise(config: Config, run: Run, time_limit: Limit = None) -> None:
     """The denoising autoencoder, from noise on healthy slices."""
-    from .denoise import DenoiseConfig, DenoiseTask
+    from .stages.denoise import DenoiseConfig, DenoiseTask
 
     train(config, DenoiseConfig, DenoiseTask, run, time_limit)
 
@@ -149,8 +149,8 @@ def mednist(
 @app.command()
 def package(config: Config, output: Output) -> None:
     """Weights, calibration, thresholds, card and licence as one verified model package."""
-    from .package import PackageConfig
-    from .package import package as build
+    from .package.build import PackageConfig
+    from .package.build import package as build
 
     bundle = build(read_yaml(config, PackageConfig), output)
     typer.echo(f"{bundle.path}: {bundle.name} {bundle.version}", err=True)
@@ -166,7 +166,7 @@ def describe(
     """What was measured, onto a package's card."""
     from diffusion_anomaly.bundle import open_bundle
 
-    from .package import describe as write
+    from .package.build import describe as write
 
     bundle = write(open_bundle(package), evaluation, run, data)
     typer.echo(f"{bundle.path}: {bundle.name} {bundle.version}", err=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_anomaly.errors import InputError
 
-from .slices import DISEASED, HEALTHY, Slices
+from .data.slices import DISEASED, HEALTHY, Slices
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from diffusion_anomaly.publishing import prepare_folder, publish
 from diffusion_anomaly.system import device_name
 from diffusion_anomaly.tables import finite, markdown_table, text_writer, with_interval
 
-from .configuration import ConfigurationError, read_yaml
-from .diffusion import DiffusionConfig
 from .mednist_measures import score_row, sprite_row
 from .mednist_picture import draw_examples
 from .mednist_sprites import contaminate
 from .mednist_ways import Pictures, learn_latent_threshold, learn_threshold, load_model, ways
+from .stages.diffusion import DiffusionConfig
+from .trainer.configuration import ConfigurationError, read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.networks import Model, build_network, choose_device, choose_dtype
 from diffusion_anomaly.running import CPU_BATCH, slice_generator
 
-from .checkpoints import averaged_weights, require_fit
-from .diffusion import DiffusionConfig
-from .slices import Slices
+from .data.slices import Slices
+from .stages.diffusion import DiffusionConfig
+from .trainer.checkpoints import averaged_weights, require_fit
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.networks import Codec, build_network, load_model
 from Testing.training.fakes import train_here
 from Testing.training.stages import AUTOENCODER, CODEC, DIFFUSION, NORMAL
-from training.codec import CodecConfig, CodecTask, TrainableCodec, load_codec, start_at_principal_components
-from training.sampling import plain
-from training.slices import HEALTHY, training_slices
+from training.data.sampling import plain
+from training.data.slices import HEALTHY, training_slices
+from training.stages.codec import CodecConfig, CodecTask, TrainableCodec, load_codec, start_at_principal_components
 
 KINDS = {"VQVAE": CODEC, "AutoencoderKL": NORMAL, "AutoEncoder": AUTOENCODER}
 LINEAR = {

@@ -15,8 +15,6 @@ from diffusion_anomaly import metrics
 from diffusion_anomaly.errors import InputError
 from Testing.training.stages import Workplace
 from training.__main__ import command_line
-from training.configuration import read_yaml
-from training.diffusion import DiffusionConfig
 from training.mednist import prepare_mednist
 from training.mednist_experiment import MednistConfig
 from training.mednist_measures import dice_curves, score_row, sprite_row
@@ -29,6 +27,8 @@ from training.mednist_sprites import (
     within,
 )
 from training.mednist_ways import Pictures, learn_threshold
+from training.stages.diffusion import DiffusionConfig
+from training.trainer.configuration import read_yaml
 
 AIR, BRAIN, SKULL = 25, 70, 255
 

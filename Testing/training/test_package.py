@@ -20,14 +20,14 @@ from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import Volume, read_mask, read_volume
 from Testing.training.stages import Workplace
-from training import brain_check
 from training.__main__ import command_line
-from training.brain import BrainConfig, BrainTask
-from training.brain_check import LesionCheck, PaintedCheck
-from training.configuration import ConfigurationError, read_yaml
-from training.package import HealthyScan, PackageConfig
-from training.package import package as build
-from training.slices import DISEASED, HEALTHY, UNUSED
+from training.data.slices import DISEASED, HEALTHY, UNUSED
+from training.package.build import HealthyScan, PackageConfig
+from training.package.build import package as build
+from training.stages import brain_check
+from training.stages.brain import BrainConfig, BrainTask
+from training.stages.brain_check import LesionCheck, PaintedCheck
+from training.trainer.configuration import ConfigurationError, read_yaml
 
 SIZE = (24, 16)  # pixels of the package's grid
 TEXTS = {

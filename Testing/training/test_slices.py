@@ -15,9 +15,8 @@ from pydantic import ValidationError
 
 from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
-from training import slices as module
-from training.mednist import prepare_mednist
-from training.slices import (
+from training.data import slices as module
+from training.data.slices import (
     DISEASED,
     HEALTHY,
     HEALTHY_HALF,
@@ -31,6 +30,7 @@ from training.slices import (
     training_slices,
     validation_slices,
 )
+from training.mednist import prepare_mednist
 
 SHAPE = (8, 24, 20)  # slices, rows, columns
 

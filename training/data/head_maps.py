@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_anomaly.brain_network import SPACING
 
-from .configuration import ConfigurationError
+from ..trainer.configuration import ConfigurationError
 
 BRAIN_BIT = 128  # added to a voxel's tissue number where the voxel belongs to the brain mask
 

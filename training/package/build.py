@@ -31,15 +31,7 @@ from diffusion_anomaly.running import make_batch
 from diffusion_anomaly.stack import SliceStack
 from diffusion_anomaly.volume import Volume, read_volume
 
-from .brain import BrainConfig
-from .brain_check import BrainCheck, check_brain
-from .codec import CodecConfig, load_codec
-from .configuration import ConfigurationError, read_yaml
-from .denoise import DenoiseConfig
-from .diffusion import DiffusionConfig
-from .localise import LocaliseConfig
-from .restore import RestoreConfig
-from .slices import (
+from ..data.slices import (
     HEALTHY,
     GridConfig,
     NormalisationConfig,
@@ -49,11 +41,19 @@ from .slices import (
     slab_labels,
     slab_thickness,
 )
-from .trainer import averaged_weights
+from ..stages.brain import BrainConfig
+from ..stages.brain_check import BrainCheck, check_brain
+from ..stages.codec import CodecConfig, load_codec
+from ..stages.denoise import DenoiseConfig
+from ..stages.diffusion import DiffusionConfig
+from ..stages.localise import LocaliseConfig
+from ..stages.restore import RestoreConfig
+from ..trainer.configuration import ConfigurationError, read_yaml
+from ..trainer.loop import averaged_weights
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent
 # A scan is called unknown when its score is this many deviations above the mean of validation scans.
 UNKNOWN_DEVIATIONS = 4.0
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from diffusion_anomaly.diffusion import add_noise
 
+from ..data.sampling import Labels, plain
+from ..data.slices import DISEASED, HEALTHY
+from ..trainer.loop import Batch
 from .diffusion import DiffusionConfig, NoisedTask
-from .sampling import Labels, plain
-from .slices import DISEASED, HEALTHY
-from .trainer import Batch
 
 
 class ClassifierConfig(DiffusionConfig):

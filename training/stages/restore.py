@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration import NetworkDeclaration
-from .drawing import Draw, per_pixel
-from .lesions import LesionConfig, plant
-from .noise import NoiseConfig
+from ..data.drawing import Draw, per_pixel
+from ..data.lesions import LesionConfig, plant
+from ..data.noise import NoiseConfig
+from ..trainer.configuration import NetworkDeclaration
+from ..trainer.loop import Batch, TrainerConfig
 from .slab_tasks import SlabData, SlabTask, leave_alone, place_losses
-from .trainer import Batch, TrainerConfig
 
 
 class SlabNoiseConfig(NoiseConfig):

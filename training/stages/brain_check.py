@@ -19,8 +19,8 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.pairs import find_pairs
 from diffusion_anomaly.volume import Volume, read_mask, read_volume
 
+from ..data.synthesis import SynthesisConfig, synthesise
 from .brain import validation_heads
-from .synthesis import SynthesisConfig, synthesise
 
 
 class ScanCheck(BaseModel):

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration import NetworkDeclaration
-from .drawing import Draw
-from .lesions import LesionConfig, plant
+from ..data.drawing import Draw
+from ..data.lesions import LesionConfig, plant
+from ..trainer.configuration import NetworkDeclaration
+from ..trainer.loop import Batch, TrainerConfig
 from .slab_tasks import WATCHED, SlabData, SlabTask, leave_alone, place_losses
-from .trainer import Batch, TrainerConfig
 
 
 class BrightLesionConfig(LesionConfig):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
-from .configuration import ConfigurationError
+from ..trainer.configuration import ConfigurationError
 from .drawing import Draw, blur, per_pixel
 
 MODE = 0.42  # where the intensity scale of the engine's ``ModeNormalisation`` has a brain's most common value

@@ -14,10 +14,10 @@ from torch.nn import functional
 from diffusion_anomaly.brain_network import WINDOW, brain_logits
 from diffusion_anomaly.networks import build_network
 
-from .configuration import ConfigurationError, NetworkDeclaration
-from .head_maps import HeadMaps
-from .synthesis import SynthesisConfig, synthesise
-from .trainer import Batch, TrainerConfig
+from ..data.head_maps import HeadMaps
+from ..data.synthesis import SynthesisConfig, synthesise
+from ..trainer.configuration import ConfigurationError, NetworkDeclaration
+from ..trainer.loop import Batch, TrainerConfig
 
 VALIDATION_HEADS = 2  # label maps, the first ones, kept apart to watch the training and to measure its outcome
 VALIDATION_IMAGES = 6

@@ -14,11 +14,11 @@ from diffusion_anomaly.diffusion import Schedule, add_noise, pyramid_noise, step
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.networks import Codec, build_network
 
+from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain
+from ..data.slices import training_slices, validation_slices
+from ..trainer.configuration import NetworkDeclaration, read_yaml
+from ..trainer.loop import Batch, TrainerConfig
 from .codec import CodecConfig, read_codec
-from .configuration import NetworkDeclaration, read_yaml
-from .sampling import AugmentationConfig, Labels, SliceSampler, plain
-from .slices import training_slices, validation_slices
-from .trainer import Batch, TrainerConfig
 
 
 class ScheduleConfig(BaseModel):

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.networks import Codec, build_network
 
-from .checkpoints import require_fit
-from .configuration import NetworkDeclaration
-from .sampling import AugmentationConfig, Labels, SliceSampler, plain
-from .slices import training_slices, validation_slices
-from .trainer import Batch, TrainerConfig, averaged_weights
+from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain
+from ..data.slices import training_slices, validation_slices
+from ..trainer.checkpoints import require_fit
+from ..trainer.configuration import NetworkDeclaration
+from ..trainer.loop import Batch, TrainerConfig, averaged_weights
 
 logger = logging.getLogger(__name__)
 

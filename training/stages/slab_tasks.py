@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from diffusion_anomaly.networks import build_network
 
-from .acquisition import AcquisitionConfig, acquire
-from .checkpoints import CheckpointError, averaged_weights, require_fit
-from .drawing import Draw, per_pixel
-from .head_maps import HeadMaps
-from .painting import PaintingConfig, paint
-from .slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
-from .trainer import Batch
+from ..data.acquisition import AcquisitionConfig, acquire
+from ..data.drawing import Draw, per_pixel
+from ..data.head_maps import HeadMaps
+from ..data.painting import PaintingConfig, paint
+from ..data.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
+from ..trainer.checkpoints import CheckpointError, averaged_weights, require_fit
+from ..trainer.loop import Batch
 
 LABEL_SPACING = 1.0  # mm of the label maps that slabs are painted from
 LESION_FROM = 0.4  # share of a pixel from which it counts as lesion

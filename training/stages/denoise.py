@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.networks import Codec, build_network
 
-from .configuration import NetworkDeclaration
-from .noise import NoiseConfig
-from .sampling import AugmentationConfig, SliceSampler, evenly, plain
-from .slices import HEALTHY, training_slices, validation_slices
-from .trainer import Batch, TrainerConfig
+from ..data.noise import NoiseConfig
+from ..data.sampling import AugmentationConfig, SliceSampler, evenly, plain
+from ..data.slices import HEALTHY, training_slices, validation_slices
+from ..trainer.configuration import NetworkDeclaration
+from ..trainer.loop import Batch, TrainerConfig
 
 
 class CorruptionConfig(BaseModel):
