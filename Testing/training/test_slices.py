@@ -30,7 +30,6 @@ from training.data.slices import (
     training_slices,
     validation_slices,
 )
-from training.mednist import prepare_mednist
 
 SHAPE = (8, 24, 20)  # slices, rows, columns
 
@@ -327,39 +326,3 @@ def test_a_lesion_mask_that_is_missing_is_named(with_lesions: Path) -> None:
     with pytest.raises(InputError, match=r"p02_lesion\.nii\.gz"):
         prepare(halves_config(with_lesions), with_lesions / "out")
     assert not list((with_lesions / "out").glob("*.npz"))
-
-
-# MedNIST
-
-
-def test_mednist_pictures_become_slices_with_the_others_kept_apart(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    pictures = {
-        name: rng.integers(0, 256, (n, 64, 64)).astype(np.uint8)
-        for name, n in {"train": 6, "val": 3, "test": 2, "ood": 4}.items()
-    }
-    np.savez_compressed(tmp_path / "headct.npz", **pictures)
-    prepare_mednist(tmp_path / "headct.npz", tmp_path / "out")
-    for name, expected in pictures.items():
-        found = Slices.load(tmp_path / "out" / f"{name}.npz")
-        np.testing.assert_array_equal(found.images, expected)
-        assert found.brain.all()
-        assert set(found.label) == {DISEASED if name == "ood" else HEALTHY}
-        assert len(set(found.scan)) == len(expected)
-
-
-@pytest.mark.parametrize("damage", ["missing", "no val", "float", "text"])
-def test_a_wrong_mednist_file_is_refused(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "headct.npz"
-    arrays = {name: np.zeros((2, 64, 64), np.uint8) for name in ("train", "val", "test", "ood")}
-    if damage == "no val":
-        del arrays["val"]
-    if damage == "float":
-        arrays["test"] = arrays["test"].astype(np.float32)
-    if damage == "text":
-        path.write_text("train")
-    elif damage != "missing":
-        np.savez(path, **arrays)
-    with pytest.raises((InputError, FileNotFoundError), match=r"headct\.npz"):
-        prepare_mednist(path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -23,13 +23,13 @@ from diffusion_anomaly.networks import Model
 from diffusion_anomaly.publishing import prepare_folder, publish
 from diffusion_anomaly.system import device_name
 from diffusion_anomaly.tables import finite, markdown_table, text_writer, with_interval
+from training.stages.diffusion import DiffusionConfig
+from training.trainer.configuration import ConfigurationError, read_yaml
 
-from .mednist_measures import score_row, sprite_row
-from .mednist_picture import draw_examples
-from .mednist_sprites import contaminate
-from .mednist_ways import Pictures, learn_latent_threshold, learn_threshold, load_model, ways
-from .stages.diffusion import DiffusionConfig
-from .trainer.configuration import ConfigurationError, read_yaml
+from .measures import score_row, sprite_row
+from .picture import draw_examples
+from .sprites import contaminate
+from .ways import Pictures, learn_latent_threshold, learn_threshold, load_model, ways
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ COLUMNS = {
 
 
 class MednistConfig(BaseModel):
-    """Configuration file of the command ``mednist``."""
+    """Configuration file of the command ``evaluate``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

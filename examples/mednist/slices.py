@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_anomaly.errors import InputError
-
-from .data.slices import DISEASED, HEALTHY, Slices
+from training.data.slices import DISEASED, HEALTHY, Slices
 
 logger = logging.getLogger(__name__)
 

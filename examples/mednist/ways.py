@@ -21,10 +21,9 @@ from diffusion_anomaly.methods.base import residual, to_model_range, to_unit_ran
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.networks import Model, build_network, choose_device, choose_dtype
 from diffusion_anomaly.running import CPU_BATCH, slice_generator
-
-from .data.slices import Slices
-from .stages.diffusion import DiffusionConfig
-from .trainer.checkpoints import averaged_weights, require_fit
+from training.data.slices import Slices
+from training.stages.diffusion import DiffusionConfig
+from training.trainer.checkpoints import averaged_weights, require_fit
 
 
 @dataclass(frozen=True)

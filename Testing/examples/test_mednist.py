@@ -13,12 +13,11 @@ from matplotlib.image import imread
 
 from diffusion_anomaly import metrics
 from diffusion_anomaly.errors import InputError
-from Testing.training.stages import Workplace
-from training.__main__ import command_line
-from training.mednist import prepare_mednist
-from training.mednist_experiment import MednistConfig
-from training.mednist_measures import dice_curves, score_row, sprite_row
-from training.mednist_sprites import (
+from examples.mednist.__main__ import command_line
+from examples.mednist.experiment import MednistConfig
+from examples.mednist.measures import dice_curves, score_row, sprite_row
+from examples.mednist.slices import prepare_mednist
+from examples.mednist.sprites import (
     GREATEST_RADIUS,
     LEAST_CONTRAST,
     SHAPES,
@@ -26,7 +25,9 @@ from training.mednist_sprites import (
     head_depth,
     within,
 )
-from training.mednist_ways import Pictures, learn_threshold
+from examples.mednist.ways import Pictures, learn_threshold
+from Testing.training.stages import Workplace
+from training.data.slices import DISEASED, HEALTHY, Slices
 from training.stages.diffusion import DiffusionConfig
 from training.trainer.configuration import read_yaml
 
@@ -47,6 +48,42 @@ def head(size: int = 64, radius: float = 24.0, table: bool = True) -> np.ndarray
 @pytest.fixture(scope="module")
 def heads() -> np.ndarray:
     return np.stack([head(radius=radius) for radius in np.linspace(6.0, 26.0, 40)])
+
+
+# Slices
+
+
+def test_mednist_pictures_become_slices_with_the_others_kept_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = {
+        name: rng.integers(0, 256, (n, 64, 64)).astype(np.uint8)
+        for name, n in {"train": 6, "val": 3, "test": 2, "ood": 4}.items()
+    }
+    np.savez_compressed(tmp_path / "headct.npz", **pictures)
+    prepare_mednist(tmp_path / "headct.npz", tmp_path / "out")
+    for name, expected in pictures.items():
+        found = Slices.load(tmp_path / "out" / f"{name}.npz")
+        np.testing.assert_array_equal(found.images, expected)
+        assert found.brain.all()
+        assert set(found.label) == {DISEASED if name == "ood" else HEALTHY}
+        assert len(set(found.scan)) == len(expected)
+
+
+@pytest.mark.parametrize("damage", ["missing", "no val", "float", "text"])
+def test_a_wrong_mednist_file_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "headct.npz"
+    arrays = {name: np.zeros((2, 64, 64), np.uint8) for name in ("train", "val", "test", "ood")}
+    if damage == "no val":
+        del arrays["val"]
+    if damage == "float":
+        arrays["test"] = arrays["test"].astype(np.float32)
+    if damage == "text":
+        path.write_text("train")
+    elif damage != "missing":
+        np.savez(path, **arrays)
+    with pytest.raises((InputError, FileNotFoundError), match=r"headct\.npz"):
+        prepare_mednist(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # Sprites
@@ -199,7 +236,7 @@ def mednist(place: Workplace, output: Path, *more: str, **entries: Any) -> int:
     path = place.folder / "mednist.yaml"
     path.write_text(yaml.safe_dump(settings | entries), encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
-        command_line(["mednist", str(path), "--output", str(output), *more])
+        command_line(["evaluate", str(path), "--output", str(output), *more])
     return int(ended.value.code or 0)
 
 
@@ -262,8 +299,8 @@ def test_wrong_input_is_named_and_nothing_is_written(
 
 
 def test_the_configurations_that_ship_fit_together() -> None:
-    folder = Path(__file__).parents[2] / "training" / "configs"
-    config = read_yaml(folder / "mednist-experiment.yaml", MednistConfig)
+    folder = Path(__file__).parents[2] / "examples" / "mednist" / "configs"
+    config = read_yaml(folder / "experiment.yaml", MednistConfig)
     diffusion = read_yaml(folder / config.diffusion.name, DiffusionConfig)
     assert diffusion.codec is not None
     assert (folder / diffusion.codec.name).exists()
