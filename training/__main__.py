@@ -94,8 +94,8 @@ for name, text in TRAININGS.items():
 @app.command()
 def package(config: Config, output: Output) -> None:
     """Weights, calibration, thresholds, card and licence as one verified model package."""
-    from .package.build import PackageConfig
     from .package.build import package as build
+    from .package.config import PackageConfig
 
     bundle = build(read_yaml(config, PackageConfig), output)
     typer.echo(f"{bundle.path}: {bundle.name} {bundle.version}", err=True)
@@ -111,7 +111,7 @@ def describe(
     """What was measured, onto a package's card."""
     from diffusion_anomaly.bundle import open_bundle
 
-    from .package.build import describe as write
+    from .package.cards import describe as write
 
     bundle = write(open_bundle(package), evaluation, run, data)
     typer.echo(f"{bundle.path}: {bundle.name} {bundle.version}", err=True)

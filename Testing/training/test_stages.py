@@ -15,7 +15,7 @@ from Testing.training.stages import STAGES, Workplace, task_of
 from training.__main__ import command_line
 from training.data.slices import PrepareConfig, Slices
 from training.data.stacks import PrepareSlabsConfig
-from training.package.build import PackageConfig
+from training.package.config import PackageConfig
 from training.stages.classifier import ClassifierConfig
 from training.stages.codec import CodecConfig, CodecTask, load_codec
 from training.stages.denoise import DenoiseConfig
