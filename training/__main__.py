@@ -36,7 +36,7 @@ app = shared.make_app(__doc__)
 @app.command()
 def label(slices: Path, output: Path, distance: Annotated[int, typer.Option(min=1)] = 3) -> None:
     """Slice labels of the LGG set from its slices.csv: scan, slice, label."""
-    from .data.slices import label_tumour_slices
+    from .data.slice_labels import label_tumour_slices
 
     label_tumour_slices(slices, output, distance)
 
@@ -44,8 +44,8 @@ def label(slices: Path, output: Path, distance: Annotated[int, typer.Option(min=
 @app.command()
 def prepare(config: Config, output: Output) -> None:
     """Slices of all scans, brain found, intensities normalised, on the models' grid."""
-    from .data.slices import PrepareConfig
-    from .data.slices import prepare as run
+    from .data.preparation import PrepareConfig
+    from .data.preparation import prepare as run
 
     run(read_yaml(config, PrepareConfig), output)
 
@@ -57,7 +57,7 @@ def prepare_labels(
     slabs: Annotated[bool, typer.Option(help="maps of 1 mm, for the stages localise and restore")] = False,
 ) -> None:
     """All label maps of a folder in one file (.npz), which the brain's training reads, or with --slabs others."""
-    from .data.labels import prepare_labels as run
+    from .data.label_maps import prepare_labels as run
 
     run(folder, output, slabs)
 

@@ -18,7 +18,7 @@ from Testing.training.test_synthesis import write_labels
 from training.data.acquisition import AcquisitionConfig, acquire, found_brain
 from training.data.drawing import Draw, blur
 from training.data.head_maps import BRAIN_BIT, HeadMaps
-from training.data.labels import load_head, prepare_labels
+from training.data.label_maps import load_head, prepare_labels
 from training.data.painting import GREY, WHITE, PaintingConfig, flair_means, paint
 from training.data.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
 from training.data.stacks import PrepareSlabsConfig, around, prepare_slabs

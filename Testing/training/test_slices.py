@@ -15,21 +15,10 @@ from pydantic import ValidationError
 
 from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
-from training.data import slices as module
-from training.data.slices import (
-    DISEASED,
-    HEALTHY,
-    HEALTHY_HALF,
-    UNUSED,
-    PrepareConfig,
-    Slices,
-    label_tumour_slices,
-    prepare,
-    read_labels,
-    slab_labels,
-    training_slices,
-    validation_slices,
-)
+from training.data import preparation
+from training.data.preparation import PrepareConfig, prepare, slice_scan
+from training.data.slice_labels import label_tumour_slices, read_labels, slab_labels
+from training.data.slices import DISEASED, HEALTHY, HEALTHY_HALF, UNUSED, Slices, training_slices, validation_slices
 
 SHAPE = (8, 24, 20)  # slices, rows, columns
 
@@ -108,7 +97,7 @@ def test_a_failing_write_leaves_the_old_slices_whole(tmp_path: Path, monkeypatch
         Path(path).write_bytes(before[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.np, "savez_compressed", half_a_file)
+    monkeypatch.setattr(np, "savez_compressed", half_a_file)
     with pytest.raises(InputError, match="no space left"):
         random_slices(6, 8, 1).save(tmp_path / "train.npz")
     assert (tmp_path / "train.npz").read_bytes() == before
@@ -222,7 +211,7 @@ def test_scans_become_normalised_labelled_slices_on_the_models_grid(scans: Path)
 def test_a_thin_scan_is_labelled_by_all_slices_of_a_slab(scans: Path) -> None:
     path = write_scan(scans / "thin", "p09", 9, thickness=1.0)
     labels = {(path.name, i): DISEASED if i == 3 else HEALTHY for i in range(8)}
-    found = module.slice_scan(path, prepare_config(scans), labels, scans / "brains")
+    found = slice_scan(path, prepare_config(scans), labels, scans / "brains")
     assert found.index.tolist() == [2, 5]  # slices 1 to 3 and 4 to 6
     assert found.label.tolist() == [DISEASED, HEALTHY]
 
@@ -260,8 +249,8 @@ def test_a_brain_is_found_once_and_kept(scans: Path, monkeypatch: pytest.MonkeyP
         asked.append(Path(volume.source).name)
         return sitk.Cast(volume.image > 150.0, sitk.sitkUInt8)
 
-    monkeypatch.setattr(module, "find_brain", find)
-    monkeypatch.setattr(module, "open_bundle", lambda name: name)
+    monkeypatch.setattr(preparation, "find_brain", find)
+    monkeypatch.setattr(preparation, "open_bundle", lambda name: name)
     for _ in range(2):
         prepare(prepare_config(scans, brains=None), scans / "out")
     assert sorted(asked) == ["p01.nii.gz", "p02.nii.gz", "p03.nii.gz"]

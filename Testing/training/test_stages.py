@@ -13,7 +13,8 @@ import torch
 from Testing.training.fakes import assert_same_training, curve, events, random_slices, state_of
 from Testing.training.stages import STAGES, Workplace, task_of
 from training.__main__ import command_line
-from training.data.slices import PrepareConfig, Slices
+from training.data.preparation import PrepareConfig
+from training.data.slices import Slices
 from training.data.stacks import PrepareSlabsConfig
 from training.package.config import PackageConfig
 from training.stages.classifier import ClassifierConfig

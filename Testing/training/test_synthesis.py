@@ -22,7 +22,7 @@ from diffusion_anomaly.errors import InputError
 from Testing.training.stages import BRAIN, write_heads
 from training.data import synthesis
 from training.data.head_maps import BRAIN_BIT, HeadMaps
-from training.data.labels import Head, load_head, prepare_labels
+from training.data.label_maps import Head, load_head, prepare_labels
 from training.data.synthesis import Draw, SynthesisConfig, blur_matrix, slice_matrix, synthesise
 from training.stages.brain import BrainConfig, BrainTask
 from training.trainer.configuration import ConfigurationError

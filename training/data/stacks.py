@@ -20,8 +20,8 @@ from diffusion_anomaly.orientation import Orientation
 from diffusion_anomaly.stack import Grid, SliceStack
 from diffusion_anomaly.volume import read_volume
 
+from .preparation import BrainSource, NormalisationConfig, brain_of, lesion_on_grid
 from .slabs import SlabGrid
-from .slices import BrainSource, NormalisationConfig, brain_of, lesion_on_grid
 
 logger = logging.getLogger(__name__)
 

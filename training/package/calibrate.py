@@ -24,7 +24,9 @@ from diffusion_anomaly.running import make_batch
 from diffusion_anomaly.stack import SliceStack
 from diffusion_anomaly.volume import Volume, read_volume
 
-from ..data.slices import HEALTHY, brain_of, read_labels, slab_labels, slab_thickness
+from ..data.preparation import brain_of, slab_thickness
+from ..data.slice_labels import read_labels, slab_labels
+from ..data.slices import HEALTHY
 from .config import PackageConfig
 
 logger = logging.getLogger(__name__)

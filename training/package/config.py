@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_anomaly.bundle.declaration import NEEDED
 
-from ..data.slices import GridConfig, NormalisationConfig, PrepareConfig
+from ..data.preparation import GridConfig, NormalisationConfig, PrepareConfig
 from ..stages.brain_check import BrainCheck
 from ..trainer.checkpoints import averaged_weights
 from ..trainer.configuration import read_yaml
