@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from training.data.slices import Slices
-from training.trainer.loop import Batch, Trainer, TrainerConfig
+from training.trainer.loop import Batch, Trainer
+from training.trainer.optimisation import TrainerConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -31,7 +31,8 @@ from Testing.training.fakes import (
 )
 from training.trainer import checkpoints
 from training.trainer.checkpoints import CheckpointError, averaged_weights
-from training.trainer.loop import Trainer, TrainingError, averaging, learning_rate_at
+from training.trainer.loop import Trainer, TrainingError
+from training.trainer.optimisation import averaging, learning_rate_at
 
 STEPS = 60
 

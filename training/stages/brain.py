@@ -17,7 +17,8 @@ from diffusion_anomaly.networks import build_network
 from ..data.head_maps import HeadMaps
 from ..data.synthesis import SynthesisConfig, synthesise
 from ..trainer.configuration import ConfigurationError, NetworkDeclaration
-from ..trainer.loop import Batch, TrainerConfig
+from ..trainer.loop import Batch
+from ..trainer.optimisation import TrainerConfig
 
 VALIDATION_HEADS = 2  # label maps, the first ones, kept apart to watch the training and to measure its outcome
 VALIDATION_IMAGES = 6

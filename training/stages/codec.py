@@ -23,9 +23,10 @@ from diffusion_anomaly.networks import Codec, build_network
 
 from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain
 from ..data.slices import training_slices, validation_slices
-from ..trainer.checkpoints import require_fit
+from ..trainer.checkpoints import averaged_weights, require_fit
 from ..trainer.configuration import NetworkDeclaration
-from ..trainer.loop import Batch, TrainerConfig, averaged_weights
+from ..trainer.loop import Batch
+from ..trainer.optimisation import TrainerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from ..data.noise import NoiseConfig
 from ..data.sampling import AugmentationConfig, SliceSampler, evenly, plain
 from ..data.slices import HEALTHY, training_slices, validation_slices
 from ..trainer.configuration import NetworkDeclaration
-from ..trainer.loop import Batch, TrainerConfig
+from ..trainer.loop import Batch
+from ..trainer.optimisation import TrainerConfig
 
 
 class CorruptionConfig(BaseModel):

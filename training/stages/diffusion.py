@@ -17,7 +17,8 @@ from diffusion_anomaly.networks import Codec, build_network
 from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain
 from ..data.slices import training_slices, validation_slices
 from ..trainer.configuration import NetworkDeclaration, read_yaml
-from ..trainer.loop import Batch, TrainerConfig
+from ..trainer.loop import Batch
+from ..trainer.optimisation import TrainerConfig
 from .codec import CodecConfig, read_codec
 
 

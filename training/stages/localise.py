@@ -16,7 +16,8 @@ from torch.nn import functional
 from ..data.drawing import Draw
 from ..data.lesions import LesionConfig, plant
 from ..trainer.configuration import NetworkDeclaration
-from ..trainer.loop import Batch, TrainerConfig
+from ..trainer.loop import Batch
+from ..trainer.optimisation import TrainerConfig
 from .slab_tasks import WATCHED, SlabData, SlabTask, leave_alone, place_losses
 
 

@@ -18,7 +18,8 @@ from ..data.drawing import Draw, per_pixel
 from ..data.lesions import LesionConfig, plant
 from ..data.noise import NoiseConfig
 from ..trainer.configuration import NetworkDeclaration
-from ..trainer.loop import Batch, TrainerConfig
+from ..trainer.loop import Batch
+from ..trainer.optimisation import TrainerConfig
 from .slab_tasks import SlabData, SlabTask, leave_alone, place_losses
 
 

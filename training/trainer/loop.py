@@ -9,70 +9,30 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from .checkpoints import averaged_weights, read_checkpoint, require_fit, write_checkpoint
+from .checkpoints import read_checkpoint, require_fit, write_checkpoint
 from .devices import hardware_name, leave_together, make_fabric
+from .optimisation import WITHOUT_EFFECT, TrainerConfig, averaging, learning_rate_at
 from .progress import StepProgress
 from .stopping import TimeLimit, leave_signals_to_the_trainer
-
-__all__ = [
-    "Batch",
-    "Task",
-    "Trainer",
-    "TrainerConfig",
-    "TrainingError",
-    "averaged_weights",
-    "hardware_name",
-    "learning_rate_at",
-    "write_checkpoint",
-]
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
-# Entries that change how a training is run and not what comes out of it.
-WITHOUT_EFFECT = ("loader_workers", "checkpoint_minutes", "validate_every")
-
 
 class TrainingError(RuntimeError):
     """A training that cannot go on, in words for the one who runs it."""
-
-
-class TrainerConfig(BaseModel):
-    """How long and how to optimise; part of every stage's configuration file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(gt=0, description="optimiser steps of the whole training")
-    batch_size: int = Field(gt=0, description="samples a step and a process")
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    warmup_steps: int = Field(default=100, ge=0)
-    constant_share: float = Field(
-        default=0.0, ge=0, le=1, description="of the steps after the warm-up, before the cosine"
-    )
-    final_rate: float = Field(default=0.05, ge=0, le=1, description="the learning rate's last share")
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    ema_warmup: int = Field(default=0, ge=0, description="updates before which an average is mostly of the newest")
-    gradient_clip: float = Field(default=1.0, gt=0)
-    seed: int = Field(default=0, ge=0)
-    precision: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
-    loader_workers: int = Field(default=1, ge=0)
-    checkpoint_minutes: float = Field(default=3.0, ge=0)
-    validate_every: int = Field(default=500, gt=0, description="steps between validations")
 
 
 class Task(Protocol):
@@ -109,31 +69,6 @@ class StepBatches(Dataset[Batch]):
         rng = np.random.default_rng((self.config.seed, self.first + item, self.rank))
         torch.manual_seed(int(rng.integers(2**62)))  # for augmentation libraries that draw from torch's global state
         return self.task.batch(rng, self.config.batch_size)
-
-
-def learning_rate_at(step: int, config: TrainerConfig) -> float:
-    """Linear warm-up, then constant for a while if so configured, then a cosine to the last rate."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    if done < config.constant_share:
-        return config.learning_rate
-    done = (done - config.constant_share) / max(1e-9, 1.0 - config.constant_share)
-    cosine = 0.5 * (1.0 + float(np.cos(np.pi * done)))
-    return config.learning_rate * (config.final_rate + (1.0 - config.final_rate) * cosine)
-
-
-def averaging(config: TrainerConfig) -> Callable[[Any, Any, Any], None]:
-    """Exponential average of weights; with a warm-up, after ``n`` updates over little more than the last ``n``."""
-    if not config.ema_warmup:
-        return get_ema_multi_avg_fn(config.ema_decay)
-
-    def update(averaged: Any, current: Any, updates: Any) -> None:
-        done = 1.0 + float(updates)
-        decay = min(config.ema_decay, done / (config.ema_warmup + done))
-        get_ema_multi_avg_fn(decay)(averaged, current, updates)
-
-    return update
 
 
 class Trainer:
@@ -204,10 +139,7 @@ class Trainer:
                 self.losses.append(scalars["loss"])
                 progress.advance(self.step, scalars)
                 if writer is not None:
-                    for name, value in scalars.items():
-                        writer.add_scalar(f"train/{name}", value, self.step)
-                    if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
-                        self._validate(fabric, average, writer)
+                    self._record(fabric, average, writer, scalars)
                 if time.monotonic() - saved > 60.0 * self.config.checkpoint_minutes:
                     self._save(fabric, average, optimizer, writer)
                     saved = time.monotonic()
@@ -259,6 +191,12 @@ class Trainer:
             f"The {what} of step {self.step + 1} is {value}. {whole}. "
             "Lower trainer.learning_rate in the configuration and run the same command again."
         )
+
+    def _record(self, fabric: Fabric, average: AveragedModel, writer: SummaryWriter, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            writer.add_scalar(f"train/{name}", value, self.step)
+        if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+            self._validate(fabric, average, writer)
 
     def _validate(self, fabric: Fabric, average: AveragedModel, writer: SummaryWriter) -> None:
         average.eval()
