@@ -16,19 +16,42 @@ class ConfigurationError(ValueError):
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
-    """Read a configuration file.
+    """Read a configuration file. With ``base``, the path of another one, it only says what differs from that one.
 
     Raises:
         ConfigurationError: naming the file and each wrong entry.
     """
     try:
-        return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return kind.model_validate(_entries(path, ()))
     except ValidationError as error:
         raise ConfigurationError(f"{path}: {'; '.join(_wrong_entries(error))}.") from error
+
+
+def _entries(path: Path, above: tuple[Path, ...]) -> Any:
+    """A file's own entries over those of its base.
+
+    Args:
+        path: the file.
+        above: the files that it is a base of.
+    """
+    if path in above:
+        raise ConfigurationError(f"{path} is a base of itself.")
+    try:
+        own = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(own, dict) or "base" not in own:
+        return own
+    return _merged(_entries(Path(str(own.pop("base"))), (*above, path)), own)
+
+
+def _merged(base: Any, own: Any) -> Any:
+    """Mappings entry by entry; of anything else what is the file's own."""
+    if not isinstance(base, dict) or not isinstance(own, dict):
+        return own
+    return base | {name: _merged(base.get(name), value) for name, value in own.items()}
 
 
 def _wrong_entries(error: ValidationError) -> list[str]:
