@@ -19,10 +19,10 @@ from training.data.acquisition import AcquisitionConfig, acquire, found_brain
 from training.data.drawing import Draw, blur
 from training.data.head_maps import BRAIN_BIT, HeadMaps
 from training.data.label_maps import load_head, prepare_labels
-from training.data.painting import GREY, WHITE, PaintingConfig, flair_means, paint
+from training.data.painting import PaintingConfig, flair_means, paint
 from training.data.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
 from training.data.stacks import PrepareSlabsConfig, around, prepare_slabs
-from training.data.tissues import RIM, TISSUES
+from training.data.tissues import GREY, RIM, TISSUES, WHITE
 from training.trainer.configuration import ConfigurationError
 
 GRID = SlabGrid(size=64, spacing=1.0)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from .drawing import Draw, per_pixel
+from .drawing import Draw, per_sample
 from .slabs import Slabs
 
 # Of masks: as they are, one to three pixels too wide, one to three pixels too narrow.
@@ -42,12 +42,12 @@ def acquire(slabs: Slabs, config: AcquisitionConfig, draw: Draw) -> tuple[Tensor
     image = slabs.image
     count, size = image.shape[1], image.shape[-1]
     strength = draw.uniform(0.0, config.bias) * draw.chance(config.bias_share)
-    image = image * (draw.plane(1, 3, size) * per_pixel(strength)).exp()
-    gamma, gain = (per_pixel(draw.uniform(-most, most).exp()) for most in (config.gamma, config.gain))
-    image = image.clamp_min(0.0) ** gamma * gain + per_pixel(draw.uniform(-config.offset, config.offset))
+    image = image * (draw.plane(1, 3, size) * per_sample(strength)).exp()
+    gamma, gain = (per_sample(draw.uniform(-most, most).exp()) for most in (config.gamma, config.gain))
+    image = image.clamp_min(0.0) ** gamma * gain + per_sample(draw.uniform(-config.offset, config.offset))
     image = image + _ghost(image, config, draw)
     noise = draw.uniform(0.0, config.noise) * draw.chance(config.noise_share)
-    image = image + draw.normal(count, size, size) * per_pixel(noise)
+    image = image + draw.normal(count, size, size) * per_sample(noise)
     brain = found_brain(slabs.brain, config, draw)
     return image.clamp(0.0, 1.0) * brain, brain
 
@@ -58,7 +58,7 @@ def _ghost(image: Tensor, config: AcquisitionConfig, draw: Draw) -> Tensor:
     shift = draw.whole(config.ghost_shift[0], config.ghost_shift[1] + 1)
     row = (torch.arange(size, device=image.device) - shift[:, None]) % size
     copy = image.gather(2, row[:, None, :, None].expand_as(image))
-    return copy * per_pixel(draw.uniform(0.0, config.ghost) * draw.chance(config.ghost_share))
+    return copy * per_sample(draw.uniform(0.0, config.ghost) * draw.chance(config.ghost_share))
 
 
 def found_brain(brain: Tensor, config: AcquisitionConfig, draw: Draw) -> Tensor:
@@ -77,5 +77,5 @@ def found_brain(brain: Tensor, config: AcquisitionConfig, draw: Draw) -> Tensor:
     found = found[torch.arange(draw.size, device=brain.device), draw.one_of(MASK_SHARES)] > 0.5
     reach = functional.max_pool2d(wider[-1], 2 * LEAK_REACH + 1, 1, LEAK_REACH) > 0.5
     patches = draw.plane(brain.shape[1], 7, brain.shape[-1]) > 0.9
-    leak = reach & patches & per_pixel(draw.chance(config.leak_share))
+    leak = reach & patches & per_sample(draw.chance(config.leak_share))
     return (found | leak) & brain.flatten(2).any(2)[..., None, None]

@@ -77,8 +77,8 @@ def rotation(nod: Tensor, tilt: Tensor, turn: Tensor) -> Tensor:
     return matrix
 
 
-def per_pixel(value: Tensor) -> Tensor:
-    """``(B,)`` made to fit ``(B, K, H, W)``."""
+def per_sample(value: Tensor) -> Tensor:
+    """One value a sample, ``(B,)``, made to fit ``(B, K, H, W)`` or ``(B, X, Y, Z)``."""
     return value[:, None, None, None]
 
 

@@ -19,7 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from .drawing import Draw
+from .drawing import Draw, per_sample
 from .slabs import SlabGrid, Slabs
 
 Range = tuple[float, float]
@@ -149,19 +149,19 @@ def plant(
         rows, columns = _box(some.row, side, size), _box(some.column, side, size)
         slab = torch.arange(count, device=image.device)[:, None, None]
         pixel = (slab * size + rows[:, None, :, None]) * size + columns[:, None, None, :]  # in the head's slabs
-        index = pixel + _wide(some.head) * pixels
-        hold = allowed[pixel + _wide(some.head * HOLDERS + some.tissue) * pixels]
+        index = pixel + per_sample(some.head) * pixels
+        hold = allowed[pixel + per_sample(some.head * HOLDERS + some.tissue) * pixels]
         depth, noise = _form(some, rows, columns, slab[:, 0, 0], grid)
-        opacity = ((1.0 - depth) / _wide(some.edge) + 0.5).clamp(0.0, 1.0) * hold * _wide(some.partial)
-        core = ((_wide(some.core[:, 0]) - depth) / 0.15).clamp(0.0, 1.0) * _wide(some.core[:, 1])
-        added = _wide(some.shift) + noise * _wide(some.grain) + core
+        opacity = ((1.0 - depth) / per_sample(some.edge) + 0.5).clamp(0.0, 1.0) * hold * per_sample(some.partial)
+        core = ((per_sample(some.core[:, 0]) - depth) / 0.15).clamp(0.0, 1.0) * per_sample(some.core[:, 1])
+        added = per_sample(some.shift) + noise * per_sample(some.grain) + core
         here = image.flatten()[index]
         mean = (opacity * here).sum((1, 2, 3)) / opacity.sum((1, 2, 3)).clamp_min(1e-3)
-        hidden = opacity * _wide(some.flatness)
+        hidden = opacity * per_sample(some.flatness)
         index = index.flatten()
         change.index_add_(0, index, (opacity * added).flatten())
         faded.index_add_(0, index, hidden.flatten())
-        level.index_add_(0, index, (hidden * _wide(mean)).flatten())
+        level.index_add_(0, index, (hidden * per_sample(mean)).flatten())
         cover.scatter_reduce_(0, index, opacity.flatten(), "amax")
     change, faded, level, cover = (values.view_as(image) for values in (change, faded, level, cover))
     # Where several lesions hide the tissue, its mean is theirs together.
@@ -253,11 +253,6 @@ def _tissues(slabs: Slabs, head: Tensor, half: Tensor, config: LesionConfig, dra
     return torch.where((tissue == 0) & ~bands, 1, tissue)
 
 
-def _wide(value: Tensor) -> Tensor:
-    """``(M,)`` made to fit ``(M, K, side, side)``."""
-    return value[:, None, None, None]
-
-
 def _box(middle: Tensor, side: int, size: int) -> Tensor:
     """Rows or columns ``(M, side)`` around each middle, moved into the image."""
     first = (middle - side // 2).clamp(0, size - side)
@@ -269,14 +264,14 @@ def _form(lesions: Lesions, rows: Tensor, columns: Tensor, slab: Tensor, grid: S
     down = ((rows - lesions.row[:, None]) * grid.spacing)[:, None, :, None]
     right = ((columns - lesions.column[:, None]) * grid.spacing)[:, None, None, :]
     up = (slab - lesions.slab[:, None] + lesions.lift[:, None]) * lesions.gap[:, None]
-    cosine, sine = _wide(lesions.angle.cos()), _wide(lesions.angle.sin())
-    along = (cosine * right + sine * down) / _wide(lesions.axes[:, 0])
-    across = (cosine * down - sine * right) / _wide(lesions.axes[:, 1])
-    through = up[:, :, None, None] / _wide(lesions.axes[:, 2])
+    cosine, sine = per_sample(lesions.angle.cos()), per_sample(lesions.angle.sin())
+    along = (cosine * right + sine * down) / per_sample(lesions.axes[:, 0])
+    across = (cosine * down - sine * right) / per_sample(lesions.axes[:, 1])
+    through = up[:, :, None, None] / per_sample(lesions.axes[:, 2])
     place = torch.stack(torch.broadcast_tensors(along, across, through), -1)
     depth = place.norm(dim=-1)
     count, side = depth.shape[1], depth.shape[2]
-    cells = (place * _wide(lesions.frequency)[..., None] + lesions.origin[:, None, None, None] + 1.0) % 2.0 - 1.0
+    cells = (place * per_sample(lesions.frequency)[..., None] + lesions.origin[:, None, None, None] + 1.0) % 2.0 - 1.0
     noise = functional.grid_sample(
         wandering_noise(depth.device),
         cells.view(1, len(lesions), count * side, side, 3),
@@ -284,7 +279,7 @@ def _form(lesions: Lesions, rows: Tensor, columns: Tensor, slab: Tensor, grid: S
         padding_mode="border",
     ).view_as(depth)
     # Far from a lesion the noise must not bring it back.
-    return depth + _wide(lesions.wander) * noise * (depth < 3.0), noise
+    return depth + per_sample(lesions.wander) * noise * (depth < 3.0), noise
 
 
 @lru_cache(maxsize=2)

@@ -11,31 +11,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from .drawing import Draw, blur, enlarge, per_pixel, rotation
+from .drawing import Draw, blur, enlarge, per_sample, rotation
 from .head_maps import HeadMaps
 from .slabs import MODE, SlabGrid, Slabs
-from .tissues import RIM, TISSUES
+from .tissues import FLUID, GREY, RIM, TISSUES, WHITE
 
 Range = tuple[float, float]
 
-WHITE = (
-    TISSUES["white matter"],
-    TISSUES["cerebellar white matter"],
-    TISSUES["pallidum, ventral diencephalon"],
-    TISSUES["brain stem"],
-    RIM,
-)
-GREY = tuple(
-    TISSUES[name]
-    for name in (
-        "cortex",
-        "cerebellar cortex",
-        "thalamus",
-        "caudate, putamen, accumbens",
-        "hippocampus, amygdala",
-    )
-)
-FLUID = (TISSUES["ventricle"], TISSUES["fluid"])
 PARTS = 3  # planes that a slab is the mean of: partial volume
 
 
@@ -81,7 +63,7 @@ def paint(maps: HeadMaps, grid: SlabGrid, config: PaintingConfig, draw: Draw) ->
     gap = thickness * draw.uniform(*config.gap)
     head = draw.whole(0, len(maps))
     tissue, inside = maps.look_up(head, _places(maps.boxes[head], thickness, gap, grid, config, draw))
-    stripped = per_pixel(draw.chance(config.stripped_share))
+    stripped = per_sample(draw.chance(config.stripped_share))
     tissue = torch.where(~inside & stripped, 0, tissue)
     means, white_mean, fluid_mean = flair_means(draw)
 
@@ -89,21 +71,22 @@ def paint(maps: HeadMaps, grid: SlabGrid, config: PaintingConfig, draw: Draw) ->
         """``(B, K * PARTS, H, W)`` to the mean of each slab."""
         return values.view(draw.size, grid.slabs, PARTS, size, size).float().mean(2)
 
-    def share(numbers: tuple[int, ...]) -> Tensor:
+    def share(*numbers: int) -> Tensor:
         chosen = torch.zeros(RIM + 1, device=draw.device)
         chosen[list(numbers)] = 1.0
         return over_parts(chosen[tissue])
 
     image = over_parts(means.gather(1, tissue.flatten(1)).view(tissue.shape))
     brain = over_parts(inside) > 0.5
-    white, grey, fluid, rim = (share(numbers) for numbers in (WHITE, GREY, FLUID, (RIM,)))
+    grey, fluid = (share(*(TISSUES[name] for name in names)) for names in (GREY, FLUID))
+    rim, white = share(RIM), share(RIM, *(TISSUES[name] for name in WHITE))
     image = _textured(image, white, grey, fluid, brain, config, draw)
     spread = draw.uniform(*config.blur)
     image, white, fluid, rim = (blur(part, spread) for part in (image, white, fluid, rim))
     # Where the engine's scale has its 0, the brain's lowest half per cent, and its mode.
     low = fluid_mean * draw.uniform(*config.low)
     mode = white_mean * draw.uniform(*config.mode).exp()
-    image = (image - per_pixel(low)).clamp_min(0.0) * per_pixel(MODE / (mode - low))
+    image = (image - per_sample(low)).clamp_min(0.0) * per_sample(MODE / (mode - low))
     return Slabs(image, brain, torch.ones_like(brain), white, fluid, rim, gap)
 
 
@@ -125,7 +108,7 @@ def _places(box: Tensor, thickness: Tensor, gap: Tensor, grid: SlabGrid, config:
     shape = (draw.size, up.shape[1], grid.size, grid.size)
     local = torch.stack(
         [
-            (per_pixel(draw.sign()) * across).expand(shape),
+            (per_sample(draw.sign()) * across).expand(shape),
             (-across[:, None]).expand(shape),
             up[:, :, None, None].expand(shape),
         ],
@@ -146,7 +129,7 @@ def _textured(
     slabs, size = image.shape[1], image.shape[-1]
 
     def slow(cells: int, deviation: Tensor) -> Tensor:
-        return draw.plane(slabs, cells, size) * per_pixel(deviation)
+        return draw.plane(slabs, cells, size) * per_sample(deviation)
 
     flow = draw.uniform(0.0, config.fluid_unevenness) * draw.chance(config.flow_share)
     image = image + white * slow(9, draw.uniform(0.0, config.white_unevenness))
@@ -155,7 +138,7 @@ def _textured(
     around = slow(20, draw.uniform(0.0, config.surroundings))
     image = torch.where(brain, image, image * (1.0 + around)).clamp_min(0.0)
     grain = blur(draw.normal(slabs, size, size), torch.full((draw.size,), 0.8, device=draw.device)) / 0.35
-    return image + grain * per_pixel(draw.uniform(0.0, config.grain)) * (image > 0.02)
+    return image + grain * per_sample(draw.uniform(0.0, config.grain)) * (image > 0.02)
 
 
 def flair_means(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..trainer.configuration import ConfigurationError
-from .drawing import Draw, blur, per_pixel
+from .drawing import Draw, blur, per_sample
 
 MODE = 0.42  # where the intensity scale of the engine's ``ModeNormalisation`` has a brain's most common value
 FLUID_BELOW, FLUID_FLANK = 0.30, 0.10  # of that scale: real scans have no map of their fluid
@@ -174,7 +174,7 @@ class RealStacks:
         image, inside, known = moved.unbind(2)
         # What lies outside the brain is zero in the file; at the edge it must not darken tissue.
         image = image / inside.clamp_min(0.3)
-        contrast = per_pixel(draw.uniform(-config.contrast, config.contrast).exp())
+        contrast = per_sample(draw.uniform(-config.contrast, config.contrast).exp())
         image = MODE + (image - MODE) * contrast
         image = blur(image.clamp(0.0, 1.2), draw.uniform(*config.blur))
         fluid = ((FLUID_BELOW - image) / FLUID_FLANK).clamp(0.0, 1.0)
@@ -192,7 +192,7 @@ def _moved(values: Tensor, config: AugmentationConfig, draw: Draw) -> Tensor:
     across = torch.stack([angle.cos() * scale[:, 0] * mirrored, -angle.sin() * scale[:, 1], shift[:, 0]], -1)
     along = torch.stack([angle.sin() * scale[:, 0] * mirrored, angle.cos() * scale[:, 1], shift[:, 1]], -1)
     place = functional.affine_grid(torch.stack([across, along], 1), [draw.size, 1, size, size], align_corners=False)
-    bend = draw.plane(2, 6, size) * per_pixel(draw.uniform(0.0, config.bend))
+    bend = draw.plane(2, 6, size) * per_sample(draw.uniform(0.0, config.bend))
     moved = functional.grid_sample(
         values.reshape(draw.size, -1, size, size), place + bend.permute(0, 2, 3, 1), align_corners=False
     )

@@ -67,30 +67,23 @@ def prepare_slabs(config: PrepareSlabsConfig, output: Path) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"There are several scans called {', '.join(twice)}.", "Give each a name of its own.")
-    images, brains, known, gaps, sizes, stacks, restricted = [], [], [], [], [], [], []
-    for path, scans in found:
-        for name, image, brain, healthy, gap in _stacks(path, scans, config, output / "brains"):
-            images.append(image)
-            brains.append(np.packbits(brain, -1))
-            known.append(np.packbits(healthy, -1))
-            gaps.append(np.full(len(image), gap, np.float32))
-            sizes.append(len(image))
-            stacks.append(name)
-            restricted.append(scans.restricted)
-            logger.info("%s: %d slices of %.3g mm", name, len(image), gap)
+    stacks = [(*stack, scans) for path, scans in found for stack in _stacks(path, scans, config, output / "brains")]
+    names, images, brains, known, gaps, sets = zip(*stacks, strict=True)
+    sizes = [len(image) for image in images]
+    restricted = np.array([scans.restricted for scans in sets])
     with whole_file(output / "stacks.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
             images=np.concatenate(images),
-            brain=np.concatenate(brains),
-            known=np.concatenate(known),
-            gap=np.concatenate(gaps),
+            brain=np.packbits(np.concatenate(brains), -1),
+            known=np.packbits(np.concatenate(known), -1),
+            gap=np.repeat(np.array(gaps, np.float32), sizes),
             stack=np.repeat(np.arange(len(sizes)), sizes).astype(np.int32),
-            restricted=np.array(restricted),
-            names=np.array(stacks),
+            restricted=restricted,
+            names=np.array(names),
             spacing=np.float64(config.grid.spacing),
         )
-    logger.info("%d slices in %d stacks, %d of them restricted", sum(sizes), len(sizes), sum(restricted))
+    logger.info("%d slices in %d stacks, %d of them restricted", sum(sizes), len(sizes), restricted.sum())
 
 
 def _paths(scans: ScanSet) -> list[Path]:
@@ -116,6 +109,7 @@ def _stacks(path: Path, scans: ScanSet, config: PrepareSlabsConfig, brains: Path
         healthy = np.ones_like(brain)
         if scans.lesions is not None:
             healthy = ~around(lesion_on_grid(path, volume, mask, grid, scans.lesions), config.lesion_margin)
+        logger.info("%s: %d slices of %.3g mm", path.name, len(image), stack.slice_spacing)
         yield f"{path.name}, {stack.slice_spacing:.3g} mm", image, brain, healthy, stack.slice_spacing
 
 

@@ -18,15 +18,13 @@ from torch import Tensor
 
 from diffusion_anomaly.brain_network import ROBUST_PERCENTILES, WINDOW
 
-from .drawing import Draw, enlarge, rotation
+from .drawing import Draw, enlarge, per_sample, rotation
 from .head_maps import HeadMaps
-from .tissues import TISSUES
+from .tissues import GREY, TISSUES, WHITE
 
 Range = tuple[float, float]
 Triple = tuple[float, float, float]
 
-WHITE = ("white matter", "cerebellar white matter", "brain stem", "pallidum, ventral diencephalon")
-GREY = ("cortex", "cerebellar cortex", "thalamus", "caudate, putamen, accumbens", "hippocampus, amygdala")
 SCALED_FROM = 60_000  # voxels of each image that its percentiles are taken from
 FEWEST_SLICES = 8  # of thick slices across the window
 
@@ -94,21 +92,16 @@ def synthesise(
         for _ in range(config.lesions):
             image = _plant_lesion(image, brain, draw, config)
         image = image.clamp_min(0.0)
-        stripped = _per_head(draw.chance(config.stripped_share))
+        stripped = per_sample(draw.chance(config.stripped_share))
         image = torch.where(stripped & ~brain, 0.0, image)
         image = _acquire(image, draw, config)
         # Exact zeros around the head and noise around a stripped brain must be as common as the reverse, or the
         # network takes a black background as the sign of a stripped image.
         outside = torch.where(stripped, ~brain, tissue == 0)
-        image = torch.where(outside & _per_head(draw.chance(config.black_air_share)), 0.0, image)
+        image = torch.where(outside & per_sample(draw.chance(config.black_air_share)), 0.0, image)
         seen = _field_of_view(draw, config, window[2])
         image, brain = torch.where(seen, image, 0.0), brain & seen
         return _rescale(image, draw)[:, None], brain[:, None].float()
-
-
-def _per_head(value: Tensor) -> Tensor:
-    """``(B,)`` made to fit ``(B, X, Y, Z)``."""
-    return value[:, None, None, None]
 
 
 def _axes(window: tuple[int, ...], device: torch.device) -> list[Tensor]:
@@ -141,9 +134,9 @@ def _paint(tissue: Tensor, brain: Tensor, draw: Draw, config: SynthesisConfig) -
     mean, width = _tissue_intensities(draw, config)
     flat = tissue.flatten(1)
     image = (mean.gather(1, flat) + width.gather(1, flat) * draw.normal(flat.shape[1])).view(tissue.shape)
-    patches = draw.field((14, 16, 14), window) * _per_head(draw.uniform(0.0, config.patches))
+    patches = draw.field((14, 16, 14), window) * per_sample(draw.uniform(0.0, config.patches))
     image = torch.where(~brain & (tissue > 0), image * patches.exp(), image)
-    inner = draw.field((7, 8, 7), window) * _per_head(draw.uniform(0.0, config.unevenness))
+    inner = draw.field((7, 8, 7), window) * per_sample(draw.uniform(0.0, config.unevenness))
     return torch.where(brain, image * (1.0 + inner), image)
 
 
@@ -190,24 +183,24 @@ def _plant_lesion(image: Tensor, brain: Tensor, draw: Draw, config: SynthesisCon
     radius = draw.log_uniform(*config.lesion_radius, 3)
     square = torch.zeros((), device=draw.device)
     for number, axis in enumerate(_axes(window, draw.device)):
-        square = square + ((axis - _per_head(centre[number])) / _per_head(radius[:, number])) ** 2
+        square = square + ((axis - per_sample(centre[number])) / per_sample(radius[:, number])) ** 2
     depth = square.sqrt() + 0.3 * draw.field((12, 14, 12), window)  # 1 at the lesion's edge
-    cover = ((1.0 - depth) / 0.2).clamp(0.0, 1.0) * (brain & _per_head(there))
-    core = ((0.6 - depth) / 0.2).clamp(0.0, 1.0) * _per_head(draw.chance(0.4))
-    intensity = torch.lerp(_per_head(draw.uniform(0.0, 1.0)), _per_head(draw.uniform(0.0, 1.0)), core)
+    cover = ((1.0 - depth) / 0.2).clamp(0.0, 1.0) * (brain & per_sample(there))
+    core = ((0.6 - depth) / 0.2).clamp(0.0, 1.0) * per_sample(draw.chance(0.4))
+    intensity = torch.lerp(per_sample(draw.uniform(0.0, 1.0)), per_sample(draw.uniform(0.0, 1.0)), core)
     return torch.lerp(image, intensity, cover)
 
 
 def _acquire(image: Tensor, draw: Draw, config: SynthesisConfig) -> Tensor:
     """Bias field, blur, thick slices, gamma, noise: what scanners do to an image."""
     window = tuple(image.shape[1:])
-    bias = _per_head(draw.uniform(0.0, config.bias) * draw.chance(config.bias_share))
+    bias = per_sample(draw.uniform(0.0, config.bias) * draw.chance(config.bias_share))
     image = image * (draw.field((3, 3, 3), window) * bias).exp()
     for axis, matrix in enumerate(_resolution(draw, config, window)):
         image = torch.einsum(("bux,bxyz->buyz", "buy,bxyz->bxuz", "buz,bxyz->bxyu")[axis], matrix, image)
     exponent = (draw.uniform(-config.gamma, config.gamma) * draw.chance(config.gamma_share)).exp()
-    image = image.clamp_min(0.0) ** _per_head(exponent)
-    noise = _per_head(draw.uniform(0.0, config.noise) * draw.chance(config.noise_share))
+    image = image.clamp_min(0.0) ** per_sample(exponent)
+    noise = per_sample(draw.uniform(0.0, config.noise) * draw.chance(config.noise_share))
     return image + noise * draw.normal(*window)
 
 

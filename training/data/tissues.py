@@ -29,3 +29,8 @@ TISSUES = {name: number for number, name in enumerate(BRAIN_GROUPS, start=1)} | 
 """Number of each tissue; 0 is air."""
 RIM = len(TISSUES) + 1
 """White matter along the ventricles, normally a little brighter than elsewhere; in maps for slabs alone."""
+
+# By name, the tissues that share white and grey matter's intensities.
+WHITE = ("white matter", "cerebellar white matter", "brain stem", "pallidum, ventral diencephalon")
+GREY = ("cortex", "cerebellar cortex", "thalamus", "caudate, putamen, accumbens", "hippocampus, amygdala")
+FLUID = ("ventricle", "fluid")

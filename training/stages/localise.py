@@ -6,19 +6,15 @@ healthy brain. Lesions are bright and scans without corruption, as a reader gets
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..data.drawing import Draw
 from ..data.lesions import LesionConfig, plant
-from ..trainer.configuration import NetworkDeclaration
 from ..trainer.loop import Batch
-from ..trainer.optimisation import TrainerConfig
-from .slab_tasks import WATCHED, SlabData, SlabTask, leave_alone, place_losses
+from .slab_tasks import WATCHED, SlabStageConfig, SlabTask, leave_alone, place_losses
 
 
 class BrightLesionConfig(LesionConfig):
@@ -27,29 +23,14 @@ class BrightLesionConfig(LesionConfig):
     dark: float = Field(default=0.0, ge=0, le=1, description="share that is darker than the tissue")
 
 
-class LocaliseConfig(BaseModel):
+class LocaliseConfig(SlabStageConfig):
     """Configuration file of the stage ``localise``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    answers = 1
 
-    data: SlabData
     fold: int = Field(default=2, ge=1, description="blocks of this many pixels are folded into channels")
     lesions: BrightLesionConfig = BrightLesionConfig()
     draws: int = Field(default=3, ge=1, description="sets of lesions in each head of a batch")
-    dice_weight: float = Field(default=0.5, ge=0, description="of the Dice loss, beside cross-entropy")
-    network: NetworkDeclaration
-    start_from: Path | None = Field(default=None, description="weights to begin with (.safetensors or checkpoint.pt)")
-    trainer: TrainerConfig
-
-    @model_validator(mode="after")
-    def _consistent(self) -> LocaliseConfig:
-        pixels = self.fold**2
-        for entry, value in (("in_channels", pixels * self.data.grid.slabs), ("out_channels", pixels)):
-            if self.network.get(entry) != value:
-                raise ValueError(f"network.{entry} is {self.network.get(entry)}, but fold and slabs need {value}")
-        if self.data.grid.size % self.fold:
-            raise ValueError(f"fold {self.fold} does not divide slabs of {self.data.grid.size} pixels")
-        return self
 
 
 class LocaliseTask(SlabTask):

@@ -7,20 +7,17 @@ A ladder of degradations that a network undoes in one step is cold diffusion's (
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data.drawing import Draw, per_pixel
+from ..data.drawing import Draw, per_sample
 from ..data.lesions import LesionConfig, plant
 from ..data.noise import NoiseConfig
-from ..trainer.configuration import NetworkDeclaration
 from ..trainer.loop import Batch
-from ..trainer.optimisation import TrainerConfig
-from .slab_tasks import SlabData, SlabTask, leave_alone, place_losses
+from .slab_tasks import SlabStageConfig, SlabTask, leave_alone, place_losses
 
 
 class SlabNoiseConfig(NoiseConfig):
@@ -41,37 +38,15 @@ class CorruptionConfig(BaseModel):
     noise: SlabNoiseConfig = SlabNoiseConfig()
 
 
-class RestoreConfig(BaseModel):
+class RestoreConfig(SlabStageConfig):
     """Configuration file of the stage ``restore``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    answers = 2
 
-    data: SlabData
     fold: int = Field(default=4, ge=1, description="blocks of this many pixels are folded into channels")
     corruption: CorruptionConfig = CorruptionConfig()
     lesion_weight: float = Field(default=4.0, ge=0, description="extra weight of pixels in synthetic lesions")
     localisation_weight: float = Field(default=1.0, ge=0, description="of the cross-entropy of a lesion's place")
-    dice_weight: float = Field(default=0.5, ge=0, description="of the Dice loss of it, by its cross-entropy")
-    network: NetworkDeclaration
-    start_from: Path | None = Field(default=None, description="weights to begin with (.safetensors or checkpoint.pt)")
-    trainer: TrainerConfig
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RestoreConfig:
-        for entry, value in (
-            ("in_channels", self.channels * self.data.grid.slabs),
-            ("out_channels", 2 * self.channels),
-        ):
-            if self.network.get(entry) != value:
-                raise ValueError(f"network.{entry} is {self.network.get(entry)}, but fold and slabs need {value}")
-        if self.data.grid.size % self.fold:
-            raise ValueError(f"fold {self.fold} does not divide slabs of {self.data.grid.size} pixels")
-        return self
-
-    @property
-    def channels(self) -> int:
-        """Of one slab, folded."""
-        return self.fold**2
 
 
 class RestoreTask(SlabTask):
@@ -143,4 +118,4 @@ def coarse_noise(slabs: int, size: int, strength: Tensor, config: SlabNoiseConfi
     shape = (draw.size, size, size)
     place = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], -1)
     noise = functional.grid_sample(noise, place, align_corners=True)
-    return noise * per_pixel(config.deviation * strength * draw.chance(config.share))
+    return noise * per_sample(config.deviation * strength * draw.chance(config.share))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from torch.nn import functional
 from diffusion_anomaly.networks import build_network
 
 from ..data.acquisition import AcquisitionConfig, acquire
-from ..data.drawing import Draw, per_pixel
+from ..data.drawing import Draw, per_sample
 from ..data.head_maps import HeadMaps
 from ..data.painting import PaintingConfig, paint
 from ..data.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
 from ..trainer.checkpoints import CheckpointError, averaged_weights, require_fit
+from ..trainer.configuration import NetworkDeclaration
 from ..trainer.loop import Batch
+from ..trainer.optimisation import TrainerConfig
 
 LABEL_SPACING = 1.0  # mm of the label maps that slabs are painted from
 LESION_FROM = 0.4  # share of a pixel from which it counts as lesion
@@ -48,6 +50,37 @@ class SlabData(BaseModel):
         if (self.stacks is None) != (self.real_share == 0.0):
             raise ValueError("give both 'stacks' and a 'real_share' above 0, or neither")
         return self
+
+
+class SlabStageConfig(BaseModel):
+    """What the configuration files of all stages that learn from slabs hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    answers: ClassVar[int]  # what the network gives of each pixel of the middle slab
+
+    data: SlabData
+    fold: int = Field(ge=1, description="blocks of this many pixels are folded into channels")
+    dice_weight: float = Field(
+        default=0.5, ge=0, description="of the Dice loss, by the cross-entropy of a lesion's place"
+    )
+    network: NetworkDeclaration
+    start_from: Path | None = Field(default=None, description="weights to begin with (.safetensors or checkpoint.pt)")
+    trainer: TrainerConfig
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> SlabStageConfig:
+        needed = {"in_channels": self.channels * self.data.grid.slabs, "out_channels": self.channels * self.answers}
+        for entry, value in needed.items():
+            if self.network.get(entry) != value:
+                raise ValueError(f"network.{entry} is {self.network.get(entry)}, but fold and slabs need {value}")
+        if self.data.grid.size % self.fold:
+            raise ValueError(f"fold {self.fold} does not divide slabs of {self.data.grid.size} pixels")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of one slab, folded."""
+        return self.fold**2
 
 
 class SlabSource:
@@ -86,12 +119,12 @@ class SlabTask(ABC):
     """A stage that learns from slabs: the batch is a seed, and what it stands for is made in the step.
 
     Args:
-        config: of the stage, with ``network``, ``data``, ``start_from`` and ``trainer``.
+        config: of the stage.
     """
 
     picture_title = ""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: SlabStageConfig) -> None:
         self.config = config
         torch.manual_seed(config.trainer.seed)
         self.network: nn.Module = build_network(config.network)
@@ -135,7 +168,7 @@ def leave_alone(image: Tensor, middle: int, draw: Draw) -> Tensor:
     """Some scans without the neighbours of the slab asked about, ``(B, K, H, W)``: 0, as beyond a scan's ends."""
     neighbour = torch.ones(image.shape[1], device=image.device)
     neighbour[middle] = 0.0
-    alone = per_pixel(draw.chance(ALONE_SHARE).float())
+    alone = per_sample(draw.chance(ALONE_SHARE).float())
     return image * (1.0 - alone * neighbour[None, :, None, None])
 
 
