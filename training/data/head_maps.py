@@ -14,6 +14,7 @@ from diffusion_anomaly.brain_network import SPACING
 
 from ..trainer.configuration import ConfigurationError
 
+SLAB_SPACING = 1.0  # mm of the label maps that slabs are painted from
 BRAIN_BIT = 128  # added to a voxel's tissue number where the voxel belongs to the brain mask
 
 

@@ -16,7 +16,7 @@ from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.brain_network import SPACING
 from diffusion_anomaly.errors import InputError
 
-from .head_maps import BRAIN_BIT, bounding_box
+from .head_maps import BRAIN_BIT, SLAB_SPACING, bounding_box
 from .tissues import BRAIN_GROUPS, OUTSIDE, RIM, TISSUES
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ FLUID_MM = 4.0  # fluid this close to the brain belongs to the mask, so that no 
 SULCUS_MM = 6.0  # closing this far fills the sulci as hand-made and DLMUSE masks do
 RIM_MM = 2.5  # white matter this close to the ventricles is normally a little brighter on FLAIR
 MARGIN_MM = 12.0  # kept around the brain in maps for slabs: what a mask that leaks can show
-SLAB_LABEL_SPACING = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def prepare_labels(folder: Path, output: Path, slabs: bool = False) -> None:
     Raises:
         InputError: when the folder holds no label map, or one with voxels of another size.
     """
-    wanted, load = (SLAB_LABEL_SPACING, load_slab_head) if slabs else (SPACING, load_head)
+    wanted, load = (SLAB_SPACING, load_slab_head) if slabs else (SPACING, load_head)
     paths = sorted(folder.glob("*.nii.gz"))
     if not paths:
         raise InputError(f"{folder} holds no label map (*.nii.gz).", "Name the folder that does.")

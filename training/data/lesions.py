@@ -9,6 +9,7 @@ and mostly in white matter, as gliomas, demyelination and small vessel disease a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -138,14 +139,7 @@ def plant(
     pixels = count * size * size  # of a head
     allowed = (holding_tissues(slabs) * brain[:, None]).flatten()
     change, faded, level, cover = (torch.zeros(image.numel(), device=image.device) for _ in range(4))
-    # Lesions of about one size together, so that a small one costs a small box.
-    sides = [side for side in BOXES if side < size] + [size]
-    width = 2.0 * (1.9 * lesions.half / grid.spacing + 5.0)
-    kind = torch.stack([width > side for side in sides[:-1]] or [torch.zeros_like(width)]).sum(0).long()
-    for number, side in enumerate(sides):
-        some = lesions.select(torch.nonzero(kind == number)[:, 0])
-        if not len(some):
-            continue
+    for side, some in _by_size(lesions, grid, size):
         rows, columns = _box(some.row, side, size), _box(some.column, side, size)
         slab = torch.arange(count, device=image.device)[:, None, None]
         pixel = (slab * size + rows[:, None, :, None]) * size + columns[:, None, None, :]  # in the head's slabs
@@ -167,6 +161,17 @@ def plant(
     # Where several lesions hide the tissue, its mean is theirs together.
     over = faded.clamp_min(1.0)
     return image * (1.0 - faded / over) + level / over + change, cover
+
+
+def _by_size(lesions: Lesions, grid: SlabGrid, size: int) -> Iterator[tuple[int, Lesions]]:
+    """Lesions that fit into a box of so many pixels a side, together, so that a small one costs a small box."""
+    sides = [side for side in BOXES if side < size] + [size]
+    width = 2.0 * (1.9 * lesions.half / grid.spacing + 5.0)
+    kind = torch.stack([width > side for side in sides[:-1]] or [torch.zeros_like(width)]).sum(0).long()
+    for number, side in enumerate(sides):
+        some = lesions.select(torch.nonzero(kind == number)[:, 0])
+        if len(some):
+            yield side, some
 
 
 def holding_tissues(slabs: Slabs) -> Tensor:

@@ -17,7 +17,7 @@ from diffusion_anomaly.networks import build_network
 
 from ..data.acquisition import AcquisitionConfig, acquire
 from ..data.drawing import Draw, per_sample
-from ..data.head_maps import HeadMaps
+from ..data.head_maps import SLAB_SPACING, HeadMaps
 from ..data.painting import PaintingConfig, paint
 from ..data.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
 from ..trainer.checkpoints import CheckpointError, averaged_weights, require_fit
@@ -25,7 +25,6 @@ from ..trainer.configuration import NetworkDeclaration
 from ..trainer.loop import Batch
 from ..trainer.optimisation import TrainerConfig
 
-LABEL_SPACING = 1.0  # mm of the label maps that slabs are painted from
 LESION_FROM = 0.4  # share of a pixel from which it counts as lesion
 WATCHED = 6  # heads of each kind that validation looks at
 ALONE_SHARE = 0.12  # slices without neighbours: at a scan's ends, or of a single picture
@@ -92,7 +91,7 @@ class SlabSource:
 
     def __init__(self, config: SlabData) -> None:
         self.config = config
-        self.maps = HeadMaps.load(config.labels, LABEL_SPACING)
+        self.maps = HeadMaps.load(config.labels, SLAB_SPACING)
         self.stacks = RealStacks.load(config.stacks, config.grid, config.restricted) if config.stacks else None
         self.weight = self.stacks.weight if self.stacks else None
 
