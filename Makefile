@@ -27,7 +27,7 @@ endif
 TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 1)
 
 SAMPLE := Resources/SampleData/open-ms-patient26-FLAIR.nii.gz
-CHECKED := DiffusionAnomaly training Testing docs
+CHECKED := DiffusionAnomaly training examples Testing docs
 
 .PHONY: demo test test-slicer lint format docs docs-serve bench figures clean
 

@@ -33,7 +33,7 @@ PACKAGES = ENGINE / "diffusion_anomaly" / "bundles"
 # Where the code keeps what is shown here.
 COMMAND_LINE = "diffusion_anomaly.cli"
 METHODS = "diffusion_anomaly.methods"
-GUIDES = "diffusion_anomaly.method_guide"
+GUIDES = "diffusion_anomaly.registry"
 
 # Page of the site to file of the repository.
 BORROWED = {
@@ -118,7 +118,7 @@ def _commands(command: Any, words: str, parent: Any) -> Iterator[tuple[str, Any,
 def methods_table() -> str:
     """A row a method: what it does, what its model learnt from, its model."""
     rows = ["| method | title | what it does | its model has learnt from |", "|---|---|---|---|"]
-    for guide in importlib.import_module(GUIDES).METHOD_GUIDES:
+    for guide in importlib.import_module(GUIDES).METHODS.values():
         link = f"[`{guide.name}`]({_SITE}reference/methods.md#{guide.name})"
         rows.append(f"| {link} | {guide.title} | {guide.does} | {guide.learnt_from} |")
     return "\n".join(rows)
@@ -128,7 +128,7 @@ def method_options() -> str:
     """A section a method with its options, their ranges and published defaults."""
     methods = importlib.import_module(METHODS).METHODS
     parts = []
-    for guide in importlib.import_module(GUIDES).METHOD_GUIDES:
+    for guide in importlib.import_module(GUIDES).METHODS.values():
         method = methods[guide.name]
         parts.append(f"### `{guide.name}` {{: #{guide.name} }}\n\n{guide.title}. {guide.does}\n")
         options = fields(method.options_type)

@@ -39,11 +39,15 @@ def requirementsFile() -> Path:
 
 
 def required() -> list[Requirement]:
-    """Everything that the worker needs and this platform wants, torch first."""
+    """Everything that the worker needs and this platform wants, torch first, all that is asked of a package in one."""
     lines = requirementsFile().read_text(encoding="utf-8").splitlines()
     texts = [*TORCH, *(line for line in map(str.strip, lines) if line and not line.startswith("#"))]
-    found = [Requirement(text) for text in texts]
-    return [requirement for requirement in found if requirement.marker is None or requirement.marker.evaluate()]
+    found: dict[str, Requirement] = {}
+    for requirement in map(Requirement, texts):
+        if requirement.marker is None or requirement.marker.evaluate():
+            # As two, only the unmet one would be asked of pip, whose choice may break the other.
+            found.setdefault(requirement.name, requirement).specifier &= requirement.specifier
+    return list(found.values())
 
 
 def missing() -> list[Requirement]:

@@ -20,10 +20,10 @@ import SimpleITK as sitk
 import packages
 import phantom
 from diffusion_anomaly import __version__
-from diffusion_anomaly.cli import batch
-from diffusion_anomaly.cli import main as cli
+from diffusion_anomaly.cli.main import batch
+from diffusion_anomaly.cli.main import main as cli
 from diffusion_anomaly.models.package import Bundle, open_bundle
-from diffusion_anomaly.worker import protocol as job
+from diffusion_anomaly.worker.main import protocol as job
 
 ENGINE = Path(cli.__file__).parents[1]
 RESULTS = {
@@ -68,7 +68,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: the report has its own tests, and drawing takes longer than all else here."""
     monkeypatch.setattr(
-        "diffusion_anomaly.results.report.write_report", lambda result, volume, path: path.write_text("page")
+        "diffusion_anomaly.results.saving.report.write_report", lambda result, volume, path: path.write_text("page")
     )
 
 
@@ -328,7 +328,7 @@ def detected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("detected")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "diffusion_anomaly.results.report.write_report", lambda result, volume, path: path.write_text("page")
+            "diffusion_anomaly.results.saving.report.write_report", lambda result, volume, path: path.write_text("page")
         )
         scan, brain = folder / "kopf.nii.gz", folder / "brain.nii.gz"
         assert cli.main(["detect", str(scan), "--mask", str(brain), "--method", "intensity", "-o", str(output)]) == 0

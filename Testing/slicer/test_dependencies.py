@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 import jobs
-from diffusion_anomaly.worker import probe
+from diffusion_anomaly.worker.main import probe
 from DiffusionAnomalyLib import dependencies
 from DiffusionAnomalyLib.dependencies import Installation
 from DiffusionAnomalyLib.process import PipeProcess
@@ -48,6 +49,36 @@ def test_what_is_missing_or_too_old_is_found_without_importing_it(monkeypatch: p
     assert [requirement.name for requirement in dependencies.missing()] == ["torch", "jsonschema", "matplotlib"]
     found.update({"torch": "2.10.0+cu126", "jsonschema": "4.20", "matplotlib": "3.9"})
     assert dependencies.missing() == []
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    """The platform that markers ask about."""
+    evaluate = Marker.evaluate
+    monkeypatch.setattr(Marker, "evaluate", lambda marker: evaluate(marker, {"sys_platform": platform}))
+
+
+@pytest.mark.parametrize("found", [None, "2.7.1", "2.9.1", "2.13.0"])
+def test_windows_is_asked_for_one_torch_that_every_version_left_out_holds_for(
+    monkeypatch: pytest.MonkeyPatch, found: str | None
+) -> None:
+    def version(name: str) -> str:
+        if name != "torch" or found is None:
+            raise dependencies.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(dependencies, "version", version)
+    pretend(monkeypatch, "win32")
+    (torch,) = (requirement for requirement in dependencies.missing() if requirement.name == "torch")
+    published = ["2.7.1", "2.8.0", "2.9.1", "2.12.0", "2.13.0", "2.14.0"]
+    assert list(torch.specifier.filter(published)) == ["2.8.0", "2.12.0", "2.14.0"]
+    command = dependencies.steps([torch], "PythonSlicer")[-1]
+    assert Requirement(command[-1]).specifier == torch.specifier and command[-2] == "install"
+
+
+def test_elsewhere_torch_2_13_is_as_good_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "linux")
+    (torch,) = (requirement for requirement in dependencies.required() if requirement.name == "torch")
+    assert list(torch.specifier.filter(["2.9.1", "2.13.0"])) == ["2.13.0"]
 
 
 def test_the_question_says_what_how_large_and_from_where(tmp_path: Path) -> None:

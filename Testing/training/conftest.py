@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from Testing.training.fakes import Session, random_slices
-from training.slices import Slices
+from training.data.slices import Slices
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from training.slices import Slices
-from training.trainer import Batch, Trainer, TrainerConfig
+from training.data.slices import Slices
+from training.trainer.loop import Batch, Trainer
+from training.trainer.optimisation import TrainerConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -140,7 +141,7 @@ def process_server() -> Any:
     """A context whose processes come from a server that has imported everything once, so that they start at once."""
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["Testing.training.fakes", "training.codec"])
+    context.set_forkserver_preload(["Testing.training.fakes", "training.stages.codec"])
     return context
 
 

@@ -12,16 +12,16 @@ import pytest
 import yaml
 
 from training.__main__ import command_line
-from training.brain import BrainConfig, BrainTask
-from training.classifier import ClassifierConfig, ClassifierTask
-from training.codec import CodecConfig, CodecTask
-from training.configuration import read_yaml
-from training.denoise import DenoiseConfig, DenoiseTask
-from training.diffusion import DiffusionConfig, DiffusionTask
-from training.head_maps import BRAIN_BIT
-from training.localise import LocaliseConfig, LocaliseTask
-from training.restore import RestoreConfig, RestoreTask
-from training.tissues import RIM, TISSUES
+from training.data.head_maps import BRAIN_BIT
+from training.data.tissues import RIM, TISSUES
+from training.stages.brain import BrainConfig, BrainTask
+from training.stages.classifier import ClassifierConfig, ClassifierTask
+from training.stages.codec import CodecConfig, CodecTask
+from training.stages.denoise import DenoiseConfig, DenoiseTask
+from training.stages.diffusion import DiffusionConfig, DiffusionTask
+from training.stages.localise import LocaliseConfig, LocaliseTask
+from training.stages.restore import RestoreConfig, RestoreTask
+from training.trainer.configuration import read_yaml
 
 TRAINER = {
     "steps": 4,

@@ -16,9 +16,9 @@ from diffusion_anomaly.models.networks import Codec, build_network
 from diffusion_anomaly.models.writing import write_bundle
 from Testing.training.fakes import train_here
 from Testing.training.stages import AUTOENCODER, CODEC, DIFFUSION, NORMAL
-from training.codec import CodecConfig, CodecTask, TrainableCodec, load_codec, start_at_principal_components
-from training.sampling import plain
-from training.slices import HEALTHY, training_slices
+from training.data.sampling import plain
+from training.data.slices import HEALTHY, training_slices
+from training.stages.codec import CodecConfig, CodecTask, TrainableCodec, load_codec, start_at_principal_components
 
 KINDS = {"VQVAE": CODEC, "AutoencoderKL": NORMAL, "AutoEncoder": AUTOENCODER}
 LINEAR = {

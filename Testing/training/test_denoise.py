@@ -15,9 +15,9 @@ from torch.nn.functional import pixel_unshuffle
 from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
 from Testing.training.stages import DENOISER, LADDER
-from training.denoise import DenoiseConfig, DenoiseTask, NoiseConfig, coarse_noise
-from training.slices import HEALTHY, HEALTHY_HALF, Slices
-from training.trainer import Batch
+from training.data.slices import HEALTHY, HEALTHY_HALF, Slices
+from training.stages.denoise import DenoiseConfig, DenoiseTask, NoiseConfig, coarse_noise
+from training.trainer.loop import Batch
 
 
 def task(slices: Path, entries: dict[str, Any] = DENOISER, **changes: Any) -> DenoiseTask:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from training.halves import MARGIN, healthy_halves, symmetry, upright
+from training.data.halves import MARGIN, healthy_halves, symmetry, upright
 
 SIZES = [(64, 64), (63, 65), (64, 65), (72, 60)]
 

@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.drawing import Draw
-from training.lesions import LesionConfig, draw_lesions, holding_tissues, plant, wandering_noise
-from training.slabs import SlabGrid, Slabs
+from training.data.drawing import Draw
+from training.data.lesions import LesionConfig, draw_lesions, holding_tissues, plant, wandering_noise
+from training.data.slabs import SlabGrid, Slabs
 
 GRID = SlabGrid(size=64, spacing=1.0)
 # One lesion of one even intensity a head: what is left is what a test asks about.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,16 @@ from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.models.verification import verify
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from Testing.training.stages import Workplace
-from training import brain_check
 from training.__main__ import command_line
-from training.brain import BrainConfig, BrainTask
-from training.brain_check import LesionCheck, PaintedCheck
-from training.configuration import ConfigurationError, read_yaml
-from training.package import HealthyScan, PackageConfig
-from training.package import package as build
-from training.slices import DISEASED, HEALTHY, UNUSED
+from training.data.slices import DISEASED, HEALTHY, UNUSED
+from training.package.build import package as build
+from training.package.calibrate import CalibrationScan
+from training.package.cards import MEASURES
+from training.package.config import PackageConfig
+from training.stages import brain_check
+from training.stages.brain import BrainConfig, BrainTask
+from training.stages.brain_check import LesionCheck, PaintedCheck
+from training.trainer.configuration import ConfigurationError, read_yaml
 
 SIZE = (24, 16)  # pixels of the package's grid
 TEXTS = {
@@ -183,6 +186,32 @@ def test_a_scan_goes_through_the_package(trained: Workplace, bundle: Bundle) -> 
     assert result.provenance["network_calls_per_slice"] == 3
 
 
+def test_what_was_measured_stands_on_the_card_beside_the_baseline(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copytree(bundle.path, tmp_path / "toy")
+    row = dict.fromkeys(MEASURES, 0.25) | {"patients": 7, "dice_low": 0.125, "dice_high": 0.5}
+    rows = [row | {"run": "restore", "beats_intensity": "yes"}, row | {"run": "intensity", "best_dice": 0.0625}]
+    table = tmp_path / "evaluation.json"
+    table.write_text(json.dumps({"rows": rows, "about": {"hardware": "an abacus"}}), encoding="utf-8")
+    arguments = ["describe", str(folder), str(table), "--data", "seven toys", "--run"]
+    with pytest.raises(SystemExit) as ended:
+        command_line([*arguments, "restore"])
+    assert not ended.value.code
+    described = open_bundle(folder)
+    verify(described)
+    quality = described.anomaly["quality"]
+    assert (quality["measured on"], quality["patients"], quality["hardware"]) == ("seven toys", 7, "an abacus")
+    assert quality["Dice at the stored threshold, 95 % interval"] == [0.125, 0.5]
+    assert quality["best common-threshold Dice of the intensity baseline"] == 0.0625
+    assert "seven toys" in described.model_card
+    assert described.anomaly["calibration"] == bundle.anomaly["calibration"]
+    with pytest.raises(SystemExit) as ended:
+        command_line([*arguments, "guided"])
+    assert ended.value.code == 2
+    assert "has no run 'guided'; it has restore, intensity" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_denoising_autoencoder_is_packaged_with_the_options_it_needs(trained: Workplace, tmp_path: Path) -> None:
     one_look = {"steps": 1, "heat": "residual"}
     made = build(read_yaml(configure(trained, "denoiser", options=one_look), PackageConfig), tmp_path)
@@ -293,4 +322,4 @@ def test_a_slab_of_a_thin_scan_is_healthy_when_all_its_slices_are(
     stack = SliceStack(volume, Grid(SIZE, 2.0, max_slice_spacing=3.0), brain)
     assert stack.indices == (1, 4, 7)
     of_scan = None if labels is None else {(path.name, i): labels.get(i, HEALTHY) for i in range(9)}
-    assert HealthyScan(volume, brain, path.name, of_scan).healthy(stack).tolist() == expected
+    assert CalibrationScan(volume, brain, path.name, of_scan).healthy(stack).tolist() == expected

@@ -12,9 +12,9 @@ from torch.distributed.run import parse_args
 
 from Testing.training.fakes import REPOSITORY, launch_twice, state_of, train_here
 from Testing.training.stages import Workplace, task_of
-from training import codec as codec_module
-from training import trainer as trainer_module
-from training.trainer import Batch, StepBatches, Trainer
+from training.stages import codec as codec_module
+from training.trainer import loop as trainer_module
+from training.trainer.loop import Batch, StepBatches, Trainer
 
 
 def train_rank(directory: Path) -> int:

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
-from training.sampling import (
+from training.data.sampling import (
     HEIGHT_BINS,
     AugmentationConfig,
     RandErosion,
@@ -22,7 +22,7 @@ from training.sampling import (
     plain,
     to_network_range,
 )
-from training.slices import DISEASED, HEALTHY, UNUSED, Slices
+from training.data.slices import DISEASED, HEALTHY, UNUSED, Slices
 
 COUNTS = st.lists(st.integers(0, 5), min_size=HEIGHT_BINS, max_size=HEIGHT_BINS)
 STILL = {"rotation": 0.0, "scale": 0.0, "translation": 0.0}

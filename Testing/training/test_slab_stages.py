@@ -20,12 +20,12 @@ from torch.nn.functional import pixel_unshuffle
 
 from Testing.training.fakes import train_here
 from Testing.training.stages import LOCALISE, RESTORE, write_slab_heads, write_stacks
-from training.checkpoints import CheckpointError, averaged_weights
-from training.drawing import Draw
-from training.localise import LocaliseConfig, LocaliseTask
-from training.restore import RestoreConfig, RestoreTask, SlabNoiseConfig, coarse_noise
-from training.slab_tasks import leave_alone, place_losses
-from training.trainer import Batch
+from training.data.drawing import Draw
+from training.stages.localise import LocaliseConfig, LocaliseTask
+from training.stages.restore import RestoreConfig, RestoreTask, SlabNoiseConfig, coarse_noise
+from training.stages.slab_tasks import leave_alone, place_losses
+from training.trainer.checkpoints import CheckpointError, averaged_weights
+from training.trainer.loop import Batch
 
 
 @pytest.fixture(scope="module")

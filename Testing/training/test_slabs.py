@@ -15,15 +15,15 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.preprocessing.intensity import tissue_mode
 from Testing.training.stages import FREE, RESTRICTED, write_slab_heads, write_stacks
 from Testing.training.test_synthesis import write_labels
-from training.acquisition import AcquisitionConfig, acquire, found_brain
-from training.configuration import ConfigurationError
-from training.drawing import Draw, blur
-from training.head_maps import BRAIN_BIT, HeadMaps
-from training.labels import load_head, prepare_labels
-from training.painting import GREY, WHITE, PaintingConfig, flair_means, paint
-from training.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
-from training.stacks import PrepareSlabsConfig, around, prepare_slabs
-from training.tissues import RIM, TISSUES
+from training.data.acquisition import AcquisitionConfig, acquire, found_brain
+from training.data.drawing import Draw, blur
+from training.data.head_maps import BRAIN_BIT, HeadMaps
+from training.data.label_maps import load_head, prepare_labels
+from training.data.painting import PaintingConfig, flair_means, paint
+from training.data.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
+from training.data.stacks import PrepareSlabsConfig, around, prepare_slabs
+from training.data.tissues import GREY, RIM, TISSUES, WHITE
+from training.trainer.configuration import ConfigurationError
 
 GRID = SlabGrid(size=64, spacing=1.0)
 # A head as its map has it: nothing moves, nothing varies.

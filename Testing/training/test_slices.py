@@ -15,22 +15,10 @@ from pydantic import ValidationError
 
 from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
-from training import slices as module
-from training.mednist import prepare_mednist
-from training.slices import (
-    DISEASED,
-    HEALTHY,
-    HEALTHY_HALF,
-    UNUSED,
-    PrepareConfig,
-    Slices,
-    label_tumour_slices,
-    prepare,
-    read_labels,
-    slab_labels,
-    training_slices,
-    validation_slices,
-)
+from training.data import preparation
+from training.data.preparation import PrepareConfig, prepare, slice_scan
+from training.data.slice_labels import label_tumour_slices, read_labels, slab_labels
+from training.data.slices import DISEASED, HEALTHY, HEALTHY_HALF, UNUSED, Slices, training_slices, validation_slices
 
 SHAPE = (8, 24, 20)  # slices, rows, columns
 
@@ -109,7 +97,7 @@ def test_a_failing_write_leaves_the_old_slices_whole(tmp_path: Path, monkeypatch
         Path(path).write_bytes(before[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.np, "savez_compressed", half_a_file)
+    monkeypatch.setattr(np, "savez_compressed", half_a_file)
     with pytest.raises(InputError, match="no space left"):
         random_slices(6, 8, 1).save(tmp_path / "train.npz")
     assert (tmp_path / "train.npz").read_bytes() == before
@@ -223,7 +211,7 @@ def test_scans_become_normalised_labelled_slices_on_the_models_grid(scans: Path)
 def test_a_thin_scan_is_labelled_by_all_slices_of_a_slab(scans: Path) -> None:
     path = write_scan(scans / "thin", "p09", 9, thickness=1.0)
     labels = {(path.name, i): DISEASED if i == 3 else HEALTHY for i in range(8)}
-    found = module.slice_scan(path, prepare_config(scans), labels, scans / "brains")
+    found = slice_scan(path, prepare_config(scans), labels, scans / "brains")
     assert found.index.tolist() == [2, 5]  # slices 1 to 3 and 4 to 6
     assert found.label.tolist() == [DISEASED, HEALTHY]
 
@@ -261,8 +249,8 @@ def test_a_brain_is_found_once_and_kept(scans: Path, monkeypatch: pytest.MonkeyP
         asked.append(Path(volume.source).name)
         return sitk.Cast(volume.image > 150.0, sitk.sitkUInt8)
 
-    monkeypatch.setattr(module, "find_brain", find)
-    monkeypatch.setattr(module, "open_bundle", lambda name: name)
+    monkeypatch.setattr(preparation, "find_brain", find)
+    monkeypatch.setattr(preparation, "open_bundle", lambda name: name)
     for _ in range(2):
         prepare(prepare_config(scans, brains=None), scans / "out")
     assert sorted(asked) == ["p01.nii.gz", "p02.nii.gz", "p03.nii.gz"]
@@ -327,39 +315,3 @@ def test_a_lesion_mask_that_is_missing_is_named(with_lesions: Path) -> None:
     with pytest.raises(InputError, match=r"p02_lesion\.nii\.gz"):
         prepare(halves_config(with_lesions), with_lesions / "out")
     assert not list((with_lesions / "out").glob("*.npz"))
-
-
-# MedNIST
-
-
-def test_mednist_pictures_become_slices_with_the_others_kept_apart(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    pictures = {
-        name: rng.integers(0, 256, (n, 64, 64)).astype(np.uint8)
-        for name, n in {"train": 6, "val": 3, "test": 2, "ood": 4}.items()
-    }
-    np.savez_compressed(tmp_path / "headct.npz", **pictures)
-    prepare_mednist(tmp_path / "headct.npz", tmp_path / "out")
-    for name, expected in pictures.items():
-        found = Slices.load(tmp_path / "out" / f"{name}.npz")
-        np.testing.assert_array_equal(found.images, expected)
-        assert found.brain.all()
-        assert set(found.label) == {DISEASED if name == "ood" else HEALTHY}
-        assert len(set(found.scan)) == len(expected)
-
-
-@pytest.mark.parametrize("damage", ["missing", "no val", "float", "text"])
-def test_a_wrong_mednist_file_is_refused(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "headct.npz"
-    arrays = {name: np.zeros((2, 64, 64), np.uint8) for name in ("train", "val", "test", "ood")}
-    if damage == "no val":
-        del arrays["val"]
-    if damage == "float":
-        arrays["test"] = arrays["test"].astype(np.float32)
-    if damage == "text":
-        path.write_text("train")
-    elif damage != "missing":
-        np.savez(path, **arrays)
-    with pytest.raises((InputError, FileNotFoundError), match=r"headct\.npz"):
-        prepare_mednist(path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

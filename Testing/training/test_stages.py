@@ -13,17 +13,18 @@ import torch
 from Testing.training.fakes import assert_same_training, curve, events, random_slices, state_of
 from Testing.training.stages import STAGES, Workplace, task_of
 from training.__main__ import command_line
-from training.classifier import ClassifierConfig
-from training.codec import CodecConfig, CodecTask, load_codec
-from training.configuration import read_yaml
-from training.denoise import DenoiseConfig
-from training.diffusion import DiffusionConfig
-from training.localise import LocaliseConfig
-from training.package import PackageConfig
-from training.restore import RestoreConfig
-from training.slices import PrepareConfig, Slices
-from training.stacks import PrepareSlabsConfig
-from training.trainer import Trainer
+from training.data.preparation import PrepareConfig
+from training.data.slices import Slices
+from training.data.stacks import PrepareSlabsConfig
+from training.package.config import PackageConfig
+from training.stages.classifier import ClassifierConfig
+from training.stages.codec import CodecConfig, CodecTask, load_codec
+from training.stages.denoise import DenoiseConfig
+from training.stages.diffusion import DiffusionConfig
+from training.stages.localise import LocaliseConfig
+from training.stages.restore import RestoreConfig
+from training.trainer.configuration import read_yaml
+from training.trainer.loop import Trainer
 
 BASIC = {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 1}
 

@@ -20,12 +20,12 @@ from torch.nn import functional
 from diffusion_anomaly.detection.brain_network import WINDOW, rescale_intensity
 from diffusion_anomaly.errors import InputError
 from Testing.training.stages import BRAIN, write_heads
-from training import synthesis
-from training.brain import BrainConfig, BrainTask
-from training.configuration import ConfigurationError
-from training.head_maps import BRAIN_BIT, HeadMaps
-from training.labels import Head, load_head, prepare_labels
-from training.synthesis import Draw, SynthesisConfig, blur_matrix, slice_matrix, synthesise
+from training.data import synthesis
+from training.data.head_maps import BRAIN_BIT, HeadMaps
+from training.data.label_maps import Head, load_head, prepare_labels
+from training.data.synthesis import Draw, SynthesisConfig, blur_matrix, slice_matrix, synthesise
+from training.stages.brain import BrainConfig, BrainTask
+from training.trainer.configuration import ConfigurationError
 
 SHAPE = (52, 60, 50)
 CORTEX, WHITE, CSF, SKULL_LABEL = 3, 2, 24, 515

@@ -29,9 +29,10 @@ from Testing.training.fakes import (
     trainer_config,
     wait_for,
 )
-from training import checkpoints
-from training.checkpoints import CheckpointError, averaged_weights
-from training.trainer import Trainer, TrainingError, averaging, learning_rate_at
+from training.trainer import checkpoints
+from training.trainer.checkpoints import CheckpointError, averaged_weights
+from training.trainer.loop import Trainer, TrainingError
+from training.trainer.optimisation import averaging, learning_rate_at
 
 STEPS = 60
 

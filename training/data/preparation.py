@@ -1,0 +1,228 @@
+"""From a folder of scans to the slices that networks are trained on, through the engine's own preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from diffusion_anomaly.detection.brain import find_brain
+from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.preprocessing.intensity import Normalisation, normalisation_from_dict
+from diffusion_anomaly.io.orientation import Orientation
+from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
+from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
+
+from .halves import healthy_halves
+from .slice_labels import read_labels, slab_labels
+from .slices import HEALTHY_HALF, Slices, join
+
+logger = logging.getLogger(__name__)
+
+
+class GridConfig(BaseModel):
+    """The slice grid of the models, see ``diffusion_anomaly.volume.Grid``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[int, int]
+    spacing: float = Field(gt=0)
+    max_slice_spacing: float = Field(default=3.0, gt=0)
+    neighbours: int = Field(default=0, ge=0)
+
+
+class NormalisationConfig(BaseModel):
+    """Intensity scale of the models: ``kind`` and what the rule of that kind in the engine takes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = "mode"
+
+    @model_validator(mode="after")
+    def _known(self) -> NormalisationConfig:
+        try:
+            _ = self.rule
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def rule(self) -> Normalisation:
+        return normalisation_from_dict(self.model_dump())
+
+
+class BrainSource(BaseModel):
+    """Where the brain masks of scans come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    brains: str | None = Field(default=None, description="pattern of ready brain masks: {scan} is the scan's name")
+    brain_model: str = "brain-mask"
+
+
+class PrepareConfig(BrainSource):
+    """Configuration file of the stage ``prepare``."""
+
+    train: Path
+    val: Path
+    pattern: str = "*.nii.gz"
+    labels: Path | None = Field(default=None, description="CSV scan,slice,label; without it every slice is healthy")
+    lesions: tuple[str, str] | None = Field(
+        default=None,
+        description="how a scan's name ends, and its lesion mask's instead; with it, healthy halves are kept too",
+    )
+    grid: GridConfig
+    normalisation: NormalisationConfig = NormalisationConfig()
+    minimum_brain_pixels: int = Field(default=300, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrepareConfig:
+        if self.lesions is not None and self.labels is None:
+            raise ValueError("lesions needs labels too: without them, slices with a lesion would count as healthy")
+        return self
+
+
+def prepare(config: PrepareConfig, output: Path) -> None:
+    """Write ``train.npz`` and ``val.npz``.
+
+    Raises:
+        FileNotFoundError: when a folder holds no scan.
+        InputError: when a scan is in both splits, has no labels, or cannot be read.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    labels = read_labels(config.labels) if config.labels else None
+    splits = {}
+    for split, folder in (("train", config.train), ("val", config.val)):
+        splits[split] = sorted(folder.glob(config.pattern))
+        if not splits[split]:
+            raise FileNotFoundError(f"{folder} holds no scan that matches {config.pattern}.")
+    require_disjoint(splits["train"], splits["val"])
+    if labels is not None:
+        require_labelled([*splits["train"], *splits["val"]], labels, config.labels)
+    for split, scans in splits.items():
+        slices = join([slice_scan(path, config, labels, output / "brains") for path in scans])
+        slices.save(output / f"{split}.npz")
+        counts = {name: int((slices.label == value).sum()) for name, value in (("healthy", 0), ("diseased", 1))}
+        logger.info("%s: %d scans, %d slices, %s", split, len(scans), len(slices), counts)
+
+
+def require_disjoint(train: Iterable[Path], val: Iterable[Path]) -> None:
+    """No scan may be in both splits, neither by name nor by content: what has been learnt says nothing of health."""
+    names = {path.name: path for path in train}
+    contents = {hashlib.sha256(path.read_bytes()).digest(): path for path in names.values()}
+    for path in val:
+        twin = names.get(path.name) or contents.get(hashlib.sha256(path.read_bytes()).digest())
+        if twin is not None:
+            raise InputError(
+                f"{path} and {twin} are the same scan, by name or by content.",
+                "Split by patient: each patient's scans belong either to train or to val.",
+            )
+
+
+def require_labelled(scans: Iterable[Path], labels: Mapping[tuple[str, int], int], source: Path | None) -> None:
+    """Every scan has rows in the CSV: one that is missing is a wrong name rather than a wish to leave it out."""
+    known = {name for name, _ in labels}
+    for path in scans:
+        if path.name not in known:
+            raise InputError(
+                f"{source} has no row for the scan {path.name}.",
+                "The column 'scan' holds file names as they stand in the folders; a slice to leave out gets label -1.",
+            )
+
+
+def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int], int] | None, brains: Path) -> Slices:
+    """The slices of one scan, with brain enough to matter."""
+    volume = read_volume(path)
+    mask = brain_of(path, volume, config, brains)
+    stack = SliceStack(volume, Grid(**config.grid.model_dump()), mask)
+    rule = config.normalisation.rule
+    brain = stack.brain()
+    normalised = rule.fit_scan(volume.image, mask)(stack.images(), brain) / rule.clip_max
+    images = np.round(255.0 * normalised).astype(np.uint8)
+    index = np.array(stack.indices)
+    name = path.name
+    label = np.zeros(len(index), np.int8)
+    if labels is not None:
+        label = slab_labels(labels, name, index, slab_thickness(stack, volume))
+    count = len(index)
+    slices = Slices(
+        images,
+        brain,
+        label,
+        (index - index[0]).astype(np.float32) / max(1, index[-1] - index[0]),
+        np.full(count, name),
+        index,
+        np.full(count, stack.voxel_ml, np.float32),
+    )
+    if config.lesions is not None:
+        slices = join([slices, halves_of(slices, normalised, _lesion(path, volume, mask, config))])
+    return slices.select(slices.brain.sum((1, 2)) >= config.minimum_brain_pixels)
+
+
+def halves_of(slices: Slices, normalised: np.ndarray, lesion: np.ndarray) -> Slices:
+    """The healthy halves of one scan's slices, each with its mirror image.
+
+    Args:
+        slices: all of the scan's, in order.
+        normalised: ``(N, H, W)`` their images in [0, 1].
+        lesion: ``(N, H, W)`` bool.
+    """
+    found = healthy_halves(normalised, slices.brain, lesion)
+    chosen = slices.select(np.array([number for number, _, _ in found], dtype=int))
+    for place, (_, image, brain) in enumerate(found):
+        chosen.images[place] = np.round(255.0 * np.where(brain, image, 0.0)).astype(np.uint8)
+        chosen.brain[place] = brain
+    chosen.label[:] = HEALTHY_HALF
+    return chosen
+
+
+def _lesion(path: Path, volume: Volume, brain: sitk.Image, config: PrepareConfig) -> np.ndarray:
+    assert config.lesions is not None
+    return lesion_on_grid(path, volume, brain, Grid(**config.grid.model_dump()), config.lesions)
+
+
+def lesion_on_grid(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, names: tuple[str, str]) -> np.ndarray:
+    """A scan's lesion mask on the slice grid, generously: whatever a pixel shares with a lesion counts.
+
+    Args:
+        path: the scan.
+        volume: what it holds.
+        brain: its brain mask.
+        grid: the slices' grid.
+        names: how the scan's name ends, and its lesion mask's instead.
+
+    Returns:
+        ``(N, H, W)`` bool.
+    """
+    ending, instead = names
+    if not path.name.endswith(ending):
+        raise InputError(f"{path} does not end in {ending!r}.", "Set 'lesions' to how the scans' names end.")
+    mask = read_mask(path.with_name(path.name.removesuffix(ending) + instead), volume)
+    as_volume = replace(volume, image=sitk.Cast(mask, sitk.sitkFloat32))
+    return SliceStack(as_volume, grid, brain).images() > 0.01
+
+
+def slab_thickness(stack: SliceStack, volume: Volume) -> int:
+    """How many of the volume's slices one slice of the stack is the mean of."""
+    return round(stack.slice_spacing / Orientation.of(volume.image).spacing(volume.image)[0])
+
+
+def brain_of(path: Path, volume: Volume, config: BrainSource, cache: Path | None) -> sitk.Image:
+    """A scan's brain: the mask beside it, the one found before, or the one found now and kept."""
+    if config.brains:
+        return read_mask(path.parent / config.brains.format(scan=path.name.removesuffix(".nii.gz")), volume)
+    kept = cache / path.name if cache else None
+    if kept is not None and kept.exists():
+        return read_mask(kept, volume)
+    mask = find_brain(volume, open_bundle(config.brain_model))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_like(mask, volume, kept, dtype=np.uint8)
+    return mask

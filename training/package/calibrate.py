@@ -1,0 +1,121 @@
+"""What is learnt from healthy tissue: latent threshold, calibration, default threshold and score range.
+
+Healthy slices of validation scans and, for the threshold, scans of healthy people where there are any go through the
+engine's own detection code, so that what a reader sees as "one healthy voxel in a thousand" was counted on the very
+numbers that detection computes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_anomaly.models.package import Bundle
+from diffusion_anomaly.detection.calibration import Calibration, threshold_for_false_alarms
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
+from diffusion_anomaly.detection.inference import RawHeat
+from diffusion_anomaly.detection.detect import raw_heat, whole_image_score
+from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
+from diffusion_anomaly.methods.unsupervised import Unsupervised
+from diffusion_anomaly.detection.inference import make_batch
+from diffusion_anomaly.preprocessing.slices import SliceStack
+from diffusion_anomaly.io.volume import Volume, read_volume
+
+from ..data.preparation import brain_of, slab_thickness
+from ..data.slice_labels import read_labels, slab_labels
+from ..data.slices import HEALTHY
+from .config import PackageConfig
+
+logger = logging.getLogger(__name__)
+
+# A scan is called unknown when its score is this many deviations above the mean of validation scans.
+UNKNOWN_DEVIATIONS = 4.0
+
+
+@dataclass(frozen=True)
+class CalibrationScan:
+    """A validation scan and the labels of its thin slices; without labels all are healthy."""
+
+    volume: Volume
+    brain: Any
+    name: str
+    labels: dict[tuple[str, int], int] | None
+
+    def healthy(self, stack: SliceStack) -> np.ndarray:
+        """Which of the stack's slices count as healthy, ``(n,)`` bool."""
+        index = np.array(stack.indices)
+        if self.labels is None:
+            return np.ones(len(index), bool)
+        return slab_labels(self.labels, self.name, index, slab_thickness(stack, self.volume)) == HEALTHY
+
+
+def calibration_scans(config: PackageConfig) -> Iterator[CalibrationScan]:
+    prepare = config.read_prepare()
+    labels = read_labels(prepare.labels) if prepare.labels else None
+    for path in sorted(prepare.val.glob(prepare.pattern)):
+        volume = read_volume(path)
+        brain = brain_of(path, volume, prepare, config.brains)
+        yield CalibrationScan(volume, brain, path.name, labels)
+
+
+def learn_latent_threshold(bundle: Bundle, scans: list[CalibrationScan]) -> dict[str, Any]:
+    """The percentiles of the KL map on healthy validation slices (Pinaya et al. 2022, section 2.3)."""
+    # A stand-in lets the options be made; the KL map does not depend on it.
+    plan = make_plan(Options(method="unsupervised", overrides={"latent_threshold": 0.0}), bundle)
+    model = plan.load(plan.device)
+    assert model is not None
+    values = []
+    for scan in scans:
+        stack = SliceStack(scan.volume, bundle.grid, scan.brain)
+        scale = bundle.normalisation.fit_scan(scan.volume.image, scan.brain)
+        for place in np.flatnonzero(scan.healthy(stack)).tolist():
+            batch = make_batch(stack, scale, place, place + 1, seed=0)
+            found = Unsupervised().improbability(batch, model, plan.method_options, lambda calls: None)  # type: ignore[arg-type]
+            values.append(found.kl[found.inside].cpu().numpy())
+    logger.info("latent threshold from %d healthy slices", len(values))
+    return fit_latent_threshold(np.concatenate(values), plan.method_options.latent_percentile)  # type: ignore[attr-defined]
+
+
+def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfig) -> dict[str, Any]:
+    """Table from raw heat to tail probability, default threshold and score range, on healthy slices alone."""
+    plan = make_plan(Options(method=config.method), bundle)
+    pieces, scores = [], []
+    for scan in scans:
+        found = raw_heat(scan.volume, scan.brain, plan)
+        keep = scan.healthy(found.stack)
+        brain = found.stack.brain()
+        scores.append(whole_image_score(found.scores))
+        if keep.any():
+            pieces.append((found.raw[keep], brain[keep], found.stack.voxel_ml, brain.sum() / brain[keep].sum()))
+        logger.info("%s: %s, %d healthy slices", config.method, Path(scan.volume.source).name, keep.sum())
+    source = f"{sum(len(raw) for raw, *_ in pieces)} healthy slices of {len(pieces)} validation scans"
+    calibration = Calibration.fit(np.concatenate([raw[brain] for raw, brain, _, _ in pieces]), source=source)
+    if config.healthy:
+        judged = [(calibration(found.raw), found.stack.voxel_ml, 1.0) for found in _of_healthy_people(config, plan)]
+        source = f"{len(judged)} scan{'s' if len(judged) > 1 else ''} of healthy people"
+    else:
+        judged = [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces]
+    threshold = threshold_for_false_alarms(judged, config.false_alarm_ml, config.false_alarm_quantile)
+    share = {1.0: "each", 0.5: "half"}.get(config.false_alarm_quantile, f"{config.false_alarm_quantile:.0%}")
+    mean, deviation = float(np.mean(scores)), float(np.std(scores))
+    return {
+        "calibration": calibration.to_dict(),
+        "threshold": {
+            "heat": round(threshold, 4),
+            "false_alarm_ml": config.false_alarm_ml,
+            "source": f"{share} of {source}",
+        },
+        "score_range": {"mean": mean, "std": deviation, "upper": mean + UNKNOWN_DEVIATIONS * deviation},
+    }
+
+
+def _of_healthy_people(config: PackageConfig, plan: Plan) -> Iterator[RawHeat]:
+    for path in config.healthy:
+        volume = read_volume(path)
+        yield raw_heat(volume, brain_of(path, volume, config.read_prepare(), config.brains), plan)
+        logger.info("%s: %s, a healthy person", config.method, path.name)

@@ -1,0 +1,117 @@
+"""What a package is made of: the configuration file of the stage ``package``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors.torch import load
+from torch import Tensor
+
+from diffusion_anomaly.models.declaration import NEEDED
+
+from ..data.preparation import GridConfig, NormalisationConfig, PrepareConfig
+from ..stages.brain_check import BrainCheck
+from ..trainer.checkpoints import averaged_weights
+from ..trainer.configuration import read_yaml
+
+
+class GivenWeights(BaseModel):
+    """Weights whose run is not at hand, and what is known of their training, for the card."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: Path = Field(description="averaged weights (.safetensors), named as the network names them")
+    steps: int = Field(gt=0)
+    minutes: float = Field(gt=0)
+    hardware: str
+
+
+class Stage(BaseModel):
+    """A trained stage: its configuration file, and its run directory or its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: Path
+    run: Path | None = None
+    weights: GivenWeights | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Stage:
+        if (self.run is None) == (self.weights is None):
+            raise ValueError("give either 'run' or 'weights'")
+        return self
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, and steps, minutes and hardware of their training."""
+        if self.weights is not None:
+            return load(self.weights.file.read_bytes()), self.weights.model_dump(exclude={"file"})
+        assert self.run is not None
+        weights, fact = averaged_weights(self.run / "checkpoint.pt")
+        facts = {"steps": fact["step"], "minutes": round(fact["seconds"] / 60.0, 1), "hardware": fact["hardware"]}
+        return {key.removeprefix("network."): value for key, value in weights.items()}, facts
+
+
+class Texts(BaseModel):
+    """What only the author knows, for metadata, card and licence files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    task: str
+    description: str
+    authors: str
+    copyright: str
+    license: str = Field(description="short name, such as CC BY-NC-SA 4.0")
+    license_file: Path
+    data_license: str
+    data_source: str
+    intended_use: str
+    limits: list[str] = []
+    references: list[str] = []
+    changelog: dict[str, str] = Field(default={}, description="what each version changed; 'first version' without")
+
+
+class PackageConfig(BaseModel):
+    """Configuration file of the stage ``package``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str
+    method: str = Field(pattern="^(unsupervised|guided|restore|localise|intensity|brain)$")
+    modality: str
+    stages: dict[str, Stage] = Field(description="codec, diffusion, classifier, restorer or brain")
+    prepare: Path | None = Field(default=None, description="configuration of the stage 'prepare'")
+    brains: Path | None = Field(default=None, description="where 'prepare' keeps the brains it found")
+    grid: GridConfig | None = Field(default=None, description="of the slices, where it is not that of 'prepare'")
+    normalisation: NormalisationConfig | None = Field(default=None, description="the same")
+    options: dict[str, Any] = {}
+    postprocess: dict[str, Any] = {}
+    checks: list[BrainCheck] = Field(default=[], description="of a brain mask: scans to measure it on")
+    healthy: list[Path] = Field(
+        default=[], description="scans of healthy people, to set the threshold with; else the healthy slices serve"
+    )
+    false_alarm_ml: float = Field(default=1.0, gt=0, description="healthy false alarms a scan at the threshold")
+    false_alarm_quantile: float = Field(default=0.5, gt=0, le=1, description="share of scans that stay below it")
+    texts: Texts
+
+    @model_validator(mode="after")
+    def _complete(self) -> PackageConfig:
+        missing = [part for part in NEEDED[self.method] if part not in self.stages]
+        if missing:
+            raise ValueError(f"stages lacks {', '.join(missing)}, which the method {self.method} needs")
+        if "codec" in self.stages and self.stages["codec"].run is None:
+            raise ValueError("the codec needs its 'run', which holds the scale of its latents")
+        return self
+
+    def read_prepare(self) -> PrepareConfig:
+        """What the slices were made with.
+
+        Raises:
+            ValueError: when the file does not say.
+        """
+        if self.prepare is None:
+            raise ValueError(f"The package {self.name} needs 'prepare', the configuration its slices were made with.")
+        return read_yaml(self.prepare, PrepareConfig)

@@ -1,0 +1,1 @@
+"""The stages that train a network: a configuration and a task each, which the one trainer runs."""
