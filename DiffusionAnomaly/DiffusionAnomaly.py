@@ -34,12 +34,12 @@ _forgetLibrary()
 
 from diffusion_anomaly.method_guide import DEFAULT_METHOD  # noqa: E402
 from DiffusionAnomalyLib.detection import Detection, Request  # noqa: E402
-from DiffusionAnomalyLib.panel import Panel  # noqa: E402
+from DiffusionAnomalyLib.panel.panel import Panel  # noqa: E402
 from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode  # noqa: E402
-from DiffusionAnomalyLib.qtprocess import QtProcess  # noqa: E402
-from DiffusionAnomalyLib.results import ResultNodes, Wanted, resultsIn  # noqa: E402
+from DiffusionAnomalyLib.process.qtprocess import QtProcess  # noqa: E402
 from DiffusionAnomalyLib.sampledata import registerSampleData  # noqa: E402
-from DiffusionAnomalyLib.volumes import problemWith  # noqa: E402
+from DiffusionAnomalyLib.scene.results import ResultNodes, Wanted, resultsIn  # noqa: E402
+from DiffusionAnomalyLib.scene.volumes import problemWith  # noqa: E402
 
 
 class DiffusionAnomaly(ScriptedLoadableModule):

@@ -18,16 +18,16 @@ from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
 from diffusion_anomaly.planning import DEFAULT_MODELS
 
 from . import choices, timing
-from .display import isInView, showInSlices
-from .environment import workerCommand, workerEnvironment
-from .job import DetectionJob, Outcome, State
-from .process import PipeProcess, WorkerProcess
-from .queue import Entry, JobQueue
-from .results import Place, ResultNodes, Wanted, loadResults
+from .process.environment import workerCommand, workerEnvironment
+from .process.jobqueue import Entry, JobQueue
+from .process.process import PipeProcess, WorkerProcess
+from .process.workerjob import DetectionJob, Outcome, State
+from .process.workspace import Workspace, removeStale
+from .scene.display import isInView, showInSlices
+from .scene.results import Place, ResultNodes, Wanted, loadResults
+from .scene.volumes import imageOf, maskOf
 from .settings import Settings, defaultSettings
 from .translation import tr as _
-from .volumes import imageOf, maskOf
-from .workspace import Workspace, removeStale
 
 SECONDS_BETWEEN_TICKS = 0.1
 

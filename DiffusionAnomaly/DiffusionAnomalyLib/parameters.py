@@ -14,7 +14,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, param
 from diffusion_anomaly.method_guide import DEFAULT_METHOD
 
 from .detection import Request
-from .results import Wanted
+from .scene.results import Wanted
 
 MODEL_DEFAULT = -1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .job import DetectionJob, State
+from .process.workerjob import DetectionJob, State
 from .translation import tr as _
 
 # How much of a run's time each stage is about; only for the bar, which must never stand still at the end.

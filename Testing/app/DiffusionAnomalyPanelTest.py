@@ -344,7 +344,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
     @contextmanager
     def choosing(self, path: Path) -> Iterator[list[str]]:
         """The user chooses this path in the file dialog, which is asked with what is given here."""
-        from DiffusionAnomalyLib import exportpanel
+        from DiffusionAnomalyLib.panel import exportpanel
 
         asked: list[str] = []
 

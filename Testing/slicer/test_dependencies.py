@@ -12,9 +12,9 @@ from packaging.requirements import Requirement
 
 import jobs
 from diffusion_anomaly import probe
-from DiffusionAnomalyLib import dependencies
-from DiffusionAnomalyLib.dependencies import Installation
-from DiffusionAnomalyLib.process import PipeProcess
+from DiffusionAnomalyLib.process import dependencies
+from DiffusionAnomalyLib.process.dependencies import Installation
+from DiffusionAnomalyLib.process.process import PipeProcess
 from DiffusionAnomalyLib.settings import MemorySettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]

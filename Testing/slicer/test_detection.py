@@ -16,11 +16,12 @@ import jobs
 import mrmlscene
 import packages
 from diffusion_anomaly.errors import InputError, ModelError
-from DiffusionAnomalyLib import exporting, provenance, results, timing, volumes
+from DiffusionAnomalyLib import timing
 from DiffusionAnomalyLib.detection import Detection, Request, stepsOf
-from DiffusionAnomalyLib.job import State
+from DiffusionAnomalyLib.process.workerjob import State
+from DiffusionAnomalyLib.process.workspace import PREFIX
+from DiffusionAnomalyLib.scene import attributes, exporting, results, volumes
 from DiffusionAnomalyLib.settings import MemorySettings
-from DiffusionAnomalyLib.workspace import PREFIX
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_script_gets_heat_mask_table_and_report(
 
     assert entry.state is State.DONE and lines
     assert results.resultsIn(scene)[0].heat is nodes.heat
-    made = provenance.document(nodes.heat)
+    made = attributes.document(nodes.heat)
     assert (made["method"], made["options"]["steps"], made["options"]["seed"]) == ("guided", 1, 5)
     assert made["brain"]["source"] == "given by the user"
     assert nodes.threshold == 1.5

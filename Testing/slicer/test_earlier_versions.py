@@ -15,8 +15,8 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
 
-from DiffusionAnomalyLib import provenance, reporting, results, segmentation
-from DiffusionAnomalyLib.environment import MODULE_FOLDER
+from DiffusionAnomalyLib.process.environment import MODULE_FOLDER
+from DiffusionAnomalyLib.scene import attributes, reporting, results, segmentation
 
 SCENE = Path(__file__).with_name("data") / "version-0.1.0.mrb"
 
@@ -49,9 +49,9 @@ def test_a_result_of_version_0_1_0_comes_back_whole(nodes: results.ResultNodes) 
     assert len(nodes.all) == 7
     assert nodes.inputNode.GetName() == "patient FLAIR"
     assert (nodes.threshold, nodes.minVolumeMl) == (3.4, 0.2)
-    made = provenance.document(nodes.heat)
+    made = attributes.document(nodes.heat)
     assert (made["method"], made["options"]["seed"], made["threshold"]["heat"]) == ("guided", 5, 1.5)
-    assert any("field of view" in warning for warning in provenance.warnings(nodes.heat))
+    assert any("field of view" in warning for warning in attributes.warnings(nodes.heat))
     assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "left frontal"
     assert "The report of the run" in nodes.report.GetText()
     heat = slicer.util.arrayFromVolume(nodes.heat)
@@ -81,7 +81,7 @@ def test_another_result_beside_it_gets_names_of_its_own(scene: Any, nodes: resul
 def test_it_is_removed_with_everything_that_belongs_to_it(scene: Any, nodes: results.ResultNodes) -> None:
     results.removeResults(scene, nodes)
     left = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
-    assert [node.GetName() for node in left if node.GetAttribute(provenance.ROLE)] == []
+    assert [node.GetName() for node in left if node.GetAttribute(attributes.ROLE)] == []
     assert scene.GetFirstNodeByName("patient FLAIR") is nodes.inputNode
 
 

@@ -16,11 +16,11 @@ import pytest
 import jobs
 import packages
 from diffusion_anomaly.job import Progress
-from DiffusionAnomalyLib.job import DetectionJob, Outcome, State
-from DiffusionAnomalyLib.process import PipeProcess
-from DiffusionAnomalyLib.processtree import descendants
-from DiffusionAnomalyLib.queue import Entry, JobQueue
-from DiffusionAnomalyLib.workspace import PREFIX, Workspace, removeStale
+from DiffusionAnomalyLib.process.jobqueue import Entry, JobQueue
+from DiffusionAnomalyLib.process.process import PipeProcess
+from DiffusionAnomalyLib.process.processtree import descendants
+from DiffusionAnomalyLib.process.workerjob import DetectionJob, Outcome, State
+from DiffusionAnomalyLib.process.workspace import PREFIX, Workspace, removeStale
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and process trees are read as Unix has them")
 

@@ -20,10 +20,10 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 import jobs
 import mrmlscene
-from DiffusionAnomalyLib import display, findingsTable, results, segmentation, volumes
 from DiffusionAnomalyLib.detection import Detection, Request
-from DiffusionAnomalyLib.process import PipeProcess
+from DiffusionAnomalyLib.process.process import PipeProcess
 from DiffusionAnomalyLib.sampledata import SHA256, sampleFile
+from DiffusionAnomalyLib.scene import display, findingsTable, results, segmentation, volumes
 from DiffusionAnomalyLib.settings import MemorySettings
 
 SIZE = 512

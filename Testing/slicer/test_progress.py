@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from diffusion_anomaly.job import Event, Failure, Progress, Started, Warned, encode
-from DiffusionAnomalyLib.job import NOTICE_SECONDS, DetectionJob, State
+from DiffusionAnomalyLib.process.workerjob import NOTICE_SECONDS, DetectionJob, State
+from DiffusionAnomalyLib.process.workspace import Workspace
 from DiffusionAnomalyLib.progresstext import clock, percent, progressLine, shortened, stateTitle
-from DiffusionAnomalyLib.workspace import Workspace
 
 STAGES = ("read", "brain", "load", "detect", "findings", "write")
 

@@ -18,9 +18,9 @@ import mrmlscene
 import phantom
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.findings import findings_table, segment
-from DiffusionAnomalyLib import display, findingsTable, provenance, results, segmentation, volumes
-from DiffusionAnomalyLib.livethreshold import LiveThreshold
-from DiffusionAnomalyLib.results import Place, Wanted
+from DiffusionAnomalyLib.scene import attributes, display, findingsTable, results, segmentation, volumes
+from DiffusionAnomalyLib.scene.livethreshold import LiveThreshold
+from DiffusionAnomalyLib.scene.results import Place, Wanted
 
 SIZE, SPACING = (20, 24, 14), (3.0, 2.5, 6.0)
 
@@ -242,10 +242,10 @@ def test_every_node_tells_how_it_was_made(scene: Any, scan: Any, tmp_path: Path)
     nodes = load(scene, scan, tmp_path)
     assert len(nodes.all) == 4
     for node in nodes.all:
-        told = {name: node.GetAttribute(f"{provenance.PREFIX}{name}") for name in node_facts()}
+        told = {name: node.GetAttribute(f"{attributes.PREFIX}{name}") for name in node_facts()}
         assert told == node_facts() | {"InputNodeID": scan.GetID()}
-        assert node.GetNodeReference(provenance.INPUT) is scan
-        assert provenance.document(node)["options"]["seed"] == 7
+        assert node.GetNodeReference(attributes.INPUT) is scan
+        assert attributes.document(node)["options"]["seed"] == 7
 
 
 def node_facts() -> dict[str, str]:
@@ -333,7 +333,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     assert (again.threshold, again.minVolumeMl) == (2.6, 0.1)
     assert again.table.GetTable().GetColumnByName("Name").GetValue(0) == "5'' ä; first: 50%"
     assert again.table.GetTable().GetColumnByName("Volume").GetValue(0) == pytest.approx(found.findings[0].volume_ml)
-    assert provenance.warnings(again.heat) == provenance.warnings(again.table) != []
+    assert attributes.warnings(again.heat) == attributes.warnings(again.table) != []
     shown = again.heat.GetDisplayNode()
     assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
     assert shown.GetColorNode().GetName() == display.COLOR_NODE

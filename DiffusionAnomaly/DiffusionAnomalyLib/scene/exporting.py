@@ -13,8 +13,8 @@ import slicer
 from diffusion_anomaly.atomic import whole_file
 from diffusion_anomaly.errors import InputError
 
+from ..translation import tr as _
 from .results import ResultNodes, liveThresholdOf
-from .translation import tr as _
 from .volumes import ijkToRas, onGrid
 
 IMAGE_SUFFIXES = (".nrrd", ".nii.gz", ".nii")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from .job import DetectionJob, Outcome, State
-from .translation import tr as _
+from ..translation import tr as _
+from .workerjob import DetectionJob, Outcome, State
 
 _numbers = count(1)
 

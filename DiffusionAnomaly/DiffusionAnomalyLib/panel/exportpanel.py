@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import qt
 import slicer
 
-from . import exporting, reporting
-from .qtprocess import QtProcess
-from .results import ResultNodes
-from .translation import tr as _
-from .workspace import Workspace
+from ..process.qtprocess import QtProcess
+from ..process.workspace import Workspace
+from ..scene import exporting, reporting
+from ..scene.results import ResultNodes
+from ..translation import tr as _
 
 if TYPE_CHECKING:
     from .panel import Panel

@@ -11,19 +11,19 @@ import slicer
 
 from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
 
-from . import choices, timing
-from .parameters import MODEL_DEFAULT, requestOf
+from .. import choices, timing
+from ..parameters import MODEL_DEFAULT, requestOf
+from ..process.qtprocess import QtProcess
+from ..process.question import Question
+from ..scene.volumes import axialSlices, problemWith
+from ..translation import tr as _
 from .qthelpers import Combo, say, silent
-from .qtprocess import QtProcess
-from .question import Question
-from .translation import tr as _
-from .volumes import axialSlices, problemWith
 
 if TYPE_CHECKING:
     from diffusion_anomaly.bundle import BundleSummary
     from diffusion_anomaly.method_guide import MethodGuide
 
-    from .detection import Request
+    from ..detection import Request
     from .panel import Panel
 
 # More steps than that on the slider would make it useless for the few that matter; the engine takes more.

@@ -16,9 +16,9 @@ import vtk
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.suitability import contrast_of
 
-from . import provenance
-from .progresstext import shortened
-from .translation import tr as _
+from ..progresstext import shortened
+from ..translation import tr as _
+from . import attributes
 
 LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -40,7 +40,7 @@ def problemWith(node: Any) -> str:
     name = shortened(node.GetName() or "")
     if not node.IsA("vtkMRMLScalarVolumeNode") or node.IsA("vtkMRMLLabelMapVolumeNode"):
         return _("{name} is not a scalar volume.").format(name=name)
-    if node.GetAttribute(provenance.ROLE) is not None:
+    if node.GetAttribute(attributes.ROLE) is not None:
         return _("{name} is a result of this module. Choose the scan itself.").format(name=name)
     image = node.GetImageData()
     if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
@@ -110,7 +110,7 @@ def maskOf(node: Any, segmentId: str, volumeNode: Any) -> sitk.Image:
 
 def problemWithMask(node: Any) -> str:
     """Why a node cannot be the brain mask at all; empty when it can, or when there is none."""
-    if node is not None and node.GetAttribute(provenance.ROLE) not in (None, "brain"):
+    if node is not None and node.GetAttribute(attributes.ROLE) not in (None, "brain"):
         return _("{name} marks what was found, not the brain. Choose another brain mask, or none.").format(
             name=node.GetName()
         )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import qt
 import slicer
 
-from . import dependencies
-from .environment import pythonProgram, workerEnvironment
-from .qtprocess import QtProcess
-from .translation import tr as _
+from ..process import dependencies
+from ..process.environment import pythonProgram, workerEnvironment
+from ..process.qtprocess import QtProcess
+from ..translation import tr as _
 
 if TYPE_CHECKING:
     from .panel import Panel

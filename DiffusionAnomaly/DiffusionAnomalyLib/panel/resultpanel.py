@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import qt
 import slicer
 
-from . import display, findingsTable, provenance, results, segmentation
-from .livethreshold import LiveThreshold, Thresholded
+from ..scene import attributes, display, findingsTable, results, segmentation
+from ..scene.livethreshold import LiveThreshold, Thresholded
+from ..scene.results import ResultNodes
+from ..translation import tr as _
 from .qthelpers import Table, say, silent
-from .results import ResultNodes
-from .translation import tr as _
 
 if TYPE_CHECKING:
+    from ..process.jobqueue import Entry
     from .panel import Panel
-    from .queue import Entry
 
 # Of the threshold slider; heat without a model may be far higher, and nobody wants to look for it there.
 HIGHEST = 20.0
@@ -45,7 +45,7 @@ class ResultPanel:
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
         self._surface.connect("timeout()", self._showSurface)
-        self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", provenance.ROLE, results.HEAT)
+        self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", attributes.ROLE, results.HEAT)
         # Not currentNodeChanged: while nodes come and go, as in an import, the selector goes through others by itself.
         self._ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self._onResult)
         self._ui.opacitySlider.connect("valueChanged(double)", self._onOpacity)
@@ -116,7 +116,7 @@ class ResultPanel:
         if (shown := nodes.heat.GetVolumeDisplayNode()) is not None:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
-        say(self._ui.warningLabel, "\n".join(provenance.warnings(nodes.heat)))
+        say(self._ui.warningLabel, "\n".join(attributes.warnings(nodes.heat)))
         if self._found is None or self._isStale(nodes):
             self._found = self._threshold(nodes).at(nodes.threshold, nodes.minVolumeMl)
         self._showThreshold(nodes)
@@ -231,7 +231,7 @@ class ResultPanel:
 
     def _onResetThreshold(self, checked: bool = False) -> None:
         nodes = self.nodes()
-        if nodes is not None and (made := provenance.document(nodes.heat)):
+        if nodes is not None and (made := attributes.document(nodes.heat)):
             self.setThreshold(float(made["threshold"]["heat"]))
 
     def _onShow3D(self, shown: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import qt
 
-from .detection import Detection
+from ..detection import Detection
 from .exportpanel import ExportPanel
 from .inputpanel import InputPanel
 from .installpanel import InstallPanel

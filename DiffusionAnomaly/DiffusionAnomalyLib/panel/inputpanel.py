@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import slicer
 
+from ..sampledata import loadSample
+from ..scene.volumes import describe, problemWith, problemWithMask
+from ..translation import tr as _
 from .qthelpers import Combo
-from .sampledata import loadSample
-from .translation import tr as _
-from .volumes import describe, problemWith, problemWithMask
 
 if TYPE_CHECKING:
     from .panel import Panel

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.job import LOG_FILE, Job, write_job
 
-from .translation import tr as _
+from ..translation import tr as _
 
 PREFIX = "DiffusionAnomaly-"
 INPUT = "scan.nrrd"

@@ -16,9 +16,9 @@ import vtk
 
 from diffusion_anomaly.findings import Finding
 
+from ..translation import tr as _
+from .attributes import PREFIX
 from .livethreshold import LiveThreshold, Thresholded
-from .provenance import PREFIX
-from .translation import tr as _
 
 NAMES = f"{PREFIX}Names"  # JSON: [[i, j, k], name] for each name given
 

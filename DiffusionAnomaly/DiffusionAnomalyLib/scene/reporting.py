@@ -16,18 +16,18 @@ from diffusion_anomaly import redrawing
 from diffusion_anomaly.atomic import write_text
 from diffusion_anomaly.errors import EngineError, InputError
 
-from . import findingsTable, provenance
-from .process import WorkerProcess
-from .question import Question
+from ..process.process import WorkerProcess
+from ..process.question import Question
+from ..process.workspace import Workspace
+from ..translation import tr as _
+from . import attributes, findingsTable
 from .results import ResultNodes, liveThresholdOf
-from .translation import tr as _
 from .volumes import ijkToRas, imageOf, onGrid
-from .workspace import Workspace
 
 
 def isAsRun(nodes: ResultNodes) -> bool:
     """Whether threshold, smallest finding and names are those of the run."""
-    made = provenance.document(nodes.heat)
+    made = attributes.document(nodes.heat)
     moved = (nodes.threshold, nodes.minVolumeMl) != (made["threshold"]["heat"], made["options"]["min_volume_ml"])
     return not moved and not (nodes.table is not None and findingsTable.hasNames(nodes.table))
 
@@ -121,7 +121,7 @@ def _write(nodes: ResultNodes, workspace: Workspace) -> None:
         nodes.inputNode.GetName(),
         nodes.threshold,
         nodes.minVolumeMl,
-        provenance.document(nodes.heat),
+        attributes.document(nodes.heat),
         {str(number): name for number, name in names.items()},
     )
     redrawing.write_request(request, workspace.folder)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import slicer
 
+from ..translation import tr as _
 from .livethreshold import LOWEST
-from .translation import tr as _
 
 COLD, HOT = LOWEST, 4.0
 OPACITY = 0.5

@@ -28,8 +28,8 @@ from diffusion_anomaly.job import (
     decode,
 )
 
+from ..translation import tr as _
 from .process import WorkerProcess
-from .translation import tr as _
 from .workspace import Workspace
 
 # The worker ends itself by then; this is for one that cannot.

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from ..settings import Settings, readJson, writeJson
+from ..translation import tr as _
+from .environment import MODULE_FOLDER
 from .process import WorkerProcess
-from .settings import Settings, readJson, writeJson
-from .translation import tr as _
 
 PENDING = "PendingInstallation"
 
@@ -35,7 +36,7 @@ SIZE_TORCH_CUDA, SIZE_TORCH_CPU, SIZE_OTHERS = 2600, 250, 60
 
 def requirementsFile() -> Path:
     """The packages beside torch."""
-    return Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
+    return MODULE_FOLDER / "Resources" / "requirements.txt"
 
 
 def required() -> list[Requirement]:

@@ -10,13 +10,13 @@ import slicer
 
 from diffusion_anomaly.errors import EngineError, InputError
 
-from .progresstext import percent, progressLine, shortened, stateTitle
+from ..progresstext import percent, progressLine, shortened, stateTitle
+from ..translation import tr as _
 from .qthelpers import Table, say
-from .translation import tr as _
 
 if TYPE_CHECKING:
+    from ..process.jobqueue import Entry
     from .panel import Panel
-    from .queue import Entry
 
 
 ROWS_SHOWN = 4

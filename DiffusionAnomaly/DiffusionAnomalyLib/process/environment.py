@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-MODULE_FOLDER = Path(__file__).resolve().parents[1]
+MODULE_FOLDER = Path(__file__).resolve().parents[2]
 
 
 def pythonProgram() -> str:

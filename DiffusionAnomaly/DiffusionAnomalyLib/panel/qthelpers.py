@@ -8,7 +8,7 @@ from typing import Any
 
 import qt
 
-from .progresstext import shortened
+from ..progresstext import shortened
 
 LONGEST_IN_CELL = 24
 

@@ -22,12 +22,12 @@ import vtk
 
 from diffusion_anomaly.errors import InputError
 
-from . import provenance
+from ..translation import tr as _
+from . import attributes
 from .display import showHeat
 from .findingsTable import fillTable, makeTable
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
-from .translation import tr as _
 from .volumes import ijkToRas, onGrid
 
 HEAT, LABEL_MAP, SEGMENTATION, FINDINGS, HEALED, REPORT, BRAIN = (
@@ -117,12 +117,12 @@ class ResultNodes:
     @property
     def threshold(self) -> float:
         """The threshold in force, as the nodes say."""
-        return float(self.heat.GetAttribute(provenance.THRESHOLD) or LOWEST)
+        return float(self.heat.GetAttribute(attributes.THRESHOLD) or LOWEST)
 
     @property
     def minVolumeMl(self) -> float:
         """Smaller findings are dropped."""
-        return float(self.heat.GetAttribute(provenance.MIN_VOLUME) or 0.0)
+        return float(self.heat.GetAttribute(attributes.MIN_VOLUME) or 0.0)
 
 
 def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wanted | None = None) -> ResultNodes:
@@ -149,19 +149,19 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     threshold = max(float(document["threshold"]["heat"]), LOWEST)
     minVolumeMl = float(document["options"]["min_volume_ml"])
     found = live.at(threshold, minVolumeMl)
-    facts = provenance.attributes(document, uuid.uuid4().hex, inputNode.GetID())
-    facts[provenance.THRESHOLD] = str(threshold)
+    facts = attributes.attributes(document, uuid.uuid4().hex, inputNode.GetID())
+    facts[attributes.THRESHOLD] = str(threshold)
     if scene.GetUndoFlag():
         scene.SaveStateForUndo()
     read = _Read(heat, healed, brain, report, _title(scene, inputNode.GetName(), document["method"]))
     with _together(scene):
         nodes = _make(scene, inputNode, read, live, found, wanted)
         if nodes.segmentation is not None:
-            nameAlgorithm(nodes.segmentation, provenance.algorithm(document))
+            nameAlgorithm(nodes.segmentation, attributes.algorithm(document))
         for role, node in _byRole(nodes).items():
-            provenance.mark(node, facts, role, inputNode)
+            attributes.mark(node, facts, role, inputNode)
             if node is not nodes.heat:
-                provenance.tie(nodes.heat, node, role)
+                attributes.tie(nodes.heat, node, role)
             if node.IsA("vtkMRMLTransformableNode"):
                 node.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())
             _placeBeside(scene, node, inputNode)
@@ -172,13 +172,13 @@ def resultsIn(scene: Any) -> list[ResultNodes]:
     """All results whose heat map and scan are in the scene, in the order in which they were made."""
     found = []
     for heat in _allNodes(scene):
-        if heat.GetAttribute(provenance.ROLE) != HEAT or heat.GetImageData() is None:
+        if heat.GetAttribute(attributes.ROLE) != HEAT or heat.GetImageData() is None:
             continue
-        inputNode = heat.GetNodeReference(provenance.INPUT)
+        inputNode = heat.GetNodeReference(attributes.INPUT)
         if inputNode is not None:
             parts = (FINDINGS, LABEL_MAP, SEGMENTATION, HEALED, REPORT, BRAIN)
-            found.append(ResultNodes(inputNode, heat, *(provenance.part(heat, role) for role in parts)))
-    return sorted(found, key=lambda nodes: nodes.heat.GetAttribute(f"{provenance.PREFIX}Date") or "")
+            found.append(ResultNodes(inputNode, heat, *(attributes.part(heat, role) for role in parts)))
+    return sorted(found, key=lambda nodes: nodes.heat.GetAttribute(f"{attributes.PREFIX}Date") or "")
 
 
 def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
@@ -192,8 +192,8 @@ def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, mi
     found = live.at(threshold, minVolumeMl)
     _fill(nodes, live, found)
     for node in nodes.all:
-        node.SetAttribute(provenance.THRESHOLD, str(float(threshold)))
-        node.SetAttribute(provenance.MIN_VOLUME, str(float(minVolumeMl)))
+        node.SetAttribute(attributes.THRESHOLD, str(float(threshold)))
+        node.SetAttribute(attributes.MIN_VOLUME, str(float(minVolumeMl)))
     return found
 
 
