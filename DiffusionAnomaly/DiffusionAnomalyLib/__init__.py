@@ -6,9 +6,9 @@ Each line imports only from lines below it, and within a line nothing goes in a 
 - ``parameters``: what the user sets, as Slicer's parameter node.
 - ``detection``: from a volume node to result nodes, the one way in for panel, scripts and tests.
 - ``scene``: volumes out of MRML, results into it and out of it again.
-- ``progresstext``, ``sampledata``: what a job is doing in words; the scan that comes along.
+- ``progresstext``, ``sampledata``: what a job is doing and how long it takes, in words; the scan that comes along.
 - ``process``: the worker, its queue and folders, questions to the engine, the installation of packages.
-- ``choices``, ``timing``: methods, models and devices to choose from; how long a run takes.
+- ``choices``: methods, models and devices to choose from, read from the engine and the model packages.
 - ``settings``, ``translation``: what is remembered between sessions; ``_``.
 
 Only ``panel``, ``parameters`` and ``process.qtprocess`` need the full application; the rest runs with the

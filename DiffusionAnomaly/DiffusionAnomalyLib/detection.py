@@ -17,12 +17,13 @@ from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
 from diffusion_anomaly.planning import DEFAULT_MODELS
 
-from . import choices, timing
+from . import choices
 from .process.environment import workerCommand, workerEnvironment
 from .process.jobqueue import Entry, JobQueue
 from .process.process import PipeProcess, WorkerProcess
 from .process.workerjob import DetectionJob, Outcome, State
 from .process.workspace import Workspace, removeStale
+from .progresstext import rememberTimings
 from .scene.display import isInView, showInSlices
 from .scene.results import Place, ResultNodes, Wanted, loadResults
 from .scene.volumes import imageOf, maskOf
@@ -228,7 +229,7 @@ class Detection:
                 "slices": started.slices,
                 "steps": task.steps,
             }
-            timing.remember(self.settings, run, outcome.timings)
+            rememberTimings(self.settings, run, outcome.timings)
         self.onResults(entry, task.nodes)
 
 

@@ -12,7 +12,8 @@ import packages
 from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.method_guide import DEFAULT_METHOD, METHOD_GUIDES, guide_to
 from diffusion_anomaly.methods import METHODS
-from DiffusionAnomalyLib import choices, timing
+from DiffusionAnomalyLib import choices
+from DiffusionAnomalyLib.progresstext import TIMINGS, expectedSeconds, rememberTimings, timeInWords
 from DiffusionAnomalyLib.settings import MemorySettings, writeJson
 
 MACHINE = {
@@ -88,8 +89,8 @@ def test_a_damaged_settings_file_costs_only_what_was_damaged(tiny: Path) -> None
     writeJson(settings, choices.ADDED_MODELS, [1, None, str(tiny), ["x"]])
     assert [summary.path for summary in choices.models("guided", settings)][-1] == tiny
     for entry in ({}, {"fixed": "soon", "each": 1}, {"fixed": float("nan"), "each": 1.0}, None):
-        writeJson(settings, timing.NAME, {"guided|tiny|cpu": entry})
-        assert timing.expected(settings, "guided", "tiny", "cpu", 10, 2) is None
+        writeJson(settings, TIMINGS, {"guided|tiny|cpu": entry})
+        assert expectedSeconds(settings, "guided", "tiny", "cpu", 10, 2) is None
 
 
 def test_the_steps_that_are_shown_are_those_that_can_be_walked(tiny: Path) -> None:
@@ -163,13 +164,13 @@ def test_devices_come_from_the_machine_and_one_that_cannot_work_says_so() -> Non
 
 def test_the_expected_time_follows_slices_and_steps() -> None:
     settings = MemorySettings()
-    assert timing.expected(settings, "guided", "tiny", "cpu", 20, 10) is None
+    assert expectedSeconds(settings, "guided", "tiny", "cpu", 20, 10) is None
     run = {"method": "guided", "model": "tiny", "device": "cpu", "slices": 20, "steps": 10}
-    timing.remember(settings, run, {"detect": 40.0, "total": 52.0})
-    assert timing.expected(settings, "guided", "tiny", "cpu", 20, 10) == pytest.approx(52.0)
-    assert timing.expected(settings, "guided", "tiny", "auto", 40, 20) == pytest.approx(12 + 160)
-    assert timing.expected(settings, "guided", "other", "auto", 20, 10) is None
-    assert timing.expected(settings, "guided", "tiny", "cuda:0", 20, 10) is None
+    rememberTimings(settings, run, {"detect": 40.0, "total": 52.0})
+    assert expectedSeconds(settings, "guided", "tiny", "cpu", 20, 10) == pytest.approx(52.0)
+    assert expectedSeconds(settings, "guided", "tiny", "auto", 40, 20) == pytest.approx(12 + 160)
+    assert expectedSeconds(settings, "guided", "other", "auto", 20, 10) is None
+    assert expectedSeconds(settings, "guided", "tiny", "cuda:0", 20, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -177,4 +178,4 @@ def test_the_expected_time_follows_slices_and_steps() -> None:
     [(None, "not yet"), (3, "few seconds"), (52, "50 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
 )
 def test_times_are_said_as_people_say_them(seconds: float | None, words: str) -> None:
-    assert words in timing.inWords(seconds)
+    assert words in timeInWords(seconds)

@@ -16,10 +16,10 @@ import jobs
 import mrmlscene
 import packages
 from diffusion_anomaly.errors import InputError, ModelError
-from DiffusionAnomalyLib import timing
 from DiffusionAnomalyLib.detection import Detection, Request, stepsOf
 from DiffusionAnomalyLib.process.workerjob import State
 from DiffusionAnomalyLib.process.workspace import PREFIX
+from DiffusionAnomalyLib.progresstext import expectedSeconds
 from DiffusionAnomalyLib.scene import attributes, exporting, results, volumes
 from DiffusionAnomalyLib.settings import MemorySettings
 
@@ -72,7 +72,7 @@ def test_a_script_gets_heat_mask_table_and_report(
     assert np.array_equal(healed[~inside], original[~inside]) and not np.array_equal(healed, original)
     assert np.array_equal(volumes.ijkToRas(nodes.healed), volumes.ijkToRas(scan))
     assert "<h1>Ünser FLAIR</h1>" in nodes.report.GetText() and made["input"]["title"] == "Ünser FLAIR"
-    assert timing.expected(detection.settings, "guided", "tiny", "cpu", 16, 1) is not None
+    assert expectedSeconds(detection.settings, "guided", "tiny", "cpu", 16, 1) is not None
     assert not [path for path in tmp_path.rglob("*") if path.name == "job.json"]
 
     for name, save in (("m.nii.gz", exporting.saveSegmentation), ("h.nrrd", exporting.saveHeat)):

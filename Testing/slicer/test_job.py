@@ -17,8 +17,7 @@ import jobs
 import packages
 from diffusion_anomaly.job import Progress
 from DiffusionAnomalyLib.process.jobqueue import Entry, JobQueue
-from DiffusionAnomalyLib.process.process import PipeProcess
-from DiffusionAnomalyLib.process.processtree import descendants
+from DiffusionAnomalyLib.process.process import PipeProcess, descendants
 from DiffusionAnomalyLib.process.workerjob import DetectionJob, Outcome, State
 from DiffusionAnomalyLib.process.workspace import PREFIX, Workspace, removeStale
 

@@ -11,10 +11,11 @@ import slicer
 
 from diffusion_anomaly.method_guide import DEFAULT_METHOD, guide_to
 
-from .. import choices, timing
+from .. import choices
 from ..parameters import MODEL_DEFAULT, requestOf
+from ..process.environment import Question
 from ..process.qtprocess import QtProcess
-from ..process.question import Question
+from ..progresstext import expectedSeconds, timeInWords
 from ..scene.volumes import axialSlices, problemWith
 from ..translation import tr as _
 from .qthelpers import Combo, say, silent
@@ -73,7 +74,7 @@ class MethodPanel:
         self._ui.modelComboBox.setEnabled(bool(self._shown))
         self._ui.removeModelButton.setVisible(model is not None and choices.wasAdded(model.path, self._settings))
         seconds = self._seconds(parameters, model)
-        card = choices.card(model, timing.inWords(seconds)) if model else _("This method needs no model.")
+        card = choices.card(model, timeInWords(seconds)) if model else _("This method needs no model.")
         self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
         self._showSteps(parameters, model, seconds)
         self._ui.guidanceScaleSpinBox.setEnabled(guide.guidance_scale is not None)
@@ -146,7 +147,7 @@ class MethodPanel:
             self._ui.stepsSlider.suffix = _(" (default)") if self._ui.stepsSlider.value == default else ""
         self._ui.stepsInfoLabel.setText(
             _('The model\'s default is <a href="default">{steps}</a>. Expected time: {time}.').format(
-                steps=default, time=timing.inWords(seconds)
+                steps=default, time=timeInWords(seconds)
             )
         )
 
@@ -159,7 +160,7 @@ class MethodPanel:
         slices = axialSlices(volume, spacing if spacing > 0 else choices.sliceSpacing(folder))
         walked = choices.stepsToWalk(parameters.method.name, folder, parameters.method.steps, _level(parameters))
         name = model.name if model else None
-        return timing.expected(self._settings, parameters.method.name, name, parameters.run.device, slices, walked)
+        return expectedSeconds(self._settings, parameters.method.name, name, parameters.run.device, slices, walked)
 
     def _onMethod(self, name: str) -> None:
         if (parameters := self._panel.parameters) is not None:

@@ -1,12 +1,20 @@
-"""How the worker is started: Slicer's own Python, with the engine on its path, in Slicer's start-up environment."""
+"""How the engine is started: Slicer's own Python, with the engine on its path, in Slicer's start-up environment.
+
+The worker is one way to start it; a ``Question`` is the other, for what only a process of its own can answer because it
+may import torch and matplotlib.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from .process import WorkerProcess
 
 MODULE_FOLDER = Path(__file__).resolve().parents[2]
 
@@ -46,3 +54,51 @@ def workerEnvironment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(path)
     environment["PYTHONUTF8"] = "1"  # the log's letters do not depend on a locale
     return environment
+
+
+class Question:
+    """One question to ``diffusion_anomaly.probe``, whose answer is one line of JSON.
+
+    Args:
+        process: not started yet.
+        arguments: of the probe, such as ``machine``.
+        onAnswer: takes the answer, once; empty when there was none.
+    """
+
+    def __init__(
+        self, process: WorkerProcess, arguments: Sequence[str], onAnswer: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._onAnswer = onAnswer
+        self._said = b""
+        self._process = process
+        process.onOutput = self._hear
+        process.onFinished = self._finished
+        try:
+            process.start([pythonProgram(), "-m", "diffusion_anomaly.probe", *arguments], workerEnvironment())
+        except OSError:
+            self._finished(None)
+
+    def tick(self) -> None:
+        """To be called a few times a second."""
+        self._process.poll()
+
+    def close(self) -> None:
+        """Ask no more; no answer comes."""
+        self._onAnswer = lambda answer: None
+        self._process.kill()
+
+    def _hear(self, data: bytes) -> None:
+        self._said += data
+
+    def _finished(self, code: int | None) -> None:
+        self._onAnswer(self._answer())
+
+    def _answer(self) -> dict[str, Any]:
+        for line in reversed(self._said.decode("utf-8", "replace").splitlines()):
+            try:
+                answer = json.loads(line)
+            except ValueError:  # something else was printed
+                continue
+            if isinstance(answer, dict):
+                return answer
+        return {}

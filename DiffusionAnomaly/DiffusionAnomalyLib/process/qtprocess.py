@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import qt
 
-from .process import SECONDS_TO_DIE
-from .processtree import killTree
+from .process import SECONDS_TO_DIE, killTree
 
 
 class QtProcess:

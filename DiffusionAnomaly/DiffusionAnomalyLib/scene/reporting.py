@@ -16,8 +16,8 @@ from diffusion_anomaly import redrawing
 from diffusion_anomaly.atomic import write_text
 from diffusion_anomaly.errors import EngineError, InputError
 
+from ..process.environment import Question
 from ..process.process import WorkerProcess
-from ..process.question import Question
 from ..process.workspace import Workspace
 from ..translation import tr as _
 from . import attributes, findingsTable
