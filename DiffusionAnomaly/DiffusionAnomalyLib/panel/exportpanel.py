@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
@@ -14,9 +14,8 @@ from ..process.workspace import Workspace
 from ..scene import exporting, reporting
 from ..scene.results import ResultNodes
 from ..translation import tr as _
-
-if TYPE_CHECKING:
-    from .panel import Panel
+from .context import PanelContext
+from .resultpanel import ResultPanel
 
 IMAGES, PAGES = "*.nrrd *.nii.gz *.nii", "*.html"
 
@@ -24,9 +23,10 @@ IMAGES, PAGES = "*.nrrd *.nii.gz *.nii", "*.html"
 class ExportPanel:
     """Saves and opens what belongs to the result that is shown; see ``Panel``."""
 
-    def __init__(self, panel: Panel) -> None:
-        self._panel = panel
-        self._ui = panel.ui
+    def __init__(self, context: PanelContext, results: ResultPanel) -> None:
+        self._context = context
+        self._results = results
+        self._ui = context.ui
         self._drawing: reporting.ReportDrawing | None = None
         self._opened: list[Workspace] = []
         self._ui.exportSegmentationButton.connect("clicked(bool)", self._onSaveSegmentation)
@@ -36,7 +36,7 @@ class ExportPanel:
         self._ui.openReportButton.connect("clicked(bool)", self._onOpenReport)
 
     def refresh(self, parameters: Any) -> None:
-        nodes = self._panel.results.nodes()
+        nodes = self._results.nodes()
         ui = self._ui
         for button in (ui.exportSegmentationButton, ui.saveHeatButton):
             button.setEnabled(nodes is not None)
@@ -54,12 +54,12 @@ class ExportPanel:
         Raises:
             InputError: when it cannot be begun.
         """
-        if (nodes := self._panel.results.nodes()) is None:
+        if (nodes := self._results.nodes()) is None:
             return
 
         def finished(problem: str) -> None:
             self._drawing = None
-            self._panel.refreshSoon()
+            self._context.refreshSoon()
             if problem:
                 slicer.util.warningDisplay(problem, _("The report could not be written"))
             else:
@@ -67,7 +67,7 @@ class ExportPanel:
 
         drawing = reporting.ReportDrawing(nodes, path, slicer.app.temporaryPath, QtProcess(), finished)
         self._drawing = None if drawing.isOver else drawing
-        self._panel.refreshSoon()
+        self._context.refreshSoon()
 
     def close(self) -> None:
         """Draw no report any more, and delete the pages that were opened: they show the patient."""
@@ -86,7 +86,7 @@ class ExportPanel:
         self._save(_("Save report"), PAGES, "-report.html", lambda nodes, path: self.saveReport(path))
 
     def _save(self, title: str, kinds: str, ending: str, save: Callable[[ResultNodes, Path], None]) -> None:
-        if (nodes := self._panel.results.nodes()) is None:
+        if (nodes := self._results.nodes()) is None:
             return
         name = slicer.app.coreIOManager().forceFileNameValidCharacters(nodes.inputNode.GetName())
         chosen = qt.QFileDialog.getSaveFileName(
@@ -112,13 +112,13 @@ class ExportPanel:
             self.saveReport(path, lambda: qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path))))
 
     def _onExportDicom(self, checked: bool = False) -> None:
-        nodes = self._panel.results.nodes()
+        nodes = self._results.nodes()
         if nodes is None or nodes.segmentation is None:
             return
         if not hasattr(slicer, "qSlicerDICOMExportDialog"):
             slicer.util.warningDisplay(_("This Slicer was built without DICOM."), _("Export to DICOM"))
             return
-        scene = self._panel.detection.scene
+        scene = self._context.scene
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
         dialog = slicer.qSlicerDICOMExportDialog(None)
         dialog.setMRMLScene(scene)

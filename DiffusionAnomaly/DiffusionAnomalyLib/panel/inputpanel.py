@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import slicer
 
 from ..sampledata import loadSample
 from ..scene.volumes import describe, problemWith, problemWithMask
 from ..translation import tr as _
+from .context import PanelContext
 from .qthelpers import Combo
-
-if TYPE_CHECKING:
-    from .panel import Panel
 
 
 class InputPanel:
     """Shows the input; see ``Panel``."""
 
-    def __init__(self, panel: Panel) -> None:
-        self._panel = panel
-        self._ui = panel.ui
+    def __init__(self, context: PanelContext) -> None:
+        self._context = context
+        self._ui = context.ui
         self._segments = Combo(self._ui.segmentComboBox, self._onSegment)
         self._ui.sampleDataLabel.connect("linkActivated(QString)", self._onSample)
 
@@ -45,11 +43,11 @@ class InputPanel:
         return problemWith(parameters.inputVolume) or problemWithMask(parameters.brainMask)
 
     def _onSegment(self, segment: str) -> None:
-        if self._panel.parameters is not None:
-            self._panel.parameters.brainSegment = segment
+        if self._context.parameters is not None:
+            self._context.parameters.brainSegment = segment
 
     def _onSample(self, link: str) -> None:
         with slicer.util.tryWithErrorDisplay(_("The sample scan could not be loaded."), waitCursor=True):
             node = loadSample()
-            if self._panel.parameters is not None:
-                self._panel.parameters.inputVolume = node
+            if self._context.parameters is not None:
+                self._context.parameters.inputVolume = node

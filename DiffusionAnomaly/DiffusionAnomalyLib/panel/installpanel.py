@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
@@ -12,18 +12,18 @@ from ..process import dependencies
 from ..process.environment import pythonProgram, workerEnvironment
 from ..process.qtprocess import QtProcess
 from ..translation import tr as _
-
-if TYPE_CHECKING:
-    from .panel import Panel
+from .context import PanelContext
+from .methodpanel import MethodPanel
 
 
 class InstallPanel:
     """Shown only while packages are missing; see ``Panel``."""
 
-    def __init__(self, panel: Panel) -> None:
-        self._panel = panel
-        self._ui = panel.ui
-        self._settings = panel.detection.settings
+    def __init__(self, context: PanelContext, method: MethodPanel) -> None:
+        self._context = context
+        self._method = method
+        self._ui = context.ui
+        self._settings = context.settings
         self._running: dependencies.Installation | None = None
         self._last: dependencies.Installation | None = None  # whose log can still be read
         self._offered = False
@@ -98,10 +98,10 @@ class InstallPanel:
         self._problem = ""
         self._running = dependencies.Installation(commands, QtProcess, workerEnvironment(), self._settings, folder)
         self._last, self._offered = self._running, True
-        self._running.onChanged = self._panel.refreshSoon
+        self._running.onChanged = self._context.refreshSoon
         self._running.onFinished = self._onFinished
         self._running.start()
-        self._panel.refreshSoon()
+        self._context.refreshSoon()
 
     def _onCancel(self, checked: bool = False) -> None:
         if self._running is not None:
@@ -112,5 +112,5 @@ class InstallPanel:
         self._problem = problem
         self.missing = dependencies.missing()
         if not self.missing:
-            self._panel.method.askMachine()
-        self._panel.refreshSoon()
+            self._method.askMachine()
+        self._context.refreshSoon()

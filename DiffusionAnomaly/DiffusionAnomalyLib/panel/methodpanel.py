@@ -18,6 +18,7 @@ from ..process.qtprocess import QtProcess
 from ..progresstext import expectedSeconds, timeInWords
 from ..scene.volumes import axialSlices, problemWith
 from ..translation import tr as _
+from .context import PanelContext
 from .qthelpers import Combo, say, silent
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from diffusion_anomaly.method_guide import MethodGuide
 
     from ..detection import Request
-    from .panel import Panel
 
 # More steps than that on the slider would make it useless for the few that matter; the engine takes more.
 LARGEST_ON_SLIDER = 200
@@ -34,10 +34,10 @@ LARGEST_ON_SLIDER = 200
 class MethodPanel:
     """Shows and takes the choice of method, model, steps and device; see ``Panel``."""
 
-    def __init__(self, panel: Panel) -> None:
-        self._panel = panel
-        self._ui = panel.ui
-        self._settings = panel.detection.settings
+    def __init__(self, context: PanelContext) -> None:
+        self._context = context
+        self._ui = context.ui
+        self._settings = context.settings
         self.machine: dict[str, Any] | None = None  # what the engine's probe said
         self._questions: list[Question] = []
         self._methods = Combo(self._ui.methodComboBox, self._onMethod)
@@ -163,27 +163,27 @@ class MethodPanel:
         return expectedSeconds(self._settings, parameters.method.name, name, parameters.run.device, slices, walked)
 
     def _onMethod(self, name: str) -> None:
-        if (parameters := self._panel.parameters) is not None:
+        if (parameters := self._context.parameters) is not None:
             parameters.method.name = name
             parameters.method.model = ""
             parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = MODEL_DEFAULT
 
     def _onModel(self, folder: str) -> None:
-        if (parameters := self._panel.parameters) is not None:
+        if (parameters := self._context.parameters) is not None:
             parameters.method.model = folder
             parameters.method.steps = MODEL_DEFAULT
 
     def _onDevice(self, device: str) -> None:
-        if (parameters := self._panel.parameters) is not None:
+        if (parameters := self._context.parameters) is not None:
             parameters.run.device = device
 
     def _onSteps(self, value: float) -> None:
-        if (parameters := self._panel.parameters) is not None:
+        if (parameters := self._context.parameters) is not None:
             parameters.method.steps = int(value)
 
     def _onDefaultSteps(self, link: str) -> None:
         """Back to what the model has."""
-        if (parameters := self._panel.parameters) is not None:
+        if (parameters := self._context.parameters) is not None:
             parameters.method.steps = MODEL_DEFAULT
 
     def _onCardLink(self, link: str) -> None:
@@ -191,9 +191,9 @@ class MethodPanel:
         if link.startswith(choices.FORGET):
             choices.forget(Path(link.removeprefix(choices.FORGET)), self._settings)
             self._shownFor = ""
-            self._panel.refreshSoon()
+            self._context.refreshSoon()
             return
-        if (model := self.model(self._panel.parameters)) is None:
+        if (model := self.model(self._context.parameters)) is None:
             return
         with slicer.util.tryWithErrorDisplay(_("The model package cannot be read.")):
             if link == "licence":
@@ -205,12 +205,12 @@ class MethodPanel:
                 slicer.util.messageBox(choices.wholeCard(model))
 
     def _onRemoveModel(self, checked: bool = False) -> None:
-        parameters = self._panel.parameters
+        parameters = self._context.parameters
         if (model := self.model(parameters)) is not None:
             choices.forget(model.path, self._settings)
             self._shownFor = ""
             parameters.method.model = ""
-            self._panel.refreshSoon()
+            self._context.refreshSoon()
 
     def _onAddModel(self, checked: bool = False) -> None:
         folder = qt.QFileDialog.getExistingDirectory(
@@ -239,14 +239,14 @@ class MethodPanel:
         else:
             choices.remember(folder, self._settings)
             self._shownFor = ""
-            if (parameters := self._panel.parameters) is not None:
+            if (parameters := self._context.parameters) is not None:
                 self._onMethod(answer["method"])
                 parameters.method.model = str(folder)
-        self._panel.refreshSoon()
+        self._context.refreshSoon()
 
     def _onMachine(self, answer: dict[str, Any]) -> None:
         self.machine = answer or None
-        self._panel.refreshSoon()
+        self._context.refreshSoon()
 
     def _ask(self, arguments: list[str], onAnswer: Any) -> None:
         self._questions.append(Question(QtProcess(), arguments, onAnswer))

@@ -11,6 +11,7 @@ from typing import Any
 import qt
 
 from ..detection import Detection
+from .context import PanelContext
 from .exportpanel import ExportPanel
 from .inputpanel import InputPanel
 from .installpanel import InstallPanel
@@ -30,15 +31,15 @@ class Panel:
     """
 
     def __init__(self, ui: Any, detection: Detection) -> None:
-        self.ui = ui
         self.detection = detection
-        self.parameters: Any = None
-        self.input = InputPanel(self)
-        self.install = InstallPanel(self)
-        self.method = MethodPanel(self)
-        self.run = RunPanel(self)
-        self.results = ResultPanel(self)
-        self.export = ExportPanel(self)
+        context = PanelContext(ui, detection.scene, detection.settings, self.refreshSoon)
+        self._context = context
+        self.input = InputPanel(context)
+        self.method = MethodPanel(context)
+        self.install = InstallPanel(context, self.method)
+        self.results = ResultPanel(context)
+        self.run = RunPanel(context, detection, self.input, self.install, self.method, self.results)
+        self.export = ExportPanel(context, self.results)
         detection.onChanged = self.refreshSoon
         detection.onResults = self.results.select
         # A drag of a slider or a busy worker changes things more often than they can be read.
@@ -52,9 +53,14 @@ class Panel:
         self._seen: tuple[Any, ...] = ()
         self._timer.start()
 
+    @property
+    def parameters(self) -> Any:
+        """The parameter node that is shown; None while a scene closes."""
+        return self._context.parameters
+
     def setParameters(self, parameters: Any) -> None:
         """Show another parameter node, or none while a scene closes."""
-        self.parameters = parameters
+        self._context.parameters = parameters
         self.results.forget()
         self.refresh()
 
@@ -72,7 +78,7 @@ class Panel:
 
     def close(self) -> None:
         """Stop the timers and every process; nothing is called back any more."""
-        self.parameters = None
+        self._context.parameters = None
         self._timer.stop()
         self._soon.stop()
         self.install.close()

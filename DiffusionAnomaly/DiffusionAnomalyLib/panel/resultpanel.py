@@ -12,11 +12,11 @@ from ..scene import attributes, display, findingsTable, results, segmentation
 from ..scene.livethreshold import LiveThreshold, Thresholded
 from ..scene.results import ResultNodes
 from ..translation import tr as _
+from .context import PanelContext
 from .qthelpers import Table, say, silent
 
 if TYPE_CHECKING:
     from ..process.jobqueue import Entry
-    from .panel import Panel
 
 # Of the threshold slider; heat without a model may be far higher, and nobody wants to look for it there.
 HIGHEST = 20.0
@@ -33,10 +33,10 @@ def farthest(peak: float, threshold: float) -> float:
 class ResultPanel:
     """Shows one result of the scene; see ``Panel``."""
 
-    def __init__(self, panel: Panel) -> None:
-        self._panel = panel
-        self._ui = panel.ui
-        self._scene = panel.detection.scene
+    def __init__(self, context: PanelContext) -> None:
+        self._context = context
+        self._ui = context.ui
+        self._scene = context.scene
         self._table = Table(self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak heat"), _("Centre (mm)")])
         self._live: LiveThreshold | None = None  # of the heat that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
@@ -59,7 +59,7 @@ class ResultPanel:
 
     def nodes(self) -> ResultNodes | None:
         """The result that is shown."""
-        parameters = self._panel.parameters
+        parameters = self._context.parameters
         heat = parameters.result if parameters is not None else None
         if heat is None:
             return None
@@ -67,18 +67,18 @@ class ResultPanel:
 
     def select(self, entry: Entry, nodes: ResultNodes) -> None:
         """Show a result that has just come, unless the user is looking at another scan by now."""
-        parameters = self._panel.parameters
+        parameters = self._context.parameters
         isChosen = parameters is not None and parameters.inputVolume is nodes.inputNode
         if isChosen or display.isInView(self._scene, nodes.inputNode):
             self.show(nodes)
         else:
             entry.message = _("Not shown, because another scan is in view: double-click it in the list.")
             results.outlineOnly(self._scene, self.nodes())
-        self._panel.refreshSoon()
+        self._context.refreshSoon()
 
     def show(self, nodes: ResultNodes | None) -> None:
         """Show a result, over its scan in the slice views and in the panel; None for no result."""
-        if (parameters := self._panel.parameters) is None:
+        if (parameters := self._context.parameters) is None:
             return
         self.forget()
         parameters.result = nodes.heat if nodes is not None else None
@@ -88,7 +88,7 @@ class ResultPanel:
         if nodes is not None:
             display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
         self.showNoOther()
-        self._panel.refreshSoon()
+        self._context.refreshSoon()
 
     def showNoOther(self) -> None:
         """Outline and surface of the result that is shown alone, also when a scene brings others with it."""
@@ -155,7 +155,7 @@ class ResultPanel:
         if (nodes := self.nodes()) is not None:
             self.forget()
             results.removeResults(self._scene, nodes)
-            self._panel.refreshSoon()
+            self._context.refreshSoon()
 
     def _showThreshold(self, nodes: ResultNodes) -> None:
         """The slider reaches as far as there is heat, so that every step of a drag does something."""
@@ -226,7 +226,7 @@ class ResultPanel:
             nodes.heat.GetVolumeDisplayNode().SetAndObserveColorNodeID(node.GetID())
 
     def _onThreshold(self, value: float) -> None:
-        if self._panel.parameters is not None:
+        if self._context.parameters is not None:
             self.setThreshold(value)
 
     def _onResetThreshold(self, checked: bool = False) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
 
 from diffusion_anomaly.errors import EngineError, InputError
 
+from ..detection import Detection
+from ..process.jobqueue import Entry
 from ..progresstext import percent, progressLine, shortened, stateTitle
 from ..translation import tr as _
+from .context import PanelContext
+from .inputpanel import InputPanel
+from .installpanel import InstallPanel
+from .methodpanel import MethodPanel
 from .qthelpers import Table, say
-
-if TYPE_CHECKING:
-    from ..process.jobqueue import Entry
-    from .panel import Panel
-
+from .resultpanel import ResultPanel
 
 ROWS_SHOWN = 4
 DOUBLE_CLICK_SECONDS = 0.6
@@ -26,10 +28,20 @@ DOUBLE_CLICK_SECONDS = 0.6
 class RunPanel:
     """Starts, queues, shows and cancels; see ``Panel``."""
 
-    def __init__(self, panel: Panel) -> None:
-        self._panel = panel
-        self._ui = panel.ui
-        self._queue = panel.detection.queue
+    def __init__(
+        self,
+        context: PanelContext,
+        detection: Detection,
+        input_: InputPanel,
+        install: InstallPanel,
+        method: MethodPanel,
+        results: ResultPanel,
+    ) -> None:
+        self._context = context
+        self._detection = detection
+        self._input, self._install, self._method, self._results = input_, install, method, results
+        self._ui = context.ui
+        self._queue = detection.queue
         self._table = Table(self._ui.queueTable, [_("Volume"), _("State"), _("What happened")], ROWS_SHOWN)
         self._shownLog = ""
         self._startedAt = 0.0
@@ -78,12 +90,11 @@ class RunPanel:
 
     def problem(self, parameters: Any) -> str:
         """Why Run is disabled; empty when it is not."""
-        panel = self._panel
-        return panel.input.problem(parameters) or panel.install.problem() or panel.method.problem(parameters)
+        return self._input.problem(parameters) or self._install.problem() or self._method.problem(parameters)
 
     def log(self) -> str:
         """All that can help to find out what went wrong."""
-        parts = [self._panel.install.log()]
+        parts = [self._install.log()]
         for entry in self._queue.entries:
             parts.append(f"# {entry.title}: {stateTitle(entry.state)} {entry.message}".rstrip())
             parts.append(_("Working folder: {folder}").format(folder=entry.job.workspace.folder))
@@ -92,7 +103,7 @@ class RunPanel:
 
     def onRun(self, checked: bool = False) -> None:
         """Run the volume that is chosen; cancel it if it is being looked at already."""
-        parameters = self._panel.parameters
+        parameters = self._context.parameters
         running = self._entryOfInput(parameters)
         if running is not None:
             if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same wish, clicked twice
@@ -100,16 +111,14 @@ class RunPanel:
             return
         try:
             with slicer.util.WaitCursor():
-                request = self._panel.method.request(parameters)
+                request = self._method.request(parameters)
                 if parameters.method.model and request.model != parameters.method.model:
                     gone, parameters.method.model = parameters.method.model, ""
                     raise InputError(
                         _("The model {folder} is not there any more.").format(folder=gone),
                         _("Another one is chosen now: press Run again to use it."),
                     )
-                self._panel.detection.add(
-                    parameters.inputVolume, request, parameters.brainMask, parameters.brainSegment
-                )
+                self._detection.add(parameters.inputVolume, request, parameters.brainMask, parameters.brainSegment)
                 self._startedAt = time.monotonic()
         except EngineError as error:
             say(self._ui.messageLabel, str(error))
@@ -127,9 +136,9 @@ class RunPanel:
         """Show the result of the volume that was double-clicked."""
         if 0 <= row < len(self._queue.entries):
             nodes = self._queue.entries[row].request.nodes
-            if nodes is not None and self._panel.detection.scene.GetNodeByID(nodes.heat.GetID()) is nodes.heat:
+            if nodes is not None and self._context.scene.GetNodeByID(nodes.heat.GetID()) is nodes.heat:
                 self._queue.entries[row].message = ""
-                self._panel.results.show(nodes)
+                self._results.show(nodes)
 
     def _onCancelSelected(self, checked: bool = False) -> None:
         row = self._ui.queueTable.currentRow()
