@@ -133,7 +133,6 @@ class Detection:
         self.settings = settings or defaultSettings()
         self.queue = JobQueue()
         self.queue.onFinished = self._finished
-        self.queue.keepFiles = lambda entry: entry.request.request.keepFiles
         self.onResults: Callable[[Entry, ResultNodes], None] = lambda entry, nodes: None
         self._makeProcess = makeProcess
         self._command = command
@@ -164,6 +163,8 @@ class Detection:
             if mask is not None:
                 workspace.writeMask(mask)
             workspace.writeJob(request.method, request.model, options, volumeNode.GetName())
+            if request.keepFiles:
+                workspace.keep()
         except EngineError:
             workspace.remove()
             raise
@@ -208,7 +209,7 @@ class Detection:
         return entry.request.nodes
 
     def close(self) -> None:
-        """End every process and delete every working file; no callback comes any more."""
+        """End every process and delete every working file that is not kept; no callback comes any more."""
         self.onResults = lambda entry, nodes: None
         self.onChanged = lambda: None
         self.queue.killAll()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,19 @@ def test_a_script_gets_heat_mask_table_and_report(
     assert np.allclose(sitk.ReadImage(str(tmp_path / "h.nrrd")).GetOrigin(), jobs.scan().GetOrigin())
     with pytest.raises(InputError, match="neither NRRD nor NIfTI"):
         exporting.saveHeat(nodes, tmp_path / "heat.png")
+
+
+def test_working_files_that_are_kept_outlive_the_run_and_later_slicers(
+    detection: Detection, scene: Any, scan: Any, brain: Any
+) -> None:
+    entry = detection.add(scan, Request("intensity", device="cpu", keepFiles=True), brain)
+    detection.wait(entry)
+    folder = entry.job.workspace.folder
+    os.utime(folder, (0, 0))
+    detection.close()
+    Detection(scene, detection.temporaryFolder, settings=MemorySettings())  # cleans up when it is made
+    assert (folder / "scan.nrrd").is_file() and (folder / "results" / "heat.nrrd").is_file()
+    shutil.rmtree(folder)
 
 
 def test_a_volume_deleted_meanwhile_leaves_the_scene_as_it_is_and_says_so(

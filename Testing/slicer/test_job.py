@@ -373,16 +373,29 @@ def test_ending_everything_leaves_no_process_and_no_files(tmp_path: Path) -> Non
 
 
 def test_working_files_stay_when_they_are_to_be_kept(tmp_path: Path, queue: JobQueue) -> None:
-    queue.keepFiles = lambda entry: entry.title == "keep"
-    for title in ("keep", "drop"):
-        queue.add(Entry(title, quick(tmp_path)))
+    kept, dropped = (quick(tmp_path) for _ in range(2))
+    kept.workspace.keep()
+    for job in (kept, dropped):
+        queue.add(Entry("scan", job))
     jobs.drain(queue, seconds=30)
-    assert [entry.job.workspace.folder.exists() for entry in queue.entries] == [True, False]
+    assert [job.workspace.folder.exists() for job in (kept, dropped)] == [True, False]
 
 
-def test_what_a_crashed_slicer_left_is_deleted_and_newer_folders_are_not(tmp_path: Path) -> None:
-    old, new = Workspace(tmp_path), Workspace(tmp_path)
-    long_ago = time.time() - 10 * 24 * 3600
-    os.utime(old.folder, (long_ago, long_ago))
+def test_what_is_to_be_kept_survives_the_end_of_slicer(tmp_path: Path) -> None:
+    queue = JobQueue()
+    for _ in range(2):
+        queue.add(Entry("scan", quick(tmp_path, 60)))
+    kept = queue.entries[0].job.workspace
+    kept.keep()
+    queue.killAll()
+    assert list(tmp_path.glob(f"{PREFIX}*")) == [kept.folder] and (kept.folder / "scan.nrrd").is_file()
+
+
+def test_what_a_crashed_slicer_left_is_deleted_but_nothing_newer_and_nothing_kept(tmp_path: Path) -> None:
+    old, new, kept = (Workspace(tmp_path) for _ in range(3))
+    kept.keep()
+    long_ago = time.time() - 400 * 24 * 3600
+    for workspace in (old, kept):
+        os.utime(workspace.folder, (long_ago, long_ago))
     removeStale(tmp_path)
-    assert not old.folder.exists() and new.folder.exists()
+    assert [workspace.folder.exists() for workspace in (old, new, kept)] == [False, True, True]

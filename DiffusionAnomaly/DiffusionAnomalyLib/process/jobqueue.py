@@ -55,14 +55,12 @@ class JobQueue:
         onChanged: called when anything that is shown may have changed.
         onFinished: takes the entry and its outcome, before its working files are removed and before the next starts.
             An exception from it makes the entry failed, with the exception's text.
-        keepFiles: whether an entry's working files are to stay.
     """
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.onChanged: Callable[[], None] = lambda: None
         self.onFinished: Callable[[Entry, Outcome], None] = lambda entry, outcome: None
-        self.keepFiles: Callable[[Entry], bool] = lambda entry: False
 
     def add(self, entry: Entry) -> None:
         """Put an entry at the end; it starts at once if nothing runs."""
@@ -104,8 +102,7 @@ class JobQueue:
                 entry.job.cancel()
             else:
                 entry.job.kill()
-            if not self.keepFiles(entry):
-                entry.job.workspace.remove()
+            entry.job.workspace.remove()
         self.entries.clear()
 
     def clearFinished(self) -> None:
@@ -121,8 +118,7 @@ class JobQueue:
             entry.loadFailed = True
             entry.message = _("The results could not be loaded: {reason}").format(reason=error)
         finally:
-            if not self.keepFiles(entry):
-                entry.job.workspace.remove()
+            entry.job.workspace.remove()
             self.onChanged()
             self._startNext()
 

@@ -1,4 +1,4 @@
-"""The folder of one job: what the worker reads and writes, and that nothing of it stays behind.
+"""The folder of one job: what the worker reads and writes, and that nothing of it stays behind unless it is to.
 
 The folder has a short ASCII name of its own in Slicer's temporary folder, whatever the scan is called.
 """
@@ -23,6 +23,9 @@ INPUT = "scan.nrrd"
 MASK = "brain.nrrd"
 RESULTS = "results"
 
+# In a folder that is to stay. A file, because whoever cleans up later knows the folder alone.
+KEPT = "kept.txt"
+
 # Heat and mask beside the scan, the healed image, the report, and some air.
 TIMES_THE_SCAN = 4
 AIR_BYTES = 50_000_000
@@ -32,7 +35,7 @@ STALE_SECONDS = 3 * 24 * 3600
 
 
 class Workspace:
-    """A job's folder. It is made at once and is gone after ``remove``.
+    """A job's folder. It is made at once and is gone after ``remove``, unless ``keep`` was called.
 
     >>> workspace = Workspace(parent)  # doctest: +SKIP
     >>> workspace.writeScan(image)  # doctest: +SKIP
@@ -108,9 +111,25 @@ class Workspace:
             return ""
         return data[-longest:].decode("utf-8", "backslashreplace")
 
+    def keep(self) -> None:
+        """Let the folder stay for good: only the user deletes it from now on.
+
+        Raises:
+            InputError: when it cannot be marked.
+        """
+        try:
+            (self.folder / KEPT).write_text("Kept because Keep working files was chosen.\n", encoding="ascii")
+        except OSError as error:
+            raise InputError(
+                _("The working folder {folder} cannot be written to: {reason}.").format(
+                    folder=self.folder, reason=error.strerror or error
+                ),
+                _("Free some space, or set another temporary folder in Slicer's application settings."),
+            ) from error
+
     def remove(self) -> None:
         """Delete the folder. A file that is still locked, as on Windows, is left for ``removeStale``."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     def _write(self, image: sitk.Image, name: str, times: int) -> None:
         path = self.folder / name
@@ -138,7 +157,13 @@ class Workspace:
 
 
 def removeStale(parent: Path | str) -> None:
-    """Delete what a Slicer that crashed has left in ``parent``."""
+    """Delete what a Slicer that crashed has left in ``parent``; folders that are to be kept stay."""
     for folder in Path(parent).glob(f"{PREFIX}*"):
         if folder.is_dir() and time.time() - folder.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The one place where a folder is deleted, so that a kept one never is."""
+    if not (folder / KEPT).exists():
+        shutil.rmtree(folder, ignore_errors=True)
