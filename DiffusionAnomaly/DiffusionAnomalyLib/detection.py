@@ -157,12 +157,14 @@ class Detection:
         image = imageOf(volumeNode)
         mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
         options = request.options()
+        # The worker has a working directory of its own, where a relative path would lead elsewhere.
+        model = None if request.model is None else str(open_bundle(request.model).path.absolute())
         workspace = Workspace(self.temporaryFolder)
         try:
             workspace.writeScan(image)
             if mask is not None:
                 workspace.writeMask(mask)
-            workspace.writeJob(request.method, request.model, options, volumeNode.GetName())
+            workspace.writeJob(request.method, model, options, volumeNode.GetName())
             if request.keepFiles:
                 workspace.keep()
         except EngineError:

@@ -48,9 +48,10 @@ def brain(scene: Any, scan: Any) -> Any:
 
 
 def test_a_script_gets_heat_mask_table_and_report(
-    detection: Detection, scene: Any, scan: Any, brain: Any, tmp_path: Path
+    detection: Detection, scene: Any, scan: Any, brain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = packages.guided(tmp_path / "tiny", options={"steps": 2, "level": 500}).path
+    monkeypatch.chdir(tmp_path)
+    model = packages.guided(Path("a model") / "tiny", options={"steps": 2, "level": 500}).path.relative_to(tmp_path)
     request = Request(
         "guided", model=str(model), steps=1, device="cpu", seed=5, threshold=1.5, minVolumeMl=0.0, keepHealed=True
     )

@@ -219,6 +219,11 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     assert not list(workspace.folder.iterdir())
 
 
+def test_a_folder_is_known_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Workspace("relative").folder.parent == tmp_path / "relative"
+
+
 class _Usage:
     def __init__(self, free: int) -> None:
         self.free = free

@@ -26,7 +26,7 @@ class Scripted:
         self.written = b""
         self.killed = False
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         self.command = list(command)
 
     def write(self, data: bytes) -> None:

@@ -189,7 +189,7 @@ class Installation:
         process.onFinished = self._onStepFinished
         self._process = process
         try:
-            process.start(command, self._environment)
+            process.start(command, self._environment, MODULE_FOLDER)
         except OSError as error:
             self._end(_("Slicer's Python cannot be started: {reason}").format(reason=error))
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from .process import WorkerProcess
 
+# Also where processes without a folder of their own are started: it is on their path anyway, so that as a working
+# directory it adds nothing to what they can import.
 MODULE_FOLDER = Path(__file__).resolve().parents[2]
 
 
@@ -52,6 +54,8 @@ def workerEnvironment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     environment = dict(base)
     path = [str(MODULE_FOLDER), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(path)
+    # From Python 3.11 on, the working directory is not on the path at all; before, it must be a folder of ours.
+    environment["PYTHONSAFEPATH"] = "1"
     environment["PYTHONUTF8"] = "1"  # the log's letters do not depend on a locale
     return environment
 
@@ -74,7 +78,8 @@ class Question:
         process.onOutput = self._hear
         process.onFinished = self._finished
         try:
-            process.start([pythonProgram(), "-m", "diffusion_anomaly.probe", *arguments], workerEnvironment())
+            command = [pythonProgram(), "-m", "diffusion_anomaly.probe", *arguments]
+            process.start(command, workerEnvironment(), MODULE_FOLDER)
         except OSError:
             self._finished(None)
 

@@ -41,8 +41,13 @@ class WorkerProcess(Protocol):
     onErrorOutput: Callable[[bytes], None]
     onFinished: Callable[[int | None], None]
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         """Start it.
+
+        Args:
+            command: the program and its arguments.
+            environment: all of its variables.
+            folder: its working directory, in which only files of ours lie: ``python -m`` imports from there first.
 
         Raises:
             OSError: when the program is not there or may not be run.
@@ -72,7 +77,7 @@ class PipeProcess:
     >>> said = []
     >>> process = PipeProcess()
     >>> process.onOutput = said.append
-    >>> process.start([sys.executable, "-c", "print('hello')"], os.environ)  # doctest: +SKIP
+    >>> process.start([sys.executable, "-c", "print('hello')"], os.environ, folder)  # doctest: +SKIP
     >>> while process.isRunning():  # doctest: +SKIP
     ...     process.poll()
     """
@@ -87,11 +92,12 @@ class PipeProcess:
         self._endedAt: float | None = None
         self._running = False
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         hidden = subprocess.CREATE_NO_WINDOW if os.name == "nt" else 0  # type: ignore[attr-defined]
         self._process = subprocess.Popen(
             list(command),
             env=dict(environment),
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

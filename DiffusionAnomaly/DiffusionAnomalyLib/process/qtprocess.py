@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import qt
 
@@ -22,11 +23,12 @@ class QtProcess:
         self._process.connect("readyReadStandardError()", self._readErrorOutput)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._finished)
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         variables = qt.QProcessEnvironment()
         for name, value in environment.items():
             variables.insert(name, value)
         self._process.setProcessEnvironment(variables)
+        self._process.setWorkingDirectory(str(folder))
         self._process.start(command[0], list(command[1:]))
         if not self._process.waitForStarted():
             raise OSError(f"{command[0]} cannot be started: {self._process.errorString()}.")

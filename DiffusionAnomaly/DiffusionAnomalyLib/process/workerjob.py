@@ -150,7 +150,7 @@ class DetectionJob:
         self._lastWord = self._clock()
         self.state = State.RUNNING
         try:
-            self._process.start(self._command, self._environment)
+            self._process.start(self._command, self._environment, self.workspace.folder)
         except OSError as error:
             self._end(
                 Outcome(

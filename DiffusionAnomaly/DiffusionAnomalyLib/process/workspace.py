@@ -51,7 +51,7 @@ class Workspace:
     def __init__(self, parent: Path | str) -> None:
         try:
             Path(parent).mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).absolute()
         except OSError as error:
             raise InputError(
                 _("No working folder can be made in {folder}: {reason}.").format(
