@@ -43,11 +43,11 @@ class Request:
         steps, noiseLevel, guidanceScale: numbers of the method; ignored by a method without them.
         device: ``auto``, ``cpu`` or ``cuda:0``.
         seed: of all randomness.
-        sliceSpacing: slices are looked at no farther apart, in mm.
-        threshold: heat from which a voxel is in the mask.
+        sliceSpacing: slices lie no farther apart, in mm.
+        threshold: anomaly score from which a voxel is in the mask.
         minVolumeMl: smaller findings are dropped.
         wanted: which forms of the mask to make.
-        keepHealed: whether the scan as the model would have it becomes a volume too.
+        keepReconstruction: whether the pseudo-healthy reconstruction of the scan becomes a volume too.
         keepFiles: whether the working files stay.
         overrides: other options of the method, by name.
     """
@@ -63,7 +63,7 @@ class Request:
     threshold: float | None = None
     minVolumeMl: float = 0.05
     wanted: Wanted = field(default_factory=Wanted)
-    keepHealed: bool = False
+    keepReconstruction: bool = False
     keepFiles: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Request:
             "threshold": self.threshold,
             "min_volume_ml": self.minVolumeMl,
             "overrides": overrides or None,
-            "keep_healed": self.keepHealed or None,
+            "keep_healed": self.keepReconstruction or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -103,8 +103,8 @@ class Detection:
     >>> detection = Detection(slicer.mrmlScene, slicer.app.temporaryPath)  # doctest: +SKIP
     >>> entry = detection.add(volumeNode, Request("guided", steps=10))  # doctest: +SKIP
     >>> nodes = detection.wait(entry)  # doctest: +SKIP
-    >>> nodes.heat.GetName()  # doctest: +SKIP
-    'MRHead heat'
+    >>> nodes.anomalyMap.GetName()  # doctest: +SKIP
+    'MRHead guided anomaly map'
 
     Args:
         scene: holds the volumes and gets the results.
@@ -221,8 +221,8 @@ class Detection:
             return
         task: Task = entry.request
         task.nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
-        if isInView(self.scene, task.nodes.inputNode):  # else the user is looking at another scan by now
-            showInSlices(self.scene, task.nodes.inputNode, task.nodes.heat)
+        if isInView(self.scene, task.nodes.inputNode):  # else another scan is in view by now
+            showInSlices(self.scene, task.nodes.inputNode, task.nodes.anomalyMap)
         started = entry.job.started
         if started is not None:
             run = {
@@ -237,7 +237,7 @@ class Detection:
 
 
 def stepsOf(request: Request) -> int | None:
-    """How many steps will be walked: those asked for, else the package's."""
+    """How many steps will be run: those requested, else the model package's."""
     guide = guide_to(request.method)
     if guide.steps is None:
         return None

@@ -21,14 +21,14 @@ MODEL_DEFAULT = -1
 
 @parameterPack
 class MethodParameters:
-    """What is looked for and how.
+    """The method and its numbers.
 
     Attributes:
         name: of the method.
         model: folder of the model package; empty for the method's default.
-        steps: noise levels walked.
+        steps: noise levels that are visited.
         noiseLevel: from or through which level.
-        guidanceScale: how strongly it is led to health.
+        guidanceScale: how strongly the classifier guides the reconstruction.
     """
 
     name: str = DEFAULT_METHOD
@@ -64,7 +64,7 @@ class OutputParameters:
     Attributes:
         labelMap, segmentation: which forms of the mask are made.
         brain: whether the brain mask becomes a label map.
-        opacity: of heat over the scan.
+        opacity: of the anomaly map over the scan.
         colorScale: whether the views show what the colours stand for.
         show3D: whether the segmentation has a surface.
     """
@@ -85,7 +85,7 @@ class DiffusionAnomalyParameterNode:
         inputVolume: the scan.
         brainMask: label map or segmentation; None lets the brain be found.
         brainSegment: id of the segment of a segmentation.
-        result: heat map of the result that is shown.
+        result: anomaly map of the result that is shown.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -98,7 +98,7 @@ class DiffusionAnomalyParameterNode:
 
 
 def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
-    """What the panel asks for."""
+    """What the panel requests."""
     method, run, output = parameters.method, parameters.run, parameters.output
     return Request(
         method=method.name,
@@ -111,7 +111,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
         sliceSpacing=_chosen(run.sliceSpacing),
         minVolumeMl=run.minVolumeMl,
         wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation, brain=output.brain),
-        keepHealed=run.keepHealed,
+        keepReconstruction=run.keepHealed,
         keepFiles=run.keepFiles,
     )
 

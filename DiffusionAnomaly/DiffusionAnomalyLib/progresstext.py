@@ -29,7 +29,7 @@ def stageTitle(stage: str) -> str:
         "read": _("Reading the scan"),
         "brain": _("Finding the brain"),
         "load": _("Loading the model"),
-        "detect": _("Looking for anomalies"),
+        "detect": _("Computing the anomaly map"),
         "findings": _("Measuring the findings"),
         "write": _("Writing the results"),
     }
@@ -126,8 +126,8 @@ def expectedSeconds(
         settings: where ``rememberTimings`` noted.
         method, model: what would run.
         device: ``auto``, ``cpu``, ``cuda:0``; ``auto`` takes whichever ran last.
-        slices: how many will be looked at, at most.
-        steps: how many will be walked.
+        slices: how many there will be, at most.
+        steps: how many will be run.
     """
     known = readJson(settings, TIMINGS, {})
     keys = [_key(method, model, device)]

@@ -50,6 +50,6 @@ class DiffusionAnomalyWorkerTest(panelcase.PanelCase):
             nodes = self.run_()
         finally:
             choices.forget(folder, detection.settings)
-        assert nodes.heat.GetAttribute("DiffusionAnomaly.Model") == "toy"
+        assert nodes.anomalyMap.GetAttribute("DiffusionAnomaly.Model") == "toy"
         assert "not yet measured" not in self.ui.stepsInfoLabel.text
         self.assertNoTorch()

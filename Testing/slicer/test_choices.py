@@ -94,11 +94,11 @@ def test_a_damaged_settings_file_costs_only_what_was_damaged(tiny: Path) -> None
 
 
 def test_the_steps_that_are_shown_are_those_that_can_be_walked(tiny: Path) -> None:
-    assert choices.stepsToWalk("guided", tiny, -1) == int(choices.defaultOf(guide_to("guided").steps, tiny))
-    assert choices.stepsToWalk("guided", tiny, 200, 10) == 10
-    assert choices.stepsToWalk("unsupervised", None, 50, 0) == 1
-    assert choices.stepsToWalk("intensity", None, 50) is None
-    assert choices.stepsToWalk("localise", None, 50) is None
+    assert choices.stepsToRun("guided", tiny, -1) == int(choices.defaultOf(guide_to("guided").steps, tiny))
+    assert choices.stepsToRun("guided", tiny, 200, 10) == 10
+    assert choices.stepsToRun("unsupervised", None, 50, 0) == 1
+    assert choices.stepsToRun("intensity", None, 50) is None
+    assert choices.stepsToRun("localise", None, 50) is None
 
 
 def test_a_number_out_of_range_is_refused_before_the_run() -> None:

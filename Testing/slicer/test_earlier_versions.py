@@ -16,7 +16,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
 
 from DiffusionAnomalyLib.process.environment import MODULE_FOLDER
-from DiffusionAnomalyLib.scene import attributes, reporting, results, segmentation
+from DiffusionAnomalyLib.scene import attributes, display, findingsTable, reporting, results, segmentation
 
 SCENE = Path(__file__).with_name("data") / "version-0.1.0.mrb"
 
@@ -45,22 +45,23 @@ def nodes(scene: Any) -> results.ResultNodes:
     return nodes
 
 
-def test_a_result_of_version_0_1_0_comes_back_whole(nodes: results.ResultNodes) -> None:
+def test_a_result_of_version_0_1_0_comes_back_whole(scene: Any, nodes: results.ResultNodes) -> None:
     assert len(nodes.all) == 7
     assert nodes.inputNode.GetName() == "patient FLAIR"
     assert (nodes.threshold, nodes.minVolumeMl) == (3.4, 0.2)
-    made = attributes.document(nodes.heat)
+    made = attributes.document(nodes.anomalyMap)
     assert (made["method"], made["options"]["seed"], made["threshold"]["heat"]) == ("guided", 5, 1.5)
-    assert any("field of view" in warning for warning in attributes.warnings(nodes.heat))
+    assert any("field of view" in warning for warning in attributes.warnings(nodes.anomalyMap))
     assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "left frontal"
     assert "The report of the run" in nodes.report.GetText()
-    heat = slicer.util.arrayFromVolume(nodes.heat)
-    assert heat.max() == pytest.approx(4.2279, abs=1e-4)
-    assert heat.sum() == pytest.approx(2432.989, rel=1e-5)
+    scores = slicer.util.arrayFromVolume(nodes.anomalyMap)
+    assert scores.max() == pytest.approx(4.2279, abs=1e-4)
+    assert scores.sum() == pytest.approx(2432.989, rel=1e-5)
     assert slicer.util.arrayFromVolume(nodes.labelMap).sum() == 6
-    assert slicer.util.arrayFromVolume(nodes.healed).sum() == pytest.approx(251409.4, rel=1e-5)
+    assert slicer.util.arrayFromVolume(nodes.reconstruction).sum() == pytest.approx(251409.4, rel=1e-5)
     assert slicer.util.arrayFromVolume(nodes.brain).any()
     assert not reporting.isAsRun(nodes)
+    assert display.mapColors(scene) is nodes.anomalyMap.GetDisplayNode().GetColorNode()
 
 
 def test_its_threshold_is_live_and_its_names_stay(nodes: results.ResultNodes) -> None:
@@ -70,8 +71,10 @@ def test_its_threshold_is_live_and_its_names_stay(nodes: results.ResultNodes) ->
     labels = slicer.util.arrayFromVolume(nodes.labelMap)
     exported = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT, nodes.inputNode)
     assert labels.sum() == 1 and np.array_equal(labels, exported)
-    assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "left frontal"
-    assert finding.id == 1
+    table = nodes.table.GetTable()
+    assert table.GetColumnByName("Name").GetValue(0) == "left frontal"
+    assert table.GetColumnByName(findingsTable.PEAK).GetValue(0) == pytest.approx(finding.peak_heat)
+    assert table.GetNumberOfColumns() == len(findingsTable.COLUMNS)
 
 
 def test_another_result_beside_it_gets_names_of_its_own(scene: Any, nodes: results.ResultNodes) -> None:

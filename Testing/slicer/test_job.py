@@ -99,7 +99,7 @@ def test_cancel_ends_the_worker_and_leaves_no_result(tmp_path: Path, model: Path
     assert not list(job.workspace.folder.glob("results/*"))
 
 
-def test_a_worker_that_heeds_nothing_is_ended_by_force(tmp_path: Path, model: Path) -> None:
+def test_a_worker_that_honours_no_request_is_ended_by_force(tmp_path: Path, model: Path) -> None:
     job = jobs.makeJob(tmp_path, model, jobs.LONG, killSeconds=0.5)
     job.start()
     jobs.wait(lambda: job.progress is not None, job.tick)

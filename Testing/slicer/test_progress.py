@@ -75,7 +75,7 @@ def test_the_line_names_stage_slice_and_time_left(job: DetectionJob, process: Sc
     process.say(Progress("brain", 0, 1, 1.0))
     assert progressLine(job) == "Finding the brain"
     process.say(Started("cpu", "tiny", "0.1.0", 20), Progress("detect", 150, 600, 9.0, 75.4))
-    assert progressLine(job) == "Looking for anomalies, slice 5 of 20, 1:15 left"
+    assert progressLine(job) == "Computing the anomaly map, slice 5 of 20, 1:15 left"
     job.cancel()
     assert "Stopping" in progressLine(job)
 

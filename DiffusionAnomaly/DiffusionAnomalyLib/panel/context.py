@@ -18,7 +18,7 @@ class PanelContext:
         scene: holds the scans and the results.
         settings: what is remembered from one session to the next.
         refreshSoon: shows everything anew within a tick; for whoever changed something that others show.
-        parameters: what the user set; None while a scene closes, so that handlers of widgets must ask.
+        parameters: what the user set; None while a scene closes, so that handlers of widgets must check.
     """
 
     ui: Any

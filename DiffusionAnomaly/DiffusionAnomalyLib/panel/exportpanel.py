@@ -1,4 +1,4 @@
-"""The panel's part on files for other programs: segmentation, heat, report, DICOM."""
+"""The panel's part on files for other programs: segmentation, anomaly map, report, DICOM."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class ExportPanel:
         self._opened: list[Workspace] = []
         self._ui.exportSegmentationButton.connect("clicked(bool)", self._onSaveSegmentation)
         self._ui.exportDicomButton.connect("clicked(bool)", self._onExportDicom)
-        self._ui.saveHeatButton.connect("clicked(bool)", self._onSaveHeat)
+        self._ui.saveMapButton.connect("clicked(bool)", self._onSaveMap)
         self._ui.saveReportButton.connect("clicked(bool)", self._onSaveReport)
         self._ui.openReportButton.connect("clicked(bool)", self._onOpenReport)
 
     def refresh(self, parameters: Any) -> None:
         nodes = self._results.nodes()
         ui = self._ui
-        for button in (ui.exportSegmentationButton, ui.saveHeatButton):
+        for button in (ui.exportSegmentationButton, ui.saveMapButton):
             button.setEnabled(nodes is not None)
         for button in (ui.saveReportButton, ui.openReportButton):
             button.setEnabled(nodes is not None and self._drawing is None)
@@ -79,8 +79,8 @@ class ExportPanel:
     def _onSaveSegmentation(self, checked: bool = False) -> None:
         self._save(_("Save segmentation"), IMAGES, "-mask.nrrd", exporting.saveSegmentation)
 
-    def _onSaveHeat(self, checked: bool = False) -> None:
-        self._save(_("Save heat"), IMAGES, "-heat.nrrd", exporting.saveHeat)
+    def _onSaveMap(self, checked: bool = False) -> None:
+        self._save(_("Save anomaly map"), IMAGES, "-anomaly-map.nrrd", exporting.saveAnomalyMap)
 
     def _onSaveReport(self, checked: bool = False) -> None:
         self._save(_("Save report"), PAGES, "-report.html", lambda nodes, path: self.saveReport(path))

@@ -39,7 +39,7 @@ class InputPanel:
         self._segments.show(segments, parameters.brainSegment)
 
     def problem(self, parameters: Any) -> str:
-        """Why the input cannot be looked at; empty when it can."""
+        """Why the input cannot be analysed; empty when it can."""
         return problemWith(parameters.inputVolume) or problemWithMask(parameters.brainMask)
 
     def _onSegment(self, segment: str) -> None:

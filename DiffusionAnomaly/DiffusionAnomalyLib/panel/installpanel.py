@@ -81,14 +81,14 @@ class InstallPanel:
         return " ".join(filter(None, [self._problem, _("Missing Python packages: {names}.").format(names=names)]))
 
     def _onInstall(self, checked: bool = False) -> None:
-        self._ask(None)
+        self._confirm(None)
 
     def _onInstallFromFolder(self, checked: bool = False) -> None:
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Folder of wheels"), str(Path.home()))
         if folder:
-            self._ask(Path(folder))
+            self._confirm(Path(folder))
 
-    def _ask(self, folder: Path | None) -> None:
+    def _confirm(self, folder: Path | None) -> None:
         question = dependencies.question(self.missing, folder)
         if slicer.util.confirmOkCancelDisplay(question, _("DiffusionAnomaly - Install Python packages")):
             self._start(folder)
@@ -112,5 +112,5 @@ class InstallPanel:
         self._problem = problem
         self.missing = dependencies.missing()
         if not self.missing:
-            self._method.askMachine()
+            self._method.probeMachine()
         self._context.refreshSoon()

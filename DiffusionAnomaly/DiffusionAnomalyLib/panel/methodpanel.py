@@ -53,9 +53,9 @@ class MethodPanel:
         self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
         self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
 
-    def askMachine(self) -> None:
-        """Ask, in the background, what is installed and which GPUs there are."""
-        self._ask(["machine"], self._onMachine)
+    def probeMachine(self) -> None:
+        """Find out, in the background, what is installed and which GPUs there are."""
+        self._probe(["machine"], self._onMachine)
 
     def refresh(self, parameters: Any) -> None:
         method = parameters.method
@@ -101,10 +101,10 @@ class MethodPanel:
         return choices.deviceProblem(parameters.run.device, self.machine)
 
     def request(self, parameters: Any) -> Request:
-        """What the panel asks for: the model and the steps that it shows, whatever a scene or an older choice says."""
+        """What the panel requests: the model and the steps that it shows, whatever a scene or an older choice says."""
         model = self.model(parameters)
         folder = model.path if model else None
-        steps = choices.stepsToWalk(parameters.method.name, folder, parameters.method.steps, _level(parameters))
+        steps = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, _level(parameters))
         return replace(requestOf(parameters), model=str(folder) if folder else None, steps=steps)
 
     def model(self, parameters: Any) -> BundleSummary | None:
@@ -138,12 +138,12 @@ class MethodPanel:
         folder = model.path if model else None
         default = int(choices.defaultOf(steps, folder))
         level = _level(parameters)
-        walked = choices.stepsToWalk(parameters.method.name, folder, parameters.method.steps, level) or default
+        count = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, level) or default
         highest = min(int(choices.highest(parameters.method.name, steps, folder, level)), LARGEST_ON_SLIDER)
         with silent(self._ui.stepsSlider):
             self._ui.stepsSlider.minimum = 1
-            self._ui.stepsSlider.maximum = max(highest, walked)
-            self._ui.stepsSlider.value = walked
+            self._ui.stepsSlider.maximum = max(highest, count)
+            self._ui.stepsSlider.value = count
             self._ui.stepsSlider.suffix = _(" (default)") if self._ui.stepsSlider.value == default else ""
         self._ui.stepsInfoLabel.setText(
             _('The model\'s default is <a href="default">{steps}</a>. Expected time: {time}.').format(
@@ -158,9 +158,9 @@ class MethodPanel:
         folder = model.path if model else None
         spacing = parameters.run.sliceSpacing
         slices = axialSlices(volume, spacing if spacing > 0 else choices.sliceSpacing(folder))
-        walked = choices.stepsToWalk(parameters.method.name, folder, parameters.method.steps, _level(parameters))
+        count = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, _level(parameters))
         name = model.name if model else None
-        return expectedSeconds(self._settings, parameters.method.name, name, parameters.run.device, slices, walked)
+        return expectedSeconds(self._settings, parameters.method.name, name, parameters.run.device, slices, count)
 
     def _onMethod(self, name: str) -> None:
         if (parameters := self._context.parameters) is not None:
@@ -222,14 +222,14 @@ class MethodPanel:
     def addModel(self, folder: Path) -> None:
         """Verify a package in the background, then list it; say what is wrong with it otherwise."""
         self._ui.modelCardLabel.setText(_("Verifying {folder}…").format(folder=folder))
-        self._ask(["verify", str(folder)], lambda answer: self._onVerified(folder, answer))
+        self._probe(["verify", str(folder)], lambda answer: self._onVerified(folder, answer))
 
     def _onVerified(self, folder: Path, answer: dict[str, Any]) -> None:
         if answer.get("ok") and not choices.isKnown(answer["method"]):
             answer = {
-                "problem": _(
-                    "{folder} is a whole package, but {method!r} is no method to look for anomalies with."
-                ).format(folder=folder, method=answer["method"])
+                "problem": _("{folder} is a whole model package, but this version has no method {method!r}.").format(
+                    folder=folder, method=answer["method"]
+                )
             }
         if not answer.get("ok"):
             problem = answer.get("problem") or _(
@@ -248,10 +248,10 @@ class MethodPanel:
         self.machine = answer or None
         self._context.refreshSoon()
 
-    def _ask(self, arguments: list[str], onAnswer: Any) -> None:
+    def _probe(self, arguments: list[str], onAnswer: Any) -> None:
         self._questions.append(Question(QtProcess(), arguments, onAnswer))
 
 
 def _level(parameters: Any) -> int | None:
-    """The noise level asked for; None for the model's."""
+    """The noise level requested; None for the model's."""
     return parameters.method.noiseLevel if parameters.method.noiseLevel >= 0 else None

@@ -1,4 +1,4 @@
-"""The panel's part on results: how heat is shown, the live threshold and the findings."""
+"""The panel's part on results: how the anomaly map is shown, the live threshold and the findings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .qthelpers import Table, say, silent
 if TYPE_CHECKING:
     from ..process.jobqueue import Entry
 
-# Of the threshold slider; heat without a model may be far higher, and nobody wants to look for it there.
+# Of the threshold slider; scores without a model may be far higher, where no threshold is of use.
 HIGHEST = 20.0
 
 # A surface of a whole brain takes seconds: it is made anew when the slider rests, not while it moves.
@@ -26,8 +26,8 @@ SURFACE_DELAY_MS = 500
 
 
 def farthest(peak: float, threshold: float) -> float:
-    """Where the threshold slider ends: above all the heat that there is, and not below the threshold in force."""
-    return max(min(math.floor(max(peak, display.HOT)) + 1.0, HIGHEST), threshold)
+    """Where the threshold slider ends: above all scores, and not below the threshold in force."""
+    return max(min(math.floor(max(peak, display.SHOWN_TO)) + 1.0, HIGHEST), threshold)
 
 
 class ResultPanel:
@@ -37,15 +37,15 @@ class ResultPanel:
         self._context = context
         self._ui = context.ui
         self._scene = context.scene
-        self._table = Table(self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak heat"), _("Centre (mm)")])
-        self._live: LiveThreshold | None = None  # of the heat that is shown; costs memory, so it is kept, not made anew
+        self._table = Table(self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak score"), _("Centre (mm)")])
+        self._live: LiveThreshold | None = None  # of the map that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
         self._found: Thresholded | None = None
         self._surface = qt.QTimer()
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
         self._surface.connect("timeout()", self._showSurface)
-        self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", attributes.ROLE, results.HEAT)
+        self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", attributes.ROLE, results.ANOMALY_MAP)
         # Not currentNodeChanged: while nodes come and go, as in an import, the selector goes through others by itself.
         self._ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self._onResult)
         self._ui.opacitySlider.connect("valueChanged(double)", self._onOpacity)
@@ -60,13 +60,13 @@ class ResultPanel:
     def nodes(self) -> ResultNodes | None:
         """The result that is shown."""
         parameters = self._context.parameters
-        heat = parameters.result if parameters is not None else None
-        if heat is None:
+        anomalyMap = parameters.result if parameters is not None else None
+        if anomalyMap is None:
             return None
-        return next((nodes for nodes in results.resultsIn(self._scene) if nodes.heat is heat), None)
+        return next((nodes for nodes in results.resultsIn(self._scene) if nodes.anomalyMap is anomalyMap), None)
 
     def select(self, entry: Entry, nodes: ResultNodes) -> None:
-        """Show a result that has just come, unless the user is looking at another scan by now."""
+        """Show a result that has just come, unless another scan is in view by now."""
         parameters = self._context.parameters
         isChosen = parameters is not None and parameters.inputVolume is nodes.inputNode
         if isChosen or display.isInView(self._scene, nodes.inputNode):
@@ -81,12 +81,12 @@ class ResultPanel:
         if (parameters := self._context.parameters) is None:
             return
         self.forget()
-        parameters.result = nodes.heat if nodes is not None else None
+        parameters.result = nodes.anomalyMap if nodes is not None else None
         for other in results.resultsIn(self._scene):
-            if nodes is None or other.heat is not nodes.heat:
-                display.hideHeat(self._scene, other.heat)
+            if nodes is None or other.anomalyMap is not nodes.anomalyMap:
+                display.hideAnomalyMap(self._scene, other.anomalyMap)
         if nodes is not None:
-            display.showInSlices(self._scene, nodes.inputNode, nodes.heat, parameters.output.opacity)
+            display.showInSlices(self._scene, nodes.inputNode, nodes.anomalyMap, parameters.output.opacity)
         self.showNoOther()
         self._context.refreshSoon()
 
@@ -96,7 +96,7 @@ class ResultPanel:
         self._showSurface()
 
     def forget(self) -> None:
-        """Let go of the heat that was shown."""
+        """Let go of the anomaly map that was shown."""
         self._surface.stop()
         self._live, self._liveOf, self._found = None, ("", 0), None
 
@@ -112,11 +112,11 @@ class ResultPanel:
             self._table.show([])
             return
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
-        display.showLegend(nodes.heat, parameters.output.colorScale)
-        if (shown := nodes.heat.GetVolumeDisplayNode()) is not None:
+        display.showLegend(nodes.anomalyMap, parameters.output.colorScale)
+        if (shown := nodes.anomalyMap.GetVolumeDisplayNode()) is not None:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
-        say(self._ui.warningLabel, "\n".join(attributes.warnings(nodes.heat)))
+        say(self._ui.warningLabel, "\n".join(attributes.warnings(nodes.anomalyMap)))
         if self._found is None or self._isStale(nodes):
             self._found = self._threshold(nodes).at(nodes.threshold, nodes.minVolumeMl)
         self._showThreshold(nodes)
@@ -127,7 +127,7 @@ class ResultPanel:
         nodes = self.nodes()
         if nodes is None or threshold == nodes.threshold:
             return
-        # Only what the heat map says is in force; the slider shows it, and keeps no threshold of its own.
+        # Only what the anomaly map says is in force; the slider shows it, and keeps no threshold of its own.
         surface = nodes.segmentation is not None and segmentation.isSurfaceShown(nodes.segmentation)
         if surface:
             nodes.segmentation.RemoveClosedSurfaceRepresentation()
@@ -141,7 +141,7 @@ class ResultPanel:
         """Let all slice views show a finding."""
         nodes = self.nodes()
         if nodes is not None and self._found is not None and 0 <= row < len(self._found.findings):
-            display.jumpTo(self._scene, findingsTable.centre(self._found.findings[row], nodes.heat))
+            display.jumpTo(self._scene, findingsTable.centre(self._found.findings[row], nodes.anomalyMap))
 
     def name(self, row: int, name: str) -> None:
         """Name a finding."""
@@ -158,7 +158,7 @@ class ResultPanel:
             self._context.refreshSoon()
 
     def _showThreshold(self, nodes: ResultNodes) -> None:
-        """The slider reaches as far as there is heat, so that every step of a drag does something."""
+        """The slider reaches as far as there are scores, so that every step of a drag does something."""
         slider = self._ui.thresholdSlider
         with silent(slider):
             slider.maximum = farthest(self._threshold(nodes).peak, nodes.threshold)
@@ -174,7 +174,7 @@ class ResultPanel:
 
     @staticmethod
     def _versionOf(nodes: ResultNodes) -> tuple[str, int]:
-        return nodes.heat.GetID(), nodes.heat.GetImageData().GetMTime()
+        return nodes.anomalyMap.GetID(), nodes.anomalyMap.GetImageData().GetMTime()
 
     def _showFindings(self, nodes: ResultNodes) -> None:
         if self._found is None:
@@ -213,17 +213,17 @@ class ResultPanel:
         )
 
     def _onResult(self, node: Any) -> None:
-        found = (nodes for nodes in results.resultsIn(self._scene) if nodes.heat is node)
+        found = (nodes for nodes in results.resultsIn(self._scene) if nodes.anomalyMap is node)
         self.show(next(found, None))
 
     def _onOpacity(self, value: float) -> None:
         if (nodes := self.nodes()) is not None:
-            display.setOpacity(self._scene, nodes.heat, value)
+            display.setOpacity(self._scene, nodes.anomalyMap, value)
 
     def _onColor(self, node: Any) -> None:
         nodes = self.nodes()
-        if node is not None and nodes is not None and nodes.heat.GetVolumeDisplayNode() is not None:
-            nodes.heat.GetVolumeDisplayNode().SetAndObserveColorNodeID(node.GetID())
+        if node is not None and nodes is not None and nodes.anomalyMap.GetVolumeDisplayNode() is not None:
+            nodes.anomalyMap.GetVolumeDisplayNode().SetAndObserveColorNodeID(node.GetID())
 
     def _onThreshold(self, value: float) -> None:
         if self._context.parameters is not None:
@@ -231,7 +231,7 @@ class ResultPanel:
 
     def _onResetThreshold(self, checked: bool = False) -> None:
         nodes = self.nodes()
-        if nodes is not None and (made := attributes.document(nodes.heat)):
+        if nodes is not None and (made := attributes.document(nodes.anomalyMap)):
             self.setThreshold(float(made["threshold"]["heat"]))
 
     def _onShow3D(self, shown: bool) -> None:
@@ -241,7 +241,7 @@ class ResultPanel:
         """The surface of the result that is shown, if it is wanted; none of any other."""
         shown = self.nodes()
         for nodes in results.resultsIn(self._scene):
-            isShown = shown is not None and nodes.heat is shown.heat
+            isShown = shown is not None and nodes.anomalyMap is shown.anomalyMap
             wanted = isShown and self._ui.show3DCheckBox.checked
             if nodes.segmentation is not None and wanted != segmentation.isSurfaceShown(nodes.segmentation):
                 with slicer.util.tryWithErrorDisplay(_("The surface could not be made."), waitCursor=True):

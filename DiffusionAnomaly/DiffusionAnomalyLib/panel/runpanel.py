@@ -59,11 +59,11 @@ class RunPanel:
         if running is not None:
             button.setText(_("Cancel"))
             button.setEnabled(True)
-            button.setToolTip(_("Stop looking at {name}.").format(name=running.title))
+            button.setToolTip(_("Stop the analysis of {name}.").format(name=running.title))
         else:
             button.setText(_("Add to queue") if self._queue.isBusy else _("Run"))
             button.setEnabled(not problem)
-            button.setToolTip(problem or _("Look at the volume in the background; Slicer stays usable."))
+            button.setToolTip(problem or _("Analyse the volume in the background; Slicer stays usable."))
         last = self._queue.entries[-1] if self._queue.entries else None
         said = f"{shortened(last.title)}: {last.message}" if last is not None and last.message else ""
         say(self._ui.messageLabel, problem or said)
@@ -102,11 +102,11 @@ class RunPanel:
         return "\n".join(filter(None, parts))
 
     def onRun(self, checked: bool = False) -> None:
-        """Run the volume that is chosen; cancel it if it is being looked at already."""
+        """Run the volume that is chosen; cancel it if that is under way already."""
         parameters = self._context.parameters
         running = self._entryOfInput(parameters)
         if running is not None:
-            if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same wish, clicked twice
+            if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same request, clicked twice
                 self._queue.cancel(running)
             return
         try:
@@ -136,7 +136,7 @@ class RunPanel:
         """Show the result of the volume that was double-clicked."""
         if 0 <= row < len(self._queue.entries):
             nodes = self._queue.entries[row].request.nodes
-            if nodes is not None and self._context.scene.GetNodeByID(nodes.heat.GetID()) is nodes.heat:
+            if nodes is not None and self._context.scene.GetNodeByID(nodes.anomalyMap.GetID()) is nodes.anomalyMap:
                 self._queue.entries[row].message = ""
                 self._results.show(nodes)
 

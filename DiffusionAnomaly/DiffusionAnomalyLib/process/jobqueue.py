@@ -1,4 +1,4 @@
-"""Several detections, one at a time, in the order in which they were asked for.
+"""Several detections, one at a time, in the order of the requests.
 
 One at a time because each takes all cores or most of the GPU's memory: two at once would both be slower, or fail.
 """
@@ -23,7 +23,7 @@ class Entry:
     Attributes:
         title: what the user sees, the scan's name.
         job: runs it.
-        request: what was asked for, for whoever loads the results.
+        request: what to run, for whoever loads the results.
         number: unique, from 1.
         state: the job's, except that results which could not be loaded make it failed.
         message: what happened and what to do, once it has ended otherwise than well.

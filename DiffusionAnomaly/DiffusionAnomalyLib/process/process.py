@@ -204,7 +204,7 @@ def _children() -> dict[int, list[int]]:
 def _fromProc() -> list[tuple[int, int]]:
     pairs = []
     for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             # The name in parentheses may hold blanks and parentheses itself; the parent is the second field after it.
             parent = status.read_text(errors="replace").rpartition(")")[2].split()[1]
             pairs.append((int(status.parent.name), int(parent)))

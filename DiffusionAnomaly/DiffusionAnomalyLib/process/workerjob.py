@@ -95,7 +95,7 @@ class DetectionJob:
         command: the program and its arguments; the workspace's folder is added.
         environment: variables of the process.
         clock: seconds; for tests.
-        killSeconds: from a wish to stop to the end by force.
+        killSeconds: from the request to stop to the end by force.
         silenceSeconds: a worker that says nothing for so long is taken for hung.
 
     Attributes:
@@ -284,7 +284,7 @@ class DetectionJob:
         if missing or not {"heat", "provenance"} <= files.keys():
             return self._failed(
                 _("The worker reported results that are not there: {files}.").format(
-                    files=", ".join(missing) or "heat"
+                    files=", ".join(missing) or "anomaly map"
                 ),
                 _("Is the disk full? Free some space and run it again."),
             )

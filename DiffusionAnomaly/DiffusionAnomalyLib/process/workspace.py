@@ -26,7 +26,7 @@ RESULTS = "results"
 # In a folder that is to stay. A file, because whoever cleans up later knows the folder alone.
 KEPT = "kept.txt"
 
-# Heat and mask beside the scan, the healed image, the report, and some air.
+# Anomaly map and mask beside the scan, the pseudo-healthy reconstruction, the report, and some air.
 TIMES_THE_SCAN = 4
 AIR_BYTES = 50_000_000
 

@@ -1,6 +1,6 @@
 """How a result was made, kept as attributes of every node that belongs to it, so that it is saved with the scene.
 
-Single facts have an attribute each, for a quick look in the Data module; the worker's whole ``provenance.json`` is
+Single facts have an attribute each, to be seen at once in the Data module; the worker's whole ``provenance.json`` is
 there too.
 """
 
@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# The names under which scenes hold them; they stay as they are, or scenes of today would not open.
 PREFIX = "DiffusionAnomaly."
 ROLE = f"{PREFIX}Role"  # what a node is to its result, see ``results``
 RUN = f"{PREFIX}Run"  # the same for all nodes of one result
@@ -18,12 +19,11 @@ MIN_VOLUME = f"{PREFIX}MinVolumeMl"
 WARNINGS = f"{PREFIX}Warnings"
 DOCUMENT = f"{PREFIX}Provenance"
 INPUT = f"{PREFIX}Input"  # a node reference, which survives that a scene renames its nodes
-HEAT = (
-    f"{PREFIX}Heat"  # reference of every part to the heat map it belongs to; the heat map has one to each part by role
-)
+# Reference of every part to the anomaly map it belongs to; the anomaly map has one to each part, by role.
+ANOMALY_MAP = f"{PREFIX}Heat"
 
 
-def attributes(document: Mapping[str, Any], runId: str, inputNodeId: str) -> dict[str, str]:
+def factsOf(document: Mapping[str, Any], runId: str, inputNodeId: str) -> dict[str, str]:
     """Everything that is known of a result, by attribute.
 
     Args:
@@ -65,16 +65,16 @@ def mark(node: Any, facts: Mapping[str, str], role: str, inputNode: Any) -> None
     node.SetNodeReferenceID(INPUT, inputNode.GetID())
 
 
-def tie(heat: Any, node: Any, role: str) -> None:
-    """Let a heat map and a part of the same result know each other: a copy of either is then none of the result."""
-    heat.SetNodeReferenceID(PREFIX + role, node.GetID())
-    node.SetNodeReferenceID(HEAT, heat.GetID())
+def tie(anomalyMap: Any, node: Any, role: str) -> None:
+    """Let an anomaly map and a part of the same result know each other: a copy of either is then none of the result."""
+    anomalyMap.SetNodeReferenceID(PREFIX + role, node.GetID())
+    node.SetNodeReferenceID(ANOMALY_MAP, anomalyMap.GetID())
 
 
-def part(heat: Any, role: str) -> Any:
-    """The part of a heat map's result that has this role; None when there is none any more."""
-    node = heat.GetNodeReference(PREFIX + role)
-    return node if node is not None and node.GetNodeReference(HEAT) is heat else None
+def part(anomalyMap: Any, role: str) -> Any:
+    """The part of an anomaly map's result that has this role; None when there is none any more."""
+    node = anomalyMap.GetNodeReference(PREFIX + role)
+    return node if node is not None and node.GetNodeReference(ANOMALY_MAP) is anomalyMap else None
 
 
 def document(node: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How heat looks: a perceptually uniform colour map from 1 to 4, nothing below 1, over the scan."""
+"""How an anomaly map is shown over the scan: as a heat map, perceptually uniform from 1 to 4, and nothing below 1."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import slicer
 from ..translation import tr as _
 from .livethreshold import LOWEST
 
-COLD, HOT = LOWEST, 4.0
+SHOWN_FROM, SHOWN_TO = LOWEST, 4.0
 OPACITY = 0.5
 
-COLOR_NODE = "DiffusionAnomaly heat"
+COLOR_NODE = "DiffusionAnomaly heat"  # by this name it is found in scenes of today
 
 # Inferno by Nathaniel Smith and Stefan van der Walt (CC0), 25 even samples of its upper three quarters: equal steps
 # look equally large, and black, which a dark scan would hide, is left out.
@@ -23,8 +23,8 @@ INFERNO = (
 )
 
 
-def heatColors(scene: Any) -> Any:
-    """The colour node of heat; one for all heat maps of a scene, made when it is not there."""
+def mapColors(scene: Any) -> Any:
+    """The colours of a heat map; one node for all anomaly maps of a scene, made when it is not there."""
     node = scene.GetFirstNodeByName(COLOR_NODE)
     if node is not None and node.IsA("vtkMRMLColorTableNode"):
         return node
@@ -32,31 +32,32 @@ def heatColors(scene: Any) -> Any:
     node.SetName(COLOR_NODE)
     node.SetTypeToUser()
     node.SetAttribute("Category", "Continuous")
-    node.SetDescription("Inferno without its darkest quarter, for heat from 1 to 4")
+    node.SetDescription("Inferno without its darkest quarter, for anomaly scores from 1 to 4")
     table = _lookup(256)
     node.SetNumberOfColors(len(table))
     for index, (red, green, blue) in enumerate(table):
-        node.SetColor(index, f"{COLD + (HOT - COLD) * index / (len(table) - 1):.2f}", red, green, blue, 1.0)
+        score = SHOWN_FROM + (SHOWN_TO - SHOWN_FROM) * index / (len(table) - 1)
+        node.SetColor(index, f"{score:.2f}", red, green, blue, 1.0)
     node.SetHideFromEditors(False)
     return scene.AddNode(node)
 
 
-def showHeat(node: Any) -> None:
-    """Give a heat map its display: range 1 to 4 whatever it holds, transparent below 1."""
+def showAnomalyMap(node: Any) -> None:
+    """Give an anomaly map its display: range 1 to 4 whatever it holds, transparent below 1."""
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetAutoWindowLevel(False)
-    display.SetWindowLevelMinMax(COLD, HOT)
+    display.SetWindowLevelMinMax(SHOWN_FROM, SHOWN_TO)
     display.SetAutoThreshold(False)
-    display.SetLowerThreshold(COLD)
+    display.SetLowerThreshold(SHOWN_FROM)
     display.SetUpperThreshold(1e6)
     display.SetApplyThreshold(True)
     display.SetInterpolate(True)
-    display.SetAndObserveColorNodeID(heatColors(node.GetScene()).GetID())
+    display.SetAndObserveColorNodeID(mapColors(node.GetScene()).GetID())
 
 
 def showInSlices(scene: Any, background: Any, foreground: Any, opacity: float = OPACITY) -> None:
-    """Put heat over the scan in every slice view."""
+    """Put an anomaly map over the scan in every slice view."""
     for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
         composite.SetBackgroundVolumeID(background.GetID())
         composite.SetForegroundVolumeID(foreground.GetID())
@@ -69,24 +70,24 @@ def isInView(scene: Any, background: Any) -> bool:
     return background.GetID() in shown or not any(map(scene.GetNodeByID, filter(None, shown)))
 
 
-def hideHeat(scene: Any, heat: Any) -> None:
-    """Take a heat map and its colour scale out of the slice views."""
-    showLegend(heat, False)
+def hideAnomalyMap(scene: Any, anomalyMap: Any) -> None:
+    """Take an anomaly map and its colour scale out of the slice views."""
+    showLegend(anomalyMap, False)
     for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
-        if composite.GetForegroundVolumeID() == heat.GetID():
+        if composite.GetForegroundVolumeID() == anomalyMap.GetID():
             composite.SetForegroundVolumeID(None)
 
 
 def showLegend(node: Any, shown: bool) -> None:
-    """Show or hide the scale of a heat map's colours in the views that show it."""
+    """Show or hide the scale of an anomaly map's colours in the views that show it."""
     if node.GetVolumeDisplayNode() is None:  # deleted by hand
         return
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
     if legend is None and shown:
         legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
-        legend.SetTitleText(_("Heat"))
+        legend.SetTitleText(_("Score"))
         legend.SetLabelFormat("%.0f")
-        legend.SetNumberOfLabels(round(HOT - COLD) + 1)
+        legend.SetNumberOfLabels(round(SHOWN_TO - SHOWN_FROM) + 1)
         legend.SetSize(0.06, 0.3)
         legend.SetPosition(0.96, 0.5)
         for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
@@ -96,7 +97,7 @@ def showLegend(node: Any, shown: bool) -> None:
 
 
 def setOpacity(scene: Any, foreground: Any, opacity: float) -> None:
-    """Change the opacity of heat where it is shown."""
+    """Change the opacity of an anomaly map where it is shown."""
     for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
         if composite.GetForegroundVolumeID() == foreground.GetID():
             composite.SetForegroundOpacity(opacity)

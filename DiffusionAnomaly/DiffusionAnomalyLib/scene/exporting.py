@@ -29,23 +29,23 @@ def saveSegmentation(nodes: ResultNodes, path: Path | str) -> None:
         InputError: when the name ends otherwise, or the file cannot be written.
     """
     if nodes.segmentation is not None and (segment := _firstSegment(nodes.segmentation)):
-        mask = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segment, nodes.heat)
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segment, nodes.anomalyMap)
     elif nodes.labelMap is not None:
         mask = slicer.util.arrayFromVolume(nodes.labelMap)
     else:
         live = liveThresholdOf(nodes)
         mask = np.zeros(live.shape, dtype=np.uint8)
         mask[live.box] = live.at(nodes.threshold, nodes.minVolumeMl).mask
-    _writeImage(onGrid((mask != 0).astype(np.uint8), ijkToRas(nodes.heat)), Path(path))
+    _writeImage(onGrid((mask != 0).astype(np.uint8), ijkToRas(nodes.anomalyMap)), Path(path))
 
 
-def saveHeat(nodes: ResultNodes, path: Path | str) -> None:
-    """Write the heat map on the scan's grid, NRRD or NIfTI.
+def saveAnomalyMap(nodes: ResultNodes, path: Path | str) -> None:
+    """Write the anomaly map on the scan's grid, NRRD or NIfTI.
 
     Raises:
         InputError: when the name ends otherwise, or the file cannot be written.
     """
-    _writeImage(onGrid(slicer.util.arrayFromVolume(nodes.heat), ijkToRas(nodes.heat)), Path(path))
+    _writeImage(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap)), Path(path))
 
 
 def withSuffix(path: Path, suffix: str) -> Path:

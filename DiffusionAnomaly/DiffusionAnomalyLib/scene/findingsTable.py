@@ -1,7 +1,7 @@
 """The findings as a table node: one row each, in the scene's own coordinates, with names that the user gives.
 
-A name belongs to a place, the hottest voxel of the finding that was named, so that it stays with the finding when
-another threshold gives every finding another number.
+A name belongs to a place, the voxel with the highest score of the finding that was named, so that it stays with the
+finding when another threshold gives every finding another number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = f"{PREFIX}Names"  # JSON: [[i, j, k], name] for each name given
 LONGEST_NAME = 60
 
 # Column, its type, and the unit that the node records.
-NAME, VOLUME, PEAK, MEAN = "Name", "Volume", "Peak heat", "Mean heat"
+NAME, VOLUME, PEAK, MEAN = "Name", "Volume", "Peak score", "Mean score"
 RIGHT, ANTERIOR, SUPERIOR = "R", "A", "S"
 FIRST, LAST = "First slice", "Last slice"
 COLUMNS: tuple[tuple[str, type, str], ...] = (
@@ -71,7 +71,7 @@ def setName(node: Any, live: LiveThreshold, found: Thresholded, row: int, name: 
     finding = found.findings[row]
     kept = [entry for entry in _given(node) if _idAt(entry[0], live, found) != finding.id]
     if cleaned := clean(name):
-        kept.append([_hottest(finding, live, found), cleaned])
+        kept.append([_peakVoxel(finding, live, found), cleaned])
     node.SetAttribute(NAMES, json.dumps(kept))
     fillTable(node, live, found)
 
@@ -95,10 +95,10 @@ def hasNames(node: Any) -> bool:
     return bool(_given(node))
 
 
-def centre(finding: Finding, heat: Any) -> tuple[float, float, float]:
+def centre(finding: Finding, anomalyMap: Any) -> tuple[float, float, float]:
     """Where a finding lies in the world, with the scan's parent transform applied."""
     world = [0.0, 0.0, 0.0]
-    heat.TransformPointToWorld(list(finding.centroid_ras), world)
+    anomalyMap.TransformPointToWorld(list(finding.centroid_ras), world)
     return world[0], world[1], world[2]
 
 
@@ -113,10 +113,10 @@ def summary(findings: Sequence[Finding]) -> str:
     if not findings:
         return _("No finding at this threshold.")
     if len(findings) == 1:
-        return _("1 finding of {volume:.1f} ml, highest heat {peak:.1f}.").format(
+        return _("1 finding of {volume:.1f} ml, highest score {peak:.1f}.").format(
             volume=findings[0].volume_ml, peak=findings[0].peak_heat
         )
-    return _("{count} findings, {volume:.1f} ml in all, highest heat {peak:.1f}.").format(
+    return _("{count} findings, {volume:.1f} ml in all, highest score {peak:.1f}.").format(
         count=len(findings),
         volume=sum(finding.volume_ml for finding in findings),
         peak=max(finding.peak_heat for finding in findings),
@@ -138,9 +138,9 @@ def _given(node: Any) -> list[Any]:
     return json.loads(node.GetAttribute(NAMES) or "[]")
 
 
-def _hottest(finding: Finding, live: LiveThreshold, found: Thresholded) -> list[int]:
-    """The voxel i j k of the whole volume at which the finding is hottest."""
-    place = np.argmax(np.where(found.labels == finding.id, live.heat, -1.0))
+def _peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list[int]:
+    """The voxel i j k of the whole volume of the finding's highest score."""
+    place = np.argmax(np.where(found.labels == finding.id, live.scores, -1.0))
     inBox = np.unravel_index(place, found.labels.shape)
     return [int(index) + part.start for index, part in zip(inBox, live.box, strict=True)][::-1]
 

@@ -1,6 +1,6 @@
-"""Another threshold at once: mask and findings from the heat, by the engine's own function, without inference.
+"""Another threshold at once: mask and findings from the anomaly map, by the engine's own function, without inference.
 
-Only the box around what is hot at the lowest threshold is looked at, so that a slider can be dragged: of a head of
+Only the box around what reaches the lowest threshold is processed, so that a slider can be dragged: of a head of
 256 x 256 x 160 voxels that is a quarter, and no voxel outside of it can ever be in the mask.
 """
 
@@ -14,13 +14,13 @@ import SimpleITK as sitk
 from diffusion_anomaly.findings import Finding, segment
 from diffusion_anomaly.orientation import Orientation
 
-# One healthy voxel in ten is hotter than this; below, heat is not shown and means nothing.
+# One healthy voxel in ten has a higher anomaly score; below, scores are not shown and mean nothing.
 LOWEST = 1.0
 
 
 @dataclass(frozen=True)
 class Thresholded:
-    """What is left of the heat at a threshold.
+    """What is left of the anomaly map at a threshold.
 
     Attributes:
         mask: uint8, 0 or 1, k j i, of the box alone.
@@ -34,38 +34,38 @@ class Thresholded:
 
 
 class LiveThreshold:
-    """Thresholds one heat map again and again.
+    """Thresholds one anomaly map again and again.
 
-    >>> live = LiveThreshold(heat)  # doctest: +SKIP
+    >>> live = LiveThreshold(anomalyMap)  # doctest: +SKIP
     >>> live.at(3.5, minVolumeMl=0.05).findings  # doctest: +SKIP
 
     Args:
-        heat: the engine's heat map.
+        anomalyMap: the engine's.
 
     Attributes:
         box: where in the whole volume the box lies, k j i.
-        heat: of the box, k j i.
-        peak: highest heat.
+        scores: of the box, k j i.
+        peak: the highest score.
     """
 
-    def __init__(self, heat: sitk.Image) -> None:
-        values = sitk.GetArrayViewFromImage(heat)
+    def __init__(self, anomalyMap: sitk.Image) -> None:
+        values = sitk.GetArrayViewFromImage(anomalyMap)
         self.shape: tuple[int, ...] = values.shape
         self.peak = float(values.max(initial=0.0))
-        hot = values >= LOWEST
+        shown = values >= LOWEST
         bounds = []
         for axis in range(3):
-            places = np.flatnonzero(hot.any(axis=tuple(other for other in range(3) if other != axis)))
+            places = np.flatnonzero(shown.any(axis=tuple(other for other in range(3) if other != axis)))
             bounds.append((int(places[0]), int(places[-1]) + 1) if places.size else (0, 1))
         self.box: tuple[slice, ...] = tuple(slice(*bound) for bound in bounds)
         self._first = [bound[0] for bound in reversed(bounds)]
-        self._heat = sitk.RegionOfInterest(heat, [stop - start for start, stop in reversed(bounds)], self._first)
-        self.heat = sitk.GetArrayViewFromImage(self._heat)
-        self._sliceAxis = Orientation.of(heat).axes[0]
+        self._inBox = sitk.RegionOfInterest(anomalyMap, [stop - start for start, stop in reversed(bounds)], self._first)
+        self.scores = sitk.GetArrayViewFromImage(self._inBox)
+        self._sliceAxis = Orientation.of(anomalyMap).axes[0]
 
     def at(self, threshold: float, minVolumeMl: float) -> Thresholded:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
-        mask, labels, findings = segment(self._heat, max(threshold, LOWEST), minVolumeMl)
+        mask, labels, findings = segment(self._inBox, max(threshold, LOWEST), minVolumeMl)
         return Thresholded(
             sitk.GetArrayViewFromImage(mask).copy(),
             sitk.GetArrayViewFromImage(labels).copy(),

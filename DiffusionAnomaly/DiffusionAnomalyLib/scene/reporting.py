@@ -1,7 +1,7 @@
 """The report of a result as it is now: at the threshold that the slider has, with the names that findings were given.
 
 The page that the worker wrote shows the threshold of the run. Once that was moved or a finding was named, the page is
-drawn again by a process of its own, from the scan and the heat of the scene; nothing is computed anew but the mask.
+drawn again by a process of its own, from scan and anomaly map of the scene; nothing is computed anew but the mask.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .volumes import ijkToRas, imageOf, onGrid
 
 def isAsRun(nodes: ResultNodes) -> bool:
     """Whether threshold, smallest finding and names are those of the run."""
-    made = attributes.document(nodes.heat)
+    made = attributes.document(nodes.anomalyMap)
     moved = (nodes.threshold, nodes.minVolumeMl) != (made["threshold"]["heat"], made["options"]["min_volume_ml"])
     return not moved and not (nodes.table is not None and findingsTable.hasNames(nodes.table))
 
@@ -110,9 +110,9 @@ class ReportDrawing:
 
 def _write(nodes: ResultNodes, workspace: Workspace) -> None:
     """What the engine needs to draw the page."""
-    grid = ijkToRas(nodes.heat)
+    grid = ijkToRas(nodes.anomalyMap)
     workspace.writeImage(imageOf(nodes.inputNode), redrawing.SCAN)
-    workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.heat), grid), redrawing.HEAT)
+    workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), grid), redrawing.HEAT)
     workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.brain), grid), redrawing.BRAIN)
     live = liveThresholdOf(nodes)
     found = live.at(nodes.threshold, nodes.minVolumeMl)
@@ -121,7 +121,7 @@ def _write(nodes: ResultNodes, workspace: Workspace) -> None:
         nodes.inputNode.GetName(),
         nodes.threshold,
         nodes.minVolumeMl,
-        attributes.document(nodes.heat),
+        attributes.document(nodes.anomalyMap),
         {str(number): name for number, name in names.items()},
     )
     redrawing.write_request(request, workspace.folder)

@@ -24,13 +24,14 @@ from diffusion_anomaly.errors import InputError
 
 from ..translation import tr as _
 from . import attributes
-from .display import showHeat
+from .display import showAnomalyMap
 from .findingsTable import fillTable, makeTable
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
 from .volumes import ijkToRas, onGrid
 
-HEAT, LABEL_MAP, SEGMENTATION, FINDINGS, HEALED, REPORT, BRAIN = (
+# What a node is to its result, as the attribute of its role says in scenes.
+ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN = (
     "heat",
     "labelMap",
     "segmentation",
@@ -43,7 +44,7 @@ HEAT, LABEL_MAP, SEGMENTATION, FINDINGS, HEALED, REPORT, BRAIN = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which nodes to make beside heat and table."""
+    """Which nodes to make beside anomaly map and table."""
 
     labelMap: bool = True
     segmentation: bool = True
@@ -84,12 +85,12 @@ class Place:
         node = scene.GetNodeByID(self.nodeId)
         if node is None or node.GetImageData() is None or (self.node is not None and self.node.Get() is not node):
             raise InputError(
-                _("The volume {name} was deleted while it was looked at.").format(name=self.name),
+                _("The volume {name} was deleted while it was analysed.").format(name=self.name),
                 _("Load it again and press Run."),
             )
         if Place.of(node) != Place(self.nodeId, node.GetName(), self.size, self.matrix):
             raise InputError(
-                _("The volume {name} was cropped, resampled or moved while it was looked at.").format(name=self.name),
+                _("The volume {name} was cropped, resampled or moved while it was analysed.").format(name=self.name),
                 _("Press Run again for the volume as it is now."),
             )
         return node
@@ -100,29 +101,28 @@ class ResultNodes:
     """The nodes of one detection; those that were not wanted or were deleted since are None."""
 
     inputNode: Any
-    heat: Any
+    anomalyMap: Any
     table: Any
     labelMap: Any = None
     segmentation: Any = None
-    healed: Any = None
+    reconstruction: Any = None
     report: Any = None
     brain: Any = None
 
     @property
     def all(self) -> list[Any]:
         """The nodes that the detection made."""
-        made = (self.heat, self.labelMap, self.segmentation, self.table, self.healed, self.report, self.brain)
-        return [node for node in made if node is not None]
+        return list(_byRole(self).values())
 
     @property
     def threshold(self) -> float:
         """The threshold in force, as the nodes say."""
-        return float(self.heat.GetAttribute(attributes.THRESHOLD) or LOWEST)
+        return float(self.anomalyMap.GetAttribute(attributes.THRESHOLD) or LOWEST)
 
     @property
     def minVolumeMl(self) -> float:
         """Smaller findings are dropped."""
-        return float(self.heat.GetAttribute(attributes.MIN_VOLUME) or 0.0)
+        return float(self.anomalyMap.GetAttribute(attributes.MIN_VOLUME) or 0.0)
 
 
 def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wanted | None = None) -> ResultNodes:
@@ -141,27 +141,27 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     inputNode = place.find(scene)
     document = json.loads(_checked(files, "provenance").decode("utf-8"))
     _checkHashes(files, document)
-    heat = _voxels(files["heat"], place).astype(np.float32, copy=False)
-    healed = _voxels(files["healed"], place) if "healed" in files else None
+    anomalyMap = _voxels(files["heat"], place).astype(np.float32, copy=False)
+    reconstruction = _voxels(files["healed"], place) if "healed" in files else None
     brain = _voxels(files["brain"], place) if wanted.brain and "brain" in files else None
     report = _checked(files, "report").decode("utf-8", "replace") if "report" in files else ""
-    live = LiveThreshold(onGrid(heat, ijkToRas(inputNode)))
+    live = LiveThreshold(onGrid(anomalyMap, ijkToRas(inputNode)))
     threshold = max(float(document["threshold"]["heat"]), LOWEST)
     minVolumeMl = float(document["options"]["min_volume_ml"])
     found = live.at(threshold, minVolumeMl)
-    facts = attributes.attributes(document, uuid.uuid4().hex, inputNode.GetID())
+    facts = attributes.factsOf(document, uuid.uuid4().hex, inputNode.GetID())
     facts[attributes.THRESHOLD] = str(threshold)
     if scene.GetUndoFlag():
         scene.SaveStateForUndo()
-    read = _Read(heat, healed, brain, report, _title(scene, inputNode.GetName(), document["method"]))
+    read = _Read(anomalyMap, reconstruction, brain, report, _title(scene, inputNode.GetName(), document["method"]))
     with _together(scene):
         nodes = _make(scene, inputNode, read, live, found, wanted)
         if nodes.segmentation is not None:
             nameAlgorithm(nodes.segmentation, attributes.algorithm(document))
         for role, node in _byRole(nodes).items():
             attributes.mark(node, facts, role, inputNode)
-            if node is not nodes.heat:
-                attributes.tie(nodes.heat, node, role)
+            if node is not nodes.anomalyMap:
+                attributes.tie(nodes.anomalyMap, node, role)
             if node.IsA("vtkMRMLTransformableNode"):
                 node.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())
             _placeBeside(scene, node, inputNode)
@@ -169,21 +169,21 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
 
 
 def resultsIn(scene: Any) -> list[ResultNodes]:
-    """All results whose heat map and scan are in the scene, in the order in which they were made."""
+    """All results whose anomaly map and scan are in the scene, in the order in which they were made."""
     found = []
-    for heat in _allNodes(scene):
-        if heat.GetAttribute(attributes.ROLE) != HEAT or heat.GetImageData() is None:
+    for node in _allNodes(scene):
+        if node.GetAttribute(attributes.ROLE) != ANOMALY_MAP or node.GetImageData() is None:
             continue
-        inputNode = heat.GetNodeReference(attributes.INPUT)
+        inputNode = node.GetNodeReference(attributes.INPUT)
         if inputNode is not None:
-            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, HEALED, REPORT, BRAIN)
-            found.append(ResultNodes(inputNode, heat, *(attributes.part(heat, role) for role in parts)))
-    return sorted(found, key=lambda nodes: nodes.heat.GetAttribute(f"{attributes.PREFIX}Date") or "")
+            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN)
+            found.append(ResultNodes(inputNode, node, *(attributes.part(node, role) for role in parts)))
+    return sorted(found, key=lambda nodes: nodes.anomalyMap.GetAttribute(f"{attributes.PREFIX}Date") or "")
 
 
 def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
-    """The heat of a result, ready for other thresholds."""
-    return LiveThreshold(onGrid(slicer.util.arrayFromVolume(nodes.heat), ijkToRas(nodes.heat)))
+    """The anomaly map of a result, ready for other thresholds."""
+    return LiveThreshold(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap)))
 
 
 def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, minVolumeMl: float) -> Thresholded:
@@ -201,7 +201,7 @@ def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
     """Draw the segmentation of one result alone: those of others would lie over it, or over another scan."""
     for nodes in resultsIn(scene):
         if nodes.segmentation is not None and (view := nodes.segmentation.GetDisplayNode()) is not None:
-            view.SetVisibility(shown is not None and nodes.heat is shown.heat)
+            view.SetVisibility(shown is not None and nodes.anomalyMap is shown.anomalyMap)
 
 
 def removeResults(scene: Any, nodes: ResultNodes) -> None:
@@ -219,8 +219,8 @@ def removeResults(scene: Any, nodes: ResultNodes) -> None:
 class _Read:
     """What was read from the worker's files."""
 
-    heat: np.ndarray
-    healed: np.ndarray | None
+    anomalyMap: np.ndarray
+    reconstruction: np.ndarray | None
     brain: np.ndarray | None
     report: str
     title: str
@@ -231,8 +231,9 @@ def _make(
 ) -> ResultNodes:
     """All nodes of a result, filled."""
     name = read.title
-    nodes = ResultNodes(inputNode, _volume(scene, _("{name} heat").format(name=name), read.heat, inputNode), None)
-    showHeat(nodes.heat)
+    anomalyMap = _volume(scene, _("{name} anomaly map").format(name=name), read.anomalyMap, inputNode)
+    nodes = ResultNodes(inputNode, anomalyMap, None)
+    showAnomalyMap(nodes.anomalyMap)
     nodes.table = makeTable(scene, _("{name} findings").format(name=name))
     if wanted.labelMap:
         nodes.labelMap = makeLabelMap(scene, _("{name} anomaly mask").format(name=name), inputNode)
@@ -246,10 +247,11 @@ def _make(
     if read.brain is not None:
         nodes.brain = makeLabelMap(scene, _("{name} brain").format(name=name), inputNode)
         slicer.util.updateVolumeFromArray(nodes.brain, read.brain)
-    if read.healed is not None:
-        nodes.healed = _volume(scene, _("{name} healed").format(name=name), read.healed, inputNode)
-        nodes.healed.CreateDefaultDisplayNodes()
-        display, inputDisplay = nodes.healed.GetDisplayNode(), inputNode.GetDisplayNode()
+    if read.reconstruction is not None:
+        name = _("{name} pseudo-healthy reconstruction").format(name=name)
+        nodes.reconstruction = _volume(scene, name, read.reconstruction, inputNode)
+        nodes.reconstruction.CreateDefaultDisplayNodes()
+        display, inputDisplay = nodes.reconstruction.GetDisplayNode(), inputNode.GetDisplayNode()
         if inputDisplay is not None:  # the same grey values look the same
             display.SetAutoWindowLevel(False)
             display.SetWindowLevel(inputDisplay.GetWindow(), inputDisplay.GetLevel())
@@ -259,8 +261,9 @@ def _make(
 
 def _title(scene: Any, scan: str, method: str) -> str:
     """What the names of a result's nodes begin with: unlike those of any other result."""
+    names = {node.GetName() for node in _allNodes(scene)}
     title, number = f"{scan} {method}", 1
-    while scene.GetFirstNodeByName(_("{name} heat").format(name=title)) is not None:
+    while names & {_("{name} anomaly map").format(name=title), _("{name} findings").format(name=title)}:
         number += 1
         title = f"{scan} {method} {number}"
     return title
@@ -270,18 +273,18 @@ def _fill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> None:
     if nodes.labelMap is not None:
         fillLabelMap(nodes.labelMap, live, found)
     if nodes.segmentation is not None:
-        fillSegmentation(nodes.segmentation, nodes.heat, live, found)
+        fillSegmentation(nodes.segmentation, nodes.anomalyMap, live, found)
     if nodes.table is not None:
         fillTable(nodes.table, live, found)
 
 
 def _byRole(nodes: ResultNodes) -> dict[str, Any]:
     roles = {
-        HEAT: nodes.heat,
+        ANOMALY_MAP: nodes.anomalyMap,
         LABEL_MAP: nodes.labelMap,
         SEGMENTATION: nodes.segmentation,
         FINDINGS: nodes.table,
-        HEALED: nodes.healed,
+        RECONSTRUCTION: nodes.reconstruction,
         REPORT: nodes.report,
         BRAIN: nodes.brain,
     }

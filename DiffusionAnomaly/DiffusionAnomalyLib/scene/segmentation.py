@@ -13,7 +13,7 @@ from .livethreshold import LiveThreshold, Thresholded
 from .volumes import ijkToRas
 
 SEGMENT = "anomaly"
-COLOR = (0.20, 0.90, 0.35)  # green stands out from scan (grey) and heat (purple to yellow)
+COLOR = (0.20, 0.90, 0.35)  # green stands out from scan (grey) and anomaly map (purple to yellow)
 
 # SNOMED CT codes of DICOM PS3.16, CID 7150 and CID 7159; the region is the brain.
 TERMINOLOGY = (
@@ -42,7 +42,7 @@ def makeLabelMap(scene: Any, name: str, inputNode: Any) -> Any:
 
 
 def makeSegmentation(scene: Any, name: str, segmentName: str, inputNode: Any, live: LiveThreshold) -> Any:
-    """A segmentation with one empty segment over the heat's box, in the scene."""
+    """A segmentation with one empty segment over the anomaly map's box, in the scene."""
     node = slicer.vtkMRMLSegmentationNode()
     node.SetName(name)
     node = scene.AddNode(node)
@@ -58,7 +58,7 @@ def makeSegmentation(scene: Any, name: str, segmentName: str, inputNode: Any, li
     segmentation.SetSourceRepresentationName(_binary())
     segmentation.AddSegment(segment, SEGMENT)
     display = node.GetDisplayNode()
-    display.SetOpacity2DFill(0.0)  # the outline shows where, the heat under it shows how much
+    display.SetOpacity2DFill(0.0)  # the outline shows where, the colours under it show how much
     display.SetVisibility2DOutline(True)
     return node
 
@@ -78,17 +78,17 @@ def fillLabelMap(node: Any, live: LiveThreshold, found: Thresholded) -> None:
     slicer.util.arrayFromVolumeModified(node)
 
 
-def fillSegmentation(node: Any, heat: Any, live: LiveThreshold, found: Thresholded) -> None:
-    """Write a mask into the segment, in place, on the heat's grid whatever grid the segmentation is edited on."""
+def fillSegmentation(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded) -> None:
+    """Write a mask into the segment, in place, on the anomaly map's grid whatever grid it is edited on."""
     segmentation = node.GetSegmentation()
     segment = segmentation.GetSegment(SEGMENT)
     if segment is None:  # the user has deleted it
         return
     image = segment.GetRepresentation(_binary())
     scalars = image.GetPointData().GetScalars() if image else None
-    if scalars is None or image.GetExtent() != _extent(live) or not _isOnGrid(image, heat):
+    if scalars is None or image.GetExtent() != _extent(live) or not _isOnGrid(image, anomalyMap):
         # The segment was edited, or was stored with a smaller extent.
-        image = _boxImage(live, heat)
+        image = _boxImage(live, anomalyMap)
         segment.AddRepresentation(_binary(), image)
         scalars = image.GetPointData().GetScalars()
     vtk_to_numpy(scalars).reshape(found.mask.shape)[:] = found.mask
@@ -96,14 +96,14 @@ def fillSegmentation(node: Any, heat: Any, live: LiveThreshold, found: Threshold
     image.Modified()
 
 
-def _isOnGrid(image: Any, heat: Any) -> bool:
+def _isOnGrid(image: Any, anomalyMap: Any) -> bool:
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
-    return bool(np.allclose(slicer.util.arrayFromVTKMatrix(matrix), ijkToRas(heat), atol=1e-6))
+    return bool(np.allclose(slicer.util.arrayFromVTKMatrix(matrix), ijkToRas(anomalyMap), atol=1e-6))
 
 
 def showSurface(node: Any, shown: bool) -> None:
-    """Make the surface when it is asked for, and take it away again: each new threshold would make it anew."""
+    """Make the surface when it is to be shown, and take it away again: each new threshold would make it anew."""
     if shown:
         node.CreateClosedSurfaceRepresentation()
     else:
@@ -134,7 +134,7 @@ def _extent(live: LiveThreshold) -> tuple[int, ...]:
 
 
 def _boxImage(live: LiveThreshold, inputNode: Any) -> Any:
-    """An empty oriented image over the heat's box, in the scan's own indices."""
+    """An empty oriented image over the anomaly map's box, in the scan's own indices."""
     image = slicer.vtkOrientedImageData()
     image.SetExtent(_extent(live))
     shape = tuple(part.stop - part.start for part in live.box)

@@ -34,7 +34,7 @@ def ijkToRas(node: Any) -> np.ndarray:
 
 
 def problemWith(node: Any) -> str:
-    """Why a volume cannot be looked at; empty when it can."""
+    """Why a volume cannot be analysed; empty when it can."""
     if node is None:
         return _("Choose a volume.")
     name = shortened(node.GetName() or "")
@@ -63,7 +63,7 @@ def imageOf(node: Any) -> sitk.Image:
     """A volume as an image of its own memory, without its parent transform.
 
     Raises:
-        InputError: when it cannot be looked at, see ``problemWith``.
+        InputError: when it cannot be analysed, see ``problemWith``.
     """
     if problem := problemWith(node):
         raise InputError(problem, _("Choose another volume."))
