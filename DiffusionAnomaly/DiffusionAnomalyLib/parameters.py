@@ -1,7 +1,7 @@
 """Everything that the user can set, in Slicer's parameter node: saved with the scene, restored with it.
 
-The names are those of the widgets' ``SlicerParameterName`` in ``DiffusionAnomaly.ui``. -1 stands for "as the model has
-it" where a model brings its own default.
+The names are those of the widgets' ``SlicerParameterName`` in ``DiffusionAnomaly.ui``, and those that scenes are saved
+with, so they stay as they are. -1 stands for "as the model has it" where a model brings its own default.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class RunParameters:
         seed: of all randomness.
         sliceSpacing: in mm.
         minVolumeMl: smaller findings are dropped.
+        keepHealed: whether the pseudo-healthy reconstruction becomes a volume.
+        keepFiles: whether the working files stay.
     """
 
     device: str = "auto"

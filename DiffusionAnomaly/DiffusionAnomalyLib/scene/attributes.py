@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# The names under which scenes hold them; they stay as they are, or scenes of today would not open.
+# Scenes are saved with these names, so they stay as they are.
 PREFIX = "DiffusionAnomaly."
 ROLE = f"{PREFIX}Role"  # what a node is to its result, see ``results``
 RUN = f"{PREFIX}Run"  # the same for all nodes of one result

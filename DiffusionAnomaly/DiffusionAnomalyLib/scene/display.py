@@ -13,7 +13,7 @@ from .livethreshold import LOWEST
 SHOWN_FROM, SHOWN_TO = LOWEST, 4.0
 OPACITY = 0.5
 
-COLOR_NODE = "DiffusionAnomaly heat"  # by this name it is found in scenes of today
+COLOR_NODE = "DiffusionAnomaly heat"  # by this name it is found in saved scenes
 
 # Inferno by Nathaniel Smith and Stefan van der Walt (CC0), 25 even samples of its upper three quarters: equal steps
 # look equally large, and black, which a dark scan would hide, is left out.

@@ -30,7 +30,7 @@ from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
 from .volumes import ijkToRas, onGrid
 
-# What a node is to its result, as the attribute of its role says in scenes.
+# What a node is to its result. Scenes are saved with these values, so they stay as they are.
 ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN = (
     "heat",
     "labelMap",
