@@ -221,6 +221,7 @@ class MethodPanel:
 
     def addModel(self, folder: Path) -> None:
         """Verify a package in the background, then list it; say what is wrong with it otherwise."""
+        folder = folder.absolute()  # the process that verifies it has another working directory
         self._ui.modelCardLabel.setText(_("Verifying {folder}…").format(folder=folder))
         self._probe(["verify", str(folder)], lambda answer: self._onVerified(folder, answer))
 

@@ -96,7 +96,6 @@ class Table:
                     item.setToolTip(text)
                     self._widget.setItem(row, column, item)
         if self._rowsShown is not None:
-            rows = min(len(wanted), self._rowsShown)
-            height = self._widget.verticalHeader().defaultSectionSize * rows
+            height = self._widget.verticalHeader().defaultSectionSize * min(len(wanted), self._rowsShown)
             frame = 2 * self._widget.frameWidth
             self._widget.setFixedHeight(self._widget.horizontalHeader().sizeHint.height() + height + frame)
