@@ -34,12 +34,12 @@ _forgetLibrary()
 
 from diffusion_anomaly.registry import DEFAULT_METHOD  # noqa: E402
 from DiffusionAnomalyLib.detection import Detection, Request  # noqa: E402
-from DiffusionAnomalyLib.panel import Panel  # noqa: E402
+from DiffusionAnomalyLib.panel.panel import Panel  # noqa: E402
 from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode  # noqa: E402
-from DiffusionAnomalyLib.qtprocess import QtProcess  # noqa: E402
-from DiffusionAnomalyLib.results import ResultNodes, Wanted, resultsIn  # noqa: E402
+from DiffusionAnomalyLib.process.qtprocess import QtProcess  # noqa: E402
 from DiffusionAnomalyLib.sampledata import registerSampleData  # noqa: E402
-from DiffusionAnomalyLib.volumes import problemWith  # noqa: E402
+from DiffusionAnomalyLib.scene.results import ResultNodes, Wanted, resultsIn  # noqa: E402
+from DiffusionAnomalyLib.scene.volumes import problemWith  # noqa: E402
 
 
 class DiffusionAnomaly(ScriptedLoadableModule):
@@ -53,7 +53,7 @@ class DiffusionAnomaly(ScriptedLoadableModule):
         self.parent.contributors = ["The DiffusionAnomaly contributors"]
         self.parent.helpText = _(
             "Finds what is improbable in a brain scan with generative denoising diffusion models (not diffusion MRI): "
-            "a heat map, a segmentation and a table of findings. For research use only. Not for diagnosis. "
+            "an anomaly map, a segmentation and a table of findings. For research use only. Not for diagnosis. "
             'See <a href="https://github.com/DiffusionAnomaly/DiffusionAnomaly">the documentation</a>.'
         )
         self.parent.acknowledgementText = _(
@@ -88,7 +88,7 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         slicer.app.connect("aboutToQuit()", self.onAboutToQuit)
         self.initializeParameterNode()
         if not self.panel.install.missing:
-            self.panel.method.askMachine()
+            self.panel.method.probeMachine()
 
     def cleanup(self) -> None:
         """Called when Slicer closes and before the module is reloaded."""
@@ -111,7 +111,7 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.close()
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
-        """The volumes go: whatever still looks at them is cancelled, and its results would have no place."""
+        """The volumes go: whatever still runs on them is cancelled, and its results would have no place."""
         if self.logic is not None:
             self.logic.detection.queue.cancelAll()
         self.setParameterNode(None)
@@ -144,7 +144,7 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     @staticmethod
     def _scans() -> list[Any]:
-        """The volumes of the scene that can be looked at."""
+        """The volumes of the scene that can be analysed."""
         return [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if not problemWith(node)]
 
     def setParameterNode(self, parameters: Any) -> None:
@@ -170,7 +170,7 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
     >>> import slicer
     >>> logic = slicer.util.getModuleLogic("DiffusionAnomaly")  # doctest: +SKIP
     >>> nodes = logic.detect(volumeNode, method="guided", steps=10)  # doctest: +SKIP
-    >>> nodes.heat, nodes.segmentation, nodes.table  # doctest: +SKIP
+    >>> nodes.anomalyMap, nodes.segmentation, nodes.table  # doctest: +SKIP
     """
 
     def __init__(self) -> None:
@@ -200,16 +200,16 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
         onFinished: Callable[[Any, ResultNodes | None, str], None] | None = None,
         **more: Any,
     ) -> Any:
-        """Look at a volume in the background process.
+        """Detect anomalies in a volume, in the background process.
 
         Args:
             volumeNode: the scan, a scalar volume node.
             method: ``localise``, ``restore``, ``guided``, ``unsupervised`` or ``intensity``.
-            steps: noise levels walked; None takes the model's default.
+            steps: noise levels that are visited; None takes the model's default.
             model: name of a model that comes with the extension, or the folder of one.
             device: ``auto``, ``cpu`` or ``cuda:0``.
             seed: of all randomness.
-            threshold: heat from which a voxel is in the mask; None takes the model's.
+            threshold: anomaly score from which a voxel is in the mask; None takes the model's.
             brainMask, brainSegment: label map, or segmentation and the id of its segment.
             labelMap, segmentation: which forms of the mask are made.
             blocking: wait for the result; Slicer stays alive meanwhile.

@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.models.declaration import ANOMALY
 from diffusion_anomaly.models.package import BundleSummary, available, open_bundle
+from diffusion_anomaly.models.declaration import ANOMALY
 from diffusion_anomaly.registry import METHODS, MethodEntry, NumberRange, get_method
 
 from .settings import Settings, readJson, writeJson
@@ -86,7 +86,7 @@ def defaultOf(number: NumberRange, model: Path | None) -> float:
 
 
 def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: float | None = None) -> float:
-    """How far a number may go with a package: no more steps than there are levels to walk."""
+    """How far a number may go with a package: no more steps than there are noise levels."""
     guide = get_method(method)
     if guide.steps is number and guide.noise_level is not None:
         level = defaultOf(guide.noise_level, model) if noiseLevel is None else noiseLevel
@@ -97,19 +97,19 @@ def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: fl
     return number.high
 
 
-def stepsToWalk(method: str, model: Path | None, asked: int, noiseLevel: float | None = None) -> int | None:
-    """How many steps a run takes: those asked for, else the default, but no more than can be.
+def stepsToRun(method: str, model: Path | None, requested: int, noiseLevel: float | None = None) -> int | None:
+    """How many steps a run takes: those requested, else the default, but no more than can be.
 
     Args:
         method: its name.
         model: folder of the package.
-        asked: a number, or none above 0 for the default.
-        noiseLevel: the level asked for; None for the default.
+        requested: a number, or none above 0 for the default.
+        noiseLevel: the level requested; None for the default.
     """
     steps = get_method(method).steps
     if steps is None:
         return None
-    wanted = asked if asked > 0 else int(defaultOf(steps, model))
+    wanted = requested if requested > 0 else int(defaultOf(steps, model))
     return max(1, min(wanted, int(highest(method, steps, model, noiseLevel))))
 
 
@@ -128,7 +128,7 @@ def numberProblem(number: NumberRange | None, value: float | None) -> str:
 
 
 def sliceSpacing(model: Path | None) -> float:
-    """How far apart slices are looked at by default, in mm."""
+    """How far apart slices lie by default, in mm."""
     grid = _anomaly(model).get("grid", {}) if model is not None else {}
     return float(grid.get("max_slice_spacing", DEFAULT_SLICE_SPACING))
 
@@ -242,7 +242,7 @@ def isThere(model: Path) -> bool:
 
 
 def _anomaly(model: Path) -> Mapping[str, Any]:
-    """What a package declares; read again only when the file has changed, because the panel asks at every refresh."""
+    """What a package declares; read again only when its file has changed: the panel needs it at every refresh."""
     return _read(model, _declaration(model).stat().st_mtime_ns if isThere(model) else 0)
 
 

@@ -12,21 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.models.package import open_bundle
-from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, get_method
+from diffusion_anomaly.errors import EngineError, InputError
+from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 
-from . import choices, timing
-from .display import isInView, showInSlices
-from .environment import workerCommand, workerEnvironment
-from .job import DetectionJob, Outcome, State
-from .process import PipeProcess, WorkerProcess
-from .queue import Entry, JobQueue
-from .results import Place, ResultNodes, Wanted, loadResults
+from . import choices
+from .process.environment import workerCommand, workerEnvironment
+from .process.jobqueue import Entry, JobQueue
+from .process.process import PipeProcess, WorkerProcess
+from .process.workerjob import DetectionJob, Outcome, State
+from .process.workspace import Workspace, removeStale
+from .progresstext import rememberTimings
+from .scene.display import isInView, showInSlices
+from .scene.results import Place, ResultNodes, Wanted, loadResults
+from .scene.volumes import imageOf, maskOf
 from .settings import Settings, defaultSettings
 from .translation import tr as _
-from .volumes import imageOf, maskOf
-from .workspace import Workspace, removeStale
 
 SECONDS_BETWEEN_TICKS = 0.1
 
@@ -41,11 +42,11 @@ class Request:
         steps, noiseLevel, guidanceScale: numbers of the method; ignored by a method without them.
         device: ``auto``, ``cpu`` or ``cuda:0``.
         seed: of all randomness.
-        sliceSpacing: slices are looked at no farther apart, in mm.
-        threshold: heat from which a voxel is in the mask.
+        sliceSpacing: slices lie no farther apart, in mm.
+        threshold: anomaly score from which a voxel is in the mask.
         minVolumeMl: smaller findings are dropped.
         wanted: which forms of the mask to make.
-        keepHealed: whether the scan as the model would have it becomes a volume too.
+        keepReconstruction: whether the pseudo-healthy reconstruction of the scan becomes a volume too.
         keepFiles: whether the working files stay.
         overrides: other options of the method, by name.
     """
@@ -61,7 +62,7 @@ class Request:
     threshold: float | None = None
     minVolumeMl: float = 0.05
     wanted: Wanted = field(default_factory=Wanted)
-    keepHealed: bool = False
+    keepReconstruction: bool = False
     keepFiles: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,7 +81,7 @@ class Request:
             "threshold": self.threshold,
             "min_volume_ml": self.minVolumeMl,
             "overrides": overrides or None,
-            "keep_healed": self.keepHealed or None,
+            "keep_reconstruction": self.keepReconstruction or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -101,8 +102,8 @@ class Detection:
     >>> detection = Detection(slicer.mrmlScene, slicer.app.temporaryPath)  # doctest: +SKIP
     >>> entry = detection.add(volumeNode, Request("guided", steps=10))  # doctest: +SKIP
     >>> nodes = detection.wait(entry)  # doctest: +SKIP
-    >>> nodes.heat.GetName()  # doctest: +SKIP
-    'MRHead heat'
+    >>> nodes.anomalyMap.GetName()  # doctest: +SKIP
+    'MRHead guided anomaly map'
 
     Args:
         scene: holds the volumes and gets the results.
@@ -131,7 +132,6 @@ class Detection:
         self.settings = settings or defaultSettings()
         self.queue = JobQueue()
         self.queue.onFinished = self._finished
-        self.queue.keepFiles = lambda entry: entry.request.request.keepFiles
         self.onResults: Callable[[Entry, ResultNodes], None] = lambda entry, nodes: None
         self._makeProcess = makeProcess
         self._command = command
@@ -156,12 +156,16 @@ class Detection:
         image = imageOf(volumeNode)
         mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
         options = request.options()
+        # The worker has a working directory of its own, where a relative path would lead elsewhere.
+        model = None if request.model is None else str(open_bundle(request.model).path.absolute())
         workspace = Workspace(self.temporaryFolder)
         try:
             workspace.writeScan(image)
             if mask is not None:
                 workspace.writeMask(mask)
-            workspace.writeJob(request.method, request.model, options, volumeNode.GetName())
+            workspace.writeJob(request.method, model, options, volumeNode.GetName())
+            if request.keepFiles:
+                workspace.keep()
         except EngineError:
             workspace.remove()
             raise
@@ -206,7 +210,7 @@ class Detection:
         return entry.request.nodes
 
     def close(self) -> None:
-        """End every process and delete every working file; no callback comes any more."""
+        """End every process and delete every working file that is not kept; no callback comes any more."""
         self.onResults = lambda entry, nodes: None
         self.onChanged = lambda: None
         self.queue.killAll()
@@ -216,8 +220,8 @@ class Detection:
             return
         task: Task = entry.request
         task.nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
-        if isInView(self.scene, task.nodes.inputNode):  # else the user is looking at another scan by now
-            showInSlices(self.scene, task.nodes.inputNode, task.nodes.heat)
+        if isInView(self.scene, task.nodes.inputNode):  # else another scan is in view by now
+            showInSlices(self.scene, task.nodes.inputNode, task.nodes.anomalyMap)
         started = entry.job.started
         if started is not None:
             run = {
@@ -227,12 +231,12 @@ class Detection:
                 "slices": started.slices,
                 "steps": task.steps,
             }
-            timing.remember(self.settings, run, outcome.timings)
+            rememberTimings(self.settings, run, outcome.timings)
         self.onResults(entry, task.nodes)
 
 
 def stepsOf(request: Request) -> int | None:
-    """How many steps will be walked: those asked for, else the package's."""
+    """How many steps will be run: those requested, else the model package's."""
     guide = get_method(request.method)
     if guide.steps is None:
         return None
@@ -244,5 +248,5 @@ def stepsOf(request: Request) -> int | None:
 
 def modelFolder(request: Request) -> Path | None:
     """The folder of the package that will be used; None for a method without one."""
-    name = request.model or (METHODS[request.method].default_model if request.method in METHODS else None)
+    name = request.model or get_method(request.method).default_model
     return None if name is None else open_bundle(name).path

@@ -1,7 +1,7 @@
 """Everything that the user can set, in Slicer's parameter node: saved with the scene, restored with it.
 
-The names are those of the widgets' ``SlicerParameterName`` in ``DiffusionAnomaly.ui``. -1 stands for "as the model has
-it" where a model brings its own default.
+The names are those of the widgets' ``SlicerParameterName`` in ``DiffusionAnomaly.ui``, and those that scenes are saved
+with, so they stay as they are. -1 stands for "as the model has it" where a model brings its own default.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper, param
 from diffusion_anomaly.registry import DEFAULT_METHOD
 
 from .detection import Request
-from .results import Wanted
+from .scene.results import Wanted
 
 MODEL_DEFAULT = -1
 
 
 @parameterPack
 class MethodParameters:
-    """What is looked for and how.
+    """The method and its numbers.
 
     Attributes:
         name: of the method.
         model: folder of the model package; empty for the method's default.
-        steps: noise levels walked.
+        steps: noise levels that are visited.
         noiseLevel: from or through which level.
-        guidanceScale: how strongly it is led to health.
+        guidanceScale: how strongly the classifier guides the reconstruction.
     """
 
     name: str = DEFAULT_METHOD
@@ -47,6 +47,8 @@ class RunParameters:
         seed: of all randomness.
         sliceSpacing: in mm.
         minVolumeMl: smaller findings are dropped.
+        keepHealed: whether the pseudo-healthy reconstruction becomes a volume.
+        keepFiles: whether the working files stay.
     """
 
     device: str = "auto"
@@ -64,7 +66,7 @@ class OutputParameters:
     Attributes:
         labelMap, segmentation: which forms of the mask are made.
         brain: whether the brain mask becomes a label map.
-        opacity: of heat over the scan.
+        opacity: of the anomaly map over the scan.
         colorScale: whether the views show what the colours stand for.
         show3D: whether the segmentation has a surface.
     """
@@ -85,7 +87,7 @@ class DiffusionAnomalyParameterNode:
         inputVolume: the scan.
         brainMask: label map or segmentation; None lets the brain be found.
         brainSegment: id of the segment of a segmentation.
-        result: heat map of the result that is shown.
+        result: anomaly map of the result that is shown.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -98,7 +100,7 @@ class DiffusionAnomalyParameterNode:
 
 
 def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
-    """What the panel asks for."""
+    """What the panel requests."""
     method, run, output = parameters.method, parameters.run, parameters.output
     return Request(
         method=method.name,
@@ -111,7 +113,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
         sliceSpacing=_chosen(run.sliceSpacing),
         minVolumeMl=run.minVolumeMl,
         wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation, brain=output.brain),
-        keepHealed=run.keepHealed,
+        keepReconstruction=run.keepHealed,
         keepFiles=run.keepFiles,
     )
 

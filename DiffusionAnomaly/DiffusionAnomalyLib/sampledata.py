@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion_anomaly.errors import InputError
 
-from .environment import MODULE_FOLDER
+from .process.environment import MODULE_FOLDER
 from .translation import tr as _
 
 FILE = "open-ms-patient26-FLAIR.nii.gz"

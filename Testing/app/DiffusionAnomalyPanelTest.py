@@ -21,19 +21,19 @@ from diffusion_anomaly.registry import DEFAULT_METHOD
 class DiffusionAnomalyPanelTest(panelcase.PanelCase):
     """Needs no further Python package: the worker is a stand-in."""
 
-    def test_run_gives_heat_mask_segmentation_and_table(self) -> None:
+    def test_run_gives_map_mask_segmentation_and_table(self) -> None:
         scan = self.addScan()
         assert self.ui.runButton.enabled and self.ui.runButton.text == "Run"
         nodes = self.run_()
         assert len(nodes.all) == 5
-        assert slicer.util.arrayFromVolume(nodes.heat)[5, 7, 16] == 4.0
+        assert slicer.util.arrayFromVolume(nodes.anomalyMap)[5, 7, 16] == 4.0
         assert nodes.labelMap is not None and slicer.util.arrayFromVolume(nodes.labelMap).sum() == 4 * 5 * 6
         assert self.ui.findingsTable.rowCount == 1
         assert "1 finding of" in self.ui.summaryLabel.text
         assert "stand-in" in self.ui.warningLabel.text
         composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
         assert composite.GetBackgroundVolumeID() == scan.GetID()
-        assert composite.GetForegroundVolumeID() == nodes.heat.GetID()
+        assert composite.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
         assert abs(composite.GetForegroundOpacity() - 0.5) < 1e-6
         self.assertNoTorch()
 
@@ -94,7 +94,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         nodes = self.run_()
         self.ui.findingsTable.cellClicked.emit(0, 0)
         ijk = np.array([16.5, 7.0, 5.5, 1.0])
-        expected = slicer.util.arrayFromVTKMatrix(self._matrix(nodes.heat)) @ ijk
+        expected = slicer.util.arrayFromVTKMatrix(self._matrix(nodes.anomalyMap)) @ ijk
         red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
         assert abs(red.GetSliceOffset() - expected[2]) < 1e-3
         self.panel.results.name(0, "frontal")
@@ -207,7 +207,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert self.ui.thresholdSlider.value == 3.0
         self.ui.thresholdSlider.value = 2.2
         for nodes, threshold in ((first, 3.7), (second, 2.2), (first, 3.7)):
-            self.ui.resultSelector.setCurrentNode(nodes.heat)
+            self.ui.resultSelector.setCurrentNode(nodes.anomalyMap)
             self.settle()
             assert self.ui.thresholdSlider.value == nodes.threshold == threshold
             outlined = [bool(one.segmentation.GetDisplayNode().GetVisibility()) for one in (first, second)]
@@ -220,14 +220,14 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.addScan()
         first, second = self.run_(), self.run_()
         self.ui.legendCheckBox.checked = True
-        slicer.mrmlScene.RemoveNode(second.heat)
+        slicer.mrmlScene.RemoveNode(second.anomalyMap)
         self.settle()
         assert self.panel.results.nodes() is None and self.ui.resultSelector.currentNode() is None
         composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
-        assert composite.GetForegroundVolumeID() != first.heat.GetID()
+        assert composite.GetForegroundVolumeID() != first.anomalyMap.GetID()
         self.panel.results.show(first)
         self.settle()
-        slicer.mrmlScene.RemoveNode(first.heat.GetVolumeDisplayNode())
+        slicer.mrmlScene.RemoveNode(first.anomalyMap.GetVolumeDisplayNode())
         self.settle()
         self.panel.refresh()
         self.panel.results.show(None)
@@ -247,9 +247,9 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         both = self.widget.logic.results()
         shown = self.panel.results.nodes()
         assert len(both) == 2 and shown is not None
-        assert self.ui.resultSelector.currentNode() is shown.heat and self.ui.thresholdSlider.value == 3.5
+        assert self.ui.resultSelector.currentNode() is shown.anomalyMap and self.ui.thresholdSlider.value == 3.5
         outlined = [bool(one.segmentation.GetDisplayNode().GetVisibility()) for one in both]
-        assert outlined == [one.heat is shown.heat for one in both]
+        assert outlined == [one.anomalyMap is shown.anomalyMap for one in both]
 
     def test_a_brain_mask_that_is_deleted_leaves_none_behind(self) -> None:
         self.addScan()
@@ -264,7 +264,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert not self.ui.runButton.enabled and "not the brain" in self.ui.messageLabel.text
 
-    def test_two_quick_clicks_are_one_wish(self) -> None:
+    def test_two_quick_clicks_are_one_request(self) -> None:
         self.useStandIn(seconds=3)
         self.addScan()
         self.ui.runButton.click()
@@ -275,7 +275,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.waitFor(lambda: entry.state.isOver)
         assert entry.message == "" and len(self.widget.logic.results()) == 1
 
-    def test_what_is_shown_is_what_is_asked_for(self) -> None:
+    def test_what_is_shown_is_what_is_requested(self) -> None:
         self.addScan()
         self.parameters.method.name = "guided"
         self.parameters.method.model = "/gone"
@@ -325,7 +325,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.addCleanup(shutil.rmtree, folder)
         for button, name, ending in (
             (self.ui.exportSegmentationButton, "mask", ".nrrd"),
-            (self.ui.saveHeatButton, "heat.nii.gz", ""),
+            (self.ui.saveMapButton, "heat.nii.gz", ""),
             (self.ui.saveReportButton, "report", ".html"),
         ):
             with self.choosing(folder / name) as asked:
@@ -335,16 +335,16 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         mask = slicer.util.loadVolume(str(folder / "mask.nrrd"), {"labelmap": True, "show": False})
         heat = slicer.util.loadVolume(str(folder / "heat.nii.gz"), {"show": False})
         assert np.array_equal(slicer.util.arrayFromVolume(mask), slicer.util.arrayFromVolume(nodes.labelMap))
-        assert np.array_equal(slicer.util.arrayFromVolume(heat), slicer.util.arrayFromVolume(nodes.heat))
+        assert np.array_equal(slicer.util.arrayFromVolume(heat), slicer.util.arrayFromVolume(nodes.anomalyMap))
         for node in (mask, heat):
-            matrices = [slicer.util.arrayFromVTKMatrix(self._matrix(one)) for one in (node, nodes.heat)]
+            matrices = [slicer.util.arrayFromVTKMatrix(self._matrix(one)) for one in (node, nodes.anomalyMap)]
             assert np.allclose(*matrices, atol=1e-4)
         assert "A report" in (folder / "report.html").read_text(encoding="utf-8")
 
     @contextmanager
     def choosing(self, path: Path) -> Iterator[list[str]]:
         """The user chooses this path in the file dialog, which is asked with what is given here."""
-        from DiffusionAnomalyLib import exportpanel
+        from DiffusionAnomalyLib.panel import exportpanel
 
         asked: list[str] = []
 
@@ -395,7 +395,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         nodes = self.panel.results.nodes()
         assert nodes is not None and nodes.inputNode is first
         assert composite.GetBackgroundVolumeID() == first.GetID()
-        assert composite.GetForegroundVolumeID() == nodes.heat.GetID()
+        assert composite.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
 
     def test_the_colour_scale_follows_its_box(self) -> None:
         self.addScan()
@@ -420,10 +420,10 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert slider.value == default and "default" in slider.suffix
 
-    def test_a_heat_map_is_not_taken_for_a_scan(self) -> None:
+    def test_an_anomaly_map_is_not_taken_for_a_scan(self) -> None:
         self.addScan()
         nodes = self.run_()
-        self.parameters.inputVolume = nodes.heat
+        self.parameters.inputVolume = nodes.anomalyMap
         self.settle()
         assert not self.ui.runButton.enabled and "result of this module" in self.ui.inputInfoLabel.text
 

@@ -15,7 +15,8 @@ import qt
 import slicer
 
 import panelcase  # as a module: unittest would run an imported case class as well
-from DiffusionAnomalyLib import dependencies, reporting
+from DiffusionAnomalyLib.process import dependencies
+from DiffusionAnomalyLib.scene import reporting
 
 PICTURES = panelcase.HERE.parent / "output"
 WINDOW = (1500, 1000)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import slicer
 
 import panelcase  # as a module: unittest would run an imported case class as well
-from DiffusionAnomalyLib import dependencies
+from DiffusionAnomalyLib.process import dependencies
 
 MAKE_PACKAGE = "import sys, packages, pathlib; packages.guided(pathlib.Path(sys.argv[1]), options={'steps': 2})"
 
@@ -26,7 +26,7 @@ class DiffusionAnomalyWorkerTest(panelcase.PanelCase):
         import os
 
         from DiffusionAnomalyLib import choices
-        from DiffusionAnomalyLib.environment import pythonProgram, workerEnvironment
+        from DiffusionAnomalyLib.process.environment import pythonProgram, workerEnvironment
 
         folder = Path(slicer.app.temporaryPath) / "DiffusionAnomaly models ä" / "toy"
         folder.parent.mkdir(exist_ok=True)
@@ -50,6 +50,6 @@ class DiffusionAnomalyWorkerTest(panelcase.PanelCase):
             nodes = self.run_()
         finally:
             choices.forget(folder, detection.settings)
-        assert nodes.heat.GetAttribute("DiffusionAnomaly.Model") == "toy"
+        assert nodes.anomalyMap.GetAttribute("DiffusionAnomaly.Model") == "toy"
         assert "not yet measured" not in self.ui.stepsInfoLabel.text
         self.assertNoTorch()

@@ -46,7 +46,7 @@ class PanelCase(ScriptedLoadableModuleTest):
 
     def useStandIn(self, seconds: float = 0.2) -> None:
         """Let the panel start the stand-in, which takes so long."""
-        from DiffusionAnomalyLib.environment import pythonProgram, workerEnvironment
+        from DiffusionAnomalyLib.process.environment import pythonProgram, workerEnvironment
 
         detection = self.panel.detection
         detection._command = [pythonProgram(), str(HERE / "standin_worker.py")]

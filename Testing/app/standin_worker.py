@@ -1,4 +1,4 @@
-"""A worker that needs no torch: it speaks the engine's border and calls bright voxels hot, as slowly as it is told.
+"""A worker that needs no torch: it speaks the engine's protocol and scores bright voxels high, as slowly as it is told.
 
 The panel's tests run it in Slicer's Python, so that they pass in a Slicer without any further package. What the real
 worker does is tested elsewhere, with real networks.

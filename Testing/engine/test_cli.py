@@ -20,10 +20,10 @@ import SimpleITK as sitk
 import packages
 import phantom
 from diffusion_anomaly import __version__
-from diffusion_anomaly.cli.main import batch
-from diffusion_anomaly.cli.main import main as cli
+from diffusion_anomaly.cli import batch
+from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.models.package import Bundle, open_bundle
-from diffusion_anomaly.worker.main import protocol as job
+from diffusion_anomaly.worker import protocol as job
 
 ENGINE = Path(cli.__file__).parents[1]
 RESULTS = {
@@ -68,7 +68,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: the report has its own tests, and drawing takes longer than all else here."""
     monkeypatch.setattr(
-        "diffusion_anomaly.results.saving.report.write_report", lambda result, volume, path: path.write_text("page")
+        "diffusion_anomaly.results.saving.saving.report.write_report", lambda result, volume, path: path.write_text("page")
     )
 
 
@@ -328,7 +328,7 @@ def detected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("detected")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "diffusion_anomaly.results.saving.report.write_report", lambda result, volume, path: path.write_text("page")
+            "diffusion_anomaly.results.saving.saving.report.write_report", lambda result, volume, path: path.write_text("page")
         )
         scan, brain = folder / "kopf.nii.gz", folder / "brain.nii.gz"
         assert cli.main(["detect", str(scan), "--mask", str(brain), "--method", "intensity", "-o", str(output)]) == 0
@@ -388,7 +388,7 @@ def test_threshold_does_not_part_a_detection_from_its_provenance(run: Run, detec
 def test_what_needs_no_network_does_not_wait_for_torch(arguments: list[str], detected: Path, tmp_path: Path) -> None:
     words = {"HEAT": str(detected / "heat.nii.gz"), "OUT": str(tmp_path)}
     code = (
-        "import sys; from diffusion_anomaly.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from diffusion_anomaly.cli.main import main; code = main(sys.argv[1:]); "
         "assert not {'torch', 'monai'} & set(sys.modules), 'torch was imported'; sys.exit(code)"
     )
     end = ended(process(*(words.get(word, word) for word in arguments), start=["-c", code]))
@@ -456,7 +456,7 @@ def test_settings_are_json_where_they_can_be() -> None:
 
 def test_a_reader_that_stops_reading_gets_no_traceback() -> None:
     """As in ``diffusion-anomaly --help | head``: stdout is closed before anything is printed."""
-    code = "import sys; sys.stdin.read(); from diffusion_anomaly.cli import main; sys.exit(main(['--help']))"
+    code = "import sys; sys.stdin.read(); from diffusion_anomaly.cli.main import main; sys.exit(main(['--help']))"
     started = process(start=["-c", code], stdin=subprocess.PIPE)
     assert started.stdout is not None
     started.stdout.close()

@@ -534,7 +534,7 @@ def test_provenance_says_what_was_run_on_what(
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report without pictures, where only its being there matters."""
     monkeypatch.setattr(
-        "diffusion_anomaly.results.saving.report.write_report", lambda result, volume, path: path.write_text("page")
+        "diffusion_anomaly.results.saving.saving.report.write_report", lambda result, volume, path: path.write_text("page")
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from diffusion_anomaly import errors
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.worker.main import protocol as job
+from diffusion_anomaly.worker import protocol as job
 
 JOB = job.Job("/scans/flair.nrrd", "/results", "guided", "flair-guided", "/scans/brain.nrrd", {"steps": 7}, "Köpf 3")
 

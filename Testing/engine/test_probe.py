@@ -10,7 +10,7 @@ import pytest
 import packages
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.registry import get_method
-from diffusion_anomaly.worker.main import probe
+from diffusion_anomaly.worker import probe
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:

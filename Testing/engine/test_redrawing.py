@@ -17,7 +17,7 @@ from diffusion_anomaly.results.findings import segment
 from diffusion_anomaly.results.redrawing import Request, redraw, write_request
 from diffusion_anomaly.results.report import render_report
 from diffusion_anomaly.results.result import Result
-from diffusion_anomaly.worker.main import probe
+from diffusion_anomaly.worker import probe
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from diffusion_anomaly.detection.input_checks import mask_warnings, scale_warnin
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Volume, write_like
 from diffusion_anomaly.preprocessing.intensity import ModeNormalisation
-from diffusion_anomaly.worker.main import protocol as job
+from diffusion_anomaly.worker import protocol as job
 
 ADULT = np.array([65.0, 85.0, 65.0])  # radii in mm; 1504 ml
 

@@ -23,8 +23,8 @@ import SimpleITK as sitk
 
 import packages
 from diffusion_anomaly.errors import Cancelled
-from diffusion_anomaly.worker.main import channel
-from diffusion_anomaly.worker.main import protocol as job
+from diffusion_anomaly.worker import channel
+from diffusion_anomaly.worker import protocol as job
 
 ENGINE = Path(job.__file__).parents[1]
 # Longer than any file name may be on its own, with blanks, umlauts, ideographs and an emoji.

@@ -12,11 +12,11 @@ import numpy as np
 import SimpleITK as sitk
 
 import phantom
-from DiffusionAnomalyLib.environment import MODULE_FOLDER, workerEnvironment
-from DiffusionAnomalyLib.job import DetectionJob
-from DiffusionAnomalyLib.process import PipeProcess
-from DiffusionAnomalyLib.queue import JobQueue
-from DiffusionAnomalyLib.workspace import Workspace
+from DiffusionAnomalyLib.process.environment import MODULE_FOLDER, workerEnvironment
+from DiffusionAnomalyLib.process.jobqueue import JobQueue
+from DiffusionAnomalyLib.process.process import PipeProcess
+from DiffusionAnomalyLib.process.workerjob import DetectionJob
+from DiffusionAnomalyLib.process.workspace import Workspace
 
 WORKER = (sys.executable, "-m", "diffusion_anomaly.worker")
 

@@ -11,7 +11,9 @@ import pytest
 import packages
 from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, get_method
-from DiffusionAnomalyLib import choices, timing
+from diffusion_anomaly.registry import METHODS
+from DiffusionAnomalyLib import choices
+from DiffusionAnomalyLib.progresstext import TIMINGS, expectedSeconds, rememberTimings, timeInWords
 from DiffusionAnomalyLib.settings import MemorySettings, writeJson
 
 MACHINE = {
@@ -25,7 +27,7 @@ MACHINE = {
 
 def test_the_guide_says_of_every_method_what_the_registry_says() -> None:
     assert sorted(guide.name for guide in METHODS.values()) == sorted(METHODS)
-    assert METHODS.values()[0].name == DEFAULT_METHOD, "what a new user is offered first"
+    assert next(iter(METHODS.values())).name == DEFAULT_METHOD, "what a new user is offered first"
     for guide in METHODS.values():
         method = METHODS[guide.name]
         assert (guide.title, guide.has_network) == (method.title, method.has_network)
@@ -61,9 +63,7 @@ def test_an_added_model_that_was_damaged_since_is_a_problem_and_is_not_listed(tm
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "manifest.json").write_text("{", encoding="utf-8")
     choices.remember(folder, settings)
-    assert all(
-        summary.name != "broken" for guide in METHODS.values() for summary in choices.models(guide.name, settings)
-    )
+    assert all(summary.name != "broken" for guide in METHODS.values() for summary in choices.models(guide.name, settings))
     choices.remember(tmp_path / "gone <b>", settings)
     found = choices.problems(settings)
     assert set(found) == {folder, tmp_path / "gone <b>"}
@@ -89,16 +89,16 @@ def test_a_damaged_settings_file_costs_only_what_was_damaged(tiny: Path) -> None
     writeJson(settings, choices.ADDED_MODELS, [1, None, str(tiny), ["x"]])
     assert [summary.path for summary in choices.models("guided", settings)][-1] == tiny
     for entry in ({}, {"fixed": "soon", "each": 1}, {"fixed": float("nan"), "each": 1.0}, None):
-        writeJson(settings, timing.NAME, {"guided|tiny|cpu": entry})
-        assert timing.expected(settings, "guided", "tiny", "cpu", 10, 2) is None
+        writeJson(settings, TIMINGS, {"guided|tiny|cpu": entry})
+        assert expectedSeconds(settings, "guided", "tiny", "cpu", 10, 2) is None
 
 
 def test_the_steps_that_are_shown_are_those_that_can_be_walked(tiny: Path) -> None:
-    assert choices.stepsToWalk("guided", tiny, -1) == int(choices.defaultOf(get_method("guided").steps, tiny))
-    assert choices.stepsToWalk("guided", tiny, 200, 10) == 10
-    assert choices.stepsToWalk("unsupervised", None, 50, 0) == 1
-    assert choices.stepsToWalk("intensity", None, 50) is None
-    assert choices.stepsToWalk("localise", None, 50) is None
+    assert choices.stepsToRun("guided", tiny, -1) == int(choices.defaultOf(get_method("guided").steps, tiny))
+    assert choices.stepsToRun("guided", tiny, 200, 10) == 10
+    assert choices.stepsToRun("unsupervised", None, 50, 0) == 1
+    assert choices.stepsToRun("intensity", None, 50) is None
+    assert choices.stepsToRun("localise", None, 50) is None
 
 
 def test_a_number_out_of_range_is_refused_before_the_run() -> None:
@@ -164,13 +164,13 @@ def test_devices_come_from_the_machine_and_one_that_cannot_work_says_so() -> Non
 
 def test_the_expected_time_follows_slices_and_steps() -> None:
     settings = MemorySettings()
-    assert timing.expected(settings, "guided", "tiny", "cpu", 20, 10) is None
+    assert expectedSeconds(settings, "guided", "tiny", "cpu", 20, 10) is None
     run = {"method": "guided", "model": "tiny", "device": "cpu", "slices": 20, "steps": 10}
-    timing.remember(settings, run, {"detect": 40.0, "total": 52.0})
-    assert timing.expected(settings, "guided", "tiny", "cpu", 20, 10) == pytest.approx(52.0)
-    assert timing.expected(settings, "guided", "tiny", "auto", 40, 20) == pytest.approx(12 + 160)
-    assert timing.expected(settings, "guided", "other", "auto", 20, 10) is None
-    assert timing.expected(settings, "guided", "tiny", "cuda:0", 20, 10) is None
+    rememberTimings(settings, run, {"detect": 40.0, "total": 52.0})
+    assert expectedSeconds(settings, "guided", "tiny", "cpu", 20, 10) == pytest.approx(52.0)
+    assert expectedSeconds(settings, "guided", "tiny", "auto", 40, 20) == pytest.approx(12 + 160)
+    assert expectedSeconds(settings, "guided", "other", "auto", 20, 10) is None
+    assert expectedSeconds(settings, "guided", "tiny", "cuda:0", 20, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_the_expected_time_follows_slices_and_steps() -> None:
     [(None, "not yet"), (3, "few seconds"), (52, "50 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
 )
 def test_times_are_said_as_people_say_them(seconds: float | None, words: str) -> None:
-    assert words in timing.inWords(seconds)
+    assert words in timeInWords(seconds)

@@ -12,10 +12,10 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 import jobs
-from diffusion_anomaly.worker.main import probe
-from DiffusionAnomalyLib import dependencies
-from DiffusionAnomalyLib.dependencies import Installation
-from DiffusionAnomalyLib.process import PipeProcess
+from diffusion_anomaly.worker import probe
+from DiffusionAnomalyLib.process import dependencies
+from DiffusionAnomalyLib.process.dependencies import Installation
+from DiffusionAnomalyLib.process.process import PipeProcess
 from DiffusionAnomalyLib.settings import MemorySettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]

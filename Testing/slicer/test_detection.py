@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import jobs
 import mrmlscene
 import packages
 from diffusion_anomaly.errors import InputError, ModelError
-from DiffusionAnomalyLib import exporting, provenance, results, timing, volumes
 from DiffusionAnomalyLib.detection import Detection, Request, stepsOf
-from DiffusionAnomalyLib.job import State
+from DiffusionAnomalyLib.process.workerjob import State
+from DiffusionAnomalyLib.process.workspace import PREFIX
+from DiffusionAnomalyLib.progresstext import expectedSeconds
+from DiffusionAnomalyLib.scene import attributes, exporting, results, volumes
 from DiffusionAnomalyLib.settings import MemorySettings
-from DiffusionAnomalyLib.workspace import PREFIX
 
 
 @pytest.fixture
@@ -44,43 +47,64 @@ def brain(scene: Any, scan: Any) -> Any:
     return mrmlscene.addLabels(scene, jobs.brain(), scan, "brain")
 
 
-def test_a_script_gets_heat_mask_table_and_report(
-    detection: Detection, scene: Any, scan: Any, brain: Any, tmp_path: Path
+def test_a_script_gets_map_mask_table_and_report(
+    detection: Detection, scene: Any, scan: Any, brain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = packages.guided(tmp_path / "tiny", options={"steps": 2, "level": 500}).path
+    monkeypatch.chdir(tmp_path)
+    model = packages.guided(Path("a model") / "tiny", options={"steps": 2, "level": 500}).path.relative_to(tmp_path)
     request = Request(
-        "guided", model=str(model), steps=1, device="cpu", seed=5, threshold=1.5, minVolumeMl=0.0, keepHealed=True
+        "guided",
+        model=str(model),
+        steps=1,
+        device="cpu",
+        seed=5,
+        threshold=1.5,
+        minVolumeMl=0.0,
+        keepReconstruction=True,
     )
     lines: list[int] = []
     entry = detection.add(scan, request, brain)
     nodes = detection.wait(entry, lambda: lines.append(1))
 
     assert entry.state is State.DONE and lines
-    assert results.resultsIn(scene)[0].heat is nodes.heat
-    made = provenance.document(nodes.heat)
+    assert results.resultsIn(scene)[0].anomalyMap is nodes.anomalyMap
+    made = attributes.document(nodes.anomalyMap)
     assert (made["method"], made["options"]["steps"], made["options"]["seed"]) == ("guided", 1, 5)
     assert made["brain"]["source"] == "given by the user"
     assert nodes.threshold == 1.5
-    heat = slicer.util.arrayFromVolume(nodes.heat)
+    heat = slicer.util.arrayFromVolume(nodes.anomalyMap)
     inside = slicer.util.arrayFromVolume(brain) != 0
     assert heat.shape == slicer.util.arrayFromVolume(scan).shape
     assert heat[inside].max() > 0 and heat[~inside].max() == 0
     mask = slicer.util.arrayFromVolume(nodes.labelMap) != 0
     assert np.array_equal(mask, heat >= np.float32(1.5))
-    healed, original = slicer.util.arrayFromVolume(nodes.healed), slicer.util.arrayFromVolume(scan)
+    healed, original = slicer.util.arrayFromVolume(nodes.reconstruction), slicer.util.arrayFromVolume(scan)
     assert np.array_equal(healed[~inside], original[~inside]) and not np.array_equal(healed, original)
-    assert np.array_equal(volumes.ijkToRas(nodes.healed), volumes.ijkToRas(scan))
+    assert np.array_equal(volumes.ijkToRas(nodes.reconstruction), volumes.ijkToRas(scan))
     assert "<h1>Ünser FLAIR</h1>" in nodes.report.GetText() and made["input"]["title"] == "Ünser FLAIR"
-    assert timing.expected(detection.settings, "guided", "tiny", "cpu", 16, 1) is not None
+    assert expectedSeconds(detection.settings, "guided", "tiny", "cpu", 16, 1) is not None
     assert not [path for path in tmp_path.rglob("*") if path.name == "job.json"]
 
-    for name, save in (("m.nii.gz", exporting.saveSegmentation), ("h.nrrd", exporting.saveHeat)):
+    for name, save in (("m.nii.gz", exporting.saveSegmentation), ("h.nrrd", exporting.saveAnomalyMap)):
         save(nodes, tmp_path / name)
     assert np.array_equal(jobs.array(tmp_path / "m.nii.gz") != 0, mask)
     assert np.array_equal(jobs.array(tmp_path / "h.nrrd"), heat)
     assert np.allclose(sitk.ReadImage(str(tmp_path / "h.nrrd")).GetOrigin(), jobs.scan().GetOrigin())
     with pytest.raises(InputError, match="neither NRRD nor NIfTI"):
-        exporting.saveHeat(nodes, tmp_path / "heat.png")
+        exporting.saveAnomalyMap(nodes, tmp_path / "heat.png")
+
+
+def test_working_files_that_are_kept_outlive_the_run_and_later_slicers(
+    detection: Detection, scene: Any, scan: Any, brain: Any
+) -> None:
+    entry = detection.add(scan, Request("intensity", device="cpu", keepFiles=True), brain)
+    detection.wait(entry)
+    folder = entry.job.workspace.folder
+    os.utime(folder, (0, 0))
+    detection.close()
+    Detection(scene, detection.temporaryFolder, settings=MemorySettings())  # cleans up when it is made
+    assert (folder / "scan.nrrd").is_file() and (folder / "results" / "heat.nrrd").is_file()
+    shutil.rmtree(folder)
 
 
 def test_a_volume_deleted_meanwhile_leaves_the_scene_as_it_is_and_says_so(
@@ -138,7 +162,7 @@ def test_a_script_that_is_interrupted_ends_the_worker(detection: Detection, scan
         (Request("guided", sliceSpacing=4.0, threshold=3.0), {"slice_spacing": 4.0, "threshold": 3.0}),
     ],
 )  # fmt: skip
-def test_each_method_is_asked_only_what_it_has(request_: Request, options: dict[str, Any]) -> None:
+def test_each_method_gets_only_the_options_it_has(request_: Request, options: dict[str, Any]) -> None:
     assert request_.options() == {"device": "auto", "seed": 0, "min_volume_ml": 0.05, **options}
 
 

@@ -16,11 +16,10 @@ import pytest
 import jobs
 import packages
 from diffusion_anomaly.worker.protocol import Progress
-from DiffusionAnomalyLib.job import DetectionJob, Outcome, State
-from DiffusionAnomalyLib.process import PipeProcess
-from DiffusionAnomalyLib.processtree import descendants
-from DiffusionAnomalyLib.queue import Entry, JobQueue
-from DiffusionAnomalyLib.workspace import PREFIX, Workspace, removeStale
+from DiffusionAnomalyLib.process.jobqueue import Entry, JobQueue
+from DiffusionAnomalyLib.process.process import PipeProcess, descendants
+from DiffusionAnomalyLib.process.workerjob import DetectionJob, Outcome, State
+from DiffusionAnomalyLib.process.workspace import PREFIX, Workspace, removeStale
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and process trees are read as Unix has them")
 
@@ -100,7 +99,7 @@ def test_cancel_ends_the_worker_and_leaves_no_result(tmp_path: Path, model: Path
     assert not list(job.workspace.folder.glob("results/*"))
 
 
-def test_a_worker_that_heeds_nothing_is_ended_by_force(tmp_path: Path, model: Path) -> None:
+def test_a_worker_that_honours_no_request_is_ended_by_force(tmp_path: Path, model: Path) -> None:
     job = jobs.makeJob(tmp_path, model, jobs.LONG, killSeconds=0.5)
     job.start()
     jobs.wait(lambda: job.progress is not None, job.tick)
@@ -218,6 +217,11 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     with pytest.raises(Exception, match="MB free"):
         workspace.writeScan(jobs.scan())
     assert not list(workspace.folder.iterdir())
+
+
+def test_a_folder_is_known_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Workspace("relative").folder.parent == tmp_path / "relative"
 
 
 class _Usage:
@@ -374,16 +378,29 @@ def test_ending_everything_leaves_no_process_and_no_files(tmp_path: Path) -> Non
 
 
 def test_working_files_stay_when_they_are_to_be_kept(tmp_path: Path, queue: JobQueue) -> None:
-    queue.keepFiles = lambda entry: entry.title == "keep"
-    for title in ("keep", "drop"):
-        queue.add(Entry(title, quick(tmp_path)))
+    kept, dropped = (quick(tmp_path) for _ in range(2))
+    kept.workspace.keep()
+    for job in (kept, dropped):
+        queue.add(Entry("scan", job))
     jobs.drain(queue, seconds=30)
-    assert [entry.job.workspace.folder.exists() for entry in queue.entries] == [True, False]
+    assert [job.workspace.folder.exists() for job in (kept, dropped)] == [True, False]
 
 
-def test_what_a_crashed_slicer_left_is_deleted_and_newer_folders_are_not(tmp_path: Path) -> None:
-    old, new = Workspace(tmp_path), Workspace(tmp_path)
-    long_ago = time.time() - 10 * 24 * 3600
-    os.utime(old.folder, (long_ago, long_ago))
+def test_what_is_to_be_kept_survives_the_end_of_slicer(tmp_path: Path) -> None:
+    queue = JobQueue()
+    for _ in range(2):
+        queue.add(Entry("scan", quick(tmp_path, 60)))
+    kept = queue.entries[0].job.workspace
+    kept.keep()
+    queue.killAll()
+    assert list(tmp_path.glob(f"{PREFIX}*")) == [kept.folder] and (kept.folder / "scan.nrrd").is_file()
+
+
+def test_what_a_crashed_slicer_left_is_deleted_but_nothing_newer_and_nothing_kept(tmp_path: Path) -> None:
+    old, new, kept = (Workspace(tmp_path) for _ in range(3))
+    kept.keep()
+    long_ago = time.time() - 400 * 24 * 3600
+    for workspace in (old, kept):
+        os.utime(workspace.folder, (long_ago, long_ago))
     removeStale(tmp_path)
-    assert not old.folder.exists() and new.folder.exists()
+    assert [workspace.folder.exists() for workspace in (old, new, kept)] == [False, True, True]

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from DiffusionAnomalyLib.environment import MODULE_FOLDER
+from DiffusionAnomalyLib.process.environment import MODULE_FOLDER
 
 LIBRARY = MODULE_FOLDER / "DiffusionAnomalyLib"
 FORM = ElementTree.parse(MODULE_FOLDER / "Resources" / "UI" / "DiffusionAnomaly.ui").getroot()
@@ -38,11 +38,10 @@ INPUTS = {
 }
 CONTROLS = INPUTS | {"QPushButton", "QTableWidget", "QPlainTextEdit", "QProgressBar"}
 WITHOUT_QT = sorted(
-    path.stem
-    for path in LIBRARY.glob("*.py")
-    if not re.search(
-        r"^(import qt|from slicer.parameterNodeWrapper)|^from \.(qt|parameters|\w*panel)", path.read_text("utf-8"), re.M
-    )
+    ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
+    for path in LIBRARY.rglob("*.py")
+    if path.parent.name != "panel"
+    and not re.search(r"^(import qt|from slicer.parameterNodeWrapper)", path.read_text("utf-8"), re.M)
 )
 
 
@@ -77,7 +76,7 @@ def parameters() -> set[str]:
 
 def test_every_widget_that_the_code_uses_is_in_the_form() -> None:
     used = set()
-    for path in (*LIBRARY.glob("*.py"), MODULE_FOLDER / "DiffusionAnomaly.py"):
+    for path in (*LIBRARY.rglob("*.py"), MODULE_FOLDER / "DiffusionAnomaly.py"):
         used |= set(re.findall(r"\bself\._?ui\.(\w+)", path.read_text("utf-8")))
         used |= set(re.findall(r"(?<![\w.])ui\.(\w+)", path.read_text("utf-8")))
     assert len(used) > 30
@@ -85,7 +84,7 @@ def test_every_widget_that_the_code_uses_is_in_the_form() -> None:
 
 
 def test_every_control_is_used_and_explains_itself() -> None:
-    source = "\n".join(path.read_text("utf-8") for path in LIBRARY.glob("*.py"))
+    source = "\n".join(path.read_text("utf-8") for path in LIBRARY.rglob("*.py"))
     controls = {name: widget for name, widget in widgets().items() if widget.attrib["class"] in CONTROLS}
     assert [name for name, widget in controls.items() if len(text(widget, "toolTip")) < 10] == []
     unbound = [name for name, widget in controls.items() if not text(widget, "SlicerParameterName")]
@@ -116,7 +115,7 @@ def test_every_sentence_for_people_can_be_translated() -> None:
     setters = {"setText", "setToolTip", "setWindowTitle"}
     bare = [
         f"{path.name}:{node.lineno}"
-        for path in LIBRARY.glob("*.py")
+        for path in LIBRARY.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in setters
         for argument in node.args
@@ -127,13 +126,15 @@ def test_every_sentence_for_people_can_be_translated() -> None:
 
 def test_slicers_own_process_meets_neither_torch_nor_monai() -> None:
     pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
-    assert {"detection", "results", "choices", "dependencies", "exporting"} <= set(WITHOUT_QT)
+    assert {"detection", "choices", "process.dependencies", "scene.results", "scene.exporting"} <= set(WITHOUT_QT)
     code = f"""
 import sys
 sys.path.insert(0, {str(MODULE_FOLDER)!r})
 for name in {WITHOUT_QT!r}:
     __import__("DiffusionAnomalyLib." + name)
-from DiffusionAnomalyLib import choices, dependencies, livethreshold, volumes
+from DiffusionAnomalyLib import choices
+from DiffusionAnomalyLib.process import dependencies
+from DiffusionAnomalyLib.scene import livethreshold, volumes
 from DiffusionAnomalyLib.settings import MemorySettings
 import numpy as np
 for guide in choices.methods(MemorySettings()):

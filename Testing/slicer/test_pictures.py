@@ -1,7 +1,7 @@
 """What a reader sees: slices as Slicer blends them, without a screen, judged by their colours and kept for a look.
 
-The scan is the sample that comes with the repository, a patient with multiple sclerosis; heat is what the default
-model that comes with it finds there, in the real worker, and the outline is the segmentation's.
+The scan is the sample that comes with the repository, a patient with multiple sclerosis; the anomaly map is what the
+default model makes of it in the real worker, and the outline is the segmentation's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 import jobs
 import mrmlscene
-from DiffusionAnomalyLib import display, findingsTable, results, segmentation, volumes
 from DiffusionAnomalyLib.detection import Detection, Request
-from DiffusionAnomalyLib.process import PipeProcess
+from DiffusionAnomalyLib.process.process import PipeProcess
 from DiffusionAnomalyLib.sampledata import SHA256, sampleFile
+from DiffusionAnomalyLib.scene import display, findingsTable, results, segmentation, volumes
 from DiffusionAnomalyLib.settings import MemorySettings
 
 SIZE = 512
@@ -105,7 +105,7 @@ def save(picture: np.ndarray, path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True), str(path))
 
 
-def test_heat_is_coloured_where_it_is_and_nowhere_else(
+def test_the_anomaly_map_is_coloured_where_scores_are_high_and_nowhere_else(
     scene: Any, tmp_path: Path, pictures: Path, sample: sitk.Image
 ) -> None:
     scan = mrmlscene.addScan(scene, sample, tmp_path, "FLAIR")
@@ -116,9 +116,9 @@ def test_heat_is_coloured_where_it_is_and_nowhere_else(
     nodes = detection.wait(detection.add(scan, Request()))
     views = {orientation: View(scene, orientation, scan) for orientation in ("Axial", "Coronal", "Sagittal")}
     largest = results.liveThresholdOf(nodes).at(nodes.threshold, nodes.minVolumeMl).findings[0]
-    display.jumpTo(scene, findingsTable.centre(largest, nodes.heat))
+    display.jumpTo(scene, findingsTable.centre(largest, nodes.anomalyMap))
     plain = {orientation: view.picture() for orientation, view in views.items()}
-    display.showInSlices(scene, scan, nodes.heat)
+    display.showInSlices(scene, scan, nodes.anomalyMap)
 
     shown = []
     for orientation, view in views.items():

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from diffusion_anomaly.worker.protocol import Event, Failure, Progress, Started, Warned, encode
-from DiffusionAnomalyLib.job import NOTICE_SECONDS, DetectionJob, State
+from DiffusionAnomalyLib.process.workerjob import NOTICE_SECONDS, DetectionJob, State
+from DiffusionAnomalyLib.process.workspace import Workspace
 from DiffusionAnomalyLib.progresstext import clock, percent, progressLine, shortened, stateTitle
-from DiffusionAnomalyLib.workspace import Workspace
 
 STAGES = ("read", "brain", "load", "detect", "findings", "write")
 
@@ -26,7 +26,7 @@ class Scripted:
         self.written = b""
         self.killed = False
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         self.command = list(command)
 
     def write(self, data: bytes) -> None:
@@ -75,7 +75,7 @@ def test_the_line_names_stage_slice_and_time_left(job: DetectionJob, process: Sc
     process.say(Progress("brain", 0, 1, 1.0))
     assert progressLine(job) == "Finding the brain"
     process.say(Started("cpu", "tiny", "0.1.0", 20), Progress("detect", 150, 600, 9.0, 75.4))
-    assert progressLine(job) == "Looking for anomalies, slice 5 of 20, 1:15 left"
+    assert progressLine(job) == "Computing the anomaly map, slice 5 of 20, 1:15 left"
     job.cancel()
     assert "Stopping" in progressLine(job)
 

@@ -12,14 +12,14 @@ slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-co
 import jobs
 import mrmlscene
 from diffusion_anomaly.errors import InputError
-from DiffusionAnomalyLib import findingsTable, results
 from DiffusionAnomalyLib.detection import Detection, Request
-from DiffusionAnomalyLib.process import PipeProcess
-from DiffusionAnomalyLib.question import Question
-from DiffusionAnomalyLib.reporting import ReportDrawing, isAsRun
-from DiffusionAnomalyLib.results import ResultNodes
+from DiffusionAnomalyLib.process.environment import Question
+from DiffusionAnomalyLib.process.process import PipeProcess
+from DiffusionAnomalyLib.process.workspace import PREFIX
+from DiffusionAnomalyLib.scene import findingsTable, results
+from DiffusionAnomalyLib.scene.reporting import ReportDrawing, isAsRun
+from DiffusionAnomalyLib.scene.results import ResultNodes
 from DiffusionAnomalyLib.settings import MemorySettings
-from DiffusionAnomalyLib.workspace import PREFIX
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_a_drawing_that_fails_says_why_and_leaves_no_file(
 ) -> None:
     results.applyThreshold(nodes, results.liveThresholdOf(nodes), 5.0, 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("DiffusionAnomalyLib.question.pythonProgram", lambda: "/bin/false")
+        patch.setattr("DiffusionAnomalyLib.process.environment.pythonProgram", lambda: "/bin/false")
         assert "Are all Python packages installed?" in drawn(nodes, tmp_path / "e.html").problem
-        patch.setattr("DiffusionAnomalyLib.question.pythonProgram", lambda: str(tmp_path / "nothing"))
+        patch.setattr("DiffusionAnomalyLib.process.environment.pythonProgram", lambda: str(tmp_path / "nothing"))
         assert "Are all Python packages installed?" in drawn(nodes, tmp_path / "e.html").problem
     missing = tmp_path / "missing" / "folder"
     drawing = ReportDrawing(nodes, missing / "f.html", tmp_path, PipeProcess())

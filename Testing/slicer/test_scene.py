@@ -18,9 +18,9 @@ import mrmlscene
 import phantom
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.results.findings import findings_table, segment
-from DiffusionAnomalyLib import display, findingsTable, provenance, results, segmentation, volumes
-from DiffusionAnomalyLib.livethreshold import LiveThreshold
-from DiffusionAnomalyLib.results import Place, Wanted
+from DiffusionAnomalyLib.scene import attributes, display, findingsTable, results, segmentation, volumes
+from DiffusionAnomalyLib.scene.livethreshold import LiveThreshold
+from DiffusionAnomalyLib.scene.results import Place, Wanted
 
 SIZE, SPACING = (20, 24, 14), (3.0, 2.5, 6.0)
 
@@ -81,7 +81,7 @@ def test_a_marked_voxel_is_where_it_was(scene: Any, tmp_path: Path, grid: sitk.I
     left, posterior, superior = grid.TransformIndexToPhysicalPoint(MARKED)
     if not moved:
         assert np.allclose(expected, (-left, -posterior, superior), atol=1e-6)
-    for volume in (nodes.heat, nodes.labelMap):
+    for volume in (nodes.anomalyMap, nodes.labelMap):
         array = slicer.util.arrayFromVolume(volume)
         assert array[MARKED[::-1]] == array.max() > 0
         assert np.allclose(mrmlscene.world(volume, MARKED), expected, atol=1e-6)
@@ -97,7 +97,7 @@ def test_a_marked_voxel_is_where_it_was(scene: Any, tmp_path: Path, grid: sitk.I
     nodes.segmentation.TransformPointToWorld(local, point)
     assert np.allclose(point, expected, atol=1e-6)
     (finding,) = results.liveThresholdOf(nodes).at(nodes.threshold, 0.0).findings
-    assert np.allclose(findingsTable.centre(finding, nodes.heat), expected, atol=1e-6)
+    assert np.allclose(findingsTable.centre(finding, nodes.anomalyMap), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -157,20 +157,20 @@ def test_a_dragged_threshold_keeps_up_with_the_hand(scene: Any, tmp_path: Path) 
     assert np.median(spent) < 0.1, spent
 
 
-def test_heat_is_shown_from_1_to_4_over_the_scan_and_transparent_below(scene: Any, scan: Any, tmp_path: Path) -> None:
+def test_scores_are_shown_from_1_to_4_and_transparent_below(scene: Any, scan: Any, tmp_path: Path) -> None:
     composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     nodes = load(scene, scan, tmp_path)
-    display.showInSlices(scene, scan, nodes.heat)
-    shown = nodes.heat.GetDisplayNode()
+    display.showInSlices(scene, scan, nodes.anomalyMap)
+    shown = nodes.anomalyMap.GetDisplayNode()
     assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
     assert shown.GetApplyThreshold() and shown.GetLowerThreshold() == 1.0
     assert not shown.GetAutoWindowLevel() and not shown.GetAutoThreshold()
     assert composite.GetBackgroundVolumeID() == scan.GetID()
-    assert composite.GetForegroundVolumeID() == nodes.heat.GetID()
+    assert composite.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
     assert composite.GetForegroundOpacity() == 0.5
 
 
-def test_heat_takes_the_views_only_from_its_own_scan_or_from_nothing(scene: Any, scan: Any, tmp_path: Path) -> None:
+def test_a_map_takes_the_views_only_from_its_own_scan_or_from_nothing(scene: Any, scan: Any, tmp_path: Path) -> None:
     other = mrmlscene.addScan(scene, phantom.paint(GRIDS["oblique"]), tmp_path, "other")
     assert display.isInView(scene, scan)
     red, green = (scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode") for _ in range(2))
@@ -186,22 +186,22 @@ def test_heat_takes_the_views_only_from_its_own_scan_or_from_nothing(scene: Any,
 
 def test_the_colour_scale_comes_and_goes_and_leaves_with_the_result(scene: Any, scan: Any, tmp_path: Path) -> None:
     nodes = load(scene, scan, tmp_path)
-    display.showLegend(nodes.heat, False)
+    display.showLegend(nodes.anomalyMap, False)
     assert scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode") is None
-    display.showLegend(nodes.heat, True)
+    display.showLegend(nodes.anomalyMap, True)
     legend = scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode")
-    assert legend.GetVisibility() and legend.GetPrimaryDisplayNode() is nodes.heat.GetDisplayNode()
+    assert legend.GetVisibility() and legend.GetPrimaryDisplayNode() is nodes.anomalyMap.GetDisplayNode()
     assert (legend.GetNumberOfLabels(), legend.GetLabelFormat() % 3) == (4, "3")
-    display.showLegend(nodes.heat, False)
+    display.showLegend(nodes.anomalyMap, False)
     assert not legend.GetVisibility()
-    assert nodes.heat.GetDisplayNode().GetWindowLevelMin() == 1.0  # still the volume's own display
+    assert nodes.anomalyMap.GetDisplayNode().GetWindowLevelMin() == 1.0  # still the volume's own display
     results.removeResults(scene, nodes)
     assert scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode") is None
 
 
-def test_heat_colours_grow_lighter_in_even_steps(scene: Any) -> None:
-    node = display.heatColors(scene)
-    assert display.heatColors(scene) is node
+def test_the_colours_of_the_map_grow_lighter_in_even_steps(scene: Any) -> None:
+    node = display.mapColors(scene)
+    assert display.mapColors(scene) is node
     rgb = np.array([[node.GetLookupTable().GetTableValue(i)[c] for c in range(3)] for i in range(256)])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
@@ -242,10 +242,10 @@ def test_every_node_tells_how_it_was_made(scene: Any, scan: Any, tmp_path: Path)
     nodes = load(scene, scan, tmp_path)
     assert len(nodes.all) == 4
     for node in nodes.all:
-        told = {name: node.GetAttribute(f"{provenance.PREFIX}{name}") for name in node_facts()}
+        told = {name: node.GetAttribute(f"{attributes.PREFIX}{name}") for name in node_facts()}
         assert told == node_facts() | {"InputNodeID": scan.GetID()}
-        assert node.GetNodeReference(provenance.INPUT) is scan
-        assert provenance.document(node)["options"]["seed"] == 7
+        assert node.GetNodeReference(attributes.INPUT) is scan
+        assert attributes.document(node)["options"]["seed"] == 7
 
 
 def node_facts() -> dict[str, str]:
@@ -313,7 +313,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     live = results.liveThresholdOf(nodes)
     found = results.applyThreshold(nodes, live, 2.6, 0.1)
     findingsTable.setName(nodes.table, live, found, 0, '5" ä;\tfirst:\n50%')
-    facts = {name: nodes.heat.GetAttribute(name) for name in nodes.heat.GetAttributeNames()}
+    facts = {name: nodes.anomalyMap.GetAttribute(name) for name in nodes.anomalyMap.GetAttributeNames()}
     before = slicer.util.arrayFromVolume(nodes.labelMap).copy()
     saved = tmp_path / "saved.mrb"
     assert scene.WriteToMRB(str(saved))
@@ -325,16 +325,16 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
 
     (again,) = results.resultsIn(scene)
     assert again.inputNode.GetName() == "scan"
-    assert {name: again.heat.GetAttribute(name) for name in again.heat.GetAttributeNames()} == facts
-    assert np.array_equal(slicer.util.arrayFromVolume(again.heat), heat)
+    assert {name: again.anomalyMap.GetAttribute(name) for name in again.anomalyMap.GetAttributeNames()} == facts
+    assert np.array_equal(slicer.util.arrayFromVolume(again.anomalyMap), heat)
     assert np.array_equal(slicer.util.arrayFromVolume(again.labelMap), before)
     exported = slicer.util.arrayFromSegmentBinaryLabelmap(again.segmentation, segmentation.SEGMENT, again.inputNode)
     assert np.array_equal(exported, before)
     assert (again.threshold, again.minVolumeMl) == (2.6, 0.1)
     assert again.table.GetTable().GetColumnByName("Name").GetValue(0) == "5'' ä; first: 50%"
     assert again.table.GetTable().GetColumnByName("Volume").GetValue(0) == pytest.approx(found.findings[0].volume_ml)
-    assert provenance.warnings(again.heat) == provenance.warnings(again.table) != []
-    shown = again.heat.GetDisplayNode()
+    assert attributes.warnings(again.anomalyMap) == attributes.warnings(again.table) != []
+    shown = again.anomalyMap.GetDisplayNode()
     assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
     assert shown.GetColorNode().GetName() == display.COLOR_NODE
 
@@ -342,7 +342,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     for threshold in (1.2, 3.1):
         results.applyThreshold(again, results.liveThresholdOf(again), threshold, 0.1)
         expected = sitk.GetArrayFromImage(
-            segment(volumes.onGrid(heat, volumes.ijkToRas(again.heat)), threshold, 0.1)[0]
+            segment(volumes.onGrid(heat, volumes.ijkToRas(again.anomalyMap)), threshold, 0.1)[0]
         )
         exported = slicer.util.arrayFromSegmentBinaryLabelmap(again.segmentation, segmentation.SEGMENT, again.inputNode)
         assert np.array_equal(exported, expected)
@@ -350,7 +350,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "broken", ["makeSegmentation", "fillSegmentation", "makeTable", "showHeat", "_placeBeside", "makeLabelMap"]
+    "broken", ["makeSegmentation", "fillSegmentation", "makeTable", "showAnomalyMap", "_placeBeside", "makeLabelMap"]
 )
 def test_a_failure_leaves_the_scene_as_it_was(
     scene: Any, scan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -369,14 +369,14 @@ def test_a_failure_leaves_the_scene_as_it_was(
 def test_copies_of_nodes_are_none_of_the_result(scene: Any, scan: Any, tmp_path: Path) -> None:
     nodes = load(scene, scan, tmp_path)
     copies = []
-    for node in (nodes.heat, nodes.labelMap, nodes.segmentation):
+    for node in (nodes.anomalyMap, nodes.labelMap, nodes.segmentation):
         copy = scene.AddNewNodeByClass(node.GetClassName(), "copy")
         copy.CopyContent(node)
         copy.Copy(node)
         copies.append(copy)
-    ours = next(found for found in results.resultsIn(scene) if found.heat is nodes.heat)
+    ours = next(found for found in results.resultsIn(scene) if found.anomalyMap is nodes.anomalyMap)
     assert ours.all == nodes.all
-    assert [found.all for found in results.resultsIn(scene) if found.heat is copies[0]] == [[copies[0]]]
+    assert [found.all for found in results.resultsIn(scene) if found.anomalyMap is copies[0]] == [[copies[0]]]
     before = slicer.util.arrayFromVolume(copies[1]).copy()
     results.applyThreshold(ours, results.liveThresholdOf(ours), 3.9, 0.0)
     assert not slicer.util.arrayFromVolume(ours.labelMap).any()
@@ -412,20 +412,21 @@ def test_a_label_map_cropped_by_hand_is_left_alone_and_the_rest_follows(scene: A
 
 def test_only_the_result_that_is_shown_is_outlined(scene: Any, scan: Any, tmp_path: Path) -> None:
     first, second = load(scene, scan, tmp_path / "1"), load(scene, scan, tmp_path / "2")
-    assert first.heat.GetName() != second.heat.GetName()
+    assert first.anomalyMap.GetName() != second.anomalyMap.GetName()
     for shown in (first, second, None):
         results.outlineOnly(scene, shown)
         seen = [bool(nodes.segmentation.GetDisplayNode().GetVisibility()) for nodes in (first, second)]
         assert seen == [nodes is shown for nodes in (first, second)]
 
 
-def test_a_threshold_below_any_heat_that_means_something_is_raised_and_said(
+def test_a_threshold_below_any_score_that_means_something_is_raised_and_said(
     scene: Any, scan: Any, tmp_path: Path
 ) -> None:
     nodes = load(scene, scan, tmp_path, noise())
     results.applyThreshold(nodes, results.liveThresholdOf(nodes), 0.5, 0.0)
     assert nodes.threshold == 1.0
-    assert slicer.util.arrayFromVolume(nodes.labelMap).sum() == (slicer.util.arrayFromVolume(nodes.heat) >= 1).sum()
+    marked = slicer.util.arrayFromVolume(nodes.labelMap).sum()
+    assert marked == (slicer.util.arrayFromVolume(nodes.anomalyMap) >= 1).sum()
 
 
 def test_another_scan_with_the_same_id_and_grid_does_not_get_the_results(scene: Any, scan: Any, tmp_path: Path) -> None:
@@ -492,7 +493,7 @@ def test_fifty_results_made_and_removed_leave_nothing_behind(scene: Any, scan: A
         observed = [bool(scan.HasObserver(event)) for event in (*events, "ModifiedEvent")]
         return mrmlscene.nodeIds(scene), hierarchy.GetNumberOfItems(), observed
 
-    round_trip()  # the colour node of heat stays
+    round_trip()  # the node of the colours stays
     before, references = left(), scan.GetReferenceCount()
     for _ in range(50):
         round_trip()
@@ -500,11 +501,11 @@ def test_fifty_results_made_and_removed_leave_nothing_behind(scene: Any, scan: A
     assert scan.GetReferenceCount() <= references
 
 
-def test_volumes_that_cannot_be_looked_at_say_why(scene: Any, scan: Any, tmp_path: Path) -> None:
+def test_volumes_that_cannot_be_analysed_say_why(scene: Any, scan: Any, tmp_path: Path) -> None:
     assert volumes.problemWith(scan) == ""
     assert "Choose" in volumes.problemWith(None)
     assert "no voxels" in volumes.problemWith(scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty"))
-    assert "is a result of this module" in volumes.problemWith(load(scene, scan, tmp_path).heat)
+    assert "is a result of this module" in volumes.problemWith(load(scene, scan, tmp_path).anomalyMap)
     assert "not a scalar volume" in volumes.problemWith(scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels"))
     sheared = np.eye(4)
     sheared[0, 1] = 0.2
@@ -555,7 +556,7 @@ def test_a_brain_mask_of_another_scan_or_of_nothing_is_refused(scene: Any, scan:
         volumes.maskOf(scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "empty"), "", scan)
 
 
-def test_a_heat_map_without_heat_has_no_finding_at_any_threshold() -> None:
+def test_an_anomaly_map_of_zeros_has_no_finding_at_any_threshold() -> None:
     live = LiveThreshold(sitk.Image(5, 6, 7, sitk.sitkFloat32))
     found = live.at(1.0, 0.0)
     assert found.findings == [] and not found.mask.any()

@@ -1,0 +1,1 @@
+"""The parts of the panel. They share a context and name the siblings that they need; none knows the panel itself."""

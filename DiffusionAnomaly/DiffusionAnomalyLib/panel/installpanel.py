@@ -1,0 +1,116 @@
+"""The panel's part on Python packages: what is missing, and installing it with a click."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+
+from ..process import dependencies
+from ..process.environment import pythonProgram, workerEnvironment
+from ..process.qtprocess import QtProcess
+from ..translation import tr as _
+from .context import PanelContext
+from .methodpanel import MethodPanel
+
+
+class InstallPanel:
+    """Shown only while packages are missing; see ``Panel``."""
+
+    def __init__(self, context: PanelContext, method: MethodPanel) -> None:
+        self._context = context
+        self._method = method
+        self._ui = context.ui
+        self._settings = context.settings
+        self._running: dependencies.Installation | None = None
+        self._last: dependencies.Installation | None = None  # whose log can still be read
+        self._offered = False
+        self._problem = ""
+        self.missing = dependencies.missing()
+        self._ui.installButton.connect("clicked(bool)", self._onInstall)
+        self._ui.installFolderButton.connect("clicked(bool)", self._onInstallFromFolder)
+        self._ui.installCancelButton.connect("clicked(bool)", self._onCancel)
+
+    def refresh(self, parameters: Any) -> None:
+        self._ui.installFrame.setVisible(bool(self.missing) or self._running is not None)
+        self._ui.installLabel.setText(self._text())
+        for button in (self._ui.installButton, self._ui.installFolderButton):
+            button.setEnabled(self._running is None)
+        self._ui.installCancelButton.setEnabled(self._running is not None)
+
+    def problem(self) -> str:
+        """Why nothing can run yet; empty when all packages are there."""
+        return _("Install the Python packages first.") if self.missing else ""
+
+    def log(self) -> str:
+        """What pip says, or said last; empty when nothing was installed."""
+        return "\n".join(self._last.log) if self._last is not None else ""
+
+    def tick(self) -> None:
+        if self._running is not None:
+            self._running.tick()
+
+    def offerToContinue(self) -> None:
+        """Ask to go on with an installation that Slicer's end cut short."""
+        begun = dependencies.pending(self._settings)
+        if (
+            self._offered
+            or begun is None
+            or not self.missing
+            or self._running is not None
+            or slicer.app.testingEnabled()
+        ):
+            return
+        self._offered = True
+        if slicer.util.confirmYesNoDisplay(
+            _("The installation of Python packages was not finished last time. Continue it now?"),
+            _("DiffusionAnomaly"),
+        ):
+            self._start(Path(begun.folder) if begun.folder else None)
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.kill()
+
+    def _text(self) -> str:
+        if self._running is not None:
+            return self._running.progress
+        names = ", ".join(str(package) for package in self.missing)
+        return " ".join(filter(None, [self._problem, _("Missing Python packages: {names}.").format(names=names)]))
+
+    def _onInstall(self, checked: bool = False) -> None:
+        self._confirm(None)
+
+    def _onInstallFromFolder(self, checked: bool = False) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Folder of wheels"), str(Path.home()))
+        if folder:
+            self._confirm(Path(folder))
+
+    def _confirm(self, folder: Path | None) -> None:
+        question = dependencies.question(self.missing, folder)
+        if slicer.util.confirmOkCancelDisplay(question, _("DiffusionAnomaly - Install Python packages")):
+            self._start(folder)
+
+    def _start(self, folder: Path | None) -> None:
+        commands = dependencies.steps(self.missing, pythonProgram(), folder)
+        self._problem = ""
+        self._running = dependencies.Installation(commands, QtProcess, workerEnvironment(), self._settings, folder)
+        self._last, self._offered = self._running, True
+        self._running.onChanged = self._context.refreshSoon
+        self._running.onFinished = self._onFinished
+        self._running.start()
+        self._context.refreshSoon()
+
+    def _onCancel(self, checked: bool = False) -> None:
+        if self._running is not None:
+            self._running.cancel()
+
+    def _onFinished(self, problem: str) -> None:
+        self._running = None
+        self._problem = problem
+        self.missing = dependencies.missing()
+        if not self.missing:
+            self._method.probeMachine()
+        self._context.refreshSoon()

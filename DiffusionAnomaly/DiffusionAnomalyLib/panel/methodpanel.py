@@ -1,0 +1,258 @@
+"""The panel's part on the method: which method, which model, how many steps, and where it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+
+from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
+
+from .. import choices
+from ..parameters import MODEL_DEFAULT, requestOf
+from ..process.environment import Question
+from ..process.qtprocess import QtProcess
+from ..progresstext import expectedSeconds, timeInWords
+from ..scene.volumes import axialSlices, problemWith
+from ..translation import tr as _
+from .context import PanelContext
+from .qthelpers import Combo, say, silent
+
+if TYPE_CHECKING:
+    from diffusion_anomaly.models.package import BundleSummary
+    from diffusion_anomaly.registry import MethodEntry
+
+    from ..detection import Request
+
+# More steps than that on the slider would make it useless for the few that matter; the engine takes more.
+LARGEST_ON_SLIDER = 200
+
+
+class MethodPanel:
+    """Shows and takes the choice of method, model, steps and device; see ``Panel``."""
+
+    def __init__(self, context: PanelContext) -> None:
+        self._context = context
+        self._ui = context.ui
+        self._settings = context.settings
+        self.machine: dict[str, Any] | None = None  # what the engine's probe said
+        self._questions: list[Question] = []
+        self._methods = Combo(self._ui.methodComboBox, self._onMethod)
+        self._models = Combo(self._ui.modelComboBox, self._onModel)
+        self._devices = Combo(self._ui.deviceComboBox, self._onDevice)
+        self._offered: list[MethodEntry] = []
+        self._shown: list[BundleSummary] = []
+        self._problems: dict[Path, str] = {}
+        self._shownFor = ""
+        self._ui.stepsSlider.connect("valueChanged(double)", self._onSteps)
+        self._ui.stepsInfoLabel.connect("linkActivated(QString)", self._onDefaultSteps)
+        self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
+        self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
+        self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
+
+    def probeMachine(self) -> None:
+        """Find out, in the background, what is installed and which GPUs there are."""
+        self._probe(["machine"], self._onMachine)
+
+    def refresh(self, parameters: Any) -> None:
+        method = parameters.method
+        if not choices.isKnown(method.name):
+            self._onMethod(DEFAULT_METHOD)
+        model = self.model(parameters)
+        guide = get_method(method.name)
+        self._methods.show([(entry.name, entry.title) for entry in self._offered], method.name)
+        self._ui.methodInfoLabel.setText(
+            _("{does} Learnt from {labels}.").format(does=guide.does, labels=guide.learnt_from)
+        )
+        self._models.show(
+            [(str(entry.path), self._titleOf(entry)) for entry in self._shown],
+            str(model.path) if model else "",
+        )
+        self._ui.modelComboBox.setEnabled(bool(self._shown))
+        self._ui.removeModelButton.setVisible(model is not None and choices.wasAdded(model.path, self._settings))
+        seconds = self._seconds(parameters, model)
+        card = choices.card(model, timeInWords(seconds)) if model else _("This method needs no model.")
+        self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
+        self._showSteps(parameters, model, seconds)
+        self._ui.guidanceScaleSpinBox.setEnabled(guide.guidance_scale is not None)
+        self._ui.noiseLevelSpinBox.setEnabled(guide.noise_level is not None)
+        found = choices.devices(self.machine)
+        if parameters.run.device not in [device.id for device in found]:  # of another machine, from a saved scene
+            found.append(choices.Device(parameters.run.device, parameters.run.device))
+        self._devices.show([(device.id, device.title) for device in found], parameters.run.device)
+        say(self._ui.deviceInfoLabel, choices.deviceProblem(parameters.run.device, self.machine))
+
+    def problem(self, parameters: Any) -> str:
+        """Why the choice cannot run; empty when it can, as far as is known."""
+        if self.model(parameters) is None:
+            return _("There is no model for this method. Add one from a folder.")
+        guide, method = get_method(parameters.method.name), parameters.method
+        for label, number, value in (
+            (_("Noise level"), guide.noise_level, method.noiseLevel),
+            (_("Guidance scale"), guide.guidance_scale, method.guidanceScale),
+        ):
+            if problem := choices.numberProblem(number, value if value >= 0 else None):
+                return f"{label}: {problem}"
+        if parameters.run.sliceSpacing == 0:
+            return _("Slice spacing: it must be larger than 0 mm.")
+        return choices.deviceProblem(parameters.run.device, self.machine)
+
+    def request(self, parameters: Any) -> Request:
+        """What the panel requests: the model and the steps that it shows, whatever a scene or an older choice says."""
+        model = self.model(parameters)
+        folder = model.path if model else None
+        steps = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, _level(parameters))
+        return replace(requestOf(parameters), model=str(folder) if folder else None, steps=steps)
+
+    def model(self, parameters: Any) -> BundleSummary | None:
+        """The package that will run: the one chosen, else the first of the method."""
+        gone = [entry for entry in self._shown if not choices.isThere(entry.path)]
+        if self._shownFor != parameters.method.name or gone:
+            self._reload(parameters.method.name)
+        chosen = next((entry for entry in self._shown if str(entry.path) == parameters.method.model), None)
+        return chosen or (self._shown[0] if self._shown else None)
+
+    def close(self) -> None:
+        for question in self._questions:
+            question.close()
+
+    def _titleOf(self, model: BundleSummary) -> str:
+        """What the list says; of an added package with its folder, because several may have one name."""
+        title = f"{model.name} {model.version}"
+        return f"{title} ({model.path})" if choices.wasAdded(model.path, self._settings) else title
+
+    def _reload(self, method: str) -> None:
+        """Read the packages anew; kept, because that opens files."""
+        self._offered, self._problems = choices.methods(self._settings), choices.problems(self._settings)
+        self._shown, self._shownFor = choices.models(method, self._settings), method
+
+    def _showSteps(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> None:
+        steps = get_method(parameters.method.name).steps
+        for widget in (self._ui.stepsLabel, self._ui.stepsSlider, self._ui.stepsInfoLabel):
+            widget.setVisible(steps is not None)
+        if steps is None:
+            return
+        folder = model.path if model else None
+        default = int(choices.defaultOf(steps, folder))
+        level = _level(parameters)
+        count = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, level) or default
+        highest = min(int(choices.highest(parameters.method.name, steps, folder, level)), LARGEST_ON_SLIDER)
+        with silent(self._ui.stepsSlider):
+            self._ui.stepsSlider.minimum = 1
+            self._ui.stepsSlider.maximum = max(highest, count)
+            self._ui.stepsSlider.value = count
+            self._ui.stepsSlider.suffix = _(" (default)") if self._ui.stepsSlider.value == default else ""
+        self._ui.stepsInfoLabel.setText(
+            _('The model\'s default is <a href="default">{steps}</a>. Expected time: {time}.').format(
+                steps=default, time=timeInWords(seconds)
+            )
+        )
+
+    def _seconds(self, parameters: Any, model: BundleSummary | None) -> float | None:
+        volume = parameters.inputVolume
+        if problemWith(volume):
+            return None
+        folder = model.path if model else None
+        spacing = parameters.run.sliceSpacing
+        slices = axialSlices(volume, spacing if spacing > 0 else choices.sliceSpacing(folder))
+        count = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, _level(parameters))
+        name = model.name if model else None
+        return expectedSeconds(self._settings, parameters.method.name, name, parameters.run.device, slices, count)
+
+    def _onMethod(self, name: str) -> None:
+        if (parameters := self._context.parameters) is not None:
+            parameters.method.name = name
+            parameters.method.model = ""
+            parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = MODEL_DEFAULT
+
+    def _onModel(self, folder: str) -> None:
+        if (parameters := self._context.parameters) is not None:
+            parameters.method.model = folder
+            parameters.method.steps = MODEL_DEFAULT
+
+    def _onDevice(self, device: str) -> None:
+        if (parameters := self._context.parameters) is not None:
+            parameters.run.device = device
+
+    def _onSteps(self, value: float) -> None:
+        if (parameters := self._context.parameters) is not None:
+            parameters.method.steps = int(value)
+
+    def _onDefaultSteps(self, link: str) -> None:
+        """Back to what the model has."""
+        if (parameters := self._context.parameters) is not None:
+            parameters.method.steps = MODEL_DEFAULT
+
+    def _onCardLink(self, link: str) -> None:
+        """Show the whole card or the whole licence, or forget a package that cannot be offered."""
+        if link.startswith(choices.FORGET):
+            choices.forget(Path(link.removeprefix(choices.FORGET)), self._settings)
+            self._shownFor = ""
+            self._context.refreshSoon()
+            return
+        if (model := self.model(self._context.parameters)) is None:
+            return
+        with slicer.util.tryWithErrorDisplay(_("The model package cannot be read.")):
+            if link == "licence":
+                slicer.util.messageBox(
+                    _("Licence of the weights of {name}: {licence}").format(name=model.name, licence=model.license),
+                    detailedText=choices.licence(model),
+                )
+            else:
+                slicer.util.messageBox(choices.wholeCard(model))
+
+    def _onRemoveModel(self, checked: bool = False) -> None:
+        parameters = self._context.parameters
+        if (model := self.model(parameters)) is not None:
+            choices.forget(model.path, self._settings)
+            self._shownFor = ""
+            parameters.method.model = ""
+            self._context.refreshSoon()
+
+    def _onAddModel(self, checked: bool = False) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(
+            slicer.util.mainWindow(), _("Folder of a model package"), str(Path.home())
+        )
+        if folder:
+            self.addModel(Path(folder))
+
+    def addModel(self, folder: Path) -> None:
+        """Verify a package in the background, then list it; say what is wrong with it otherwise."""
+        folder = folder.absolute()  # the process that verifies it has another working directory
+        self._ui.modelCardLabel.setText(_("Verifying {folder}…").format(folder=folder))
+        self._probe(["verify", str(folder)], lambda answer: self._onVerified(folder, answer))
+
+    def _onVerified(self, folder: Path, answer: dict[str, Any]) -> None:
+        if answer.get("ok") and not choices.isKnown(answer["method"]):
+            answer = {
+                "problem": _("{folder} is a whole model package, but this version has no method {method!r}.").format(
+                    folder=folder, method=answer["method"]
+                )
+            }
+        if not answer.get("ok"):
+            problem = answer.get("problem") or _(
+                "The package could not be verified. Are all Python packages installed?"
+            )
+            slicer.util.warningDisplay(problem, _("This model cannot be used"))
+        else:
+            choices.remember(folder, self._settings)
+            self._shownFor = ""
+            if (parameters := self._context.parameters) is not None:
+                self._onMethod(answer["method"])
+                parameters.method.model = str(folder)
+        self._context.refreshSoon()
+
+    def _onMachine(self, answer: dict[str, Any]) -> None:
+        self.machine = answer or None
+        self._context.refreshSoon()
+
+    def _probe(self, arguments: list[str], onAnswer: Any) -> None:
+        self._questions.append(Question(QtProcess(), arguments, onAnswer))
+
+
+def _level(parameters: Any) -> int | None:
+    """The noise level requested; None for the model's."""
+    return parameters.method.noiseLevel if parameters.method.noiseLevel >= 0 else None

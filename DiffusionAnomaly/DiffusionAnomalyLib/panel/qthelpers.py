@@ -1,0 +1,101 @@
+"""Small things that several parts of the panel do with Qt as PythonQt has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import qt
+
+from ..progresstext import shortened
+
+LONGEST_IN_CELL = 24
+
+
+@contextmanager
+def silent(widget: Any) -> Iterator[None]:
+    """The widget tells nobody of what is done to it in the body."""
+    blocked = widget.blockSignals(True)
+    try:
+        yield
+    finally:
+        widget.blockSignals(blocked)
+
+
+def say(label: Any, text: str) -> None:
+    """Show a text; without one, the label takes no room."""
+    label.setText(text)
+    label.setVisible(bool(text))
+
+
+class Combo:
+    """A combo box whose items stand for values.
+
+    Args:
+        widget: the ``QComboBox``.
+        onChosen: takes the value that the user chose.
+    """
+
+    def __init__(self, widget: Any, onChosen: Callable[[Any], None]) -> None:
+        self._widget = widget
+        self._values: list[Any] = []
+        self._titles: list[str] = []
+        self._onChosen = onChosen
+        widget.connect("currentIndexChanged(int)", self._changed)
+
+    def show(self, items: Sequence[tuple[Any, str]], current: Any) -> None:
+        """Offer items of value and title, and show the current one; none if it is not among them."""
+        values, titles = [value for value, _ in items], [title for _, title in items]
+        with silent(self._widget):
+            if titles != self._titles or values != self._values:
+                self._values, self._titles = values, titles
+                self._widget.clear()
+                for title in titles:
+                    self._widget.addItem(title)
+            self._widget.setCurrentIndex(values.index(current) if current in values else -1)
+
+    def _changed(self, index: int) -> None:
+        if 0 <= index < len(self._values):
+            self._onChosen(self._values[index])
+
+
+class Table:
+    """A table widget that shows rows of text.
+
+    Args:
+        widget: the ``QTableWidget``.
+        titles: of the columns; the last one takes the room that is left.
+        rowsShown: the table is as high as its rows are, up to so many; None leaves its height to the form.
+    """
+
+    def __init__(self, widget: Any, titles: Sequence[str], rowsShown: int | None = None) -> None:
+        self._widget = widget
+        self._rows: list[tuple[str, ...]] = []
+        self._rowsShown = rowsShown
+        widget.setColumnCount(len(titles))
+        widget.setHorizontalHeaderLabels(list(titles))
+        widget.verticalHeader().setVisible(False)
+        for column in range(len(titles)):
+            isLast = column == len(titles) - 1
+            mode = qt.QHeaderView.Stretch if isLast else qt.QHeaderView.ResizeToContents
+            widget.horizontalHeader().setSectionResizeMode(column, mode)
+
+    def show(self, rows: Sequence[Sequence[str]]) -> None:
+        """Show rows; nothing is done when they are shown already."""
+        wanted = [tuple(row) for row in rows]
+        if wanted == self._rows:
+            return
+        self._rows = wanted
+        with silent(self._widget):
+            self._widget.setRowCount(len(wanted))
+            for row, texts in enumerate(wanted):
+                for column, text in enumerate(texts):
+                    # A long text would push the other columns out of sight; the last column is as wide as may be.
+                    item = qt.QTableWidgetItem(text if column == len(texts) - 1 else shortened(text, LONGEST_IN_CELL))
+                    item.setToolTip(text)
+                    self._widget.setItem(row, column, item)
+        if self._rowsShown is not None:
+            height = self._widget.verticalHeader().defaultSectionSize * min(len(wanted), self._rowsShown)
+            frame = 2 * self._widget.frameWidth
+            self._widget.setFixedHeight(self._widget.horizontalHeader().sizeHint.height() + height + frame)

@@ -1,0 +1,66 @@
+"""The background process inside Slicer: ``QProcess``, which streams without threads and works on every platform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import qt
+
+from .process import SECONDS_TO_DIE, killTree
+
+
+class QtProcess:
+    """A ``WorkerProcess`` whose callbacks come from Qt's event loop."""
+
+    def __init__(self) -> None:
+        self.onOutput: Callable[[bytes], None] = lambda data: None
+        self.onErrorOutput: Callable[[bytes], None] = lambda data: None
+        self.onFinished: Callable[[int | None], None] = lambda code: None
+        self._running = False
+        self._process = qt.QProcess()
+        self._process.connect("readyReadStandardOutput()", self._readOutput)
+        self._process.connect("readyReadStandardError()", self._readErrorOutput)
+        self._process.connect("finished(int,QProcess::ExitStatus)", self._finished)
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        variables = qt.QProcessEnvironment()
+        for name, value in environment.items():
+            variables.insert(name, value)
+        self._process.setProcessEnvironment(variables)
+        self._process.setWorkingDirectory(str(folder))
+        self._process.start(command[0], list(command[1:]))
+        if not self._process.waitForStarted():
+            raise OSError(f"{command[0]} cannot be started: {self._process.errorString()}.")
+        self._running = True
+
+    def write(self, data: bytes) -> None:
+        if self._running:
+            self._process.write(qt.QByteArray(data))
+
+    def kill(self) -> None:
+        if self._running:
+            killTree(int(self._process.processId()))
+            self._process.kill()
+            self._process.waitForFinished(int(SECONDS_TO_DIE * 1000))
+
+    def poll(self) -> None:
+        """The event loop delivers."""
+
+    def isRunning(self) -> bool:
+        return self._running
+
+    def _readOutput(self) -> None:
+        self.onOutput(self._process.readAllStandardOutput().data())
+
+    def _readErrorOutput(self) -> None:
+        self.onErrorOutput(self._process.readAllStandardError().data())
+
+    def _finished(self, code: int, status: int) -> None:
+        if not self._running:
+            return
+        # What came with the end has no signal of its own.
+        self._readOutput()
+        self._readErrorOutput()
+        self._running = False
+        self.onFinished(code if status == qt.QProcess.NormalExit else None)

@@ -1,0 +1,1 @@
+"""Volumes out of MRML, and results into MRML and out of it again."""

@@ -1,0 +1,151 @@
+"""The findings as a table node: one row each, in the scene's own coordinates, with names that the user gives.
+
+A name belongs to a place, the voxel with the highest score of the finding that was named, so that it stays with the
+finding when another threshold gives every finding another number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+
+from diffusion_anomaly.results.findings import Finding
+
+from ..translation import tr as _
+from .attributes import PREFIX
+from .livethreshold import LiveThreshold, Thresholded
+
+NAMES = f"{PREFIX}Names"  # JSON: [[i, j, k], name] for each name given
+
+LONGEST_NAME = 60
+
+# Column, its type, and the unit that the node records.
+NAME, VOLUME, PEAK, MEAN = "Name", "Volume", "Peak score", "Mean score"
+RIGHT, ANTERIOR, SUPERIOR = "R", "A", "S"
+FIRST, LAST = "First slice", "Last slice"
+COLUMNS: tuple[tuple[str, type, str], ...] = (
+    (NAME, vtk.vtkStringArray, ""),
+    (VOLUME, vtk.vtkDoubleArray, "ml"),
+    (PEAK, vtk.vtkDoubleArray, ""),
+    (MEAN, vtk.vtkDoubleArray, ""),
+    (RIGHT, vtk.vtkDoubleArray, "mm"),
+    (ANTERIOR, vtk.vtkDoubleArray, "mm"),
+    (SUPERIOR, vtk.vtkDoubleArray, "mm"),
+    (FIRST, vtk.vtkIntArray, ""),
+    (LAST, vtk.vtkIntArray, ""),
+)
+
+
+def makeTable(scene: Any, name: str) -> Any:
+    """An empty table of findings, in the scene."""
+    node = slicer.vtkMRMLTableNode()
+    node.SetName(name)
+    return scene.AddNode(node)
+
+
+def fillTable(node: Any, live: LiveThreshold, found: Thresholded) -> None:
+    """Write the findings into the table, in place of those that were there."""
+    names = namesOf(node, live, found)
+    rows = [_row(finding, names.get(finding.id, "")) for finding in found.findings]
+    table = vtk.vtkTable()
+    for index, (title, kind, _unit) in enumerate(COLUMNS):
+        column = kind()
+        column.SetName(title)
+        column.SetNumberOfValues(len(rows))
+        for place, row in enumerate(rows):
+            column.SetValue(place, row[index])
+        table.AddColumn(column)
+    node.SetAndObserveTable(table)
+    for title, _kind, unit in COLUMNS:
+        if unit:
+            node.SetColumnUnitLabel(title, unit)
+
+
+def setName(node: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
+    """Name the finding of a row; an empty name takes the name away."""
+    finding = found.findings[row]
+    kept = [entry for entry in _given(node) if _idAt(entry[0], live, found) != finding.id]
+    if cleaned := clean(name):
+        kept.append([_peakVoxel(finding, live, found), cleaned])
+    node.SetAttribute(NAMES, json.dumps(kept))
+    fillTable(node, live, found)
+
+
+def clean(name: str) -> str:
+    """A name as a table file can hold it: on one line, without the quote that would end its field, not too long."""
+    return " ".join(name.replace('"', "''").split())[:LONGEST_NAME]
+
+
+def namesOf(node: Any, live: LiveThreshold, found: Thresholded) -> dict[int, str]:
+    """The name of each finding that has one, by its id; of two that have grown together, both."""
+    names: dict[int, str] = {}
+    for place, name in _given(node):
+        if finding := _idAt(place, live, found):
+            names[finding] = f"{names[finding]}, {name}" if finding in names else name
+    return names
+
+
+def hasNames(node: Any) -> bool:
+    """Whether any finding was ever given a name that still stands."""
+    return bool(_given(node))
+
+
+def centre(finding: Finding, anomalyMap: Any) -> tuple[float, float, float]:
+    """Where a finding lies in the world, with the scan's parent transform applied."""
+    world = [0.0, 0.0, 0.0]
+    anomalyMap.TransformPointToWorld(list(finding.centroid_ras), world)
+    return world[0], world[1], world[2]
+
+
+def inWords(ras: Sequence[float]) -> str:
+    """A point as Slicer's views name it: millimetres, each with the side of the patient that it is on."""
+    sides = zip(ras, "RAS", "LPI", strict=True)
+    return ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """The findings in a line."""
+    if not findings:
+        return _("No finding at this threshold.")
+    if len(findings) == 1:
+        return _("1 finding of {volume:.1f} ml, highest score {peak:.1f}.").format(
+            volume=findings[0].volume_ml, peak=findings[0].peak_heat
+        )
+    return _("{count} findings, {volume:.1f} ml in all, highest score {peak:.1f}.").format(
+        count=len(findings),
+        volume=sum(finding.volume_ml for finding in findings),
+        peak=max(finding.peak_heat for finding in findings),
+    )
+
+
+def _row(finding: Finding, name: str) -> list[Any]:
+    return [
+        name or str(finding.id),
+        finding.volume_ml,
+        finding.peak_heat,
+        finding.mean_heat,
+        *finding.centroid_ras,
+        *finding.slices,
+    ]
+
+
+def _given(node: Any) -> list[Any]:
+    return json.loads(node.GetAttribute(NAMES) or "[]")
+
+
+def _peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list[int]:
+    """The voxel i j k of the whole volume of the finding's highest score."""
+    place = np.argmax(np.where(found.labels == finding.id, live.scores, -1.0))
+    inBox = np.unravel_index(place, found.labels.shape)
+    return [int(index) + part.start for index, part in zip(inBox, live.box, strict=True)][::-1]
+
+
+def _idAt(place: Sequence[int], live: LiveThreshold, found: Thresholded) -> int:
+    inBox = tuple(index - part.start for index, part in zip(reversed(place), live.box, strict=True))
+    inside = all(0 <= index < length for index, length in zip(inBox, found.labels.shape, strict=True))
+    return int(found.labels[inBox]) if inside else 0

@@ -1,0 +1,145 @@
+"""The mask as MRML knows it: a label map volume, and a segmentation whose segment has the codes that DICOM wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from .livethreshold import LiveThreshold, Thresholded
+from .volumes import ijkToRas
+
+SEGMENT = "anomaly"
+COLOR = (0.20, 0.90, 0.35)  # green stands out from scan (grey) and anomaly map (purple to yellow)
+
+# SNOMED CT codes of DICOM PS3.16, CID 7150 and CID 7159; the region is the brain.
+TERMINOLOGY = (
+    "Segmentation category and type - 3D Slicer General Anatomy list"
+    "~SCT^49755003^Morphologically Abnormal Structure"
+    "~SCT^52988006^Lesion"
+    "~^^"
+    "~Anatomic codes - DICOM master list"
+    "~SCT^12738006^Brain"
+    "~^^"
+)
+
+
+LONGEST_ALGORITHM_NAME = 64  # DICOM's value representation LO
+
+
+def makeLabelMap(scene: Any, name: str, inputNode: Any) -> Any:
+    """An empty label map on the scan's grid, in the scene."""
+    node = slicer.vtkMRMLLabelMapVolumeNode()
+    node.SetName(name)
+    node.SetAndObserveImageData(_zeros(inputNode.GetImageData().GetDimensions()))
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijkToRas(inputNode)))
+    node = scene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def makeSegmentation(scene: Any, name: str, segmentName: str, inputNode: Any, live: LiveThreshold) -> Any:
+    """A segmentation with one empty segment over the anomaly map's box, in the scene."""
+    node = slicer.vtkMRMLSegmentationNode()
+    node.SetName(name)
+    node = scene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(inputNode)
+    node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), inputNode.GetID())
+    segment = slicer.vtkSegment()
+    segment.SetName(segmentName)
+    segment.SetColor(*COLOR)
+    segment.SetTerminology(TERMINOLOGY)
+    segment.AddRepresentation(_binary(), _boxImage(live, inputNode))
+    segmentation = node.GetSegmentation()
+    segmentation.SetSourceRepresentationName(_binary())
+    segmentation.AddSegment(segment, SEGMENT)
+    display = node.GetDisplayNode()
+    display.SetOpacity2DFill(0.0)  # the outline shows where, the colours under it show how much
+    display.SetVisibility2DOutline(True)
+    return node
+
+
+def nameAlgorithm(node: Any, name: str) -> None:
+    """Say what made the segment; without it, a DICOM SEG would call it drawn by hand."""
+    segment = node.GetSegmentation().GetSegment(SEGMENT)
+    segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
+    segment.SetTag("DICOM.SegmentAlgorithmName", name[:LONGEST_ALGORITHM_NAME])
+
+
+def fillLabelMap(node: Any, live: LiveThreshold, found: Thresholded) -> None:
+    """Write a mask into the label map, in place; one that was cropped or resampled by hand is left alone."""
+    if node.GetImageData() is None or slicer.util.arrayFromVolume(node).shape != live.shape:
+        return
+    slicer.util.arrayFromVolume(node)[live.box] = found.mask
+    slicer.util.arrayFromVolumeModified(node)
+
+
+def fillSegmentation(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded) -> None:
+    """Write a mask into the segment, in place, on the anomaly map's grid whatever grid it is edited on."""
+    segmentation = node.GetSegmentation()
+    segment = segmentation.GetSegment(SEGMENT)
+    if segment is None:  # the user has deleted it
+        return
+    image = segment.GetRepresentation(_binary())
+    scalars = image.GetPointData().GetScalars() if image else None
+    if scalars is None or image.GetExtent() != _extent(live) or not _isOnGrid(image, anomalyMap):
+        # The segment was edited, or was stored with a smaller extent.
+        image = _boxImage(live, anomalyMap)
+        segment.AddRepresentation(_binary(), image)
+        scalars = image.GetPointData().GetScalars()
+    vtk_to_numpy(scalars).reshape(found.mask.shape)[:] = found.mask
+    scalars.Modified()
+    image.Modified()
+
+
+def _isOnGrid(image: Any, anomalyMap: Any) -> bool:
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return bool(np.allclose(slicer.util.arrayFromVTKMatrix(matrix), ijkToRas(anomalyMap), atol=1e-6))
+
+
+def showSurface(node: Any, shown: bool) -> None:
+    """Make the surface when it is to be shown, and take it away again: each new threshold would make it anew."""
+    if shown:
+        node.CreateClosedSurfaceRepresentation()
+    else:
+        node.RemoveClosedSurfaceRepresentation()
+    node.GetDisplayNode().SetVisibility3D(shown)
+
+
+def isSurfaceShown(node: Any) -> bool:
+    """Whether the segmentation carries a surface."""
+    name = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    return node.GetSegmentation().ContainsRepresentation(name)
+
+
+def _binary() -> str:
+    return slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+def _zeros(dimensions: tuple[int, int, int]) -> Any:
+    image = vtk.vtkImageData()
+    image.SetDimensions(dimensions)
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    image.GetPointData().GetScalars().Fill(0)
+    return image
+
+
+def _extent(live: LiveThreshold) -> tuple[int, ...]:
+    return tuple(bound for part in reversed(live.box) for bound in (part.start, part.stop - 1))
+
+
+def _boxImage(live: LiveThreshold, inputNode: Any) -> Any:
+    """An empty oriented image over the anomaly map's box, in the scan's own indices."""
+    image = slicer.vtkOrientedImageData()
+    image.SetExtent(_extent(live))
+    shape = tuple(part.stop - part.start for part in live.box)
+    scalars = numpy_to_vtk(np.zeros(int(np.prod(shape)), dtype=np.uint8), deep=True)
+    scalars.SetName("ImageScalars")
+    image.GetPointData().SetScalars(scalars)
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(ijkToRas(inputNode)))
+    return image

@@ -1,0 +1,138 @@
+"""The panel's own code at work, with stand-ins for Qt: how its parts are wired, and that a reload reloads all of it.
+
+What widgets really do is tested inside a full Slicer, see ``Testing/app``. Each test has a process of its own, because
+the stand-ins would stay in ``sys.modules``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
+
+from DiffusionAnomalyLib.process.environment import MODULE_FOLDER
+
+HERE = Path(__file__).resolve().parent
+
+
+def runs(code: str, folder: Path) -> str:
+    """What a program of these lines prints; it finds the module, the tests' helpers and a stand-in for Qt."""
+    path = [str(MODULE_FOLDER), str(HERE), str(HERE.parent / "engine"), str(HERE.parent / "app")]
+    program = "import standins\nstandins.install()\n" + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
+    code = """
+    import os, sys
+    from pathlib import Path
+    from unittest.mock import MagicMock
+    import slicer, jobs, mrmlscene, standin_worker, standins
+    from DiffusionAnomalyLib.detection import Detection
+    from DiffusionAnomalyLib.panel.panel import Panel
+    from DiffusionAnomalyLib.process import dependencies
+    from DiffusionAnomalyLib.settings import MemorySettings
+
+    folder = Path(sys.argv[1])
+    with mrmlscene.newScene() as scene:
+        slicer.app = MagicMock()
+        ui = standins.widgets()
+        command = [sys.executable, standin_worker.__file__]
+        detection = Detection(
+            scene, folder / "work", settings=MemorySettings(), command=command, environment=jobs.environment()
+        )
+        panel = Panel(ui, detection)
+        panel.install.missing = []
+        chosen = standins.parameters()
+        panel.setParameters(chosen)
+        assert standins.said(ui.messageLabel) == "Choose a volume."
+
+        chosen.inputVolume = mrmlscene.addScan(scene, jobs.scan(), folder, "patient")
+        chosen.method.name = "intensity"
+        panel.refresh()
+        assert standins.said(ui.messageLabel) == "" and "voxels" in standins.said(ui.inputInfoLabel)
+        panel.run.onRun()
+        (entry,) = detection.queue.entries
+        panel.refresh()
+        assert standins.said(ui.runButton) == "Cancel"
+        jobs.wait(lambda: entry.state.isOver, panel._tick, 60)
+        assert entry.message == "", entry.message
+
+        nodes = panel.results.nodes()
+        assert nodes is not None and chosen.result is nodes.all[0]
+        panel.refresh()
+        assert "1 finding of" in standins.said(ui.summaryLabel) and "stand-in" in standins.said(ui.warningLabel)
+        panel.results.setThreshold(4.5)
+        assert nodes.threshold == 4.5 and "No finding" in standins.said(ui.summaryLabel)
+        panel.results._onResetThreshold()
+        panel.results.name(0, "frontal")
+        assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
+        assert "patient: done" in panel.run.log()
+        panel.refresh()
+        ui.saveReportButton.setEnabled.assert_called_with(True)
+
+        panel.install.missing = ["monai"]
+        panel.refresh()
+        assert "Install the Python packages" in standins.said(ui.messageLabel)
+        started = []
+        panel.method._probe = lambda arguments, onAnswer: started.append(arguments)
+        dependencies.missing = lambda: []
+        panel.install._onFinished("")
+        assert started == [["machine"]] and panel.install.missing == []
+
+        panel.results.remove()
+        assert panel.results.nodes() is None
+        panel.close()
+        assert panel.parameters is None and not list((folder / "work").iterdir())
+    print("all of it")
+    """
+    assert runs(code, tmp_path).splitlines()[-1] == "all of it"
+
+
+def test_reloading_the_module_reloads_every_wing_of_its_library(tmp_path: Path) -> None:
+    for name in ("DiffusionAnomaly.py", "DiffusionAnomalyLib"):
+        copy = shutil.copytree if (MODULE_FOLDER / name).is_dir() else shutil.copy
+        copy(MODULE_FOLDER / name, tmp_path / name)
+    code = """
+    import importlib.util, os, sys
+    from pathlib import Path
+    folder = Path(sys.argv[1])
+    sys.path.insert(0, str(folder))
+
+    def load():
+        spec = importlib.util.spec_from_file_location("DiffusionAnomaly", folder / "DiffusionAnomaly.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["DiffusionAnomaly"] = module
+        spec.loader.exec_module(module)
+        return module, {n: m for n, m in sys.modules.items() if n.split(".")[0] == "DiffusionAnomalyLib"}
+
+    first, before = load()
+    assert all(Path(module.__file__).is_relative_to(folder) for module in before.values())
+    for wing, name in (("panel", "runpanel"), ("process", "workerjob"), ("scene", "results")):
+        file = folder / "DiffusionAnomalyLib" / wing / f"{name}.py"
+        file.write_text(file.read_text("utf-8") + "\\nCHANGED = True\\n", "utf-8")
+    second, after = load()
+    assert before.keys() == after.keys() and len(after) > 30
+    assert [name for name in after if after[name] is before[name]] == []
+    for name in ("panel.runpanel", "process.workerjob", "scene.results"):
+        assert after[f"DiffusionAnomalyLib.{name}"].CHANGED
+    assert second.Panel is not first.Panel
+    assert second.Panel is after["DiffusionAnomalyLib.panel.panel"].Panel
+    print("all of it")
+    """
+    assert runs(code, tmp_path).splitlines()[-1] == "all of it"
