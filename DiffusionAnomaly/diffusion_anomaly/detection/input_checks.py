@@ -149,8 +149,9 @@ def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[s
         yield f"All brain voxels have the value {values_in_brain.flat[0]:g}; there is nothing to find in such a scan."
     if stack.coverage < 0.99:
         yield (
-            f"The model's field of view holds {stack.coverage:.0%} of the brain mask; the rest gets no heat. "
-            "Is the voxel spacing right?"
+            f"Only {stack.coverage:.0%} of the brain mask gets heat; the rest lies outside the model's field of view "
+            "or in pieces too small for its pixels. Is the voxel spacing right, and is "
+            "the mask free of holes and specks?"
         )
 
 
