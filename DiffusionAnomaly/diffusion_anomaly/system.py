@@ -17,13 +17,20 @@ from .errors import InputError
 if TYPE_CHECKING:
     import torch
 
-# What torch (both allocators), ITK and the operating system say when an allocation fails.
+# What torch (its allocators for CUDA, MPS, XPU and the CPU), ITK and the operating system say when an allocation fails,
+# and the names that CUDA's libraries, CUDA's driver and Intel's runtime give it: CUBLAS_STATUS_ALLOC_FAILED,
+# CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED, CUDA_ERROR_OUT_OF_MEMORY, UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY.
 _OUT_OF_MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
     "failed to allocate memory",
     "bad_alloc",
+    "_alloc_failed",
+    "_allocation_failed",
+    "out_of_memory",
+    "out_of_device_memory",
+    "out_of_host_memory",
 )
 _PACKAGES = {"torch": "torch", "monai": "monai", "numpy": "numpy", "scipy": "scipy", "SimpleITK": "SimpleITK"}
 
@@ -33,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)

@@ -395,21 +395,6 @@ def test_what_needs_no_network_does_not_wait_for_torch(arguments: list[str], det
     assert end.code == 0, end.err
 
 
-def test_models_lists_what_each_package_is_and_expects(run: Run, package: Bundle) -> None:
-    end = run("models", "--folder", package.path.parent)
-    assert end.code == 0
-    block = end.out[end.out.index("toy-unsupervised 0.1.0") :]
-    for line in (
-        "method    unsupervised",
-        "expects   FLAIR, axial slices, 4 mm",
-        "licence   CC0-1.0",
-        "quality   not measured",
-    ):
-        assert line in block
-    summaries = json.loads(run("models", "--folder", package.path.parent, "--json").out)
-    assert ("toy-unsupervised", "CC0-1.0") in {(summary["name"], summary["license"]) for summary in summaries}
-
-
 def test_models_verify_tells_the_whole_from_the_damaged(run: Run, package: Bundle, tmp_path: Path) -> None:
     damaged = packages.unsupervised(tmp_path / "damaged").path
     weights = damaged / "models" / "diffusion.safetensors"

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ..errors import EngineError, ModelError
 from .console import err, out
 
 if TYPE_CHECKING:
-    from ..models.package import BundleSummary
+    from ..models.package import Bundle, BundleSummary
 
 app = typer.Typer(rich_markup_mode=None)
+
+# Wider than any line: what is piped is neither wrapped nor cut.
+_PIPED_WIDTH = 10_000
+# Longer lists of numbers, such as a calibration's, are shown by their ends.
+_LONGEST_LIST = 6
+_ROOM = 60
 
 
 @app.callback(invoke_without_command=True)
@@ -28,7 +36,7 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """List model packages; verify them."""
+    """List model packages; show or verify them."""
     if context.invoked_subcommand is not None:
         return
     from ..models.package import available
@@ -39,8 +47,39 @@ def models(
         return
     if not summaries:
         out.print("No model package is here. Give a folder of packages with --folder.")
-    for summary in summaries:
-        _show(summary)
+        return
+    _show_table(summaries)
+
+
+@app.command()
+def show(
+    package: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A built-in package, or a package's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show a model package's card and its declaration."""
+    from ..models.package import open_bundle
+
+    bundle = open_bundle(package)
+    if as_json:
+        out.print_json(
+            json.dumps(
+                {
+                    "path": str(bundle.path),
+                    "sha256": bundle.sha256,
+                    "declaration": bundle.anomaly,
+                    "metadata": bundle.metadata,
+                    "model_card": bundle.model_card,
+                }
+            )
+        )
+        return
+    page = f"{bundle.model_card.rstrip()}\n\n{_declaration(bundle)}"
+    if out.is_terminal:
+        from rich.markdown import Markdown
+
+        out.print(Markdown(page), soft_wrap=False)
+    else:
+        out.print(Text(page))
 
 
 @app.command()
@@ -80,25 +119,84 @@ def _plain(summary: BundleSummary) -> dict[str, Any]:
     return {**asdict(summary), "path": str(summary.path), "quality": dict(summary.quality)}
 
 
-def _show(summary: BundleSummary) -> None:
-    out.print(Text(f"{summary.name} {summary.version}", style="bold"))
-    if summary.problem:
-        out.print(Text(f"  problem   {summary.problem}", style="red"))
-    else:
-        grid = f", {summary.spacing:g} mm" if summary.spacing else ""
-        planes = {"axial": "axial slices", "any": "any orientation"}.get(summary.orientation, summary.orientation)
-        out.print(Text(f"  method    {summary.method}"))
-        out.print(Text(f"  expects   {summary.modality}{', ' if planes else ''}{planes}{grid}"))
-        out.print(Text(f"  licence   {summary.license}"))
-        out.print(Text(f"  quality   {_quality(summary.quality)}"))
-        out.print(Text(f"  size      {summary.size_mb:.1f} MB"))
-    out.print(Text(f"  folder    {summary.path}"))
+def _show_table(summaries: list[BundleSummary]) -> None:
+    """One line a package, then what no line has room for."""
+    from ..models.package import builtin_directory
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "version", "method", "expects", "licence"):
+        table.add_column(heading, no_wrap=heading != "expects")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("quality")
+    for summary in summaries:
+        if summary.problem:
+            table.add_row(Text(summary.name), "", "", "", "", "", Text("problem, see below", style="red"))
+            continue
+        cells = (summary.name, summary.version, summary.method, _expects(summary), summary.license)
+        table.add_row(*map(Text, cells), _size(summary.size_mb), Text(_headline(summary.quality)))
+    console = out if out.is_terminal else Console(file=out.file, width=_PIPED_WIDTH)
+    console.print(table, soft_wrap=False)
+    out.print()
+    for summary in summaries:
+        if summary.problem:
+            out.print(Text(f"problem with {summary.path}: {summary.problem}", style="red"))
+        elif summary.path.parent != builtin_directory():
+            out.print(Text(f"{summary.name} is in {summary.path}"))
+    out.print("AP: average precision. All that was measured: diffusion-anomaly models show NAME")
 
 
-def _quality(quality: Mapping[str, Any]) -> str:
-    def text(value: Any) -> str:
-        if isinstance(value, (list, tuple)):
-            return f"[{', '.join(text(entry) for entry in value)}]"
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _size(megabytes: float) -> str:
+    return f"{megabytes:.1f} MB" if megabytes >= 0.1 else "< 0.1 MB"
 
-    return ", ".join(f"{name} {text(value)}" for name, value in quality.items()) or "not measured"
+
+def _expects(summary: BundleSummary) -> str:
+    parts = [summary.modality, {"any": "any plane"}.get(summary.orientation, summary.orientation)]
+    if summary.spacing:
+        parts.append(f"{summary.spacing:.3g} mm")
+    return ", ".join(part for part in parts if part)
+
+
+def _headline(quality: Mapping[str, Any]) -> str:
+    """The one number that says most: average precision, else the lowest Dice, else the first that there is."""
+    numbers = {name: value for name, value in quality.items() if isinstance(value, (int, float))}
+    if "average precision" in numbers:
+        return f"AP {_text(numbers['average precision'])}"
+    dice = [value for name, value in numbers.items() if name.startswith("Dice")]
+    if dice:
+        return f"Dice {_text(min(dice))}, lowest"
+    return next((f"{name} {_text(value)}" for name, value in numbers.items()), "not measured")
+
+
+def _declaration(bundle: Bundle) -> str:
+    """A package's declaration in Markdown: which package it is, and every entry in a table."""
+    rows = [f"| {name} | {value} |" for name, value in _flat(bundle.anomaly)]
+    lines = (
+        "## Declaration",
+        "",
+        f"- Folder: `{bundle.path}`",
+        f"- SHA256: `{bundle.sha256}`",
+        f"- Licence: {bundle.license}",
+        "",
+        "| entry | value |",
+        "|---|---|",
+    )
+    return "\n".join((*lines, *rows))
+
+
+def _flat(entries: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Nested entries under their dotted names."""
+    for name, value in entries.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}".replace("|", "\\|"), _text(value).replace("|", "\\|")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        if len(value) > _LONGEST_LIST or len(str(value)) > _ROOM:
+            return f"{_text(value[0])} … {_text(value[-1])} ({len(value)} values)"
+        return ", ".join(_text(entry) for entry in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

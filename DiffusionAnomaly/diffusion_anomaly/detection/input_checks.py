@@ -65,9 +65,23 @@ _CONTRASTS = {
     "adc": "ADC",
     "swi": "SWI",
     "ct": "CT",
-    "pt": "PET",
     "pet": "PET",
 }
+# DICOM's word for PET, which in names and descriptions is a patient.
+_MODALITIES = {**_CONTRASTS, "pt": "PET"}
+# The keys of BIDS. Their values are labels that somebody chose: ses-t1 is a time, space-T1w the grid of another scan.
+_ENTITIES = (
+    "acq|atlas|ce|chunk|cohort|den|desc|dir|echo|flip|hemi|inv|label|mod|model|mt|part|proc|rec|recording|res|run|"
+    "sample|seg|ses|space|split|stain|sub|task|tpl|trc|tracksys"
+)
+_LABELS = re.compile(
+    rf"(?<![a-z0-9])(?:(?:{_ENTITIES})-[a-z0-9]+"
+    r"|(?:session|timepoint|visit)[-_ ]?[a-z0-9]+"
+    r"|pd[-_ ]?[0-9]+)"  # a case number: Parkinson's disease
+    r"(?![a-z0-9])"
+)
+# Before BIDS had a suffix for FLAIR, such scans were called acq-FLAIR_T2w.
+_FLAIR_BY_ACQUISITION = re.compile(r"(?<![a-z0-9])acq-[a-z0-9]*flair")
 
 
 def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
@@ -89,15 +103,28 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
 
 
 def contrast_of(source: str, metadata: Mapping[str, str]) -> str | None:
-    """The contrast that a scan's header, or else its name, gives away; None when nothing or several are named."""
-    for texts in (list(metadata.values()), [PurePath(source).name]):
-        words = {word for text in texts for word in re.split(r"[^a-z0-9]+", str(text).lower())}
-        found = {_CONTRASTS[word] for word in words if word in _CONTRASTS}
+    """The contrast that a scan's header, or else its name, gives away; None when nothing or several are named.
+
+    In a name by BIDS the suffix says it, and so do words that are no entity; an entity's value does not.
+
+    >>> contrast_of("sub-pd01_ses-t1_space-T1w_FLAIR.nii.gz", {}), contrast_of("pt-007_ses-t1.nii.gz", {})
+    ('FLAIR', None)
+    """
+    header = [_contrasts(text, _MODALITIES if key == "modality" else _CONTRASTS) for key, text in metadata.items()]
+    for found in (set[str]().union(*header), _contrasts(PurePath(source).name, _CONTRASTS)):
         if "FLAIR" in found:  # "T2 FLAIR" is FLAIR
-            found -= {"T1", "T2"}
+            found = found - {"T1", "T2"}
         if len(found) == 1:
-            return found.pop()
+            return next(iter(found))
     return None
+
+
+def _contrasts(text: str, known: Mapping[str, str]) -> set[str]:
+    """The contrasts that a name or a description names."""
+    text = str(text).lower()
+    words = re.split(r"[^a-z0-9]+", _LABELS.sub(" ", text))
+    found = {known[word] for word in words if word in known}
+    return set() if _FLAIR_BY_ACQUISITION.search(text) and "FLAIR" not in found else found
 
 
 def _plane_warnings(image: sitk.Image) -> Iterator[str]:
@@ -122,8 +149,9 @@ def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[s
         yield f"All brain voxels have the value {values_in_brain.flat[0]:g}; there is nothing to find in such a scan."
     if stack.coverage < 0.99:
         yield (
-            f"The model's field of view holds {stack.coverage:.0%} of the brain mask; the rest gets no heat. "
-            "Is the voxel spacing right?"
+            f"Only {stack.coverage:.0%} of the brain mask gets heat; the rest lies outside the model's field of view "
+            "or in pieces too small for its pixels. Is the voxel spacing right, and is "
+            "the mask free of holes and specks?"
         )
 
 

@@ -1,8 +1,9 @@
 """A folder of DICOM files as one volume.
 
-GDCM groups files by series; the rest is decided here, from the position that each image states: ITK stacks
-whatever it is given, and turns a missing slice, a tilted gantry or two time points into a wrong geometry with
-at most a warning.
+Every header is read once and decides everything: which series a file belongs to, and where its image lies. ITK's own
+lists of series open each file once for the list and once more for each series in the folder. Nor is the stack left to
+ITK, which stacks whatever it is given, and turns a missing slice, a tilted gantry or two time points into a wrong
+geometry with at most a warning.
 """
 
 from __future__ import annotations
@@ -16,10 +17,24 @@ import SimpleITK as sitk
 from ..errors import InputError
 from .itk import check_grey, choose_frame, describe_file, read_file
 
+# Named, since ITK's search for the right reader takes a file without the 128 bytes of preamble for no image.
+_IMAGE_IO = "GDCMImageIO"
 # Positions in DICOM are decimal strings, often rounded to 0.001 mm or less.
 _SAME_POSITION_MM = 0.01
 # Share of the slice spacing by which a gap, or of a voxel by which the stack's sideways drift, may be off.
 _GAP_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image file and its header."""
+
+    path: Path
+    header: sitk.ImageFileReader
+
+    def value(self, key: str) -> str:
+        """What a tag holds; empty where it is missing."""
+        return self.header.GetMetaData(key).strip(" \0") if self.header.HasMetaDataKey(key) else ""
 
 
 @dataclass(frozen=True)
@@ -60,20 +75,17 @@ def read_series(folder: Path, series: str | None, frame: int | None) -> tuple[si
     """
     files = _choose_series(folder, series)
     if len(files) == 1:
-        image, metadata = read_file(files[0], frame)
-        return image, files, metadata
-    reader = _header(files[0])
-    check_grey(reader, files[0])
-    stack = _choose_frame([_slice(path) for path in files], frame, folder)
+        image, metadata = read_file(files[0].path, frame)
+        return image, [files[0].path], metadata
+    for file in files:
+        check_grey(file.header, file.path)
+    stack = _choose_frame([_slice(file) for file in files], frame, folder)
     image = _read_stack(stack, folder)
-    return image, [item.path for item in stack], describe_file(reader)
+    return image, [item.path for item in stack], describe_file(files[0].header)
 
 
-def _choose_series(folder: Path, series: str | None) -> list[Path]:
-    uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    found = {
-        uid: [Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)] for uid in uids
-    }
+def _choose_series(folder: Path, series: str | None) -> list[_File]:
+    found = _find_series(folder)
     if not found:
         inside = sorted(item.name for item in folder.iterdir())
         content = f"{len(inside)} entries, such as {', '.join(inside[:3])}" if inside else "nothing"
@@ -81,7 +93,7 @@ def _choose_series(folder: Path, series: str | None) -> list[Path]:
             f"{folder} holds no DICOM image; found {content}.",
             "Give a scan file, or the folder that holds the DICOM files themselves.",
         )
-    descriptions = {uid: describe_file(_header(files[0])).get("description", "") for uid, files in found.items()}
+    descriptions = {uid: describe_file(files[0].header).get("description", "") for uid, files in found.items()}
     named = "; ".join(
         f"{uid} ({descriptions[uid] or 'no description'}, {len(files)} image{'s' * (len(files) > 1)})"
         for uid, files in found.items()
@@ -101,31 +113,39 @@ def _choose_series(folder: Path, series: str | None) -> list[Path]:
     return found[chosen[0]]
 
 
-def _header(path: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("GDCMImageIO")
-    reader.ReadImageInformation()
-    return reader
+def _find_series(folder: Path) -> dict[str, list[_File]]:
+    """The folder's image files by series instance UID, both in order. Whatever else lies there is passed over."""
+    found: dict[str, list[_File]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():  # hidden ones are what file managers leave behind
+            continue
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.SetImageIO(_IMAGE_IO)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:  # no DICOM, or one without an image
+            continue
+        file = _File(path, reader)
+        found.setdefault(file.value("0020|000e"), []).append(file)
+    return dict(sorted(found.items()))
 
 
-def _slice(path: Path) -> _Slice:
-    reader = _header(path)
-
+def _slice(file: _File) -> _Slice:
     def numbers(key: str, count: int, meaning: str) -> tuple[float, ...]:
-        text = reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
+        text = file.value(key)
         values = tuple(float(part) for part in text.split("\\") if part.strip())
         if len(values) != count:
             raise InputError(
-                f"{path} does not state its {meaning}; a volume cannot be built without it.",
+                f"{file.path} does not state its {meaning}; a volume cannot be built without it.",
                 "Export the series again from the archive, or convert it with dcm2niix.",
             )
         return values
 
-    number = reader.GetMetaData("0020|0013").strip() if reader.HasMetaDataKey("0020|0013") else ""
+    number = file.value("0020|0013")
     return _Slice(
-        path,
-        reader.GetSize()[:2],
+        file.path,
+        file.header.GetSize()[:2],
         numbers("0020|0037", 6, "orientation"),
         numbers("0020|0032", 3, "position"),
         int(number) if number.lstrip("+-").isdigit() else 0,
@@ -171,6 +191,7 @@ def _read_stack(stack: list[_Slice], folder: Path) -> sitk.Image:
             "A slice is missing, or the spacing varies: export the series again.",
         )
     reader = sitk.ImageSeriesReader()
+    reader.SetImageIO(_IMAGE_IO)
     reader.SetFileNames([str(item.path) for item in stack])
     reader.SetOutputPixelType(sitk.sitkFloat32)
     image = reader.Execute()

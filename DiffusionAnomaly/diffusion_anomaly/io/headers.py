@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +23,8 @@ from ..errors import InputError
 
 # NIfTI-1 byte ranges that define the grid beside `dim`: pixdim[0..3], xyzt_units, and qform_code to srow_z.
 _NIFTI_GRID_FIELDS = ((76, 92, "4f"), (123, 124, "B"), (252, 328, "2h18f"))
+# A NIfTI-2 header and the four bytes that say whether extensions follow; one of NIfTI-1 is shorter.
+_HEADER_BYTES = 544
 _NRRD_GRID_FIELDS = (b"space", b"space directions", b"space origin")
 
 
@@ -63,20 +66,34 @@ def files_of(path: Path) -> list[Path]:
     return [path, *others]
 
 
-def check_whole(path: Path) -> None:
+def check_whole(path: Path, copy: Path | None = None) -> bool:
     """Check that a NIfTI file holds all the voxels that its header promises. Other formats: ITK checks them.
+
+    Args:
+        path: the file.
+        copy: where to leave the content of a compressed file, for a reader that would have to inflate it again.
+
+    Returns:
+        Whether ``copy`` was written.
 
     Raises:
         InputError: not a NIfTI file, damaged, or cut short.
+        OSError: when ``path`` cannot be read or ``copy`` cannot be written.
     """
-    suffix = suffix_of(path)
-    if suffix not in (".nii", ".nii.gz"):
-        return
+    if suffix_of(path) not in (".nii", ".nii.gz"):
+        return False
     with open(path, "rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         try:
-            found, expected = _nifti_bytes(gzip.GzipFile(fileobj=raw) if compressed else raw)
+            if compressed:
+                with gzip.GzipFile(fileobj=raw) as file:
+                    header = file.read(_HEADER_BYTES)
+                    expected = _promised_bytes(header)
+                    found = _inflate(file, header, expected, copy) if expected else 0
+            else:
+                expected = _promised_bytes(raw.read(_HEADER_BYTES))
+                found = os.fstat(raw.fileno()).st_size
         except EOFError as error:
             raise InputError(f"{path} is cut short.", "Copy or download it again.") from error
         except (zlib.error, gzip.BadGzipFile) as error:
@@ -91,30 +108,42 @@ def check_whole(path: Path) -> None:
             f"{path} is cut short: it holds {found} bytes, its header promises {expected}.",
             "Copy or download it again.",
         )
+    return compressed and copy is not None
 
 
-def _nifti_bytes(file: BinaryIO | gzip.GzipFile) -> tuple[int, int]:
-    """Bytes found and bytes expected of an uncompressed NIfTI stream; expected is 0 when it is none."""
-    header = file.read(544)
-    found = len(header)
+def _promised_bytes(header: bytes) -> int:
+    """The length of an uncompressed NIfTI file by its first 544 bytes; 0 when it is none."""
     for order in "<>":
-        if header[:4] == struct.pack(order + "i", 348) and found >= 348:
+        if header[:4] == struct.pack(order + "i", 348) and len(header) >= 348:
             dimensions = struct.unpack_from(order + "8h", header, 40)
             (bits,) = struct.unpack_from(order + "h", header, 72)
             offset = int(struct.unpack_from(order + "f", header, 108)[0])
-        elif header[:4] == struct.pack(order + "i", 540) and found >= 540:
+        elif header[:4] == struct.pack(order + "i", 540) and len(header) >= 540:
             dimensions = struct.unpack_from(order + "8q", header, 16)
             (bits,) = struct.unpack_from(order + "h", header, 14)
             (offset,) = struct.unpack_from(order + "q", header, 168)
         else:
             continue
-        while chunk := file.read(1 << 20):
-            found += len(chunk)
         voxels = math.prod(max(1, n) for n in dimensions[1 : 1 + max(0, min(7, dimensions[0]))])
-        return found, offset + (voxels * bits + 7) // 8
+        return offset + (voxels * bits + 7) // 8
     if header[:4] in (struct.pack("<i", 348), struct.pack(">i", 348)):
         raise EOFError("the header has less than 348 bytes")
-    return found, 0
+    return 0
+
+
+def _inflate(file: gzip.GzipFile, header: bytes, expected: int, copy: Path | None) -> int:
+    """Read a compressed file to its end, where its checksum is compared; the number of bytes that came.
+
+    A copy gets no more than the ``expected`` bytes, however much follows them.
+    """
+    found, chunk = 0, header
+    with open(copy, "wb") if copy else nullcontext() as target:
+        while chunk:
+            if target and found < expected:
+                target.write(chunk[: expected - found])
+            found += len(chunk)
+            chunk = file.read(1 << 20)
+    return found
 
 
 def keep_grid_fields(source: Path, written: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import SimpleITK as sitk
 
@@ -25,24 +26,48 @@ def read_file(path: Path, frame: int | None) -> tuple[sitk.Image, dict[str, str]
             f"{path} is in FreeSurfer's MGH format, which cannot be read here.",
             f"Convert it with FreeSurfer: mri_convert {path.name} {path.stem}.nii.gz",
         )
-    check_whole(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    reader.ReadImageInformation()
-    check_grey(reader, path)
-    size = list(reader.GetSize())
-    if any(extent > 1 for extent in size[4:]):
-        raise InputError(
-            f"{path} has {len(size)} dimensions ({'x'.join(map(str, size))}); expected 2, 3 or 4.",
-            "Save one volume of it to a file.",
-        )
-    chosen = choose_frame(frame, size[3] if len(size) > 3 else 1, path)
-    if len(size) > 3:
-        more = [0] * (len(size) - 4)
-        reader.SetExtractSize([*size[:3], 0, *more])
-        reader.SetExtractIndex([0, 0, 0, chosen, *more])
-    return reader.Execute(), describe_file(reader)
+    with _whole(path) as readable:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(readable))
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+        reader.ReadImageInformation()
+        check_grey(reader, path)
+        size = list(reader.GetSize())
+        if any(extent > 1 for extent in size[4:]):
+            raise InputError(
+                f"{path} has {len(size)} dimensions ({'x'.join(map(str, size))}); expected 2, 3 or 4.",
+                "Save one volume of it to a file.",
+            )
+        chosen = choose_frame(frame, size[3] if len(size) > 3 else 1, path)
+        if len(size) > 3:
+            more = [0] * (len(size) - 4)
+            reader.SetExtractSize([*size[:3], 0, *more])
+            reader.SetExtractIndex([0, 0, 0, chosen, *more])
+        return reader.Execute(), describe_file(reader)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Check that a file is whole, and give the one for ITK to read.
+
+    Only all of a compressed NIfTI, inflated, tells whether it is whole. It is kept for that moment in a temporary file,
+    so that ITK need not inflate it again.
+    """
+    with ExitStack() as stack:
+        readable = path
+        if suffix_of(path) == ".nii.gz":
+            try:
+                folder = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+                if check_whole(path, folder / "content.nii"):
+                    readable = folder / "content.nii"
+            except OSError:  # no room for it: then it is inflated twice
+                check_whole(path)
+        else:
+            check_whole(path)
+        try:
+            yield readable
+        except RuntimeError as error:  # the user knows of no temporary file
+            raise RuntimeError(str(error).replace(str(readable), str(path))) from error
 
 
 def check_grey(reader: sitk.ImageFileReader, path: Path) -> None:

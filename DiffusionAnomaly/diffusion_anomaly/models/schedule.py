@@ -61,15 +61,33 @@ class Schedule:
         return len(self.betas)
 
     def alpha_bar(self, t: int | Tensor) -> float | Tensor:
-        """``alpha_bar`` at level ``t``: a float for an int, else a float32 ``(N, 1, 1, 1)`` on ``t``'s device."""
+        """``alpha_bar`` at level ``t``: a float for an int, else a float32 ``(N, 1, 1, 1)`` on ``t``'s device.
+
+        Raises:
+            InputError: for a level below -1 or beyond the last.
+        """
+        check_levels(t, CLEAN, self.levels - 1)
         if isinstance(t, int):
             return 1.0 if t == CLEAN else float(self.alphas_cumprod[t])
         table = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)]).to(t.device)
         return table[t].float().view(-1, 1, 1, 1)  # index -1 is the appended one: clean
 
 
+def check_levels(t: int | Tensor, lowest: int, highest: int | None = None) -> None:
+    """Refuse levels that are none: an index below 0 would silently count from the other end.
+
+    Raises:
+        InputError: naming the first level out of range.
+    """
+    levels = [t] if isinstance(t, int) else t.flatten().tolist()
+    for level in levels:
+        if level < lowest or (highest is not None and level > highest):
+            known = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+            raise InputError(f"There is no noise level {level} here.", f"Use {known}.")
+
+
 def pyramid_noise(shape: Sequence[int], generator: torch.Generator, discount: float) -> Tensor:
-    """Normal noise ``(N, C, h, w)`` on the CPU, of unit deviation in each sample.
+    """Normal noise ``(N, C, h, w)`` on the CPU, of unit deviation in each sample where there is a pyramid.
 
     White noise leaves what is large and even readable at every level: over a lesion of hundreds of pixels it averages
     out. Noise that is summed over a pyramid of resolutions hides large things as well as small ones (Frotscher et al.
@@ -78,12 +96,13 @@ def pyramid_noise(shape: Sequence[int], generator: torch.Generator, discount: fl
     Args:
         shape: of the noise.
         generator: on the CPU.
-        discount: weight of each resolution relative to the next finer one; 0 for white noise.
+        discount: weight of each resolution relative to the next finer one; 0 for white noise. A single pixel has no
+            coarser resolution and no deviation of its own: its noise is white whatever the discount.
     """
     noise = torch.randn(tuple(shape), generator=generator)
-    if discount == 0:
-        return noise
     size, weight = tuple(shape[2:]), 1.0
+    if discount == 0 or size == (1, 1):
+        return noise
     while min(size) > 1:
         size, weight = tuple(max(1, length // 2) for length in size), weight * discount
         coarse = torch.randn((*shape[:2], *size), generator=generator)
@@ -109,7 +128,12 @@ def step_grid(last: int, steps: int) -> list[int]:
 
 
 def network_level(t: int) -> int:
-    """The level the network is asked at: its first one when the image is clean."""
+    """The level the network is asked at: its first one when the image is clean.
+
+    Raises:
+        InputError: for a level below -1.
+    """
+    check_levels(t, CLEAN)
     return max(t, 0)
 
 
@@ -184,10 +208,14 @@ def kl_weight(t: int | Tensor, schedule: Schedule) -> float | Tensor:
 
     Returns:
         A float, or a float32 ``(N, 1, 1, 1)``.
+
+    Raises:
+        InputError: for a level below 1 or beyond the last.
     """
     levels = torch.tensor([t]) if isinstance(t, int) else t.cpu()
     if bool((levels < 1).any()):
         raise InputError(f"The KL divergence needs levels of at least 1, found {int(levels.min())}.")
+    check_levels(levels, 1, schedule.levels - 1)
     beta = schedule.betas[levels]
     variance = posterior_variance(schedule)[levels]
     weight = beta**2 / (2.0 * variance * (1.0 - beta) * (1.0 - schedule.alphas_cumprod[levels]))

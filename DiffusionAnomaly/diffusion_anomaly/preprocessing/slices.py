@@ -10,9 +10,9 @@ beside the scan itself only the brain mask on the model's grid is held.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +23,8 @@ from ..errors import InputError
 from ..io.orientation import Orientation, describe_grid, same_grid
 
 MOST_NEIGHBOURS = 8
+# Of a voxel's surroundings on the model's grid at least this share is brain where the voxel gets heat.
+_LEAST_WEIGHT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,11 @@ class SliceStack:
     Attributes:
         indices: Canonical index of each slice's middle, ascending. Slices without brain are left out. An
             index does not depend on batches, so it can seed a slice's randomness.
-        coverage: Share of the brain's voxels within reach of the slices (1 unless the brain is larger than
-            the grid, or its ends are smaller than a pixel). The rest gets no heat.
         slice_spacing: Distance between slices in mm.
         voxel_ml: What one pixel of one slice stands for, in ml.
     """
 
     indices: tuple[int, ...]
-    coverage: float
 
     def __init__(self, images: Sequence[sitk.Image], grid: Grid, brain: sitk.Image) -> None:
         reference = images[0]
@@ -134,26 +133,42 @@ class SliceStack:
         first, last = box[0]
         slabs = [Slab(k, min(k + thickness, len(self._mask))) for k in range(first, last + 1, thickness)]
         masks = np.zeros((len(slabs), height, width), dtype=bool)
-        reached, total = 0, 0
         for mask, slab in zip(masks, slabs, strict=True):
             count = np.count_nonzero(self._mask[slab.start : slab.stop], axis=0).astype(np.float32)
             mask[:] = self._to_grid(count) >= 0.5 * (slab.stop - slab.start)
-            total += int(count.sum())
-            if mask.any():
-                reached += int(count[np.ix_(self._rows.covered, self._columns.covered)].sum())
         keep = [index for index, mask in enumerate(masks) if mask.any()]
         if not keep:
+            voxels = np.count_nonzero(self._mask)
             raise InputError(
-                f"The brain mask ({total} voxels) covers no pixel of {grid.spacing} mm on the model's grid.",
+                f"The brain mask ({voxels} voxels) covers no pixel of {grid.spacing} mm on the model's grid.",
                 "Give a mask that covers the brain.",
             )
-        self.coverage = reached / total
         self._slabs = tuple(slabs[index] for index in keep)
         self._masks = masks[keep]
         self.indices = tuple((slab.start + slab.stop) // 2 for slab in self._slabs)
 
     def __len__(self) -> int:
         return len(self._slabs)
+
+    @cached_property
+    def coverage(self) -> float:
+        """Share of the brain's voxels that get heat from `to_volume`.
+
+        It is less than 1 where the brain is larger than the grid, where it ends in parts smaller than half a pixel,
+        and where such parts lie scattered.
+        """
+
+        @lru_cache(maxsize=3)
+        def weight_of(index: int) -> np.ndarray:
+            return self._to_scan(self._masks[index])
+
+        reached = 0
+        for k, index, neighbour, share in self._thin_slices():
+            weight = weight_of(index)
+            if share:
+                weight = (1 - share) * weight + share * weight_of(neighbour)
+            reached += np.count_nonzero((self._mask[k] != 0) & (weight > _LEAST_WEIGHT))
+        return reached / np.count_nonzero(self._mask)
 
     def images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Slices start..stop-1 in the scan's own units.
@@ -215,19 +230,23 @@ class SliceStack:
 
         array = np.zeros(self._image.GetSize()[::-1], dtype=np.float32)
         canonical = self._orientation.view(array)
-        for index, slab in enumerate(self._slabs):
-            for k in range(slab.start, slab.stop):
-                neighbour, share = self._neighbour(index, k)
-                values, weight = spread(index)
-                if share:
-                    other_values, other_weight = spread(neighbour)
-                    values = (1 - share) * values + share * other_values
-                    weight = (1 - share) * weight + share * other_weight
-                inside = (self._mask[k] != 0) & (weight > 1e-6)
-                np.divide(values, weight, out=canonical[k], where=inside)
+        for k, index, neighbour, share in self._thin_slices():
+            values, weight = spread(index)
+            if share:
+                other_values, other_weight = spread(neighbour)
+                values = (1 - share) * values + share * other_values
+                weight = (1 - share) * weight + share * other_weight
+            inside = (self._mask[k] != 0) & (weight > _LEAST_WEIGHT)
+            np.divide(values, weight, out=canonical[k], where=inside)
         image = sitk.GetImageFromArray(array)
         image.CopyInformation(self._image)
         return image
+
+    def _thin_slices(self) -> Iterator[tuple[int, int, int, float]]:
+        """The scan's slices k that lie in slabs, each with its slab's index, and the neighbour and its share at k."""
+        for index, slab in enumerate(self._slabs):
+            for k in range(slab.start, slab.stop):
+                yield k, index, *self._neighbour(index, k)
 
     def _neighbour(self, index: int, k: int) -> tuple[int, float]:
         """The slice next to `index`, in whose slab k lies, to interpolate with, and its share at k."""
@@ -250,11 +269,10 @@ class SliceStack:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One in-plane axis: scan samples to grid pixels and back, and the scan samples that the grid covers."""
+    """One in-plane axis: scan samples to grid pixels and back."""
 
     to_grid: csr_array
     to_scan: csr_array
-    covered: np.ndarray
 
     @classmethod
     def centred(cls, box: tuple[int, int], count: int, spacing: float, pixels: int, pixel_spacing: float) -> _Axis:
@@ -263,7 +281,7 @@ class _Axis:
         first = math.floor((box[0] + box[1]) / 2 - (pixels - 1) / 2 * ratio + 0.5)
         to_grid = _triangle_filter(first + np.arange(pixels) * ratio, count, max(1.0, ratio))
         to_scan = _triangle_filter((np.arange(count) - first) / ratio, pixels, max(1.0, 1 / ratio))
-        return cls(to_grid, to_scan, np.diff(to_scan.indptr) > 0)
+        return cls(to_grid, to_scan)
 
 
 def _triangle_filter(positions: np.ndarray, count: int, half_width: float) -> csr_array:
