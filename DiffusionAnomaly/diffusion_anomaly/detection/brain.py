@@ -210,8 +210,8 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
     piece = labels[box] == largest
     # Labelling the background is five times faster than growing it from outside. All of it that touches the box is
     # outside, because around the box there is none of the piece.
-    background, count = ndimage.label(~piece)  # type: ignore[misc]
-    is_hole = np.ones(count + 1, bool)
+    background = np.empty(piece.shape, np.int32)
+    is_hole = np.ones(int(ndimage.label(~piece, output=background)) + 1, bool)  # type: ignore[arg-type]
     is_hole[0] = False
     for axis in range(piece.ndim):
         for side in (0, -1):

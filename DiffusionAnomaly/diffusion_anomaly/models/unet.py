@@ -99,9 +99,9 @@ def _two_convolutions(dims: int, inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _convolution(dims: int, inputs: int, outputs: int) -> nn.Sequential:
-    normalise_and_rectify = OrderedDict(
-        N=_NORMALISATIONS[dims](outputs, affine=True), A=nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
-    )
+    normalise_and_rectify: OrderedDict[str, nn.Module] = OrderedDict()
+    normalise_and_rectify["N"] = _NORMALISATIONS[dims](outputs, affine=True)
+    normalise_and_rectify["A"] = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
     convolution = _CONVOLUTIONS[dims](inputs, outputs, kernel_size=3, padding=1)
     return nn.Sequential(OrderedDict(conv=convolution, adn=nn.Sequential(normalise_and_rectify)))
 

@@ -199,7 +199,9 @@ def draw_profile(view: SliceView, slices: Sequence[int]) -> str:
         return lower - (lower - upper) * volume / highest
 
     bars = "".join(
-        f"M{across(k) - step / 2:.2f} {lower}V{up(marked[k]):.2f}h{step:.2f}V{lower}z" for k in np.flatnonzero(marked)
+        f"M{across(k) - step / 2:.2f} {lower}V{up(float(volume)):.2f}h{step:.2f}V{lower}z"
+        for k, volume in enumerate(marked)
+        if volume
     )
     shown = "".join(f"M{across(k):.2f} {lower - 6}v12" for k in slices)
     parts = [
