@@ -90,13 +90,25 @@ def test_other_devices_are_refused_with_those_there_are(device: str, words: str)
     assert all(name in caught.value.hint for name in ("auto", "cpu", "cuda", "mps", "xpu"))
 
 
-def test_idle_threads_sleep_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_torch_is_imported_with_idle_threads_asleep_unless_the_user_has_decided(before: str | None, after: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environment["OMP_WAIT_POLICY"] = before
+    code = """
+import gc, os, sys
+from diffusion_anomaly.system import choose_device
+choose_device("cpu")
+print("torch" in sys.modules, gc.isenabled(), os.environ["OMP_WAIT_POLICY"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", after]
+
+
+def test_where_torch_is_imported_already_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     let_idle_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    let_idle_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_the_module_for_that_leaves_torch_out() -> None:
