@@ -86,6 +86,18 @@ def let_idle_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Around a large import: everything that it makes stays, and looking it through took a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def device_name(device: str) -> str:
     """The name of the hardware behind ``cpu`` or ``cuda:0``."""
     if device.startswith("cuda"):
@@ -106,7 +118,7 @@ def choose_device(device: str = "auto", warn: Callable[[str], None] = lambda mes
         InputError: when the device does not exist here or does not work.
     """
     let_idle_threads_sleep()
-    with _no_garbage_collection():  # here torch is imported for the first time
+    with without_garbage_collection():  # here torch is imported for the first time
         import torch
 
     if device == "auto":
@@ -157,18 +169,6 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     from .precision import cpu_precision
 
     return getattr(torch, cpu_precision())
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Around a large import: everything that it makes stays, and looking it through took a tenth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _accelerator(warn: Callable[[str], None]) -> torch.device | None:

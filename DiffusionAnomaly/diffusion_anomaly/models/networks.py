@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..system import without_garbage_collection
 from .schedule import Schedule, network_level, to_epsilon
 from .unet import PlainUNet
 
@@ -61,7 +62,8 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
 def _network_class(name: str, arguments: Mapping[str, Any]) -> type[nn.Module]:
     if name == "BasicUNet" and arguments.keys() <= inspect.signature(PlainUNet).parameters.keys():
         return PlainUNet
-    return getattr(import_module(NETWORKS[name]), name)
+    with without_garbage_collection():
+        return getattr(import_module(NETWORKS[name]), name)
 
 
 class Codec(nn.Module):
