@@ -2,7 +2,7 @@
 
     python docs/figures.py          # or: make figures
 
-Slices and colour bar are drawn by the report's own code, so that the README shows what a user gets.
+Slices are drawn by the report's own code, so that the README shows what a user gets.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from matplotlib.image import imread
+from matplotlib.figure import Figure
 from PIL import Image
 
 from diffusion_anomaly.io.volume import read_heat, read_mask, read_volume
-from diffusion_anomaly.results.rendering import SliceView, draw_colour_bar, draw_slices
+from diffusion_anomaly.results.painting import paint_scale
+from diffusion_anomaly.results.rendering import SliceView, draw_slices
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
@@ -43,7 +44,7 @@ def draw(scan: Path, results: Path, picture: Path) -> None:
     drawn = draw_slices(view, spread_slices(view, COLUMNS), threshold, top)
     rows = [np.hstack([_pixels(one.scan) for one in drawn]), np.hstack([_pixels(one.overlay) for one in drawn])]
     slices = np.vstack(rows)
-    bar = _pixels(draw_colour_bar(threshold, top))
+    bar = _colour_bar(threshold, top)
     footer = np.full((bar.shape[0] * 5 // 4, slices.shape[1], 3), 255, dtype=np.uint8)
     first = (footer.shape[1] - bar.shape[1]) // 2
     footer[-bar.shape[0] :, first : first + bar.shape[1]] = bar
@@ -65,8 +66,16 @@ def spread_slices(view: SliceView, count: int) -> list[int]:
 
 def _pixels(data_uri: str) -> np.ndarray:
     """A PNG data URI as ``(height, width, 3)`` uint8."""
-    drawn = imread(io.BytesIO(base64.b64decode(data_uri.partition(",")[2])))
-    return np.rint(drawn[..., :3] * 255).astype(np.uint8)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2]))).convert("RGB"))
+
+
+def _colour_bar(threshold: float, top: float) -> np.ndarray:
+    """The heat scale as ``(height, width, 3)`` uint8."""
+    figure = Figure(figsize=(4.2, 0.62), dpi=200)
+    paint_scale(figure.add_axes((0.03, 0.55, 0.94, 0.34)), threshold, top)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,13 @@ Torch is only looked at when it has been imported already, so that commands with
 
 from __future__ import annotations
 
+import gc
+import os
 import platform
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +37,8 @@ _OUT_OF_MEMORY_WORDS = (
     "out_of_device_memory",
     "out_of_host_memory",
 )
+ACCELERATORS = ("cuda", "mps", "xpu")
+_TITLES = {"cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
 _PACKAGES = {"torch": "torch", "monai": "monai", "numpy": "numpy", "scipy": "scipy", "SimpleITK": "SimpleITK"}
 
 
@@ -49,8 +56,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_gpu_memory() -> None:
     """Give torch's cached GPU memory back, so that a smaller attempt finds it."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch is None:
+        return
+    for kind in ACCELERATORS:
+        accelerator = getattr(torch, kind, None)
+        if accelerator is not None and accelerator.is_available():
+            accelerator.empty_cache()
 
 
 def versions() -> dict[str, str]:
@@ -75,6 +86,29 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def let_idle_threads_sleep() -> None:
+    """Have torch's threads sleep when they wait for each other; has no effect once torch is imported.
+
+    By default they spin, which is quicker by microseconds on an idle machine. Where another program takes one of two
+    cores, the spinning one keeps the other from finishing: a detection took twice the time and twice the processor's
+    work. What the user has set stays.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Around a large import: everything that it makes stays, and looking it through took a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def device_name(device: str) -> str:
     """The name of the hardware behind ``cpu`` or ``cuda:0``."""
     if device.startswith("cuda"):
@@ -84,32 +118,53 @@ def device_name(device: str) -> str:
     return processor_name()
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """The device asked for, or the GPU if there is one.
+def choose_device(device: str = "auto", warn: Callable[[str], None] = lambda message: None) -> torch.device:
+    """The device asked for; for ``auto`` the accelerator if there is one that works, else the CPU.
+
+    Args:
+        device: ``auto``, ``cpu``, or one of ``ACCELERATORS``, perhaps with a number as in ``cuda:1``.
+        warn: takes a sentence on why ``auto`` came to the CPU although there is an accelerator.
 
     Raises:
-        InputError: when the device does not exist here.
+        InputError: when the device does not exist here or does not work.
     """
-    import torch
+    let_idle_threads_sleep()
+    with without_garbage_collection():  # here torch is imported for the first time
+        import torch
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _accelerator(warn) or torch.device("cpu")
+    known = f"Use auto, cpu, {', '.join(ACCELERATORS)}, or one with a number such as cuda:0."
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"Unknown device {device!r}.", "Use auto, cpu, cuda or cuda:0.") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise InputError(f"The device {device!r} is not supported.", "Use auto, cpu, cuda or cuda:0.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"Unknown device {device!r}.", known) from error
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    if chosen.type not in ACCELERATORS:
+        raise InputError(f"The device {device!r} is not supported.", known)
+    here, reason = _accelerators()
+    count = sum(other.type == chosen.type for other in here)
+    if (chosen.index or 0) >= count:
+        why = f": {reason}" if reason else ""
         raise InputError(
-            f"The device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices.",
-            "Use auto or cpu, or install a torch build for this machine's GPU.",
+            f"The device {device!r} was asked for, but torch sees {count} {_TITLES[chosen.type]} devices{why}.",
+            "Use auto or cpu, or install a torch build and a driver for this machine's GPU.",
         )
+    fault = _fault(chosen)
+    if fault:
+        raise InputError(f"The device {device!r} does not work: {fault}.", "Use cpu, or another device or driver.")
     return chosen
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The autocast type. ``auto`` takes bfloat16 where the processor multiplies it natively, else float32."""
+    """The autocast type. ``auto`` takes bfloat16 where networks are clearly faster in it, else float32.
+
+    On a CPU that is measured once, see ``precision``: call this only when a network is going to run.
+
+    Raises:
+        InputError: for another word.
+    """
     import torch
 
     if precision == "float32":
@@ -118,8 +173,59 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     if precision != "auto":
         raise InputError(f"Unknown precision {precision!r}.", "Use auto, float32 or bfloat16.")
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    processor = torch.cpu.get_capabilities()
-    native = processor.get("avx512_bf16", False) or processor.get("amx_bf16", False)
-    return torch.bfloat16 if native else torch.float32
+    if device.type in ("cuda", "xpu"):
+        return torch.bfloat16 if getattr(torch, device.type).is_bf16_supported() else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    from .precision import cpu_precision
+
+    return getattr(torch, cpu_precision())
+
+
+def _accelerator(warn: Callable[[str], None]) -> torch.device | None:
+    """The accelerator that torch would use, if it works."""
+    import torch
+
+    here, reason = _accelerators()
+    if not here:
+        if reason:
+            warn(f"There is an accelerator, but torch cannot use it ({reason}); the CPU is used.")
+        return None
+    fault = _fault(here[0])
+    if fault:
+        warn(f"{_TITLES[here[0].type]} device {here[0]} does not work ({fault}); the CPU is used.")
+        return None
+    return torch.device(here[0].type)
+
+
+def _accelerators() -> tuple[list[torch.device], str]:
+    """The accelerators that this build of torch can use, and what it says when it finds one that it cannot."""
+    import torch
+
+    # A driver that is too old is no exception but a warning, and the answer that nothing is available.
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        kind = torch.accelerator.current_accelerator()
+        available = kind is not None and kind.type in ACCELERATORS and torch.accelerator.is_available()
+        count = torch.accelerator.device_count() if available else 0
+    reason = "" if available else " ".join(_first_sentence(str(warning.message)) for warning in said)
+    return [torch.device(kind.type, index) for index in range(count)] if kind is not None else [], reason
+
+
+def _fault(device: torch.device) -> str:
+    """Why a device does not do what the networks need, by doing a little of it; empty when it does."""
+    import torch
+
+    try:
+        ones = torch.ones((1, 1, 2, 2, 2), device=device)
+        raised = torch.nn.functional.conv_transpose3d(ones, ones, stride=2)
+        if float(torch.nn.functional.conv3d(raised, ones, stride=2).sum()) == 64.0:
+            return ""
+    except Exception as error:  # noqa: BLE001 - drivers raise what they like
+        return _first_sentence(str(error)) or type(error).__name__
+    return "it computes wrong results"
+
+
+def _first_sentence(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0].split(". ")[0].rstrip(".") if lines else ""

@@ -11,7 +11,14 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from diffusion_anomaly.detection.brain import ENOUGH, BrainFinder, brain_probability, intensity_range, network_grid
+from diffusion_anomaly.detection.brain import (
+    ENOUGH,
+    brain_probability,
+    BrainFinder,
+    intensity_range,
+    largest_piece,
+    network_grid,
+)
 from diffusion_anomaly.detection.brain_network import WINDOW, rescale_intensity
 from diffusion_anomaly.detection.input_checks import proportion_warnings
 from diffusion_anomaly.errors import InputError
@@ -196,8 +203,10 @@ class Threshold(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.unused = torch.nn.Parameter(torch.zeros(()))
+        self.calls = 0
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
         return 20.0 * (image - 0.5) + self.unused
 
 
@@ -208,6 +217,28 @@ def test_the_window_moves_to_the_brain_wherever_it_lies(bottom: int) -> None:
     found = brain_probability(Threshold(), image) > 0.5
     assert np.array_equal(found, image > 0)
     assert all(size > window for size, window in zip(image.shape, WINDOW[::-1], strict=True))
+
+
+def test_the_network_is_not_shown_a_window_twice() -> None:
+    """The window cannot follow a brain at the edge of an image that it only just fits in."""
+    image = np.zeros(WINDOW[::-1], np.float32)
+    image[5:45, 60:110, 50:90] = 1.0
+    network = Threshold()
+    assert np.array_equal(brain_probability(network, image) > 0.5, image > 0)
+    assert network.calls == 1
+
+
+@pytest.mark.parametrize("density", [0.2, 0.45, 0.7, 1.0])
+@pytest.mark.parametrize("shape", [(12, 13, 14), (1, 20, 20), (30, 30)])
+def test_the_largest_piece_is_the_largest_with_its_holes_filled(density: float, shape: tuple[int, ...]) -> None:
+    noise = np.random.default_rng(0)
+    for _ in range(10):
+        mask = noise.random(shape) < density
+        labels, count = ndimage.label(mask)
+        sizes = ndimage.sum_labels(mask, labels, range(1, count + 1))
+        expected = ndimage.binary_fill_holes(labels == 1 + int(np.argmax(sizes)))
+        assert np.array_equal(largest_piece(mask), expected)
+    assert not largest_piece(np.zeros(shape, bool)).any()
 
 
 def test_a_brain_taller_than_any_is_reported() -> None:

@@ -6,19 +6,33 @@ import base64
 import io
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from matplotlib.image import imread
+from matplotlib import colormaps
+from PIL import Image
 
 import phantom
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Volume
-from diffusion_anomaly.results.rendering import SHOWN, SliceView, choose_slices, draw_slices
+from diffusion_anomaly.results.rendering import (
+    SHOWN,
+    SliceView,
+    choose_slices,
+    colour_table,
+    draw_colour_bar,
+    draw_profile,
+    draw_slices,
+    scale_ticks,
+)
 from diffusion_anomaly.results.report import render_report
 from diffusion_anomaly.results.result import Result
+
+SVG = "{http://www.w3.org/2000/svg}"
+CYAN = (0, 229 / 255, 1)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +52,30 @@ def view_of(result: Result, scan: sitk.Image) -> SliceView:
 
 
 def picture(uri: str) -> np.ndarray:
-    return imread(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    """``(height, width, 3)`` from 0 to 1."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")) / 255
+
+
+def drawing(uri: str) -> ElementTree.Element:
+    """An SVG; fails unless it is well-formed."""
+    kind, _, data = uri.partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    return ElementTree.fromstring(base64.b64decode(data))
+
+
+def texts(svg: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in svg.iter(f"{SVG}text")]
 
 
 def test_no_link_leads_out_of_the_page_and_no_script_is_in_it(page: str) -> None:
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) >= 2 * SHOWN
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(source.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for source in sources)
+    drawings = re.findall(r"image/svg\+xml;base64,([^\"]+)", page)
+    assert len(drawings) == 2
+    for data in drawings:
+        words = base64.b64decode(data).decode()
+        assert not any(word in words for word in ("href", "script", "url(http", "@import", "<image"))
     text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # pictures hold any four letters sooner or later
     assert "http" not in text.replace("&#", "")
     assert "@import" not in page
@@ -135,8 +166,70 @@ def test_heat_is_coloured_where_it_is_and_nowhere_else(result: Result, flair_lik
     assert rows.mean() / changed.shape[0] == pytest.approx((hot_rows.mean() + 0.5) / hot.shape[0], abs=0.02)
     assert columns.mean() / changed.shape[1] == pytest.approx((hot_columns.mean() + 0.5) / hot.shape[1], abs=0.02)
     assert changed.mean() < 3 * hot.mean()
-    grey = scan[..., :3]
-    assert np.ptp(grey, axis=-1).max() == 0
+    assert np.ptp(scan, axis=-1).max() == 0
+
+
+def test_outlines_run_halfway_between_the_voxels_inside_and_those_outside() -> None:
+    """A square of 20 x 30 mm: the outline is as far around as it, and cyan all along."""
+    grid = phantom.grid((50, 60, 1), (2.0, 2.0, 5.0))
+    square = np.zeros((1, 60, 50), np.uint8)
+    square[0, 20:30, 12:27] = 1
+    mask = phantom.on_grid(square, grid)
+    everything = phantom.on_grid(np.ones_like(square), grid)
+    view = SliceView(phantom.paint(grid), sitk.Cast(mask, sitk.sitkFloat32) * 0.0, mask, everything)
+    drawn = draw_slices(view, [0], threshold=2.0, top=3.0)[0]
+    cyan = np.abs(picture(drawn.overlay) - CYAN).max(axis=-1) < 0.05
+    rows, columns = np.nonzero(cyan)
+    marked = view.mask[0, view.rows, view.columns]
+    pixel = cyan.shape[0] / marked.shape[0]
+    first, last = np.argwhere(marked).min(axis=0), np.argwhere(marked).max(axis=0) + 1
+    for places, low, high in ((rows, first[0], last[0]), (columns, first[1], last[1])):
+        assert places.min() == pytest.approx(low * pixel, abs=2)
+        assert places.max() + 1 == pytest.approx(high * pixel, abs=2)
+    middle = slice(int((first[0] + 1) * pixel), int((last[0] - 1) * pixel))
+    for side in (first[1], last[1]):
+        edge = slice(int(side * pixel) - 3, int(side * pixel) + 4)
+        across = cyan[middle, edge].sum(axis=1)
+        assert across.min() >= 1 and across.max() <= 4
+
+
+def test_the_patients_sides_stand_in_the_picture(result: Result, flair_like_volume: Volume) -> None:
+    """R has a closed bow and L has none: the two letters differ, and each is white where the scan is dark."""
+    view = view_of(result, flair_like_volume.image)
+    scan = picture(draw_slices(view, [len(view) // 2], result.threshold, top=5.0)[0].scan)[..., 0]
+    height, width = scan.shape
+    band = slice(height // 2 - 14, height // 2 + 14)
+    left, right = scan[band, : width // 12], scan[band, -width // 12 :]
+    assert left.max() == right.max() == 1
+    assert abs(int((left == 1).sum()) - int((right == 1).sum())) > 20
+
+
+def test_the_colours_of_heat_are_inferno_from_its_second_quarter_on() -> None:
+    inferno = colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255
+    assert np.abs(colour_table(256) - inferno).max() < 5.1
+
+
+@pytest.mark.parametrize(("threshold", "top"), [(2.0, 6.0), (1.67, 2.6), (2.0, 40.0)])
+def test_the_scale_prints_the_threshold_and_no_two_numbers_over_each_other(threshold: float, top: float) -> None:
+    ticks = scale_ticks(threshold, top)
+    values = [tick for tick, _ in ticks]
+    assert (threshold, f"{threshold:.3g}") in ticks
+    assert values == sorted(values) and len(values) <= 9
+    assert values[0] >= threshold / 2 and values[-1] <= top
+    assert min(np.diff(values)) > 0.05 * (top - threshold / 2)
+    svg = drawing(draw_colour_bar(threshold, top))
+    assert texts(svg) == [label for _, label in ticks]
+
+
+def test_the_profile_has_a_bar_for_each_marked_slice(result: Result, flair_like_volume: Volume) -> None:
+    view = view_of(result, flair_like_volume.image)
+    svg = drawing(draw_profile(view, [3, 7]))
+    bars, *_ = (path.get("d", "") for path in svg.iter(f"{SVG}path"))
+    heights = [float(bottom) - float(top) for bottom, top in re.findall(r" ([\d.]+)V([\d.]+)h", bars)]
+    marked = view.marked_ml()
+    expected = marked[marked > 0]
+    assert np.allclose(np.array(heights) / max(heights), expected / expected.max(), atol=0.002)
+    assert {"ml", "slice", "0"} <= set(texts(svg))
 
 
 def test_the_slices_shown_hold_the_anomaly_and_a_sample_of_the_rest(result: Result, flair_like_volume: Volume) -> None:

@@ -38,7 +38,14 @@ def test_everything_that_a_detection_imports_is_asked_for_or_comes_with_slicer()
 
 
 def test_what_is_missing_or_too_old_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"torch": "2.9.1", "monai": "1.6.0", "einops": "0.8", "safetensors": "0.5", "jinja2": "3.1.0"}
+    found = {
+        "torch": "2.9.1",
+        "monai": "1.6.0",
+        "einops": "0.8",
+        "safetensors": "0.5",
+        "jinja2": "3.1.0",
+        "pillow": "12",
+    }
 
     def version(name: str) -> str:
         if name not in found:

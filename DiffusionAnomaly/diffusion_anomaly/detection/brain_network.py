@@ -37,6 +37,8 @@ def brain_logits(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     The network works on blocks of 2 x 2 x 2 voxels folded into channels: nearly all arithmetic happens at 4 mm, an
     eighth of the cost, while image and mask stay at 2 mm.
     """
-    from monai.networks.utils import pixelshuffle, pixelunshuffle
-
-    return pixelshuffle(network(pixelunshuffle(image, 3, FOLD)), 3, FOLD)
+    count, _, *size = image.shape
+    blocks = [edge for length in size for edge in (length // FOLD, FOLD)]
+    folded = image.reshape(count, *blocks).permute(0, 2, 4, 6, 1, 3, 5).flatten(1, 3)
+    logits = network(folded).unflatten(1, (FOLD, FOLD, FOLD))
+    return logits.permute(0, 4, 1, 5, 2, 6, 3).reshape(count, 1, *size)

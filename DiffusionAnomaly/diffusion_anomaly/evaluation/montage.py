@@ -12,7 +12,8 @@ import numpy as np
 from ..io.files import Writer
 from ..io.volume import read_heat, read_mask, read_volume
 from ..results.findings import segment
-from ..results.rendering import SliceView, paint_heat, paint_mask, paint_outline, paint_scale, paint_scan
+from ..results.painting import paint_heat, paint_mask, paint_outline, paint_scale, paint_scan
+from ..results.rendering import SliceView
 from .statistics import Case
 
 if TYPE_CHECKING:

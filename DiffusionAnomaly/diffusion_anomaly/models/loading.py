@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..errors import ModelError
 from ..system import choose_device, choose_dtype
 from .networks import Codec, Model, build_network
 from .schedule import Schedule
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from .package import Bundle
@@ -51,15 +52,23 @@ def load_model(bundle: Bundle, device: str | torch.device = "auto", precision: s
 
 def load_network(bundle: Bundle, part: str) -> nn.Module:
     """One network of a package with its weights, as float32 in evaluation mode."""
-    network = build_network(bundle.network_config(part))
-    stored = bundle.weights(part)
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
+    config = bundle.network_config(part)
+    with torch.device("meta"):  # shapes alone: initial weights would be drawn only to be replaced
+        network = build_network(config)
+    expected = network.state_dict()
+    weights = {
+        name: tensor.to(expected[name].dtype) if name in expected else tensor
+        for name, tensor in bundle.weights(part).items()
+    }
     try:
-        network.load_state_dict(weights, strict=True)
+        network.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise ModelError(
             f"Package {bundle.name}: models/{part}.safetensors does not fit configs/{part}.json: {first}",
             "The package is damaged or was put together by hand; get it again.",
         ) from error
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):  # what is no part of the weights
+        network = build_network(config)
+        network.load_state_dict(weights, strict=True)
     return network.eval()

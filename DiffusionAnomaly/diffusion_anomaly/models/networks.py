@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from importlib import import_module
+from typing import Any
 
 import torch
-from monai.networks.nets import VQVAE, AutoEncoder, AutoencoderKL, BasicUNet, DiffusionModelUNet
-from monai.networks.nets.diffusion_model_unet import DiffusionModelEncoder
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..system import without_garbage_collection
 from .schedule import Schedule, network_level, to_epsilon
-
-if TYPE_CHECKING:
-    pass
+from .unet import PlainUNet
 
 # Samples a network call on the CPU. A convolution may pick another kernel for another batch size and round
 # differently, so every call has this size (the last is filled up) and a slice never depends on its companions.
 CPU_CHUNK = 8
 CUDA_CHUNK = 256
 
-_ALLOWED = (AutoEncoder, AutoencoderKL, BasicUNet, DiffusionModelEncoder, DiffusionModelUNet, VQVAE)
-NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in _ALLOWED}
+# Classes by name and the module of each, which is imported when a package asks for it: MONAI takes seconds.
+NETWORKS = {
+    "AutoEncoder": "monai.networks.nets.autoencoder",
+    "AutoencoderKL": "monai.networks.nets.autoencoderkl",
+    "BasicUNet": "monai.networks.nets.basic_unet",
+    "DiffusionModelEncoder": "monai.networks.nets.diffusion_model_unet",
+    "DiffusionModelUNet": "monai.networks.nets.diffusion_model_unet",
+    "VQVAE": "monai.networks.nets.vqvae",
+}
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
@@ -44,7 +49,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         raise ModelError(
             f"The network class {target!r} is not one this version builds.", f"Known are {', '.join(sorted(NETWORKS))}."
         )
-    network = NETWORKS[target]
+    network = _network_class(target, arguments)
     unknown = sorted(set(arguments) - set(inspect.signature(network.__init__).parameters))
     if unknown:
         raise ModelError(f"{target} does not take {', '.join(unknown)}.", "Check the package's configuration.")
@@ -52,6 +57,13 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         return network(**arguments)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise ModelError(f"{target} cannot be built as declared: {error}.") from error
+
+
+def _network_class(name: str, arguments: Mapping[str, Any]) -> type[nn.Module]:
+    if name == "BasicUNet" and arguments.keys() <= inspect.signature(PlainUNet).parameters.keys():
+        return PlainUNet
+    with without_garbage_collection():
+        return getattr(import_module(NETWORKS[name]), name)
 
 
 class Codec(nn.Module):
@@ -79,7 +91,9 @@ class Codec(nn.Module):
         fold: int = 1,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
+        # By name, because the classes themselves are MONAI's, which a package without an autoencoder does not import.
+        self._kind = "" if network is None else type(network).__name__
         self.factor = factor
         self.fold = factor if network is None else fold
         self.shift: Tensor
@@ -100,22 +114,22 @@ class Codec(nn.Module):
         x = nn.functional.pixel_unshuffle(x, self.fold)
         if self.network is None:
             raw = x
-        elif isinstance(self.network, VQVAE):
+        elif self._kind == "VQVAE":
             raw = self.network.encode(x)
-        elif isinstance(self.network, AutoEncoder):
+        elif self._kind == "AutoEncoder":
             raw = self.network.intermediate(self.network.encode(x))
         else:
-            raw, _ = cast(AutoencoderKL, self.network).encode(x)
+            raw, _ = self.network.encode(x)
         return (raw.float() - self.shift) * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
         """``(N, C, h, w)`` back to ``(N, 1, H, W)``."""
         raw = z / self.scale + self.shift
-        if isinstance(self.network, VQVAE):
+        if self._kind == "VQVAE":
             quantised, _ = self.network.quantize(raw)
             raw = self.network.decode(quantised).float()
         elif self.network is not None:
-            raw = cast(AutoencoderKL, self.network).decode(raw).float()
+            raw = self.network.decode(raw).float()
         return nn.functional.pixel_shuffle(raw, self.fold)
 
 

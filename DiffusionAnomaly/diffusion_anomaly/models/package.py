@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,7 @@ class Bundle:
             ModelError: when the package has no such part, or its declaration is at fault.
         """
         self._check_part(part)
-        configs = {name: self._json(network_file(name)) for name in self.networks}
-        check_declaration(self.name, self.anomaly, self.metadata, configs)
-        return configs[part]
+        return dict(self._checked_configs[part])
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """One network's tensors on the CPU, as stored (mostly float16).
@@ -118,6 +117,13 @@ class Bundle:
         self._check_part(part)
         file = weights_file(part)
         return read_tensors(self._bytes(file), self.name, file)
+
+    @cached_property
+    def _checked_configs(self) -> dict[str, dict[str, Any]]:
+        """All networks' configurations, read and checked once for however many networks are loaded."""
+        configs = {name: self._json(network_file(name)) for name in self.networks}
+        check_declaration(self.name, self.anomaly, self.metadata, configs)
+        return configs
 
     def _check_part(self, part: str) -> None:
         if part not in self.networks:

@@ -1,7 +1,8 @@
 """Pictures of a result: axial slices as a radiologist hangs them, heat over the scan, and where in the scan it lies.
 
-Drawn with matplotlib's Agg canvas and no global state, so a worker without a display and several threads can draw.
-Slices are looked at through a view of the scan's own voxels; only the few that are shown are ever copied.
+Slices are painted as arrays and scale and profile written as SVG: drawing the two dozen pictures of a report with
+matplotlib took as long as the networks. Slices are looked at through a view of the scan's own voxels; only the few
+that are shown are ever copied.
 """
 
 from __future__ import annotations
@@ -10,26 +11,30 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image, ImageDraw, ImageFont
 
 from ..io.orientation import Orientation
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
 
 SHOWN = 12
 EVENLY_SPACED = 4
 APART_MM = 6.0  # two neighbouring thin slices show the same thing
 MARGIN_MM = 10.0
-PICTURE_HEIGHT = 300  # pixels
+PICTURE_HEIGHT = 240  # pixels on the page, where a pair is at most 373 wide; drawn twice as fine for sharp screens
 CONTOUR = "#00e5ff"
-# Dark purple on dark grey brain cannot be seen: the first quarter of the colour map is left out.
-COLOUR_MAP, COLOUR_START = "inferno", 0.25
+# The inferno colour map without its first quarter: dark purple on dark grey brain cannot be seen. Evenly spaced, with
+# straight lines between them, they are the map to within 5 of 255 levels.
+_INFERNO = (
+    "57106e 6a176e 7d1e6d 902568 a32c61 b63458 c73e4c d74b3f e45a31 "
+    "ef6c23 f68013 fb9606 fcac11 fac42a f5db4c f1f179 fcffa4"
+)
+COLOURS = tuple(f"#{colour}" for colour in _INFERNO.split())
+OPACITY = 0.8  # of heat at the threshold and above
+MASK_LINE, BRAIN_LINE = 2.8, 1.4  # widths of outlines in drawn pixels
+BRAIN_LINE_OPACITY = 0.5
+INK, FRAME = "#334155", "#94a3b8"
 _LABELS = {0: ("R", "L"), 1: ("A", "P"), 2: ("S", "I")}
 
 
@@ -130,95 +135,96 @@ def coloured_from(threshold: float) -> float:
 def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: float) -> list[SlicePicture]:
     """Pictures of the slices, heat coloured up to ``top``."""
     marked, peaks = view.marked_ml(), view.peaks()
+    width_mm, height_mm = extent(view)
+    height = PICTURE_HEIGHT
+    width = int(np.clip(round(height * width_mm / height_mm), PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4))
+    size = (2 * width, 2 * height)
+    sides = _side_letters(view.sides, size)
     pictures = []
     for k in slices:
-        plain, width, height = _draw(view, k, threshold, top, overlay=False)
-        overlay, _, _ = _draw(view, k, threshold, top, overlay=True)
+        grey = _scan_pixels(view, k, size)
+        overlay = np.repeat(grey[..., None], 3, axis=2)
+        _lay_heat(overlay, view, k, threshold, top)
+        for outlined, colour, line, opacity in (
+            (view.brain, "#ffffff", BRAIN_LINE, BRAIN_LINE_OPACITY),
+            (view.mask, CONTOUR, MASK_LINE, 1.0),
+        ):
+            share = opacity * _outline(outlined[k, view.rows, view.columns], size, line)
+            _lay(overlay, np.array(_rgb(colour), np.float32), share)
+        for pixels in (grey, overlay):
+            for brightness, share in sides:
+                _lay(pixels, brightness, share)
         pictures.append(
-            SlicePicture(view.own_index(k), plain, overlay, width, height, float(peaks[k]), float(marked[k]))
+            SlicePicture(
+                view.own_index(k), _png_uri(grey), _png_uri(overlay), width, height, float(peaks[k]), float(marked[k])
+            )
         )
     return pictures
 
 
 def draw_colour_bar(threshold: float, top: float) -> str:
     """The heat scale, with the threshold marked, as a data URI."""
-    figure = _figure(4.2, 0.62)
-    paint_scale(figure.add_axes((0.03, 0.55, 0.94, 0.34)), threshold, top)
-    return _data_uri(figure)
+    width, left, bar = 420, 12, 396
+    low = coloured_from(threshold)
+
+    def place(heat: float) -> float:
+        return left + bar * (heat - low) / (top - low)
+
+    stops = "".join(
+        f'<stop offset="{n / (len(COLOURS) - 1):.4f}" stop-color="{colour}"/>' for n, colour in enumerate(COLOURS)
+    )
+    parts = [
+        f'<linearGradient id="heat">{stops}</linearGradient>',
+        f'<rect x="{left}" y="6" width="{bar}" height="21" fill="url(#heat)"/>',
+        f'<rect x="{place(threshold) - 1.75:.2f}" y="6" width="3.5" height="21" fill="{CONTOUR}"/>',
+    ]
+    for tick, label in scale_ticks(threshold, top):
+        x = place(tick)
+        parts.append(f'<path d="M{x:.2f} 27v3.5" stroke="{INK}"/>')
+        parts.append(f'<text x="{x:.2f}" y="42" text-anchor="middle">{label}</text>')
+    return _svg_uri(width, 48, parts)
 
 
 def draw_profile(view: SliceView, slices: Sequence[int]) -> str:
     """Marked volume by slice, inferior to superior, with ticks where a slice is shown, as a data URI."""
-    figure = _figure(9.2, 1.4)
-    axes = figure.add_axes((0.065, 0.3, 0.925, 0.64))
+    width, height, left, right, upper, lower = 920, 134, 58, 912, 8, 98
     marked = view.marked_ml()
-    axes.bar(np.arange(len(view)), marked, width=1.0, color="#c2410c", linewidth=0)
-    axes.plot(list(slices), [0] * len(slices), "|", color="#0e7490", markersize=9, clip_on=False)
-    axes.set_xlim(-0.5, len(view) - 0.5)
-    axes.set_ylim(0, max(float(marked.max()) * 1.1, 1e-3))
-    step = max(1, len(view) // 10)
-    ticks = list(range(0, len(view), step))
-    axes.set_xticks(ticks, [str(view.own_index(k)) for k in ticks])
-    axes.locator_params(axis="y", nbins=3)
-    axes.set_ylabel("ml", fontsize=8, color="#334155")
-    axes.set_xlabel("slice", fontsize=8, color="#334155", labelpad=1)
-    axes.tick_params(labelsize=8, colors="#334155", length=2)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#94a3b8")
-    return _data_uri(figure)
+    highest = max(float(marked.max()) * 1.1, 1e-3)
+    step = (right - left) / len(view)
+
+    def across(k: float) -> float:
+        return left + (k + 0.5) * step
+
+    def up(volume: float) -> float:
+        return lower - (lower - upper) * volume / highest
+
+    bars = "".join(
+        f"M{across(k) - step / 2:.2f} {lower}V{up(float(volume)):.2f}h{step:.2f}V{lower}z"
+        for k, volume in enumerate(marked)
+        if volume
+    )
+    shown = "".join(f"M{across(k):.2f} {lower - 6}v12" for k in slices)
+    parts = [
+        f'<path d="{bars}" fill="#c2410c"/>',
+        f'<path d="M{left} {upper}V{lower}H{right}" fill="none" stroke="{FRAME}"/>',
+        f'<path d="{shown}" stroke="#0e7490" stroke-width="1.5"/>',
+        f'<text x="26" y="{(upper + lower) / 2}" transform="rotate(-90 26 {(upper + lower) / 2})" '
+        'text-anchor="middle">ml</text>',
+        f'<text x="{(left + right) / 2}" y="{height - 6}" text-anchor="middle">slice</text>',
+    ]
+    for volume in _round_values(highest):
+        y = up(volume)
+        parts.append(f'<path d="M{left} {y:.2f}h-3" stroke="{INK}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.2f}" text-anchor="end">{volume:g}</text>')
+    for k in range(0, len(view), max(1, len(view) // 10)):
+        parts.append(f'<path d="M{across(k):.2f} {lower}v3" stroke="{INK}"/>')
+        parts.append(f'<text x="{across(k):.2f}" y="{lower + 17}" text-anchor="middle">{view.own_index(k)}</text>')
+    return _svg_uri(width, height, parts)
 
 
-def paint_scan(axes: Axes, view: SliceView, k: int) -> None:
-    """The slice in grey with the patient's sides, in millimetres around the brain; what lies on top comes after."""
-    scan = view.scan[k, view.rows, view.columns]
-    extent = _extent(view)
-    axes.set_axis_off()
-    low, high = view.window
-    axes.imshow(scan, cmap="gray", vmin=low, vmax=high, interpolation="bilinear", extent=extent, aspect="auto")
-    for side, x, align in ((view.sides[0], 0.02, "left"), (view.sides[1], 0.98, "right")):
-        axes.text(
-            x, 0.5, side, transform=axes.transAxes, ha=align, va="center", color="white", fontsize=9, fontweight="bold"
-        )
-    axes.set_xlim(*extent[:2])
-    axes.set_ylim(*extent[2:])
-
-
-def paint_heat(axes: Axes, view: SliceView, k: int, threshold: float, top: float) -> None:
-    """Heat in colour, ever more opaque up to the threshold, and the outline of the brain."""
-    heat = view.heat[k, view.rows, view.columns]
+def scale_ticks(threshold: float, top: float) -> list[tuple[float, str]]:
+    """Heat values to print along the scale, ascending, and their text: threshold, ends, whole numbers between."""
     low = coloured_from(threshold)
-    colours = _colours()(np.clip((heat - low) / max(top - low, 1e-6), 0, 1))
-    colours[..., 3] = 0.8 * np.clip((heat - low) / (threshold - low), 0, 1)
-    axes.imshow(colours, interpolation="nearest", extent=_extent(view), aspect="auto")
-    _outline(axes, view.brain[k, view.rows, view.columns], view.spacing, color="white", alpha=0.5, linewidths=0.6)
-
-
-def paint_outline(axes: Axes, view: SliceView, k: int) -> None:
-    """The mask's outline."""
-    _outline(axes, view.mask[k, view.rows, view.columns], view.spacing, color=CONTOUR, linewidths=1.1)
-
-
-def paint_mask(axes: Axes, view: SliceView, k: int) -> None:
-    """The mask as a coloured area."""
-    from matplotlib.colors import to_rgba
-
-    marked = view.mask[k, view.rows, view.columns] != 0
-    colours = np.where(marked[..., None], to_rgba(CONTOUR, 0.7), 0.0)
-    axes.imshow(colours, interpolation="nearest", extent=_extent(view), aspect="auto")
-
-
-def paint_scale(axes: Axes, threshold: float, top: float) -> None:
-    """The colours of heat as a lying bar, with the threshold marked."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    figure = axes.get_figure()
-    assert figure is not None
-    low = coloured_from(threshold)
-    bar = figure.colorbar(ScalarMappable(Normalize(low, top), _colours()), cax=axes, orientation="horizontal")
-    bar.outline.set_visible(False)
     near = 0.08 * (top - low)
     ticks: list[float] = []
     # The threshold and the ends first: a whole number that stands close to one of them would be printed over it.
@@ -228,37 +234,112 @@ def paint_scale(axes: Axes, threshold: float, top: float) -> None:
     ticks.sort()
     while len(ticks) > 9:
         ticks = [tick for n, tick in enumerate(ticks) if n % 2 == 0 or tick == threshold]
-    bar.set_ticks(ticks, labels=[f"{tick:.3g}" if tick == threshold else f"{tick:.2g}" for tick in ticks])
-    axes.tick_params(labelsize=8, colors="#334155", length=2)
-    axes.axvline(threshold, color=CONTOUR, linewidth=2.5)
+    return [(tick, f"{tick:.3g}" if tick == threshold else f"{tick:.2g}") for tick in ticks]
 
 
-def _draw(view: SliceView, k: int, threshold: float, top: float, *, overlay: bool) -> tuple[str, int, int]:
-    _, width_mm, height_mm, _ = _extent(view)
-    height = PICTURE_HEIGHT
-    width = int(np.clip(round(height * width_mm / height_mm), PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4))
-    figure = _figure(width / 100, height / 100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    paint_scan(axes, view, k)
-    if overlay:
-        paint_heat(axes, view, k, threshold, top)
-        paint_outline(axes, view, k)
-    return _data_uri(figure), width, height
+def colour_table(count: int = 256) -> np.ndarray:
+    """The colours of heat from the lowest coloured to the highest, ``(count, 3)`` float32 from 0 to 255."""
+    knots = np.array([_rgb(colour) for colour in COLOURS], np.float32)
+    places = np.linspace(0, len(knots) - 1, count)
+    return np.stack([np.interp(places, np.arange(len(knots)), channel) for channel in knots.T], 1).astype(np.float32)
 
 
-def _extent(view: SliceView) -> tuple[float, float, float, float]:
-    """Left, right, bottom and top of the picture in mm; rows run downwards."""
+def heat_colours(heat: np.ndarray, threshold: float, top: float) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of heat, ``(..., 3)`` from 0 to 255, and their opacity, ever more up to the threshold, ``(...)``."""
+    low = coloured_from(threshold)
+    places = np.clip((heat - low) / max(top - low, 1e-6), 0, 1)
+    opacity = OPACITY * np.clip((heat - low) / (threshold - low), 0, 1)
+    table = colour_table()
+    return table[(places * (len(table) - 1) + 0.5).astype(np.intp)], opacity.astype(np.float32)
+
+
+def extent(view: SliceView) -> tuple[float, float]:
+    """Width and height of a picture in mm."""
     rows, columns = view.scan[0, view.rows, view.columns].shape
-    return 0.0, columns * view.spacing[2], rows * view.spacing[1], 0.0
+    return columns * view.spacing[2], rows * view.spacing[1]
 
 
-def _outline(axes: Axes, mask: np.ndarray, spacing: Sequence[float], *, color: str, **style: Any) -> None:
-    """The mask's edge. Framed by zeros, so that a region at the picture's edge is outlined all around."""
-    if not mask.any():
+def _scan_pixels(view: SliceView, k: int, size: tuple[int, int]) -> np.ndarray:
+    """The slice in grey, ``(height, width)`` float32 from 0 to 255."""
+    low, high = view.window
+    scan = np.asarray(view.scan[k, view.rows, view.columns], np.float32)
+    return _resized(np.clip((scan - low) * (255 / (high - low)), 0, 255), size)
+
+
+def _lay_heat(pixels: np.ndarray, view: SliceView, k: int, threshold: float, top: float) -> None:
+    """Heat over a slice, each voxel as it is."""
+    heat = view.heat[k, view.rows, view.columns]
+    colours, opacity = heat_colours(heat, threshold, top)
+    if not opacity.any():
         return
-    x = (np.arange(-1, mask.shape[1] + 1) + 0.5) * spacing[2]
-    y = (np.arange(-1, mask.shape[0] + 1) + 0.5) * spacing[1]
-    axes.contour(x, y, np.pad(mask != 0, 1).astype(float), levels=[0.5], colors=[color], **style)
+    height, width = pixels.shape[:2]
+    rows = np.arange(height) * heat.shape[0] // height
+    columns = np.arange(width) * heat.shape[1] // width
+    _lay(pixels, colours[rows[:, None], columns], opacity[rows[:, None], columns])
+
+
+def _lay(pixels: np.ndarray, colour: np.ndarray | np.float32, share: np.ndarray) -> None:
+    """Cover pixels ``(height, width)`` or ``(height, width, 3)`` with a colour, by its share of each."""
+    rows, columns = np.flatnonzero(share.any(axis=1)), np.flatnonzero(share.any(axis=0))
+    if not rows.size:
+        return
+    place = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    share, covered = share[place], pixels[place]
+    if pixels.ndim == 3:
+        share = share[..., None]
+        colour = colour[place] if colour.ndim == 3 else colour
+    covered += share * (colour - covered)
+
+
+def _outline(mask: np.ndarray, size: tuple[int, int], line: float) -> np.ndarray:
+    """How much of each drawn pixel the outline of a mask covers, ``(height, width)`` from 0 to 1.
+
+    The outline is where the linearly interpolated mask is one half, and a pixel's distance from it the difference from
+    one half by the gradient. Framed by zeros, so that a region at the picture's edge is outlined all around.
+    """
+    width, height = size
+    covered = np.zeros((height, width), np.float32)
+    if not mask.any():
+        return covered
+    framed = np.pad(mask != 0, 1).astype(np.float32)
+    field = _resized(framed, size, (1, 1, 1 + mask.shape[1], 1 + mask.shape[0]))
+    slope = np.hypot(*np.gradient(field))
+    distance = np.abs(field - 0.5)
+    np.divide(distance, slope, out=covered, where=slope > 1e-3)
+    covered[slope <= 1e-3] = np.inf
+    return np.clip(line / 2 + 0.5 - covered, 0, 1)
+
+
+def _resized(
+    image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """Linearly interpolated, or averaged where the image is finer than the picture."""
+    return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR, box=box))
+
+
+def _side_letters(sides: tuple[str, str], size: tuple[int, int]) -> list[tuple[np.float32, np.ndarray]]:
+    """The patient's sides at the picture's left and right edge, white on a dark rim that stands out from bright scalp.
+
+    Returns:
+        Brightness, and the share of each pixel that it covers, in the order of painting.
+    """
+    width, height = size
+    font = ImageFont.load_default(22)
+    layers = []
+    for brightness, stroke in ((0, 3), (255, 1)):
+        letters = Image.new("L", size)
+        draw = ImageDraw.Draw(letters)
+        for side, x, anchor in ((sides[0], 0.02, "lm"), (sides[1], 0.98, "rm")):
+            draw.text((x * width, height / 2), side, fill=255, font=font, anchor=anchor, stroke_width=stroke)
+        layers.append((np.float32(brightness), np.asarray(letters, np.float32) / 255))
+    return layers
+
+
+def _round_values(highest: float) -> list[float]:
+    """Zero and one to three multiples of a round number below ``highest``."""
+    step = 10.0 ** np.floor(np.log10(highest))
+    step *= next(factor for factor in (0.5, 1.0, 2.0, 5.0) if highest / (factor * step) < 4)
+    return [n * step for n in range(int(highest / step) + 1)]
 
 
 def _window(scan: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
@@ -270,25 +351,22 @@ def _window(scan: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-def _colours() -> Colormap:
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap(colormaps[COLOUR_MAP](np.linspace(COLOUR_START, 1.0, 256)))
+def _rgb(colour: str) -> tuple[int, int, int]:
+    """``#00e5ff`` as three numbers from 0 to 255."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure of that many hundred pixels, drawn off screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _data_uri(figure: Figure) -> str:
-    """The figure at double resolution, for sharp screens and paper, as a PNG data URI."""
+def _png_uri(pixels: np.ndarray) -> str:
+    """Pixels from 0 to 255, grey or coloured, as a PNG data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, transparent=True)
+    Image.fromarray((pixels + 0.5).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _svg_uri(width: int, height: int, parts: Sequence[str]) -> str:
+    """A drawing of that many pixels as an SVG data URI, with text in the page's own kind of letters."""
+    drawing = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="system-ui, Arial, sans-serif" font-size="11" fill="{INK}">{"".join(parts)}</svg>'
+    )
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode("ascii")
