@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.models.package import BundleSummary, available, open_bundle
 from diffusion_anomaly.models.declaration import ANOMALY
+from diffusion_anomaly.models.package import BundleSummary, available, open_bundle
 from diffusion_anomaly.registry import METHODS, MethodEntry, NumberRange, get_method
 
 from .settings import Settings, readJson, writeJson

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.errors import EngineError, InputError
+from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 
 from . import choices

@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from diffusion_anomaly.detection.brain import (
     ENOUGH,
-    brain_probability,
     BrainFinder,
+    brain_probability,
     intensity_range,
     largest_piece,
     network_grid,

@@ -26,7 +26,11 @@ from diffusion_anomaly.models.networks import NETWORKS, build_network
 from diffusion_anomaly.models.package import available, open_bundle
 from diffusion_anomaly.models.verification import verify
 from diffusion_anomaly.models.writing import write_bundle
-from diffusion_anomaly.preprocessing.intensity import ModeNormalisation, PercentileNormalisation, normalisation_from_dict
+from diffusion_anomaly.preprocessing.intensity import (
+    ModeNormalisation,
+    PercentileNormalisation,
+    normalisation_from_dict,
+)
 from diffusion_anomaly.preprocessing.slices import Grid
 
 CODEC = {

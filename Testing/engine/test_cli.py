@@ -68,7 +68,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: the report has its own tests, and drawing takes longer than all else here."""
     monkeypatch.setattr(
-        "diffusion_anomaly.results.saving.saving.report.write_report", lambda result, volume, path: path.write_text("page")
+        "diffusion_anomaly.results.report.write_report",
+        lambda result, volume, path: path.write_text("page"),
     )
 
 
@@ -328,7 +329,8 @@ def detected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("detected")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "diffusion_anomaly.results.saving.saving.report.write_report", lambda result, volume, path: path.write_text("page")
+            "diffusion_anomaly.results.report.write_report",
+            lambda result, volume, path: path.write_text("page"),
         )
         scan, brain = folder / "kopf.nii.gz", folder / "brain.nii.gz"
         assert cli.main(["detect", str(scan), "--mask", str(brain), "--method", "intensity", "-o", str(output)]) == 0

@@ -32,9 +32,9 @@ from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.preprocessing.intensity import IntensityScale
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from diffusion_anomaly.registry import IntensityOptions
+from diffusion_anomaly.results.result import Progress, Result
 from diffusion_anomaly.results.saving import findings
 from diffusion_anomaly.results.saving import saving as results
-from diffusion_anomaly.results.result import Progress, Result
 
 BASELINE = Options(method="intensity")
 
@@ -534,7 +534,8 @@ def test_provenance_says_what_was_run_on_what(
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report without pictures, where only its being there matters."""
     monkeypatch.setattr(
-        "diffusion_anomaly.results.saving.saving.report.write_report", lambda result, volume, path: path.write_text("page")
+        "diffusion_anomaly.results.report.write_report",
+        lambda result, volume, path: path.write_text("page"),
     )
 
 

@@ -10,7 +10,18 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.models.schedule import CLEAN, Schedule, add_noise, kl_map, predict_x0, pyramid_noise, step_grid, to_epsilon, transition, velocity
+from diffusion_anomaly.models.schedule import (
+    CLEAN,
+    Schedule,
+    add_noise,
+    kl_map,
+    predict_x0,
+    pyramid_noise,
+    step_grid,
+    to_epsilon,
+    transition,
+    velocity,
+)
 
 SCHEDULES = {"linear": Schedule.linear(), "scaled_linear": Schedule.scaled_linear()}
 

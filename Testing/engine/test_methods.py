@@ -17,7 +17,15 @@ from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold, res
 from diffusion_anomaly.methods.unsupervised import Unsupervised, gaussian_smooth, heal
 from diffusion_anomaly.models.networks import Codec, Model
 from diffusion_anomaly.models.schedule import Schedule, step_grid
-from diffusion_anomaly.registry import METHODS, GuidedOptions, IntensityOptions, LocaliseOptions, RestoreOptions, UnsupervisedOptions, get_method
+from diffusion_anomaly.registry import (
+    METHODS,
+    GuidedOptions,
+    IntensityOptions,
+    LocaliseOptions,
+    RestoreOptions,
+    UnsupervisedOptions,
+    get_method,
+)
 
 SIZE = 32
 SCHEDULE = Schedule.scaled_linear()

@@ -101,7 +101,7 @@ def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: 
 def test_a_scan_without_findings_says_so(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusion_anomaly.results.saving.saving.report.draw_slices", lambda *arguments: [])
+    monkeypatch.setattr("diffusion_anomaly.results.report.draw_slices", lambda *arguments: [])
     nothing = Detector(Options(method="intensity", threshold=1e6))(flair_like_volume, brain=flair_like_brain)
     page = render_report(nothing, flair_like_volume)
     assert "No region of at least 0.05 ml reaches the threshold." in page

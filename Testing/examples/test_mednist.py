@@ -11,8 +11,8 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.evaluation import metrics
 from examples.mednist.__main__ import command_line
 from examples.mednist.experiment import MednistConfig
 from examples.mednist.measures import dice_curves, score_row, sprite_row

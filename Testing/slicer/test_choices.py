@@ -11,7 +11,6 @@ import pytest
 import packages
 from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, get_method
-from diffusion_anomaly.registry import METHODS
 from DiffusionAnomalyLib import choices
 from DiffusionAnomalyLib.progresstext import TIMINGS, expectedSeconds, rememberTimings, timeInWords
 from DiffusionAnomalyLib.settings import MemorySettings, writeJson
@@ -63,7 +62,9 @@ def test_an_added_model_that_was_damaged_since_is_a_problem_and_is_not_listed(tm
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "manifest.json").write_text("{", encoding="utf-8")
     choices.remember(folder, settings)
-    assert all(summary.name != "broken" for guide in METHODS.values() for summary in choices.models(guide.name, settings))
+    assert all(
+        summary.name != "broken" for guide in METHODS.values() for summary in choices.models(guide.name, settings)
+    )
     choices.remember(tmp_path / "gone <b>", settings)
     found = choices.problems(settings)
     assert set(found) == {folder, tmp_path / "gone <b>"}

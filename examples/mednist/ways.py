@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 
 from diffusion_anomaly.detection.calibration import threshold_for_false_alarms
-from diffusion_anomaly.models.schedule import Schedule
-from diffusion_anomaly.methods.intensity import Intensity
-from diffusion_anomaly.registry import IntensityOptions, UnsupervisedOptions
-from diffusion_anomaly.methods.base import SliceBatch
-from diffusion_anomaly.methods.unsupervised import Unsupervised
-from diffusion_anomaly.methods.base import residual, to_model_range, to_unit_range
-from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
-from diffusion_anomaly.models.networks import Model, build_network
-from diffusion_anomaly.system import choose_device, choose_dtype
 from diffusion_anomaly.detection.inference import CPU_BATCH, slice_generator
+from diffusion_anomaly.methods.base import SliceBatch, residual, to_model_range, to_unit_range
+from diffusion_anomaly.methods.intensity import Intensity
+from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
+from diffusion_anomaly.methods.unsupervised import Unsupervised
+from diffusion_anomaly.models.networks import Model, build_network
+from diffusion_anomaly.models.schedule import Schedule
+from diffusion_anomaly.registry import IntensityOptions, UnsupervisedOptions
+from diffusion_anomaly.system import choose_device, choose_dtype
 from training.data.slices import Slices
 from training.stages.diffusion import DiffusionConfig
 from training.trainer.checkpoints import averaged_weights, require_fit
@@ -99,13 +98,13 @@ def ways(model: Model, options: UnsupervisedOptions, healthy: Pictures) -> dict[
         return residual(images, to_unit_range(model.decode(model.encode(to_model_range(images)))), options.side)
 
     return {
-        method.name: Way(
+        "unsupervised": Way(
             lambda batch: method.run(batch, model, options, _silent).heat,
             lambda batch: method.improbability(batch, model, options, _silent).score,
             method.network_calls(options),
         ),
         "codec alone": Way(codec_residual, lambda batch: codec_residual(batch).mean(dim=(1, 2))),
-        baseline.name: Way(lambda batch: baseline.run(batch, None, normal, _silent).heat),
+        "intensity": Way(lambda batch: baseline.run(batch, None, normal, _silent).heat),
     }
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from diffusion_anomaly.detection.brain import find_brain
-from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.preprocessing.intensity import Normalisation, normalisation_from_dict
 from diffusion_anomaly.io.orientation import Orientation
-from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
+from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.preprocessing.intensity import Normalisation, normalisation_from_dict
+from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 from .halves import healthy_halves
 from .slice_labels import read_labels, slab_labels
@@ -141,10 +140,10 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
     """The slices of one scan, with brain enough to matter."""
     volume = read_volume(path)
     mask = brain_of(path, volume, config, brains)
-    stack = SliceStack(volume, Grid(**config.grid.model_dump()), mask)
+    stack = SliceStack([volume.image], Grid(**config.grid.model_dump()), mask)
     rule = config.normalisation.rule
     brain = stack.brain()
-    normalised = rule.fit_scan(volume.image, mask)(stack.images(), brain) / rule.clip_max
+    normalised = rule.fit_scan(volume.image, mask)(stack.images()[:, 0], brain) / rule.clip_max
     images = np.round(255.0 * normalised).astype(np.uint8)
     index = np.array(stack.indices)
     name = path.name
@@ -205,8 +204,7 @@ def lesion_on_grid(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, na
     if not path.name.endswith(ending):
         raise InputError(f"{path} does not end in {ending!r}.", "Set 'lesions' to how the scans' names end.")
     mask = read_mask(path.with_name(path.name.removesuffix(ending) + instead), volume)
-    as_volume = replace(volume, image=sitk.Cast(mask, sitk.sitkFloat32))
-    return SliceStack(as_volume, grid, brain).images() > 0.01
+    return SliceStack([sitk.Cast(mask, sitk.sitkFloat32)], grid, brain).images()[:, 0] > 0.01
 
 
 def slab_thickness(stack: SliceStack, volume: Volume) -> int:
@@ -221,7 +219,7 @@ def brain_of(path: Path, volume: Volume, config: BrainSource, cache: Path | None
     kept = cache / path.name if cache else None
     if kept is not None and kept.exists():
         return read_mask(kept, volume)
-    mask = find_brain(volume, open_bundle(config.brain_model))
+    mask = BrainFinder(open_bundle(config.brain_model))(volume)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_like(mask, volume, kept, dtype=np.uint8)

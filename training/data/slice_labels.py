@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_anomaly.io.files import whole_file
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.files import whole_file
 
 from .slices import DISEASED, HEALTHY, UNUSED
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_anomaly.io.files import whole_file
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.files import whole_file
 
 HEALTHY, DISEASED, UNUSED = 0, 1, -1
 HEALTHY_HALF = 2  # a healthy half and its mirror image, see ``halves``

@@ -103,9 +103,9 @@ def _stacks(path: Path, scans: ScanSet, config: PrepareSlabsConfig, brains: Path
     size = (config.grid.size, config.grid.size)
     for thickness in scans.slabs if thin else (AS_THEY_ARE,):
         grid = Grid(size, config.grid.spacing, thickness)
-        stack = SliceStack(volume, grid, mask)
+        stack = SliceStack([volume.image], grid, mask)
         brain = stack.brain()
-        image = np.round(255.0 * scale(stack.images(), brain) / rule.clip_max).astype(np.uint8)
+        image = np.round(255.0 * scale(stack.images()[:, 0], brain) / rule.clip_max).astype(np.uint8)
         healthy = np.ones_like(brain)
         if scans.lesions is not None:
             healthy = ~around(lesion_on_grid(path, volume, mask, grid, scans.lesions), config.lesion_margin)

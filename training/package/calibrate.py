@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.detection.calibration import Calibration, threshold_for_false_alarms
-from diffusion_anomaly.detection.planning import Options, Plan, make_plan
-from diffusion_anomaly.detection.inference import RawHeat
-from diffusion_anomaly.detection.detect import raw_heat, whole_image_score
+from diffusion_anomaly.detection.detector import Detector, whole_image_score
+from diffusion_anomaly.detection.inference import RawMap, make_batch
+from diffusion_anomaly.detection.planning import Options
+from diffusion_anomaly.io.volume import Volume, read_volume
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised
-from diffusion_anomaly.detection.inference import make_batch
+from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.preprocessing.slices import SliceStack
-from diffusion_anomaly.io.volume import Volume, read_volume
+from diffusion_anomaly.registry import UnsupervisedOptions
 
 from ..data.preparation import brain_of, slab_thickness
 from ..data.slice_labels import read_labels, slab_labels
@@ -66,27 +66,26 @@ def calibration_scans(config: PackageConfig) -> Iterator[CalibrationScan]:
 def learn_latent_threshold(bundle: Bundle, scans: list[CalibrationScan]) -> dict[str, Any]:
     """The percentiles of the KL map on healthy validation slices (Pinaya et al. 2022, section 2.3)."""
     # A stand-in lets the options be made; the KL map does not depend on it.
-    plan = make_plan(Options(method="unsupervised", overrides={"latent_threshold": 0.0}), bundle)
-    model = plan.load(plan.device)
-    assert model is not None
+    detector = Detector(Options(method="unsupervised", overrides={"latent_threshold": 0.0}), bundle=bundle)
+    model, options = detector.model, detector.plan.method_options
+    assert model is not None and isinstance(options, UnsupervisedOptions)
     values = []
     for scan in scans:
-        stack = SliceStack(scan.volume, bundle.grid, scan.brain)
-        scale = bundle.normalisation.fit_scan(scan.volume.image, scan.brain)
+        stack, scales = detector.slices(scan.volume, scan.brain)
         for place in np.flatnonzero(scan.healthy(stack)).tolist():
-            batch = make_batch(stack, scale, place, place + 1, seed=0)
-            found = Unsupervised().improbability(batch, model, plan.method_options, lambda calls: None)  # type: ignore[arg-type]
+            batch = make_batch(stack, scales, place, place + 1, seed=0)
+            found = Unsupervised().improbability(batch, model, options, lambda calls: None)
             values.append(found.kl[found.inside].cpu().numpy())
     logger.info("latent threshold from %d healthy slices", len(values))
-    return fit_latent_threshold(np.concatenate(values), plan.method_options.latent_percentile)  # type: ignore[attr-defined]
+    return fit_latent_threshold(np.concatenate(values), options.latent_percentile)
 
 
 def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfig) -> dict[str, Any]:
     """Table from raw heat to tail probability, default threshold and score range, on healthy slices alone."""
-    plan = make_plan(Options(method=config.method), bundle)
+    detector = Detector(Options(method=config.method), bundle=bundle)
     pieces, scores = [], []
     for scan in scans:
-        found = raw_heat(scan.volume, scan.brain, plan)
+        found = detector.raw_map(scan.volume, scan.brain)
         keep = scan.healthy(found.stack)
         brain = found.stack.brain()
         scores.append(whole_image_score(found.scores))
@@ -96,7 +95,7 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
     source = f"{sum(len(raw) for raw, *_ in pieces)} healthy slices of {len(pieces)} validation scans"
     calibration = Calibration.fit(np.concatenate([raw[brain] for raw, brain, _, _ in pieces]), source=source)
     if config.healthy:
-        judged = [(calibration(found.raw), found.stack.voxel_ml, 1.0) for found in _of_healthy_people(config, plan)]
+        judged = [(calibration(found.raw), found.stack.voxel_ml, 1.0) for found in _of_healthy_people(config, detector)]
         source = f"{len(judged)} scan{'s' if len(judged) > 1 else ''} of healthy people"
     else:
         judged = [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces]
@@ -114,8 +113,8 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
     }
 
 
-def _of_healthy_people(config: PackageConfig, plan: Plan) -> Iterator[RawHeat]:
+def _of_healthy_people(config: PackageConfig, detector: Detector) -> Iterator[RawMap]:
     for path in config.healthy:
         volume = read_volume(path)
-        yield raw_heat(volume, brain_of(path, volume, config.read_prepare(), config.brains), plan)
+        yield detector.raw_map(volume, brain_of(path, volume, config.read_prepare(), config.brains))
         logger.info("%s: %s, a healthy person", config.method, path.name)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load
 from torch import Tensor
 
-from diffusion_anomaly.models.declaration import NEEDED
+from diffusion_anomaly.models.declaration import needed_networks
 
 from ..data.preparation import GridConfig, NormalisationConfig, PrepareConfig
 from ..stages.brain_check import BrainCheck
@@ -99,7 +99,7 @@ class PackageConfig(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> PackageConfig:
-        missing = [part for part in NEEDED[self.method] if part not in self.stages]
+        missing = [part for part in needed_networks(self.method) if part not in self.stages]
         if missing:
             raise ValueError(f"stages lacks {', '.join(missing)}, which the method {self.method} needs")
         if "codec" in self.stages and self.stages["codec"].run is None:

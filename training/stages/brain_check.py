@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
-from diffusion_anomaly.detection.brain import find_brain
+from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.brain_network import SPACING
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation.dataset import find_pairs
@@ -111,7 +111,7 @@ def check_brain(bundle: Bundle, checks: list[BrainCheck]) -> dict[str, Any]:
 def _found(volume: Volume, bundle: Bundle) -> np.ndarray:
     """The mask; empty where the network finds no brain at all, which counts as the worst mask there is."""
     try:
-        return sitk.GetArrayFromImage(find_brain(volume, bundle)) > 0
+        return sitk.GetArrayFromImage(BrainFinder(bundle)(volume)) > 0
     except InputError:
         return np.zeros(volume.image.GetSize()[::-1], bool)
 

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.models.networks import Codec, build_network
-from diffusion_anomaly.models.schedule import Schedule, add_noise, pyramid_noise, step_grid, to_epsilon, transition, velocity
+from diffusion_anomaly.models.schedule import (
+    Schedule,
+    add_noise,
+    pyramid_noise,
+    step_grid,
+    to_epsilon,
+    transition,
+    velocity,
+)
 
 from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain
 from ..data.slices import training_slices, validation_slices

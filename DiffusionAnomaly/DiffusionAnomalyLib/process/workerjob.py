@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.worker.protocol import CANCEL_LINE, GRACE_SECONDS, Event, ExitCode, Failure, Progress, Result, Started, Warned, decode
+from diffusion_anomaly.worker.protocol import (
+    CANCEL_LINE,
+    GRACE_SECONDS,
+    Event,
+    ExitCode,
+    Failure,
+    Progress,
+    Result,
+    Started,
+    Warned,
+    decode,
+)
 
 from ..translation import tr as _
 from .process import WorkerProcess

@@ -37,6 +37,7 @@ from .provenance import describe
 if TYPE_CHECKING:
     from ..models.networks import Model
     from ..models.package import Bundle
+    from ..preprocessing.intensity import IntensityScale
     from .inference import HeldModel, RawMap
 
 
@@ -140,6 +141,28 @@ class Detector:
         """
         return self._raw_map(self._scan(scan), brain, _Watch(progress))
 
+    def slices(self, scan: Scan | Volume, brain: sitk.Image) -> tuple[SliceStack, list[IntensityScale]]:
+        """A scan as the model is shown it: its slices, and each channel's intensities to [0, 1]."""
+        images = self._scan(scan).images
+        normalisation = self.plan.bundle.normalisation
+        stack = SliceStack(images, self.plan.grid, brain)
+        return stack, [normalisation.fit_scan(image, brain) for image in images]
+
+    @property
+    def held(self) -> HeldModel:
+        """The model, loaded or not yet."""
+        if self._held is None:
+            from .inference import HeldModel
+
+            self._held = HeldModel(self._load, self.plan.device, self.plan.asked.batch_size)
+        return self._held
+
+    @property
+    def model(self) -> Model | None:
+        """The loaded model; None for a method without one."""
+        self.held.prepare(lambda message: None)
+        return self.held.model
+
     def release(self) -> None:
         """Give the memory back that model and brain network hold; the next scan loads them anew."""
         self._brain_finder.release()
@@ -213,12 +236,12 @@ class Detector:
         )
 
     def _raw_map(self, scan: Scan, brain: sitk.Image, watch: _Watch) -> RawMap:
-        from .inference import HeldModel, RawMap, run_slices
+        from .inference import RawMap, run_slices
         from .postprocess import postprocess
 
         plan = self.plan
         watch.enter("load")
-        stack = SliceStack(scan.images, plan.grid, brain)
+        stack, scales = self.slices(scan, brain)
         reference = scan.reference.image
         values = [values_in_brain(image, brain) for image in scan.images]
         for warning in (
@@ -227,9 +250,7 @@ class Detector:
             *proportion_warnings(brain),
         ):
             watch.warn(warning)
-        normalisation = plan.bundle.normalisation
-        scales = [normalisation.fit_scan(image, brain) for image in scan.images]
-        if normalisation.kind == ModeNormalisation.kind:
+        if plan.bundle.normalisation.kind == ModeNormalisation.kind:
             for inside, scale in zip(values, scales, strict=True):
                 for warning in scale_warnings(inside, scale):
                     watch.warn(warning)
@@ -240,14 +261,12 @@ class Detector:
                 watch.on_started(Started(device, plan.bundle.name, plan.bundle.version, len(stack)))
             watch.enter("detect", len(stack) * max(1, plan.method.network_calls(plan.method_options)))
 
-        if self._held is None:
-            self._held = HeldModel(self._load, plan.device, plan.asked.batch_size)
         run = run_slices(
             stack,
             scales,
             plan.method,
             plan.method_options,
-            self._held,
+            self.held,
             seed=plan.asked.seed,
             keep_reconstruction=plan.asked.keep_reconstruction,
             on_calls=watch.report,
