@@ -16,7 +16,7 @@ from diffusion_anomaly.results.findings import segment
 from diffusion_anomaly.results.redrawing import Request, redraw, write_request
 from diffusion_anomaly.results.report import render_report
 from diffusion_anomaly.results.result import Result
-from diffusion_anomaly.results.saving import redrawing
+from diffusion_anomaly.results import redrawing
 from diffusion_anomaly.worker import probe
 
 

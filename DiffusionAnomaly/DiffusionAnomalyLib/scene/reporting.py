@@ -14,7 +14,7 @@ import slicer
 
 from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.io.files import write_text
-from diffusion_anomaly.results.saving import redrawing
+from diffusion_anomaly.results import redrawing
 
 from ..process.environment import Question
 from ..process.process import WorkerProcess
