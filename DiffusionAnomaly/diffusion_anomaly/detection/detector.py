@@ -8,7 +8,7 @@ Torch is imported when a detector first runs, not when this file is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, MemoryExhausted
-from ..io.volume import Scan, Volume
+from ..io.sources import Source, read, read_brain
+from ..io.volume import PathLike, Scan, Volume
 from ..preprocessing.intensity import ModeNormalisation, values_in_brain
 from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
@@ -84,9 +85,10 @@ class Detector:
 
     def __call__(
         self,
-        scan: Scan | Volume,
+        scan: Source | Scan | Mapping[str, Source],
         *,
-        brain: sitk.Image | None = None,
+        brain: PathLike | sitk.Image | np.ndarray | None = None,
+        spacing: Sequence[float] | None = None,
         progress: Callable[[Progress], None] | None = None,
         on_started: Callable[[Started], None] | None = None,
         on_warning: Callable[[str], None] | None = None,
@@ -94,8 +96,10 @@ class Detector:
         """Detect in one scan.
 
         Args:
-            scan: with the channels that the model knows; a single volume is a scan of one.
+            scan: a path, a DICOM folder, a SimpleITK image, an array, or what ``io.sources.read`` made of one; several
+                by contrast name for a model that knows several.
             brain: brain mask on the scan's grid, taken as given; None lets the bundled network find the brain.
+            spacing: of an array, in mm ``(x, y, z)``.
             progress: is told how far it is, several times a second; may raise ``Cancelled`` to stop.
             on_started: is told once what runs where.
             on_warning: is told of each warning when it arises; all are in the result too.
@@ -107,9 +111,10 @@ class Detector:
             Cancelled: when ``progress`` raised it.
         """
         watch = _Watch(progress, on_started, on_warning)
-        scan = self._scan(scan)
+        scan = self._scan(read(scan, spacing=spacing))
+        mask = None if brain is None else read_brain(brain, scan.reference)
         try:
-            return self._detect(scan, brain, watch)
+            return self._detect(scan, mask, watch)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -87,6 +87,21 @@ def check_grey(reader: sitk.ImageFileReader, path: Path) -> None:
         raise InputError(f"{path} holds complex numbers; expected one grey value a voxel.", "Give the magnitude image.")
 
 
+def check_grey_image(image: sitk.Image) -> None:
+    """Refuse an image in memory that is no grey volume.
+
+    Raises:
+        InputError: for colour, vectors, complex numbers, and other than 2 or 3 dimensions.
+    """
+    is_complex = image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+    if image.GetNumberOfComponentsPerPixel() > 1 or is_complex or image.GetDimension() not in (2, 3):
+        raise InputError(
+            f"The image has {image.GetDimension()} dimensions and pixels of {image.GetPixelIDTypeAsString()}; "
+            "expected 2 or 3 dimensions and one grey value.",
+            "Give one grey volume.",
+        )
+
+
 def choose_frame(frame: int | None, frames: int, path: Path) -> int:
     """The frame to read out of `frames`.
 

@@ -61,7 +61,7 @@ class Volume:
     @property
     def name(self) -> str:
         """What to call it in a sentence or a heading."""
-        return self.title or Path(self.source).name
+        return self.title or Path(self.source).name or "scan"
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,27 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
         else:
             files = files_of(path)
             image, metadata = read_file(path, frame)
+    return as_volume(image, os.fspath(path), _sha256(files), metadata)
+
+
+def as_volume(image: sitk.Image, source: str, sha256: str, metadata: Mapping[str, str], title: str = "") -> Volume:
+    """A 2-D or 3-D float32 image as a volume, its spacing and its values checked.
+
+    Raises:
+        InputError: when the spacing is impossible, or no value is finite.
+    """
     dimension = image.GetDimension()
     if dimension == 2:
         image = sitk.JoinSeries([image])
     spacing = image.GetSpacing()
+    what = source or "The image"
     if not (np.all(np.isfinite(spacing)) and min(spacing) > 0):
         raise InputError(
-            f"{path} has a voxel spacing of {spacing} mm; expected positive numbers.",
+            f"{what} has a voxel spacing of {spacing} mm; expected positive numbers.",
             "Correct the spacing in the file's header.",
         )
-    image, non_finite = _finite(image, path)
-    return Volume(image, os.fspath(path), _sha256(files), dimension, non_finite, metadata)
+    image, non_finite = _finite(image, what)
+    return Volume(image, source, sha256, dimension, non_finite, metadata, title)
 
 
 def read_mask(path: PathLike, like: Volume) -> sitk.Image:
@@ -154,9 +164,14 @@ def read_mask(path: PathLike, like: Volume) -> sitk.Image:
             f"Mask: {describe_grid(mask.image)}. Scan: {describe_grid(like.image)}.",
             "Resample the mask onto the scan with nearest neighbours, or give the mask drawn on this scan.",
         )
-    binary = sitk.GetImageFromArray((sitk.GetArrayViewFromImage(mask.image) > 0.5).astype(np.uint8))
-    binary.CopyInformation(like.image)
-    return binary
+    return binary(sitk.GetArrayViewFromImage(mask.image), like)
+
+
+def binary(values: np.ndarray, like: Volume) -> sitk.Image:
+    """uint8 on a scan's grid, 1 where ``values`` ``(slices, rows, columns)`` are above 0.5."""
+    mask = sitk.GetImageFromArray((values > 0.5).astype(np.uint8))
+    mask.CopyInformation(like.image)
+    return mask
 
 
 def read_heat(path: PathLike) -> Volume:
@@ -235,7 +250,7 @@ def _write_itk(image: sitk.Image, partial: Path, path: Path, volume: Volume) -> 
     keep_grid_fields(Path(volume.source), partial)
 
 
-def _finite(image: sitk.Image, path: Path) -> tuple[sitk.Image, int]:
+def _finite(image: sitk.Image, what: str) -> tuple[sitk.Image, int]:
     """The image with NaN and infinite voxels at its smallest finite value, and their number."""
     view = sitk.GetArrayViewFromImage(image)
     non_finite = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in view)
@@ -243,7 +258,7 @@ def _finite(image: sitk.Image, path: Path) -> tuple[sitk.Image, int]:
         return image, 0
     if non_finite == view.size:
         raise InputError(
-            f"{path} holds no finite value: all {non_finite} voxels are NaN or infinite.",
+            f"{what} holds no finite value: all {non_finite} voxels are NaN or infinite.",
             "Export the scan again.",
         )
     finite = np.isfinite(view)

@@ -9,3 +9,24 @@ stays light: torch, MONAI, jsonschema and NumPy are imported by the functions th
 tensors · ``verification`` checks all of it · ``metadata`` and ``writing`` make new packages · ``networks``,
 ``schedule`` and ``loading`` are what runs.
 """
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Models(ModuleType):
+    """This folder, which shares its name with the package's public function ``models()``.
+
+    Importing a module of a folder makes the folder an attribute of the package, so the folder answers for the function.
+    """
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from ..api import models
+
+        return models(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Models

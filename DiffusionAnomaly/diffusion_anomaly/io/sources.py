@@ -1,0 +1,110 @@
+"""Scans and masks out of whatever a caller has: a path, a folder, an image, an array, several of them by contrast."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError
+from .itk import check_grey_image
+from .orientation import describe_grid, same_grid
+from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
+
+Source = PathLike | sitk.Image | np.ndarray | Volume
+"""A file in any format of this SimpleITK, a folder with a DICOM series, an image, or an array with its spacing."""
+
+
+def read(
+    source: Source | Scan | Mapping[str, Source],
+    *,
+    spacing: Sequence[float] | None = None,
+    series: str | None = None,
+    frame: int | None = None,
+    title: str = "",
+) -> Volume | Scan:
+    """A scan, checked and ready for a detector.
+
+    Args:
+        source: a file; a folder with a DICOM series; a SimpleITK image; an array ``(slices, rows, columns)`` as
+            ``sitk.GetArrayFromImage`` gives it, axial, from below, in rows from front to back and columns from right to
+            left; or several of these by contrast name, on one grid.
+        spacing: of an array, in mm: between columns, rows and slices ``(x, y, z)``.
+        series: which series of a DICOM folder, by UID or description.
+        frame: which volume of a 4-D file, counted from 0.
+        title: what to call it; empty for the name of its file.
+
+    Raises:
+        InputError: when it cannot be read as one grey volume a contrast; the message says why and what to do.
+        MemoryExhausted: when it does not fit into memory.
+
+    >>> read(np.zeros((4, 8, 8)), spacing=(1, 1, 3)).image.GetSpacing()
+    (1.0, 1.0, 3.0)
+    """
+    if isinstance(source, (Volume, Scan)):
+        return source
+    if isinstance(source, Mapping):
+        channels = {str(name): read(one, spacing=spacing, title=title) for name, one in source.items()}
+        return Scan({name: channel for name, channel in channels.items() if isinstance(channel, Volume)})
+    if isinstance(source, (str, os.PathLike)):
+        if spacing is not None:
+            raise InputError("A spacing was given for a file, which states its own.", "Leave it out.")
+        volume = read_volume(source, series=series, frame=frame)
+        return volume if not title else Volume(**{**vars(volume), "title": title})
+    image = _image(source, spacing)
+    digest = hashlib.sha256(np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()).hexdigest()
+    return as_volume(image, "", digest, {}, title)
+
+
+def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk.Image:
+    """A brain mask on a scan's grid, uint8 0/1, from a file, an image or an array of the scan's shape.
+
+    Raises:
+        InputError: when it cannot be read, or has another grid than the scan.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read_mask(source, like)
+    if isinstance(source, np.ndarray):
+        if source.shape != like.image.GetSize()[::-1]:
+            raise InputError(
+                f"The brain mask has the shape {source.shape}, the scan {like.image.GetSize()[::-1]}.",
+                "Give an array of the scan's shape (slices, rows, columns).",
+            )
+        return binary(source, like)
+    if not same_grid(source, like.image):
+        raise InputError(
+            f"The brain mask's grid ({describe_grid(source)}) is not the scan's ({describe_grid(like.image)}).",
+            "Resample the mask onto the scan with nearest neighbours.",
+        )
+    return source
+
+
+def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
+    if isinstance(source, sitk.Image):
+        if spacing is not None:
+            raise InputError("A spacing was given for an image, which states its own.", "Leave it out.")
+        check_grey_image(source)
+        return sitk.Cast(source, sitk.sitkFloat32)
+    if not isinstance(source, np.ndarray):
+        raise InputError(
+            f"A {type(source).__name__} is no scan.",
+            "Give a path, a SimpleITK image, or a NumPy array with its spacing.",
+        )
+    if source.ndim not in (2, 3) or source.size == 0 or source.dtype.kind not in "buif":
+        raise InputError(
+            f"An array of shape {source.shape} and type {source.dtype} is no scan.",
+            "Give numbers as (slices, rows, columns) or (rows, columns).",
+        )
+    numbers = [] if spacing is None else [float(value) for value in spacing]
+    if len(numbers) != source.ndim or not all(np.isfinite(numbers)) or min(numbers) <= 0:
+        raise InputError(
+            f"The spacing of an array is {spacing}; expected {source.ndim} numbers of mm above 0.",
+            "Give spacing=(x, y, z): the distance of columns, rows and slices.",
+        )
+    image = sitk.GetImageFromArray(np.ascontiguousarray(source, dtype=np.float32))
+    image.SetSpacing(numbers)
+    return image
