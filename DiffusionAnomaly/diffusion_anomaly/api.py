@@ -65,7 +65,7 @@ def models(folders: Sequence[Path | str] = ()) -> list[BundleSummary]:
     >>> [model.name for model in models() if model.method == "localise"]
     ['flair-localise']
     """
-    return available([Path(folder) for folder in folders])
+    return available(folders)
 
 
 def threshold(result: Result, at: float, min_volume_ml: float | None = None) -> Result:

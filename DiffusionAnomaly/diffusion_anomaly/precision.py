@@ -16,10 +16,13 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .system import processor_name
+
+if TYPE_CHECKING:
+    import torch
 
 # What ``auto`` shall come to on a CPU, instead of measuring.
 VARIABLE = "DIFFUSION_ANOMALY_CPU_PRECISION"
@@ -27,6 +30,29 @@ CHOICES = ("float32", "bfloat16")
 CLEARLY_FASTER = 1.2  # bfloat16 is taken from this ratio of times on: near 1, noise would decide
 REPEATS = 4
 FOLDER, FILE = "diffusion-anomaly", "precision.json"
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The autocast type. ``auto`` takes bfloat16 where networks are clearly faster in it, else float32.
+
+    On a CPU that is measured once, see ``precision``: call this only when a network is going to run.
+
+    Raises:
+        InputError: for another word.
+    """
+    import torch
+
+    if precision == "float32":
+        return torch.float32
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision != "auto":
+        raise InputError(f"Unknown precision {precision!r}.", "Use auto, float32 or bfloat16.")
+    if device.type in ("cuda", "xpu"):
+        return torch.bfloat16 if getattr(torch, device.type).is_bf16_supported() else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    return getattr(torch, cpu_precision())
 
 
 def cpu_precision() -> str:

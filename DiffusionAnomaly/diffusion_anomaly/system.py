@@ -157,31 +157,6 @@ def choose_device(device: str = "auto", warn: Callable[[str], None] = lambda mes
     return chosen
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The autocast type. ``auto`` takes bfloat16 where networks are clearly faster in it, else float32.
-
-    On a CPU that is measured once, see ``precision``: call this only when a network is going to run.
-
-    Raises:
-        InputError: for another word.
-    """
-    import torch
-
-    if precision == "float32":
-        return torch.float32
-    if precision == "bfloat16":
-        return torch.bfloat16
-    if precision != "auto":
-        raise InputError(f"Unknown precision {precision!r}.", "Use auto, float32 or bfloat16.")
-    if device.type in ("cuda", "xpu"):
-        return torch.bfloat16 if getattr(torch, device.type).is_bf16_supported() else torch.float32
-    if device.type != "cpu":
-        return torch.float32
-    from .precision import cpu_precision
-
-    return getattr(torch, cpu_precision())
-
-
 def _accelerator(warn: Callable[[str], None]) -> torch.device | None:
     """The accelerator that torch would use, if it works."""
     import torch

@@ -32,9 +32,9 @@ from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.preprocessing.intensity import IntensityScale
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from diffusion_anomaly.registry import IntensityOptions
-from diffusion_anomaly.results.result import Progress, Result
 from diffusion_anomaly.results import findings
 from diffusion_anomaly.results import saving as results
+from diffusion_anomaly.results.result import Progress, Result
 
 BASELINE = Options(method="intensity")
 

@@ -12,7 +12,7 @@ import torch
 
 from diffusion_anomaly import precision
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.system import choose_dtype
+from diffusion_anomaly.precision import choose_dtype
 
 CPU = torch.device("cpu")
 

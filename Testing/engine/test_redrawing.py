@@ -12,11 +12,11 @@ from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.results import redrawing
 from diffusion_anomaly.results.findings import segment
 from diffusion_anomaly.results.redrawing import Request, redraw, write_request
 from diffusion_anomaly.results.report import render_report
 from diffusion_anomaly.results.result import Result
-from diffusion_anomaly.results import redrawing
 from diffusion_anomaly.worker import probe
 
 

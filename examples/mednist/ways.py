@@ -22,8 +22,9 @@ from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised
 from diffusion_anomaly.models.networks import Model, build_network
 from diffusion_anomaly.models.schedule import Schedule
+from diffusion_anomaly.precision import choose_dtype
 from diffusion_anomaly.registry import IntensityOptions, UnsupervisedOptions
-from diffusion_anomaly.system import choose_device, choose_dtype
+from diffusion_anomaly.system import choose_device
 from training.data.slices import Slices
 from training.stages.diffusion import DiffusionConfig
 from training.trainer.checkpoints import averaged_weights, require_fit

@@ -281,7 +281,7 @@ class BrainFinder:
 
     def _find(self, volume: Volume, device: torch.device) -> sitk.Image:
         from ..models.loading import load_network
-        from ..system import choose_dtype
+        from ..precision import choose_dtype
 
         if self._network is None:
             self._network = load_network(self._bundle, "brain").to(device)

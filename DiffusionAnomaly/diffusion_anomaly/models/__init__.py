@@ -24,9 +24,9 @@ class _Models(ModuleType):
     """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        from ..api import models
+        from .package import available
 
-        return models(*arguments, **options)
+        return available(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _Models

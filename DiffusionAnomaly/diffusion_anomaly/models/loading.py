@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import ModelError
-from ..system import choose_device, choose_dtype
+from ..precision import choose_dtype
+from ..system import choose_device
 from .networks import Codec, Model, build_network
 from .schedule import Schedule
 

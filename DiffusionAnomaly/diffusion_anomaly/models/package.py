@@ -177,12 +177,12 @@ def builtin_directory() -> Path:
     return Path(__file__).parents[1] / "bundles"
 
 
-def available(extra: Sequence[Path] = ()) -> list[BundleSummary]:
+def available(extra: Sequence[Path | str] = ()) -> list[BundleSummary]:
     """The built-in packages, then those of ``extra``: package folders, or folders that hold packages.
 
     A package that cannot be opened is listed with its problem, so that the user learns of it.
     """
-    return [_summarise(path) for path in _packages([builtin_directory(), *extra])]
+    return [_summarise(path) for path in _packages([builtin_directory(), *map(Path, extra)])]
 
 
 def open_bundle(name_or_path: str | Path) -> Bundle:

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..detection.provenance import PURPOSE
 from ..io.files import write_text
 from ..registry import METHODS
 from .rendering import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
@@ -95,7 +94,7 @@ def render(shown: Shown) -> str:
     )
     return environment.get_template(TEMPLATE).render(
         name=shown.name,
-        purpose=PURPOSE,
+        purpose=provenance["purpose"],
         provenance=provenance,
         method=_title_of(provenance["method"]),
         model=_model_line(provenance["model"]),
