@@ -7,7 +7,7 @@
 - A link from a page to a file of the repository that is no page of the site becomes a link to the repository. One that
   leads nowhere is left for MkDocs, which ends the build.
 
-Neither torch nor a network is needed, but for the methods' options, which need torch as long as the methods do.
+Neither torch nor a network is needed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ ENGINE = ROOT / "DiffusionAnomaly"
 PACKAGES = ENGINE / "diffusion_anomaly" / "bundles"
 
 # Where the code keeps what is shown here.
-COMMAND_LINE = "diffusion_anomaly.cli"
-METHODS = "diffusion_anomaly.methods"
-GUIDES = "diffusion_anomaly.registry"
+COMMAND_LINE = "diffusion_anomaly.cli.main"
+REGISTRY = "diffusion_anomaly.registry"
 
 # Page of the site to file of the repository.
 BORROWED = {
@@ -118,7 +117,7 @@ def _commands(command: Any, words: str, parent: Any) -> Iterator[tuple[str, Any,
 def methods_table() -> str:
     """A row a method: what it does, what its model learnt from, its model."""
     rows = ["| method | title | what it does | its model has learnt from |", "|---|---|---|---|"]
-    for guide in importlib.import_module(GUIDES).METHODS.values():
+    for guide in importlib.import_module(REGISTRY).METHODS.values():
         link = f"[`{guide.name}`]({_SITE}reference/methods.md#{guide.name})"
         rows.append(f"| {link} | {guide.title} | {guide.does} | {guide.learnt_from} |")
     return "\n".join(rows)
@@ -126,12 +125,10 @@ def methods_table() -> str:
 
 def method_options() -> str:
     """A section a method with its options, their ranges and published defaults."""
-    methods = importlib.import_module(METHODS).METHODS
     parts = []
-    for guide in importlib.import_module(GUIDES).METHODS.values():
-        method = methods[guide.name]
+    for guide in importlib.import_module(REGISTRY).METHODS.values():
         parts.append(f"### `{guide.name}` {{: #{guide.name} }}\n\n{guide.title}. {guide.does}\n")
-        options = fields(method.options_type)
+        options = fields(guide.options_type)
         if not options:
             parts.append("It has no options.\n")
             continue

@@ -88,10 +88,10 @@ def defaultOf(number: NumberRange, model: Path | None) -> float:
 def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: float | None = None) -> float:
     """How far a number may go with a package: no more steps than there are noise levels."""
     guide = get_method(method)
-    if guide.steps is number and guide.noise_level is not None:
+    if number == guide.steps and guide.noise_level is not None:
         level = defaultOf(guide.noise_level, model) if noiseLevel is None else noiseLevel
         return level + 1 if guide.noise_level.low == 0 else level  # counted from 0: so many levels and one
-    if guide.steps is number and model is not None:
+    if number == guide.steps and model is not None:
         levels = _anomaly(model).get("options", {}).get("levels", 10)
         return min(number.high, levels)
     return number.high

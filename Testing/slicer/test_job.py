@@ -251,7 +251,7 @@ def test_an_unforeseen_failure_leaves_its_log_when_its_folder_is_gone(tmp_path: 
     program = f"""
 import sys
 from pathlib import Path
-from diffusion_anomaly.job import Failure, encode
+from diffusion_anomaly.worker.protocol import Failure, encode
 Path(sys.argv[-1], "worker.log").write_text("Traceback of it all")
 print(encode(Failure("internal", "{error}", "Please report it, with a file that is gone soon.")), flush=True)
 sys.exit(1)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffusion_anomaly.evaluation.formatting import finite, markdown_table, text_writer, with_interval
 from diffusion_anomaly.io.files import prepare_folder, publish
 from diffusion_anomaly.models.networks import Model
-from diffusion_anomaly.registry import UnsupervisedOptions
+from diffusion_anomaly.registry import UnsupervisedOptions, get_method
 from diffusion_anomaly.system import device_name
 from training.stages.diffusion import DiffusionConfig
 from training.trainer.configuration import ConfigurationError, read_yaml
@@ -76,7 +76,8 @@ def experiment(config: MednistConfig, output: Path, split: str = "test") -> dict
     if split not in ("val", "test"):
         raise ConfigurationError(f"The split is {split!r}; expected 'val', to choose options by, or 'test'.")
     diffusion = read_yaml(config.diffusion, DiffusionConfig)
-    options = UnsupervisedOptions(**config.options)
+    options = get_method("unsupervised").make_options(chosen=config.options)
+    assert isinstance(options, UnsupervisedOptions)
     load = partial(_load, diffusion.slices, config.seed)
     healthy, own, alien = load("val"), load(split, with_sprites=True), load("ood") if split == "test" else None
     sprites = contaminate(own.images, own.seed)
