@@ -1,7 +1,7 @@
 # Everything is installed into .venv; nothing outside this folder is touched.
 #
 #   make demo      detection on the shipped scan, results in demo/
-#   make test      lint, then all tests
+#   make test      lint, then all tests, and how much of the engine they run
 #   make test-slicer SLICER=/path/to/Slicer   the panel's tests inside a full Slicer (5.12 or newer)
 #   make lint      ruff (lint and format) and pyright
 #   make format    what ruff can mend by itself
@@ -35,7 +35,7 @@ demo: $(VENV)/engine.installed
 	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term
 
 # As CMake's slicer_add_python_unittest runs them, but from the checkout; every script is a Slicer of its own.
 test-slicer:

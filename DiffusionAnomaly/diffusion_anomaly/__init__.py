@@ -12,10 +12,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Detector, Options, Result, evaluate, load, models, read, threshold
+    from .api import (
+        Cancelled,
+        Detector,
+        EngineError,
+        InputError,
+        MemoryExhausted,
+        ModelError,
+        Options,
+        Result,
+        Scan,
+        evaluate,
+        load,
+        models,
+        read,
+        threshold,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "Options", "Result", "evaluate", "load", "models", "read", "threshold"]
+__all__ = [
+    "Cancelled",
+    "Detector",
+    "EngineError",
+    "InputError",
+    "MemoryExhausted",
+    "ModelError",
+    "Options",
+    "Result",
+    "Scan",
+    "evaluate",
+    "load",
+    "models",
+    "read",
+    "threshold",
+]
 
 
 def __getattr__(name: str) -> Any:

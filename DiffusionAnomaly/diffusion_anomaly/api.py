@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from .detection.detector import Detector
 from .detection.planning import Options
-from .errors import InputError
+from .errors import Cancelled, EngineError, InputError, MemoryExhausted, ModelError
 from .io.sources import read
+from .io.volume import Scan
 from .models.package import BundleSummary, available, open_bundle
 from .registry import DEFAULT_METHOD, METHODS
 from .results.result import Progress, Result
@@ -24,7 +25,22 @@ from .results.result import Progress, Result
 if TYPE_CHECKING:
     from .evaluation.table import Table
 
-__all__ = ["Detector", "Options", "Result", "evaluate", "load", "models", "read", "threshold"]
+__all__ = [
+    "Cancelled",
+    "Detector",
+    "EngineError",
+    "InputError",
+    "MemoryExhausted",
+    "ModelError",
+    "Options",
+    "Result",
+    "Scan",
+    "evaluate",
+    "load",
+    "models",
+    "read",
+    "threshold",
+]
 
 _GENERAL = set(Options.__dataclass_fields__) - {"method", "model", "overrides"}
 

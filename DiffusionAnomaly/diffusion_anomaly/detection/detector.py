@@ -72,6 +72,10 @@ class Detector:
         if like is not None:
             self._take_over(like)
 
+    def __repr__(self) -> str:
+        bundle = self.plan.bundle
+        return f"<Detector {self.plan.method.name}, {bundle.name} {bundle.version}, device {self.plan.asked.device}>"
+
     def _take_over(self, other: Detector) -> None:
         plan, before = self.plan, other.plan
         if (plan.asked.device, plan.asked.precision) == (before.asked.device, before.asked.precision):

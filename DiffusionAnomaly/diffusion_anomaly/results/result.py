@@ -40,7 +40,7 @@ class Started:
     slices: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What was found in a scan.
 
@@ -103,6 +103,14 @@ class Result:
         from .saving import save
 
         return save(self, directory)
+
+    def __repr__(self) -> str:
+        total = sum(finding.volume_ml for finding in self.findings)
+        model = self.provenance["model"]
+        return (
+            f"<Result of {self.name}: {len(self.findings)} findings, {total:.2f} ml at an anomaly score of "
+            f"{self.threshold:.2f} or more; {model['name']} {model['version']}>"
+        )
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: slices with the anomaly map, and the findings."""
