@@ -62,7 +62,7 @@ def raw_values(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any
     found = Detector(make_plan(options_for(bundle, **changes))).raw_map(volume, brain)
     inside = found.stack.brain()
     assert not found.raw[~inside].any()
-    return found.raw[inside], found.stack.images()[inside]
+    return found.raw[inside], found.stack.images()[:, 0][inside]
 
 
 # --- Heat
@@ -118,7 +118,7 @@ def test_heat_is_the_packages_tail_probability(package: Bundle) -> None:
     volume, brain = scan_with(180.0)
     result = Detector(options_for(package))(volume, brain=brain)
     lesion = sitk.GetArrayFromImage(phantom.lesion_of(volume.image)) > 0
-    heat = sitk.GetArrayFromImage(result.heat)
+    heat = sitk.GetArrayFromImage(result.anomaly_map)
     assert np.median(heat[lesion]) == pytest.approx(1.0 + 2.0 * (0.42 - 0.25) / 0.25, abs=0.04)
     assert result.threshold == 2.0
     (finding,) = result.findings
@@ -178,7 +178,7 @@ def test_its_metadata_says_what_goes_in_and_comes_out(package: Bundle) -> None:
 
 def test_its_plan_loads_nothing(package: Bundle) -> None:
     plan = make_plan(options_for(package))
-    assert plan.load("cpu") is None
+    assert Detector(plan).model is None
     assert plan.bundle.networks == ()
 
 
@@ -187,12 +187,12 @@ def test_a_package_that_is_not_calibrated_is_not_ready(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no calibration, threshold\. Calibrate it"):
         verify(bundle)
     with pytest.raises(ModelError, match="no calibration"):
-        detect(*scan_with(180.0)[:1], options_for(bundle), mask=scan_with(180.0)[1])
+        Detector(options_for(bundle))(scan_with(180.0)[0], brain=scan_with(180.0)[1])
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no grid": (lambda place: packages.intensity(place, grid=None), r"'grid' is a required property"),
-    "no scale": (lambda place: packages.intensity(place, normalisation=None), r"'normalisation' is a required"),
+    "no grid": (lambda place: packages.intensity(place, grid=None), r"no grid"),
+    "no scale": (lambda place: packages.intensity(place, normalisation=None), r"no normalisation"),
     "neighbours": (
         lambda place: packages.intensity(place, grid={**GRID, "neighbours": 1}),
         r"shows neighbours to the networks of the method intensity",

@@ -273,9 +273,9 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda place: packages.localise(place, codec={"factor": 2, "scale": 2.0}),
         r"anomaly.json encodes slices, which a localiser takes as folded pixels",
     ),
-    "no codec": (lambda place: packages.localise(place, codec=None), r"'codec' is a required property"),
-    "no grid": (lambda place: packages.localise(place, grid=None), r"'grid' is a required property"),
-    "no scale": (lambda place: packages.localise(place, normalisation=None), r"'normalisation' is a required"),
+    "no codec": (lambda place: packages.localise(place, codec=None), r"no codec"),
+    "no grid": (lambda place: packages.localise(place, grid=None), r"no grid"),
+    "no scale": (lambda place: packages.localise(place, normalisation=None), r"no normalisation"),
     "a grid that cannot be folded": (
         lambda place: packages.localise(place, grid={**grid_with(1), "size": [63, 64]}),
         r"\[63, 64\] pixels, not multiples of the codec's factor 2",

@@ -16,7 +16,7 @@ import phantom
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation import dataset, metrics
 from diffusion_anomaly.io.volume import read_mask, read_volume
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.preprocessing.slices import SliceStack
@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pairs(folder: Path) -> list[evaluate.Pair]:
-    return evaluate.find_pairs(folder, brain_pattern="*_brain.nii.gz")
+def pairs(folder: Path) -> list[dataset.Pair]:
+    return dataset.find_pairs(folder, brain_pattern="*_brain.nii.gz")
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +148,12 @@ def test_what_cannot_be_tried_is_refused_before_any_scan(
 # --- What is computed
 
 
-def run(pairs: list[evaluate.Pair], plan: Plan, output: Path, sets: Any, posts: Any, **more: Any) -> dict[str, Any]:
+def run(pairs: list[dataset.Pair], plan: Plan, output: Path, sets: Any, posts: Any, **more: Any) -> dict[str, Any]:
     return options.compare(pairs, options.enumerate_settings(plan, sets, posts), output, **more)
 
 
 def test_post_processing_is_judged_without_running_the_method_again(
-    pairs: list[evaluate.Pair], bundle: Bundle, calls: list[Any], tmp_path: Path
+    pairs: list[dataset.Pair], bundle: Bundle, calls: list[Any], tmp_path: Path
 ) -> None:
     one = pairs[:1]
     run(one, plan_of(bundle), tmp_path, {}, {"median_pixels": [1, 3, 5]})
@@ -168,7 +168,7 @@ def test_post_processing_is_judged_without_running_the_method_again(
 
 
 def test_raw_heat_outlives_a_new_calibration_but_not_new_weights(
-    pairs: list[evaluate.Pair], bundle: Bundle, calls: list[Any], tmp_path: Path
+    pairs: list[dataset.Pair], bundle: Bundle, calls: list[Any], tmp_path: Path
 ) -> None:
     run(pairs[:1], plan_of(bundle), tmp_path / "out", {}, {})
     batches = len(calls)
@@ -182,7 +182,7 @@ def test_raw_heat_outlives_a_new_calibration_but_not_new_weights(
 
 
 def test_a_setting_has_the_numbers_of_a_detection_with_these_options(
-    pairs: list[evaluate.Pair], bundle: Bundle, folder: Path, tmp_path: Path
+    pairs: list[dataset.Pair], bundle: Bundle, folder: Path, tmp_path: Path
 ) -> None:
     report = run(pairs, plan_of(bundle), tmp_path, {"steps": [4]}, {"relative": [1]})
     own, row, _ = report["rows"]

@@ -17,7 +17,7 @@ from diffusion_anomaly.detection import brain as brain_finder
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation import dataset, evaluate, metrics
 from diffusion_anomaly.evaluation.formatting import finite
 from diffusion_anomaly.io.volume import Volume, read_volume
 from Testing.benchmarks import benchmark, evidence, robustness
@@ -65,7 +65,7 @@ def chosen() -> list[Perturbation]:
 @pytest.fixture
 def measure(folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(output: Path = tmp_path / "out", seed: int = 0) -> dict[str, Any]:
-        return robustness.robustness(evaluate.find_pairs(folder), plans(), chosen(), output, seed)
+        return robustness.robustness(dataset.find_pairs(folder), plans(), chosen(), output, seed)
 
     return run
 
@@ -146,7 +146,7 @@ def test_a_brain_that_is_not_found_counts_as_no_heat(
     original = [read_volume(folder / "anna_flair.nii.gz")]
     monkeypatch.setattr(brain_finder, "find_brain", find)
     report = robustness.robustness(
-        evaluate.find_pairs(folder)[:1], plans(), [p for p in chosen() if p.name == "gamma 1.4"], folder / "out"
+        dataset.find_pairs(folder)[:1], plans(), [p for p in chosen() if p.name == "gamma 1.4"], folder / "out"
     )
     (case,) = cases(report, "gamma 1.4")
     _, _, truth, inside = arrays(folder, "anna")
@@ -223,7 +223,7 @@ def test_a_wrong_argument_is_named(
 
 
 def test_patients_are_spread_evenly_over_their_names(tmp_path: Path) -> None:
-    pairs = [evaluate.Pair(f"p{n}", tmp_path, tmp_path) for n in range(10)]
+    pairs = [dataset.Pair(f"p{n}", tmp_path, tmp_path) for n in range(10)]
     assert [pair.name for pair in evidence.chosen(pairs, None, 2)] == ["p2", "p7"]
     assert [pair.name for pair in evidence.chosen(pairs, ["p9", "p1"], None)] == ["p1", "p9"]
     assert evidence.chosen(pairs, None, 99) == pairs

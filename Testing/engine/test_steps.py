@@ -15,7 +15,7 @@ import phantom
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation import dataset, metrics
 from diffusion_anomaly.io.volume import read_mask, read_volume
 from diffusion_anomaly.registry import METHODS, GuidedOptions, IntensityOptions, RestoreOptions, UnsupervisedOptions
 from Testing.benchmarks import benchmark, steps
@@ -55,8 +55,8 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plan]:
 
 
 @pytest.fixture(scope="module")
-def pairs(folder: Path) -> list[evaluate.Pair]:
-    return evaluate.find_pairs(folder, brain_pattern="*_brain.nii.gz")
+def pairs(folder: Path) -> list[dataset.Pair]:
+    return dataset.find_pairs(folder, brain_pattern="*_brain.nii.gz")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(pairs: list[evaluate.Pair], plans: dict[str, Plan], output: Path) -> dict[str, Any]:
+def report(pairs: list[dataset.Pair], plans: dict[str, Plan], output: Path) -> dict[str, Any]:
     return steps.compare(pairs, plans, output, times=3)
 
 
@@ -166,7 +166,7 @@ def test_loss_and_correlation_are_those_of_the_two_heats(
 
 
 def test_a_part_of_the_slices_gets_the_same_heat_and_the_output_says_that_it_is_a_part(
-    pairs: list[evaluate.Pair], plans: dict[str, Plan], output: Path, report: dict[str, Any], tmp_path: Path
+    pairs: list[dataset.Pair], plans: dict[str, Plan], output: Path, report: dict[str, Any], tmp_path: Path
 ) -> None:
     some = steps.compare(pairs, {"restore": plans["restore"]}, tmp_path, times=3, slices=4)
     whole, part = (heat_file(where, "restore", "default") for where in (output, tmp_path))
@@ -178,7 +178,7 @@ def test_a_part_of_the_slices_gets_the_same_heat_and_the_output_says_that_it_is_
 
 
 def test_a_stopped_run_goes_on_and_recomputes_only_what_changed(
-    pairs: list[evaluate.Pair],
+    pairs: list[dataset.Pair],
     plans: dict[str, Plan],
     output: Path,
     report: dict[str, Any],
@@ -201,7 +201,7 @@ def test_a_stopped_run_goes_on_and_recomputes_only_what_changed(
 
 
 def test_a_default_that_takes_every_level_has_nothing_to_be_compared_with(
-    pairs: list[evaluate.Pair], plans: dict[str, Plan], tmp_path: Path
+    pairs: list[dataset.Pair], plans: dict[str, Plan], tmp_path: Path
 ) -> None:
     full = make_plan(Options("guided", device="cpu", overrides={"steps": 4, "level": 4}), plans["guided"].bundle)
     with pytest.raises(InputError, match="every level already"):

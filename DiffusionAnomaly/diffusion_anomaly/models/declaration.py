@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, ModelError
+from ..errors import InputError
 from ..registry import METHODS, MethodEntry, get_method
 from .manifest import NEWER, fail
 
@@ -55,38 +55,53 @@ def check_declaration(
     Raises:
         ModelError: for the first fault, naming the file and the place in it.
     """
-    check_schema(package, ANOMALY, "anomaly", anomaly)
+    method = check_anomaly(package, anomaly, networks)
     check_schema(package, METADATA, "metadata", metadata)
     for part, config in networks.items():
         check_schema(package, network_file(part), "network", config)
     if metadata["version"] != anomaly["version"]:
         found = f"says version {metadata['version']}, {ANOMALY} says {anomaly['version']}"
         fail(package, METADATA, found, WRONG)
-    if anomaly["method"] == BRAIN:
-        _require(package, anomaly, networks, (BRAIN,), ("grid3d",))
-        return
-    method = METHODS.get(anomaly["method"])
     if method is None:
-        known = ", ".join((*METHODS, BRAIN))
-        fail(package, ANOMALY, f"has the method {anomaly['method']!r}, this version knows {known}", NEWER)
-    _require(package, anomaly, networks, method.networks, method.declared)
-    if networks and not method.networks:
-        fail(
-            package,
-            ANOMALY,
-            f"holds the network {', '.join(networks)}, which the method {method.name} has no use for",
-            WRONG,
-        )
+        return
     _check_grid(package, anomaly)
     if method.folded is not None:
         _check_folded(package, anomaly, networks, *method.folded)
     elif anomaly["grid"].get("neighbours"):
         found = f"shows neighbours to the networks of the method {method.name}, which see one slice"
         fail(package, ANOMALY, found, WRONG)
-    _check_options(package, anomaly, method)
     _check_normalisation(package, anomaly)
     _check_postprocess(package, anomaly)
     _check_calibration(package, anomaly)
+
+
+def check_anomaly(package: str, anomaly: Mapping[str, Any], networks: Iterable[str]) -> MethodEntry | None:
+    """Check that ``anomaly.json`` says what its method needs, which everything else is derived from.
+
+    Args:
+        package: the name used in errors.
+        anomaly: the content of the file.
+        networks: the names of those that the package holds.
+
+    Returns:
+        The method; None for a package that finds brains.
+
+    Raises:
+        ModelError: for the first fault.
+    """
+    check_schema(package, ANOMALY, "anomaly", anomaly)
+    if anomaly["method"] == BRAIN:
+        _require(package, anomaly, networks, (BRAIN,), ("grid3d",))
+        return None
+    method = METHODS.get(anomaly["method"])
+    if method is None:
+        known = ", ".join((*METHODS, BRAIN))
+        fail(package, ANOMALY, f"has the method {anomaly['method']!r}, this version knows {known}", NEWER)
+    _require(package, anomaly, networks, method.networks, method.declared)
+    needless = "" if method.networks else ", ".join(networks)
+    if needless:
+        fail(package, ANOMALY, f"holds the network {needless}, which the method {method.name} has no use for", WRONG)
+    return method
 
 
 def check_calibrated(package: str, anomaly: Mapping[str, Any]) -> None:
@@ -129,7 +144,7 @@ def _place(path: Iterable[str | int]) -> str:
 def _require(
     package: str,
     anomaly: Mapping[str, Any],
-    networks: Mapping[str, Mapping[str, Any]],
+    networks: Iterable[str],
     parts: Iterable[str],
     entries: Iterable[str],
 ) -> None:
@@ -141,13 +156,6 @@ def _require(
     lacking = [entry for entry in entries if entry not in anomaly]
     if lacking:
         fail(package, ANOMALY, f"has method {anomaly['method']} and no {', '.join(lacking)}", WRONG)
-
-
-def _check_options(package: str, anomaly: Mapping[str, Any], method: MethodEntry) -> None:
-    try:
-        method.make_options(anomaly.get("options", {}))
-    except ModelError as error:
-        fail(package, ANOMALY, f"has options that do not fit: {error}".rstrip("."), WRONG)
 
 
 def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
