@@ -1,4 +1,5 @@
-"""The README's picture, from the results of ``make demo``: slices of the sample scan, and the same with heat.
+"""The README's picture, from the results of ``make demo``: slices of the sample scan, and the same with the anomaly
+map.
 
     python docs/figures.py          # or: make figures
 
@@ -16,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusion_anomaly.io.volume import read_heat, read_mask, read_volume
+from diffusion_anomaly.io.volume import read_anomaly_map, read_mask, read_volume
 from diffusion_anomaly.results.painting import paint_scale
 from diffusion_anomaly.results.rendering import SliceView, draw_slices
 
@@ -28,7 +29,8 @@ WIDTH = 1600  # pixels; twice what a README shows
 
 
 def draw(scan: Path, results: Path, picture: Path) -> None:
-    """Write the picture: above the scan, below the same slices with heat and the mask's outline, then the heat scale.
+    """Write the picture: above the scan, below the same slices with the anomaly map and the mask's outline, then the
+    anomaly map scale.
 
     Args:
         scan: what the detection ran on.
@@ -36,10 +38,10 @@ def draw(scan: Path, results: Path, picture: Path) -> None:
         picture: PNG file; its folder is made if need be.
     """
     volume = read_volume(scan)
-    heat = read_heat(results / "heat.nii.gz").image
+    anomaly_map = read_anomaly_map(results / "heat.nii.gz").image
     mask = read_mask(results / "mask.nii.gz", volume)
     threshold = json.loads((results / "provenance.json").read_text(encoding="utf-8"))["threshold"]["heat"]
-    view = SliceView(volume.image, heat, mask, volume.image > 0)  # the sample is stripped
+    view = SliceView(volume.image, anomaly_map, mask, volume.image > 0)  # the sample is stripped
     top = max(float(view.peaks().max()), 1.5 * threshold)
     drawn = draw_slices(view, spread_slices(view, COLUMNS), threshold, top)
     rows = [np.hstack([_pixels(one.scan) for one in drawn]), np.hstack([_pixels(one.overlay) for one in drawn])]
@@ -70,7 +72,7 @@ def _pixels(data_uri: str) -> np.ndarray:
 
 
 def _colour_bar(threshold: float, top: float) -> np.ndarray:
-    """The heat scale as ``(height, width, 3)`` uint8."""
+    """The anomaly map scale as ``(height, width, 3)`` uint8."""
     figure = Figure(figsize=(4.2, 0.62), dpi=200)
     paint_scale(figure.add_axes((0.03, 0.55, 0.94, 0.34)), threshold, top)
     buffer = io.BytesIO()

@@ -363,7 +363,7 @@ register(
         implementation="diffusion_anomaly.methods.restore:Restore",
         options_type=RestoreOptions,
         default_model="flair-restore",
-        score_title="mean heat of the brain",
+        score_title="mean score of the brain",
         networks=("restorer",),
         declared=(*SLICES, "codec", "options"),
         folded=("restorer", lambda channels: (channels, channels + 1)),

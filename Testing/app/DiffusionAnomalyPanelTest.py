@@ -333,10 +333,10 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
             assert Path(asked[0]).parent == Path.home() and Path(asked[0]).name.startswith("3")
             self.waitFor((folder / f"{name}{ending}").exists)
         mask = slicer.util.loadVolume(str(folder / "mask.nrrd"), {"labelmap": True, "show": False})
-        heat = slicer.util.loadVolume(str(folder / "heat.nii.gz"), {"show": False})
+        anomaly_map = slicer.util.loadVolume(str(folder / "heat.nii.gz"), {"show": False})
         assert np.array_equal(slicer.util.arrayFromVolume(mask), slicer.util.arrayFromVolume(nodes.labelMap))
-        assert np.array_equal(slicer.util.arrayFromVolume(heat), slicer.util.arrayFromVolume(nodes.anomalyMap))
-        for node in (mask, heat):
+        assert np.array_equal(slicer.util.arrayFromVolume(anomaly_map), slicer.util.arrayFromVolume(nodes.anomalyMap))
+        for node in (mask, anomaly_map):
             matrices = [slicer.util.arrayFromVTKMatrix(self._matrix(one)) for one in (node, nodes.anomalyMap)]
             assert np.allclose(*matrices, atol=1e-4)
         assert "A report" in (folder / "report.html").read_text(encoding="utf-8")

@@ -35,11 +35,11 @@ def main(folder: Path) -> int:
             return 5
     image = sitk.ReadImage(job.input)
     values = sitk.GetArrayFromImage(image).astype(np.float32)
-    heat = sitk.GetImageFromArray((4 * np.clip(values / max(values.max(), 1.0), 0, 1)).astype(np.float32))
-    heat.CopyInformation(image)
+    anomaly_map = sitk.GetImageFromArray((4 * np.clip(values / max(values.max(), 1.0), 0, 1)).astype(np.float32))
+    anomaly_map.CopyInformation(image)
     output = Path(job.output)
     output.mkdir(parents=True)
-    sitk.WriteImage(heat, str(output / "heat.nrrd"))
+    sitk.WriteImage(anomaly_map, str(output / "heat.nrrd"))
     (output / "report.html").write_text("<html><body>A report</body></html>", encoding="utf-8")
     options = {"steps": 10, "seed": 0, "min_volume_ml": 0.05, **job.options}
     hashes = {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in ("heat.nrrd", "report.html")}

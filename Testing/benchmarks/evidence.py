@@ -95,7 +95,7 @@ def fingerprint(plan: Plan, *more: Any, raw: bool = False) -> str:
     Args:
         plan: what runs.
         more: what else it depends on.
-        raw: for heat as the method gives it, which post-processing, calibration and threshold have no say in.
+        raw: for anomaly scores as the method gives it, which post-processing, calibration and threshold have no say in.
     """
     parts = {
         "engine": __version__,
@@ -113,7 +113,9 @@ def fingerprint(plan: Plan, *more: Any, raw: bool = False) -> str:
 
 
 def _networks(plan: Plan) -> Any:
-    """The package without what happens to heat after the method, so that calibrating it anew changes nothing here."""
+    """The package without what happens to anomaly scores after the method, so that calibrating it anew changes nothing
+    here.
+    """
     if plan.bundle is None:
         return None
     after = ("calibration", "threshold", "score_range", "postprocess", "intensity", "version")

@@ -8,9 +8,9 @@ for options of the method, `--post` for post-processing. For each setting it pri
 and ``.json``, average precision (mean over patients) and its difference to the package's own settings, pooled average
 precision, the best common Dice, network calls and seconds a slice.
 
-The method runs once for each setting of its own options. Its raw heat is kept in OUT, and post-processing starts from
-that: varying it costs no network call, and a run that was stopped goes on where it was. Take an empty OUT after
-changing the engine's code.
+The method runs once for each setting of its own options. Its raw anomaly scores are kept in OUT, and post-processing
+starts from that: varying it costs no network call, and a run that was stopped goes on where it was. Take an empty OUT
+after changing the engine's code.
 
 How it is judged: on the model's grid, inside the brain, before calibration, which does not change ranks; a pixel
 belongs to the reference when more than half of its brain does. The best common Dice is that of the best single
@@ -42,8 +42,8 @@ from diffusion_anomaly.models.filters import IN_MM, PostprocessSettings
 from diffusion_anomaly.system import versions
 
 from . import evidence
+from .anomaly_map import Slices, filtered, keep, read_known, run_method
 from .evidence import Progress
-from .heat import Slices, filtered, keep, read_known, run_method
 
 OWN = "own settings"
 RESAMPLES = 1000
@@ -194,7 +194,7 @@ def compare(
     draws = metrics.resamples(len(pairs), RESAMPLES, settings[0].plan.asked.seed)
     own: np.ndarray | None = None
     progress = Progress(len(settings))
-    for which, plan in enumerate(runs):  # raw heat of all scans under one run at a time is held
+    for which, plan in enumerate(runs):  # raw anomaly scores of all scans under one run at a time is held
         raws = [_read(path, stamp) for path, stamp in files[which]]
         for place, setting in enumerate(settings):
             if setting.plan.method_options != plan.method_options:
@@ -277,9 +277,9 @@ def _judge(
     """Measures over all scans, and each scan's average precision, NaN without a reference in the brain."""
     lesions, others = [], []
     for scan, raw in zip(looked, raws, strict=True):
-        heat = filtered(scan, raw, settings)
-        lesions.append(heat[scan.reference & scan.brain])
-        others.append(heat[scan.brain & ~scan.reference])
+        anomaly_map = filtered(scan, raw, settings)
+        lesions.append(anomaly_map[scan.reference & scan.brain])
+        others.append(anomaly_map[scan.brain & ~scan.reference])
     precisions = np.array([metrics.average_precision(*scan) for scan in zip(lesions, others, strict=True)])
     values, counts = metrics.distinct(np.concatenate(lesions))
     negatives, dices, with_reference = np.zeros(len(values), np.int64), np.zeros(len(values)), 0
@@ -290,7 +290,8 @@ def _judge(
             true = metrics.at_least(lesion, values)
             dices += 2 * true / (true + false + lesion.size)
             with_reference += 1
-    # From one lesion heat to the next a rising threshold loses false positives alone: the best is a lesion's heat.
+    # From one lesion scores to the next a rising threshold loses false positives alone: the best is a lesion's anomaly
+    # scores.
     best = dices[values > 0].max(initial=0.0) / with_reference if with_reference else math.nan
     return {
         "average_precision": metrics.mean_or_nan(precisions),

@@ -47,7 +47,8 @@ class Perturbation:
     Attributes:
         name: as the table calls it; says how strong it is.
         change: what it does.
-        cuts: whether it only takes voxels away, so that the unperturbed heat can be judged on the same voxels.
+        cuts: whether it only takes voxels away, so that the unperturbed anomaly scores can be judged on the same
+            voxels.
     """
 
     name: str

@@ -10,9 +10,9 @@ unperturbed scan. What has been computed is kept in OUT: a run that was stopped 
 what is kept covers scans, models and options, not the engine's code: take an empty OUT after changing that.
 
 How it is judged: average precision is taken over all voxels of the brain found now, the brain found in the unperturbed
-scan (moved along) and the reference, so that a brain that is found badly counts against a method; a voxel without heat
-is the least suspicious. Where a perturbation only cuts the field of view, the unperturbed heat is judged on what is
-left. A scan in which no brain is found any more has no heat at all.
+scan (moved along) and the reference, so that a brain that is found badly counts against a method; a voxel without
+scores is the least suspicious. Where a perturbation only cuts the field of view, the unperturbed the anomaly score is
+judged on what is left. A scan in which no brain is found any more has no scores at all.
 """
 
 from __future__ import annotations
@@ -161,12 +161,12 @@ def _unperturbed(
         for cut in (p for p in PERTURBATIONS if p.cuts):
             left = cut(sample, seed, patient)
             # The images of the result are cut as the scan is.
-            heat, mask = (
+            anomaly_map, mask = (
                 cut(replace(sample, scan=sitk.Cast(image, sitk.sitkFloat32)), seed, patient)
-                for image in (result.heat, result.mask)
+                for image in (result.anomaly_map, result.mask)
             )
-            if left is not None and heat is not None and mask is not None:
-                within[cut.name] = _measures(_array(heat.scan), _array(mask.scan) != 0, left)
+            if left is not None and anomaly_map is not None and mask is not None:
+                within[cut.name] = _measures(_array(anomaly_map.scan), _array(mask.scan) != 0, left)
         measured[label] = _judge(result, sample) | {"applies": True, "brain_found": True, "within": within}
     return measured
 
@@ -195,12 +195,12 @@ def _perturbed(
 
 def _judge(result: Result, sample: Sample) -> dict[str, float]:
     brain = _array(result.brain) != 0
-    measured = _measures(_array(result.heat), _array(result.mask) != 0, sample, brain)
+    measured = _measures(_array(result.anomaly_map), _array(result.mask) != 0, sample, brain)
     return measured | {"brain_dice": metrics.dice(brain, _array(sample.brain) != 0)}
 
 
 def _measures(
-    heat: np.ndarray, predicted: np.ndarray, sample: Sample, brain: np.ndarray | None = None
+    anomaly_map: np.ndarray, predicted: np.ndarray, sample: Sample, brain: np.ndarray | None = None
 ) -> dict[str, float]:
     """Dice, and average precision over brain (found before, and now) and reference."""
     reference = _array(sample.reference) != 0
@@ -209,7 +209,7 @@ def _measures(
         region |= brain
     return {
         "dice": metrics.dice(predicted, reference),
-        "average_precision": metrics.average_precision(heat[reference], heat[region & ~reference]),
+        "average_precision": metrics.average_precision(anomaly_map[reference], anomaly_map[region & ~reference]),
         "reference_voxels": int(reference.sum()),
     }
 

@@ -80,7 +80,7 @@ def speed(asked: argparse.Namespace, name: str) -> dict[str, Any]:
     say(
         f"Plain reference, {len(slices)} slices: {compared['plain_seconds']:.2f} s a slice and "
         f"{compared['plain_calls']} calls; default: {compared['default_seconds']:.3f} s a slice. "
-        f"{compared['speed_up']:.1f} times as fast; rank correlation of heat inside the brain "
+        f"{compared['speed_up']:.1f} times as fast; rank correlation of the anomaly map inside the brain "
         f"{compared['correlation']:.3f} (each slice by itself: "
         f"{', '.join(f'{value:.3f}' for value in compared['correlation_by_slice'])})."
     )
@@ -192,14 +192,14 @@ def _guided(batch: SliceBatch, model: Model, options: GuidedOptions) -> dict[str
 
 def _restore(batch: SliceBatch, model: Model, options: RestoreOptions) -> dict[str, Any]:
     from diffusion_anomaly.methods.base import to_model_range
-    from diffusion_anomaly.methods.restore import asked_levels
+    from diffusion_anomaly.methods.restore import requested_levels
 
     seen = to_model_range(batch.seen.to(model.device))
     latent = model.encode(seen)
     restored = latent[:, : model.codec.factor**2]
     return {
         "encode": lambda: model.encode(seen),
-        "restore": lambda: [model.restore(latent, level) for level in asked_levels(options.steps, options.levels)],
+        "restore": lambda: [model.restore(latent, level) for level in requested_levels(options.steps, options.levels)],
         "decode": lambda: model.decode(restored),
     }
 
@@ -218,13 +218,13 @@ def _localise(batch: SliceBatch, model: Model) -> dict[str, Any]:
 
 
 def output_stages(setting: Setting) -> list[Stage]:
-    """Back to the scan's grid and onto the disk, with the baseline's heat: these do not depend on the method."""
+    """Back to the scan's grid and onto the disk, with the baseline's scores: these do not depend on the method."""
     options = Options("intensity", device="cpu")
     result, _ = timed(lambda: Detector(options)(setting.volume, brain=setting.brain))
     with tempfile.TemporaryDirectory() as folder:
         _, written = timed(lambda: result.save(folder))
     slices = len(setting.stack)
-    return [Stage("heat to findings", result.timings["findings"], slices), Stage("write", written, slices)]
+    return [Stage("anomaly scores to findings", result.timings["findings"], slices), Stage("write", written, slices)]
 
 
 def plain_options(options: Any) -> Any:
@@ -236,7 +236,7 @@ def plain_options(options: Any) -> Any:
 
 
 def against_plain(setting: Setting, model: Model, slices: range) -> dict[str, Any]:
-    """The default against the plain reference: seconds a slice, and how alike the heats are in rank."""
+    """The default against the plain reference: seconds a slice, and how alike the scores are in rank."""
     plan, bundle = setting.plan, setting.plan.bundle
     assert bundle is not None
     default, plain = plan.method_options, plain_options(plan.method_options)
@@ -246,16 +246,16 @@ def against_plain(setting: Setting, model: Model, slices: range) -> dict[str, An
     )
     reference = load_model(bundle, plan.device, "float32")
     reference.chunk = 1
-    heats, plain_seconds = [], 0.0
+    anomaly_maps, plain_seconds = [], 0.0
     for index in slices:
         batch = setting.batch(index, index + 1)
         one, spent = timed(lambda batch=batch: plan.method.run(batch, reference, plain, _ignore), model.device)
-        heats.append(one.heat.numpy())
+        anomaly_maps.append(one.anomaly_map.numpy())
         plain_seconds += spent
     brain = setting.stack.brain(slices.start, slices.stop)
     spacing = {"pixel_spacing": setting.stack.grid.spacing, "slice_spacing": setting.stack.slice_spacing}
-    fast = postprocess(result.heat.numpy(), brain, plan.postprocess, **spacing)
-    slow = postprocess(np.concatenate(heats), brain, plan.postprocess, **spacing)
+    fast = postprocess(result.anomaly_map.numpy(), brain, plan.postprocess, **spacing)
+    slow = postprocess(np.concatenate(anomaly_maps), brain, plan.postprocess, **spacing)
     return {
         "slices": len(slices),
         "default_seconds": seconds / len(slices),

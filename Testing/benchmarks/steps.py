@@ -4,7 +4,7 @@
     python -m Testing.benchmarks steps SCANS --times 10 --all --slices 8 -o OUT
 
 For each model it prints, and writes to ``OUT/steps.md`` and ``.json``, the average precision of both and what is lost
-in percent, and Spearman's rank correlation of the two heats inside the brain, on slices with and without a lesion. Ten
+in percent, and Spearman's rank correlation of the two scores inside the brain, on slices with and without a lesion. Ten
 times the steps mean
 
 - `unsupervised`: ten times the levels walked when healing and ten times the levels of the KL map, as far as there are
@@ -13,9 +13,9 @@ times the steps mean
 - `restore`: ten times the levels of corruption asked for, at most all.
 
 `--all` compares with every level too. Everything else is as in a detection: the same slices, intensities, noise seeds,
-precision and post-processing; heat is compared on the model's grid before calibration, which does not change ranks.
-With `--slices N` only N slices of each scan are looked at, which the output says. What has been computed is kept in
-OUT: a run that was stopped goes on where it was; take an empty OUT after changing the engine's code.
+precision and post-processing; the anomaly score is compared on the model's grid before calibration, which does not
+change ranks. With `--slices N` only N slices of each scan are looked at, which the output says. What has been computed
+is kept in OUT: a run that was stopped goes on where it was; take an empty OUT after changing the engine's code.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from diffusion_anomaly.evaluation.formatting import markdown_table, number
 from diffusion_anomaly.io.files import prepare_folder
 
 from . import evidence
+from .anomaly_map import Slices, filtered, keep, read_known, run_method
 from .evidence import Progress
-from .heat import Slices, filtered, keep, read_known, run_method
 from .measure import rank_correlation
 from .variants import every_level, more_steps
 
@@ -103,10 +103,10 @@ def compare(
     cases = []
     for pair in pairs:
         for label, plan in plans.items():
-            looked, heats = _heats(pair, label, plan, variants[label], output, slices, progress)
+            looked, anomaly_maps = _heats(pair, label, plan, variants[label], output, slices, progress)
             for name in (name for name in variants[label] if name != DEFAULT):
                 case = {"run": label, "compared": name, "patient": pair.name}
-                cases.append(case | _compared(looked, heats[DEFAULT], heats[name]))
+                cases.append(case | _compared(looked, anomaly_maps[DEFAULT], anomaly_maps[name]))
     rows = []
     for label, plan in plans.items():
         for name in (name for name in variants[label] if name != DEFAULT):
@@ -191,7 +191,7 @@ def _heats(
     slices: int | None,
     progress: Progress,
 ) -> tuple[Slices, dict[str, dict[str, Any]]]:
-    """Post-processed raw heat and seconds of each variant, those that are known from before read back."""
+    """Post-processed raw anomaly scores and seconds of each variant, those that are known from before read back."""
     looked = Slices.of(pair, plan, output / "brain", slices)
     folder = prepare_folder(output / "heat" / evidence.file_name(label))
     found: dict[str, dict[str, Any]] = {}
@@ -221,8 +221,8 @@ def _compared(looked: Slices, few: Mapping[str, Any], many: Mapping[str, Any]) -
     reference, others = looked.reference & looked.brain, looked.brain & ~looked.reference
     values: dict[str, Any] = {"slices": len(looked.places), "all_slices": len(looked.stack)}
     for prefix, found in (("", few), ("more_", many)):
-        heat = found["heat"]
-        values[f"{prefix}average_precision"] = metrics.average_precision(heat[reference], heat[others])
+        anomaly_map = found["heat"]
+        values[f"{prefix}average_precision"] = metrics.average_precision(anomaly_map[reference], anomaly_map[others])
         values[f"{prefix}seconds"] = float(found["seconds"])
     for kind, rows in (("with", looked.has_lesion), ("without", ~looked.has_lesion)):
         inside = looked.brain & rows[:, None, None]

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import phantom
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.files import whole_file, write_text
-from diffusion_anomaly.io.volume import read_heat, read_mask, read_volume, write_like
+from diffusion_anomaly.io.volume import read_anomaly_map, read_mask, read_volume, write_like
 
 
 def scan(size=(30, 29, 28)) -> sitk.Image:
@@ -167,10 +167,10 @@ def test_a_mask_of_another_grid_names_both(tmp_path):
         assert "Resample" in caught.value.hint
 
 
-def test_a_scan_in_place_of_a_heat_map(tmp_path):
+def test_a_scan_in_place_of_a_map(tmp_path):
     sitk.WriteImage(scan() - 1000, str(tmp_path / "ct.nrrd"))
-    with pytest.raises(InputError, match="no heat map"):
-        read_heat(tmp_path / "ct.nrrd")
+    with pytest.raises(InputError, match="no anomaly map"):
+        read_anomaly_map(tmp_path / "ct.nrrd")
 
 
 # DICOM

@@ -1,4 +1,4 @@
-"""The intensity baseline: a package without a network, whose heat is known in closed form."""
+"""The intensity baseline: a package without a network, whose scores are known in closed form."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def options_for(bundle: Bundle, **changes: Any) -> Options:
 
 
 def raw_values(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Raw heat of the brain's pixels, and the scan's own value there."""
+    """Raw anomaly scores of the brain's pixels, and the scan's own value there."""
     found = Detector(make_plan(options_for(bundle, **changes))).raw_map(volume, brain)
     inside = found.stack.brain()
     assert not found.raw[~inside].any()
     return found.raw[inside], found.stack.images()[:, 0][inside]
 
 
-# --- Heat
+# --- Anomaly scores
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,18 @@ def raw_values(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any
         (5000.0, "bright", 4.0 - 0.42),  # clipped
     ],
 )
-def test_heat_is_the_height_above_ordinary_tissue(lesion: float, side: str, heat: float, package: Bundle) -> None:
+def test_scores_is_the_height_above_ordinary_tissue(
+    lesion: float, side: str, anomaly_map: float, package: Bundle
+) -> None:
     raw, values = raw_values(*scan_with(lesion), package, overrides={"side": side})
-    expected = {lesion: heat, TISSUE: 0.0, FLUID: 0.42 if side != "bright" else 0.0}
+    expected = {lesion: anomaly_map, TISSUE: 0.0, FLUID: 0.42 if side != "bright" else 0.0}
     for value, wanted in expected.items():
         here = np.isclose(values, value, atol=1e-3)
         assert here.sum() > 100
         assert raw[here] == pytest.approx(wanted, abs=SCALE_ERROR * (wanted + 0.42))
 
 
-def test_the_reference_is_the_heat_that_is_taken_off(package: Bundle) -> None:
+def test_the_reference_is_the_scores_that_is_taken_off(package: Bundle) -> None:
     raw, values = raw_values(*scan_with(180.0), package, overrides={"reference": 0.6})
     lesion = np.isclose(values, 180.0, atol=1e-3)
     assert raw[lesion] == pytest.approx(height(180.0) - 0.6, abs=SCALE_ERROR)
@@ -108,18 +110,18 @@ def test_no_lesion_moves_what_ordinary_tissue_is(package: Bundle) -> None:
 def test_the_scanners_units_do_not_matter(gain: float, offset: float, package: Bundle) -> None:
     expected, _ = raw_values(*scan_with(180.0), package)
     found, _ = raw_values(*scan_with(180.0, gain, offset), package)
-    # A lesion's heat, 0.42, is so little of a large offset that a float32 says it less exactly.
+    # A lesion's anomaly scores, 0.42, is so little of a large offset that a float32 says it less exactly.
     rounding = 4e-7 * abs(offset) / (gain * (TISSUE - FLUID))
     assert found == pytest.approx(expected, abs=SCALE_ERROR + rounding)
 
 
-def test_heat_is_the_packages_tail_probability(package: Bundle) -> None:
-    """0.42 between the knots 0.25 and 0.5 of the toy table, whose heats are 1 and 3."""
+def test_scores_is_the_packages_tail_probability(package: Bundle) -> None:
+    """0.42 between the knots 0.25 and 0.5 of the toy table, whose scores are 1 and 3."""
     volume, brain = scan_with(180.0)
     result = Detector(options_for(package))(volume, brain=brain)
     lesion = sitk.GetArrayFromImage(phantom.lesion_of(volume.image)) > 0
-    heat = sitk.GetArrayFromImage(result.anomaly_map)
-    assert np.median(heat[lesion]) == pytest.approx(1.0 + 2.0 * (0.42 - 0.25) / 0.25, abs=0.04)
+    anomaly_map = sitk.GetArrayFromImage(result.anomaly_map)
+    assert np.median(anomaly_map[lesion]) == pytest.approx(1.0 + 2.0 * (0.42 - 0.25) / 0.25, abs=0.04)
     assert result.threshold == 2.0
     (finding,) = result.findings
     assert np.linalg.norm(np.array(finding.centroid_ras) * (-1, -1, 1) - phantom.LESION_CENTRE) < 2.5
@@ -127,7 +129,7 @@ def test_heat_is_the_packages_tail_probability(package: Bundle) -> None:
     assert result.provenance["model"]["sha256"] == package.sha256
     assert result.provenance["network_calls_per_slice"] == 0
     assert result.provenance["options"]["reference"] == 0.42
-    assert result.healed is None and result.score_warning is None
+    assert result.reconstruction is None and result.score_warning is None
 
 
 def test_the_package_that_comes_with_the_engine_finds_the_lesion_and_nothing_else() -> None:

@@ -439,7 +439,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "docs/data_license.txt has SHA256",
     ),
     "changed threshold": (
-        lambda p: edit(p, "configs/anomaly.json", lambda c: c["threshold"].update(heat=9.5)),
+        lambda p: edit(p, "configs/anomaly.json", lambda c: c["threshold"].update(anomaly_map=9.5)),
         "configs/anomaly.json has ",
     ),
     "cut manifest": (lambda p: cut(p / "configs/manifest.json"), "configs/manifest.json is not JSON"),
@@ -588,11 +588,11 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "filter that is unknown": (declare(lambda c: c.update(postprocess={"blur": 1})), "at postprocess: "),
     "calibration of unequal length": (
         declare(lambda c: c["calibration"]["raw"].append(2.0)),
-        "has 4 raw and 3 heat values",
+        "has 4 raw and 3 scores",
     ),
     "calibration that falls": (
-        declare(lambda c: c["calibration"].update(heat=[0.0, 2.0, 1.0])),
-        "calibration whose heat values do not start at 0 and increase",
+        declare(lambda c: c["calibration"].update(anomaly_map=[0.0, 2.0, 1.0])),
+        "calibration whose scores values do not start at 0 and increase",
     ),
     "calibration of the baseline that does not start at 0": (
         declare(lambda c: c.update(intensity={"calibration": {"raw": [0.1, 1.0], "heat": [0.0, 1.0]}})),

@@ -1,4 +1,4 @@
-"""Raw heat to tail probability, thresholds from healthy scans, and the filters before both."""
+"""Raw anomaly scores to tail probability, thresholds from healthy scans, and the filters before both."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def rng() -> np.random.Generator:
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int] = (8, 48, 48)) -> np.ndarray:
-    """Heat of a healthy scan with components of all sizes."""
+    """The anomaly score of a healthy scan with components of all sizes."""
     noise = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5)
     return np.maximum(noise / noise.std(), 0).astype(np.float32)
 
 
-# --- heat ---------------------------------------------------------------------------------------------------
+# --- anomaly scores ---------------------------------------------------------------------------------------------------
 
 
-def test_exponential_heat_becomes_its_log10_tail_within_sampling_error(rng: np.random.Generator) -> None:
+def test_exponential_scores_becomes_its_log10_tail_within_sampling_error(rng: np.random.Generator) -> None:
     count = 200_000
     calibration = Calibration.fit(rng.exponential(size=count))
     raw = np.linspace(0.05, np.log(1e4), 60)
@@ -39,7 +39,7 @@ def test_exponential_heat_becomes_its_log10_tail_within_sampling_error(rng: np.r
     np.testing.assert_array_less(np.abs(calibration(raw) + np.log10(tail)), 4 * sampling_error + 0.01)
 
 
-def test_beyond_the_rarest_healthy_voxel_heat_goes_on_with_the_tails_slope(rng: np.random.Generator) -> None:
+def test_beyond_the_rarest_healthy_voxel_scores_goes_on_with_the_tails_slope(rng: np.random.Generator) -> None:
     calibration = Calibration.fit(rng.exponential(size=200_000))
     assert calibration.tail_slope == pytest.approx(1 / np.log(10), rel=0.35)
     far = calibration(np.array([20.0, 21.0, 22.0]))
@@ -49,19 +49,19 @@ def test_beyond_the_rarest_healthy_voxel_heat_goes_on_with_the_tails_slope(rng: 
 def test_calibration_keeps_the_order_of_all_values_and_leaves_zero_at_zero(rng: np.random.Generator) -> None:
     calibration = Calibration.fit(rng.gamma(0.5, size=50_000))
     raw = np.concatenate([[0.0], np.geomspace(1e-6, 100, 2000)])
-    heat = calibration(raw)
-    assert heat[0] == 0 and heat.dtype == np.float32
-    assert (np.diff(heat) > 0).all()
+    scores = calibration(raw)
+    assert scores[0] == 0 and scores.dtype == np.float32
+    assert (np.diff(scores) > 0).all()
 
 
-def test_mostly_zero_heat_is_calibrated_against_all_healthy_voxels(rng: np.random.Generator) -> None:
+def test_mostly_zero_scores_is_calibrated_against_all_healthy_voxels(rng: np.random.Generator) -> None:
     raw = np.where(rng.random(100_000) < 0.05, 1 + rng.random(100_000), 0)
     calibration = Calibration.fit(raw)
     assert calibration(np.array([1.5]))[0] == pytest.approx(-np.log10(0.025), abs=0.02)
     assert calibration(np.array([0.0]))[0] == 0
 
 
-def test_equal_heat_values_share_one_knot() -> None:
+def test_equal_scores_values_share_one_knot() -> None:
     calibration = Calibration.fit(np.repeat([0.0, 1.0, 2.0], [900, 90, 10]))
     np.testing.assert_allclose(calibration(np.array([0.0, 1.0, 2.0])), [0, 1, 2], atol=1e-3)
 
@@ -100,13 +100,13 @@ def test_a_damaged_calibration_table_is_a_model_error(table: dict) -> None:
 
 def test_threshold_keeps_the_stated_volume_and_is_the_lowest_that_does(rng: np.random.Generator) -> None:
     voxel_ml, scans = 0.01, [smooth_noise(rng) for _ in range(5)]
-    threshold = threshold_for_false_alarms([(heat, voxel_ml, 1.0) for heat in scans], ml=1.0)
+    threshold = threshold_for_false_alarms([(scores, voxel_ml, 1.0) for scores in scans], ml=1.0)
 
     def median_volume(at: float) -> float:
         volumes = []
-        for heat in scans:
-            labels = np.zeros(heat.shape, dtype=int)
-            ndimage.label(heat >= at, np.ones((3, 3, 3)), labels)
+        for scores in scans:
+            labels = np.zeros(scores.shape, dtype=int)
+            ndimage.label(scores >= at, np.ones((3, 3, 3)), labels)
             sizes = [voxel_ml * float((labels == i).sum()) for i in range(1, labels.max() + 1)]
             volumes.append(sum(size for size in sizes if size >= 0.05))
         return float(np.median(volumes))
@@ -116,19 +116,19 @@ def test_threshold_keeps_the_stated_volume_and_is_the_lowest_that_does(rng: np.r
 
 
 def test_slices_that_stand_for_more_of_the_scan_count_more(rng: np.random.Generator) -> None:
-    heat = smooth_noise(rng)
-    whole = threshold_for_false_alarms([(heat, 0.01, 1.0)], ml=0.5)
-    half = threshold_for_false_alarms([(heat, 0.01, 2.0)], ml=1.0)
+    scores = smooth_noise(rng)
+    whole = threshold_for_false_alarms([(scores, 0.01, 1.0)], ml=0.5)
+    half = threshold_for_false_alarms([(scores, 0.01, 2.0)], ml=1.0)
     assert half == pytest.approx(whole)
-    assert threshold_for_false_alarms([(heat, 0.01, 2.0)], ml=0.5) > whole
+    assert threshold_for_false_alarms([(scores, 0.01, 2.0)], ml=0.5) > whole
 
 
 def test_small_components_are_no_false_alarms() -> None:
-    heat = np.zeros((3, 16, 16), dtype=np.float32)
-    heat[1, 2:4, 2:4] = 5  # 4 voxels of 0.01 ml: under 0.05 ml
-    heat[1, 8:11, 8:11] = 3  # 9 voxels
-    assert false_alarm_ml(heat, 2.0, 0.01, 0.05) == pytest.approx(0.09)
-    assert threshold_for_false_alarms([(heat, 0.01, 1.0)], ml=0.05) == pytest.approx(3, abs=0.01)
+    scores = np.zeros((3, 16, 16), dtype=np.float32)
+    scores[1, 2:4, 2:4] = 5  # 4 voxels of 0.01 ml: under 0.05 ml
+    scores[1, 8:11, 8:11] = 3  # 9 voxels
+    assert false_alarm_ml(scores, 2.0, 0.01, 0.05) == pytest.approx(0.09)
+    assert threshold_for_false_alarms([(scores, 0.01, 1.0)], ml=0.05) == pytest.approx(3, abs=0.01)
 
 
 def test_the_allowance_holds_for_the_share_of_scans_asked_for(rng: np.random.Generator) -> None:
@@ -136,7 +136,7 @@ def test_the_allowance_holds_for_the_share_of_scans_asked_for(rng: np.random.Gen
     median = threshold_for_false_alarms(scans, ml=1.0, quantile=0.5)
     every = threshold_for_false_alarms(scans, ml=1.0, quantile=1.0)
     assert every > 2 * median
-    assert max(false_alarm_ml(heat, every, 0.01, 0.05) for heat, _, _ in scans) <= 1.0
+    assert max(false_alarm_ml(scores, every, 0.01, 0.05) for scores, _, _ in scans) <= 1.0
 
 
 def test_no_scans_give_no_threshold() -> None:
@@ -148,15 +148,15 @@ def test_no_scans_give_no_threshold() -> None:
 
 
 def test_median_removes_a_hot_pixel_and_keeps_a_lesion() -> None:
-    heat = np.zeros((2, 32, 32), dtype=np.float32)
-    heat[0, 5, 5] = 9
-    heat[1, 12:20, 12:20] = 1
-    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 5}, **SPACING)
+    scores = np.zeros((2, 32, 32), dtype=np.float32)
+    scores[0, 5, 5] = 9
+    scores[1, 12:20, 12:20] = 1
+    filtered = postprocess(scores, np.ones_like(scores, dtype=bool), {"median_pixels": 5}, **SPACING)
     assert filtered[0].max() == 0
     assert (filtered[1, 14:18, 14:18] == 1).all()
 
 
-def test_postprocessed_heat_stays_in_the_brain_and_loses_nothing_at_its_ends() -> None:
+def test_postprocessed_scores_stays_in_the_brain_and_loses_nothing_at_its_ends() -> None:
     brain = np.zeros((6, 20, 20), dtype=bool)
     brain[1:5, 4:16, 4:16] = True
     uniform = brain.astype(np.float32)
@@ -166,9 +166,11 @@ def test_postprocessed_heat_stays_in_the_brain_and_loses_nothing_at_its_ends() -
 
 
 def test_slice_smoothing_does_not_mix_positions_within_a_slice() -> None:
-    heat = np.zeros((5, 8, 8), dtype=np.float32)
-    heat[2, 3, 4] = 1
-    filtered = postprocess(heat, np.ones_like(heat, dtype=bool), {"median_pixels": 1, "slice_sigma": 1.0}, **SPACING)
+    scores = np.zeros((5, 8, 8), dtype=np.float32)
+    scores[2, 3, 4] = 1
+    filtered = postprocess(
+        scores, np.ones_like(scores, dtype=bool), {"median_pixels": 1, "slice_sigma": 1.0}, **SPACING
+    )
     assert (filtered[:, 3, 4] > 0).all()
     assert np.count_nonzero(filtered) == 5
 
@@ -216,10 +218,10 @@ def test_a_median_in_mm_is_the_largest_odd_number_of_pixels_not_wider(
 def test_smoothing_in_mm_joins_thin_slices_and_leaves_thick_ones_apart(
     slice_mm: float, low: float, high: float
 ) -> None:
-    heat = np.zeros((41, 6, 6), dtype=np.float32)
-    heat[20] = 1
+    scores = np.zeros((41, 6, 6), dtype=np.float32)
+    scores[20] = 1
     settings = {"median_pixels": 1, "slice_sigma_mm": 3.0}
-    filtered = postprocess(heat, np.ones(heat.shape, bool), settings, pixel_spacing=1.0, slice_spacing=slice_mm)
+    filtered = postprocess(scores, np.ones(scores.shape, bool), settings, pixel_spacing=1.0, slice_spacing=slice_mm)
     beside = filtered[19, 3, 3] / filtered[20, 3, 3]
     assert low <= beside <= high
     assert beside == pytest.approx(np.exp(-0.5 * (slice_mm / 3.0) ** 2), rel=1e-4)

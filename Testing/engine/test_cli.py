@@ -153,7 +153,9 @@ def test_detect_prints_the_result_on_stdout_and_nothing_else_anywhere(run: Run, 
     ]
     assert lines[1].split()[0] == "1"
     stored = open_bundle("flair-intensity").anomaly["threshold"]["heat"]
-    (said,) = re.findall(r"^\d+ findings?, \d+\.\d\d ml at heat (\d+\.\d\d) or more$", end.out, re.MULTILINE)
+    (said,) = re.findall(
+        r"^\d+ findings?, \d+\.\d\d ml at an anomaly score of (\d+\.\d\d) or more$", end.out, re.MULTILINE
+    )
     assert said == f"{stored:.2f}"
     assert str(output / "heat.nii.gz") in lines
     assert str(output / "report.html") in lines
@@ -337,9 +339,9 @@ def detected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_threshold_cuts_the_same_heat_anew(run: Run, detected: Path, tmp_path: Path) -> None:
-    heat = sitk.GetArrayFromImage(sitk.ReadImage(str(detected / "heat.nii.gz")))
-    at = float(np.quantile(heat[heat > 3], 0.5))
+def test_threshold_cuts_the_same_scores_anew(run: Run, detected: Path, tmp_path: Path) -> None:
+    anomaly_map = sitk.GetArrayFromImage(sitk.ReadImage(str(detected / "heat.nii.gz")))
+    at = float(np.quantile(anomaly_map[anomaly_map > 3], 0.5))
     end = run("threshold", detected / "heat.nii.gz", "--at", at, "--min-volume", 0, "-o", tmp_path)
     assert (end.code, end.err) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -349,7 +351,7 @@ def test_threshold_cuts_the_same_heat_anew(run: Run, detected: Path, tmp_path: P
         "threshold.json",
     }
     mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
-    np.testing.assert_array_equal(mask, heat >= np.float32(at))
+    np.testing.assert_array_equal(mask, anomaly_map >= np.float32(at))
     assert json.loads((tmp_path / "threshold.json").read_text())["threshold"] == at
 
 

@@ -1,4 +1,4 @@
-"""How much of a brain mask gets heat is what the stack says, and what the warning says."""
+"""How much of a brain mask gets the anomaly score is what the stack says, and what the warning says."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ BRAINS = [
 
 
 def share_with_heat(stack: SliceStack, brain: sitk.Image) -> float:
-    """Counted in the volume that even heat comes back as."""
+    """Counted in the volume that even anomaly scores come back as."""
     width, height = stack.grid.size
-    heat = sitk.GetArrayFromImage(stack.to_volume(np.ones((len(stack), height, width), dtype=np.float32)))
-    return float(np.count_nonzero(heat) / np.count_nonzero(sitk.GetArrayViewFromImage(brain)))
+    anomaly_map = sitk.GetArrayFromImage(stack.to_volume(np.ones((len(stack), height, width), dtype=np.float32)))
+    return float(np.count_nonzero(anomaly_map) / np.count_nonzero(sitk.GetArrayViewFromImage(brain)))
 
 
 def warnings_of(stack: SliceStack) -> list[str]:
@@ -47,7 +47,7 @@ def mask_of(kept: float, size: tuple[int, int, int], spacing: tuple[float, float
 @pytest.mark.parametrize("grid", GRIDS, ids=["1.6 mm", "1.07 mm"])
 @pytest.mark.parametrize("kept", [0.2, 0.35, 0.5, 0.8])
 @pytest.mark.parametrize(("size", "spacing"), BRAINS[:3])
-def test_coverage_of_a_speckled_mask_is_the_share_that_gets_heat(
+def test_coverage_of_a_speckled_mask_is_the_share_that_gets_scores(
     size: tuple[int, int, int], spacing: tuple[float, float, float], kept: float, grid: Grid
 ) -> None:
     volume, brain = mask_of(kept, size, spacing)
@@ -60,7 +60,7 @@ def test_what_a_speckled_mask_loses_is_warned_of() -> None:
     stack = SliceStack([volume.image], GRIDS[0], brain)
     assert 0.4 < stack.coverage < 0.6
     (warning,) = warnings_of(stack)
-    assert f"Only {stack.coverage:.0%} of the brain mask gets heat" in warning
+    assert f"Only {stack.coverage:.0%} of the brain mask gets anomaly scores" in warning
     assert "field of view" in warning
     assert "specks" in warning
 

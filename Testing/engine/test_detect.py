@@ -72,10 +72,10 @@ def test_the_baseline_finds_a_bright_lesion_where_it_is(baseline: Result, flair_
     assert np.linalg.norm(centre_lps - phantom.LESION_CENTRE) < 2.5
 
 
-def test_heat_and_mask_lie_on_the_scans_grid_and_inside_the_brain(
+def test_scores_and_mask_lie_on_the_scans_grid_and_inside_the_brain(
     baseline: Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    for image, pixel in ((baseline.heat, sitk.sitkFloat32), (baseline.mask, sitk.sitkUInt8)):
+    for image, pixel in ((baseline.anomaly_map, sitk.sitkFloat32), (baseline.mask, sitk.sitkUInt8)):
         assert phantom.geometry(image) == phantom.geometry(flair_like_volume.image)
         assert image.GetPixelID() == pixel
         assert not array(image)[array(flair_like_brain) == 0].any()
@@ -86,10 +86,10 @@ def test_the_lesion_stays_where_it_is_whatever_way_the_axes_point(case: int, fla
     grid = list(phantom.orientations(flair_like_grid))[case]
     volume = phantom.as_volume(phantom.paint(grid))
     result = Detector(BASELINE)(volume, brain=phantom.brain_of(grid))
-    assert np.linalg.norm(phantom.centroid(result.heat, 3.0) - phantom.LESION_CENTRE) < 2.5
+    assert np.linalg.norm(phantom.centroid(result.anomaly_map, 3.0) - phantom.LESION_CENTRE) < 2.5
 
 
-def test_heat_is_the_packages_tail_probability_of_the_raw_heat(
+def test_scores_is_the_packages_tail_probability_of_the_raw_scores(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     plan = make_plan(options_for(package))
@@ -103,15 +103,15 @@ def test_heat_is_the_packages_tail_probability_of_the_raw_heat(
     inside = array(found.stack.to_volume(in_table.astype(np.float32))) > 1 - 1e-6
     assert inside.sum() > 1000
     assert on_scan[inside].max() > 1.0
-    np.testing.assert_allclose(array(result.heat)[inside], on_scan[inside], atol=1e-4)
+    np.testing.assert_allclose(array(result.anomaly_map)[inside], on_scan[inside], atol=1e-4)
 
 
 def test_the_baseline_does_not_depend_on_the_scanners_units(
     baseline: Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     other = replace(flair_like_volume, image=flair_like_volume.image * 7.0 + 1000.0)
-    heat = Detector(BASELINE)(other, brain=flair_like_brain).anomaly_map
-    np.testing.assert_allclose(array(heat), array(baseline.heat), atol=2e-3)
+    anomaly_map = Detector(BASELINE)(other, brain=flair_like_brain).anomaly_map
+    np.testing.assert_allclose(array(anomaly_map), array(baseline.anomaly_map), atol=2e-3)
 
 
 def test_the_dark_side_finds_a_dark_lesion(flair_like_grid: sitk.Image, flair_like_brain: sitk.Image) -> None:
@@ -119,7 +119,7 @@ def test_the_dark_side_finds_a_dark_lesion(flair_like_grid: sitk.Image, flair_li
     bright = Detector(BASELINE)(volume, brain=flair_like_brain)
     dark = Detector(replace(BASELINE, overrides={"side": "dark"}))(volume, brain=flair_like_brain)
     assert not bright.findings
-    assert np.linalg.norm(phantom.centroid(dark.heat, 3.0) - phantom.LESION_CENTRE) < 2.5
+    assert np.linalg.norm(phantom.centroid(dark.anomaly_map, 3.0) - phantom.LESION_CENTRE) < 2.5
 
 
 # --- What may and what may not change it
@@ -128,21 +128,21 @@ def test_the_dark_side_finds_a_dark_lesion(flair_like_grid: sitk.Image, flair_li
 def test_the_batch_size_changes_nothing_and_the_seed_does(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    def heat(**changes: Any) -> np.ndarray:
+    def anomaly_map(**changes: Any) -> np.ndarray:
         return array(Detector(options_for(package, **changes))(flair_like_volume, brain=flair_like_brain).anomaly_map)
 
-    reference = heat(batch_size=1, seed=5)
+    reference = anomaly_map(batch_size=1, seed=5)
     assert reference.max() > 1
     for size in (3, 16):
-        np.testing.assert_allclose(heat(batch_size=size, seed=5), reference, atol=1e-5)
-    assert np.abs(heat(seed=6) - reference).max() > 0.1
+        np.testing.assert_allclose(anomaly_map(batch_size=size, seed=5), reference, atol=1e-5)
+    assert np.abs(anomaly_map(seed=6) - reference).max() > 0.1
 
 
 def test_the_guided_method_runs_from_its_package(
     guided_package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     result = Detector(options_for(guided_package, batch_size=5))(flair_like_volume, brain=flair_like_brain)
-    assert array(result.heat).max() > 0
+    assert array(result.anomaly_map).max() > 0
     assert result.provenance["network_calls_per_slice"] == 3 * 3
     assert result.score_warning is None
 
@@ -155,10 +155,10 @@ def test_no_two_slices_and_no_two_seeds_share_noise() -> None:
 def test_the_users_threshold_and_smallest_volume_rule(
     baseline: Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    middle = float(np.median(array(baseline.heat)[array(baseline.mask) > 0]))
+    middle = float(np.median(array(baseline.anomaly_map)[array(baseline.mask) > 0]))
     high = Detector(replace(BASELINE, threshold=middle))(flair_like_volume, brain=flair_like_brain)
     assert 0 < array(high.mask).sum() < array(baseline.mask).sum()
-    assert array(high.heat)[array(high.mask) > 0].min() >= middle
+    assert array(high.anomaly_map)[array(high.mask) > 0].min() >= middle
     none = Detector(replace(BASELINE, min_volume_ml=500.0))(flair_like_volume, brain=flair_like_brain)
     assert not none.findings
     assert not array(none.mask).any()
@@ -215,16 +215,16 @@ def test_filters_in_mm_are_those_on_the_grid_where_they_come_to_the_same(
     on_grid = {"median_pixels": 5, "slice_sigma": 1.0, "rim_pixels": 0, "relative": 0.5}
     in_mm = {"median_mm": 8.0, "slice_sigma_mm": 5.0, "rim_mm": 0.0, "relative": 0.5}
     grid = {"size": [80, 96], "spacing": 1.6}
-    heats = []
+    anomaly_maps = []
     for name, filters in (("on-grid", on_grid), ("in-mm", in_mm)):
         bundle = packages.restore(tmp_path / name, grid=grid, postprocess=filters)
         plan = make_plan(Options("restore", str(bundle.path), device="cpu"))
         assert plan.postprocess.to_dict() == filters
         found = Detector(plan).raw_map(flair_like_volume, flair_like_brain)
         assert found.stack.slice_spacing == pytest.approx(5.0)
-        heats.append(found.raw)
-    assert heats[0].any()
-    np.testing.assert_array_equal(*heats)
+        anomaly_maps.append(found.raw)
+    assert anomaly_maps[0].any()
+    np.testing.assert_array_equal(*anomaly_maps)
 
 
 def test_an_empty_brain_mask_is_refused(flair_like_volume: Volume, flair_like_grid: sitk.Image) -> None:
@@ -435,7 +435,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_result_stays(
     expected = Detector(options)(flair_like_volume, brain=flair_like_brain)
     tight = replace(plan, method=Hungry(lambda batch, model: len(batch.images) <= 2, error))
     result = Detector(tight)(flair_like_volume, brain=flair_like_brain)
-    np.testing.assert_allclose(array(result.heat), array(expected.heat), atol=1e-4)
+    np.testing.assert_allclose(array(result.anomaly_map), array(expected.anomaly_map), atol=1e-4)
     assert [w.split("with ")[1][:8] for w in result.warnings] == ["8 slices", "4 slices"]
     assert result.provenance["options"]["batch_size"] == 2
 
@@ -509,7 +509,7 @@ def test_saved_files_are_complete_and_agree_with_their_provenance(
     for name, digest in provenance["files_sha256"].items():
         assert hashlib.sha256((files["heat"].parent / name).read_bytes()).hexdigest() == digest
     assert set(provenance["files_sha256"]) == {path.name for path in files.values()} - {"provenance.json"}
-    np.testing.assert_array_equal(array(sitk.ReadImage(str(files["heat"]))), array(baseline.heat))
+    np.testing.assert_array_equal(array(sitk.ReadImage(str(files["heat"]))), array(baseline.anomaly_map))
     assert json.loads(files["findings_json"].read_text())["findings"][0]["id"] == 1
 
 

@@ -81,7 +81,7 @@ def row_of(written: dict[str, Any], label: str) -> dict[str, Any]:
 
 
 def arrays(patients: Path, output: Path, label: str) -> Iterator[tuple[sitk.Image, np.ndarray, np.ndarray]]:
-    """Heat image, reference and brain of each patient."""
+    """Anomaly scores image, reference and brain of each patient."""
     for name in PATIENTS:
         masks = (sitk.GetArrayFromImage(sitk.ReadImage(patients / f"{name}_{k}.nii.gz")) > 0 for k in ("mask", "brain"))
         yield (sitk.ReadImage(output / "heat" / label / f"{name}.nii.gz"), *masks)
@@ -207,7 +207,7 @@ def test_runs_that_cannot_be_told_apart_or_run_are_refused(runs: list[RunSpec], 
     assert said in refused.value.what
 
 
-# --- The numbers, from the heat maps that were written, by other means
+# --- The numbers, from the anomaly maps that were written, by other means
 
 
 @pytest.mark.parametrize("label", ["dark", "intensity"])
@@ -215,8 +215,8 @@ def test_pooled_average_precision_is_that_of_all_voxels_at_once(
     patients: Path, output: Path, written: dict[str, Any], label: str
 ) -> None:
     lesion, other = [], []
-    for heat, reference, brain in arrays(patients, output, label):
-        values = sitk.GetArrayFromImage(heat)
+    for anomaly_map, reference, brain in arrays(patients, output, label):
+        values = sitk.GetArrayFromImage(anomaly_map)
         lesion.append(values[brain & reference])
         other.append(values[brain & ~reference])
     expected = metrics.average_precision(np.concatenate(lesion), np.concatenate(other))
@@ -229,8 +229,8 @@ def test_dice_at_both_thresholds_is_that_of_findings_cut_anew(
     row = row_of(written, "intensity")
     for column, threshold in (("dice", row["threshold"]), ("best_dice", row["best_threshold"])):
         dices = [
-            metrics.dice(sitk.GetArrayFromImage(segment(heat, threshold)[0]) > 0, reference)
-            for heat, reference, _ in arrays(patients, output, "intensity")
+            metrics.dice(sitk.GetArrayFromImage(segment(anomaly_map, threshold)[0]) > 0, reference)
+            for anomaly_map, reference, _ in arrays(patients, output, "intensity")
         ]
         assert row[column] == pytest.approx(np.nanmean(dices), abs=1e-12)
 
@@ -305,23 +305,23 @@ def test_lesion_outside_the_brain_mask_is_missed_in_average_precision(
     cut: tuple[list[Pair], Path, dict[str, Any]],
 ) -> None:
     pairs, folder, written = cut
-    heats, truths = [], []
+    anomaly_maps, truths = [], []
     for pair in pairs:
         assert pair.brain is not None
-        heat = sitk.GetArrayFromImage(sitk.ReadImage(folder / "heat" / "intensity" / f"{pair.name}.nii.gz"))
+        anomaly_map = sitk.GetArrayFromImage(sitk.ReadImage(folder / "heat" / "intensity" / f"{pair.name}.nii.gz"))
         brain, lesion = (sitk.GetArrayFromImage(sitk.ReadImage(path)) > 0 for path in (pair.brain, pair.reference))
         judged = brain | lesion
-        heats.append(np.where(brain, heat, -1)[judged])
+        anomaly_maps.append(np.where(brain, anomaly_map, -1)[judged])
         truths.append(lesion[judged])
 
-    def by_enumeration(heat: np.ndarray, truth: np.ndarray) -> float:
-        """Precision at each voxel's own heat, summed over the lesion's voxels that any heat reaches."""
-        found = [truth[heat >= value].mean() for value in heat[truth & (heat >= 0)]]
+    def by_enumeration(anomaly_map: np.ndarray, truth: np.ndarray) -> float:
+        """Precision at each voxel's own anomaly scores, summed over the lesion's voxels that any scores reach."""
+        found = [truth[anomaly_map >= value].mean() for value in anomaly_map[truth & (anomaly_map >= 0)]]
         return float(np.sum(found) / truth.sum())
 
     row = row_of(written, "intensity")
     anna, bert, carla = [case for case in written["patients"] if case["run"] == "intensity"]
-    assert anna["average_precision"] == pytest.approx(by_enumeration(heats[0], truths[0]), abs=1e-12)
+    assert anna["average_precision"] == pytest.approx(by_enumeration(anomaly_maps[0], truths[0]), abs=1e-12)
     share = 1 - anna["reference_outside_brain_ml"] / anna["reference_ml"]
     assert share == pytest.approx(0.7, abs=0.03)
     assert anna["average_precision"] == pytest.approx(anna["average_precision_in_brain"] * share, abs=1e-12)
@@ -329,7 +329,7 @@ def test_lesion_outside_the_brain_mask_is_missed_in_average_precision(
     assert carla["average_precision"] is None
     assert row["average_precision"] == pytest.approx(anna["average_precision"] / 2)
     assert row["average_precision_in_brain"] == pytest.approx(anna["average_precision_in_brain"])
-    pooled = by_enumeration(np.concatenate(heats), np.concatenate(truths))
+    pooled = by_enumeration(np.concatenate(anomaly_maps), np.concatenate(truths))
     assert row["pooled_average_precision"] == pytest.approx(pooled, abs=1e-12)
     assert row["pooled_average_precision_in_brain"] > pooled
 
@@ -360,8 +360,8 @@ def test_every_finding_in_a_healthy_scan_is_counted(
         (row,) = [row for row in written["healthy"] if row["run"] == label]
         found = []
         for name in PATIENTS[:2]:
-            heat = sitk.ReadImage(tmp_path / "healthy" / "heat" / label / f"{name}.nii.gz")
-            found.append(segment(heat, row_of(written, label)["threshold"])[2])
+            anomaly_map = sitk.ReadImage(tmp_path / "healthy" / "heat" / label / f"{name}.nii.gz")
+            found.append(segment(anomaly_map, row_of(written, label)["threshold"])[2])
         ml = [sum(finding.volume_ml for finding in listed) for listed in found]
         assert row["scans"] == 2
         assert row["findings"] == pytest.approx(np.mean([len(listed) for listed in found]))
@@ -411,10 +411,10 @@ def test_markdown_tables_are_well_formed_and_explain_every_column(output: Path) 
         assert f"- **{column.title}**: {column.meaning}." in lines
 
 
-def test_there_is_a_row_a_patient_and_a_heat_map(patients: Path, output: Path, written: dict[str, Any]) -> None:
+def test_there_is_a_row_a_patient_and_a_map(patients: Path, output: Path, written: dict[str, Any]) -> None:
     assert len(written["patients"]) == 2 * len(PATIENTS)
-    for heat, _, brain in arrays(patients, output, "intensity"):
-        assert not sitk.GetArrayFromImage(heat)[~brain].any()
+    for anomaly_map, _, brain in arrays(patients, output, "intensity"):
+        assert not sitk.GetArrayFromImage(anomaly_map)[~brain].any()
 
 
 def test_hardware_models_and_definitions_are_named(written: dict[str, Any]) -> None:
@@ -425,16 +425,16 @@ def test_hardware_models_and_definitions_are_named(written: dict[str, Any]) -> N
     assert set(about["columns"]) == {column.key for column in COLUMNS}
 
 
-def test_reliability_counts_the_heat_maps_own_voxels(patients: Path, output: Path) -> None:
+def test_reliability_counts_the_maps_own_voxels(patients: Path, output: Path) -> None:
     written = json.loads((output / "reliability.json").read_text(encoding="utf-8"))
-    hot, brain_voxels = 0, 0
-    for heat, reference, brain in arrays(patients, output, "intensity"):
+    marked, brain_voxels = 0, 0
+    for anomaly_map, reference, brain in arrays(patients, output, "intensity"):
         tumour = np.flatnonzero(reference.any(axis=(1, 2)))
         free = [k for k in range(len(brain)) if not len(tumour) or np.abs(tumour - k).min() >= 3]
-        values = sitk.GetArrayFromImage(heat)[free][brain[free]]
-        hot, brain_voxels = hot + (values >= 2).sum(), brain_voxels + values.size
+        values = sitk.GetArrayFromImage(anomaly_map)[free][brain[free]]
+        marked, brain_voxels = marked + (values >= 2).sum(), brain_voxels + values.size
     (row,) = [row for row in written["curve"] if (row["run"], row["heat"]) == ("intensity", 2.0)]
-    assert row["measured"] == pytest.approx(hot / brain_voxels)
+    assert row["measured"] == pytest.approx(marked / brain_voxels)
     assert row["patients"] == len(PATIENTS)
     by_patient = {row["patient"]: row for row in written["patients"] if row["run"] == "intensity"}
     assert by_patient["carla"]["brain_ml"] == pytest.approx(by_patient["carla"]["scan_brain_ml"])  # without a lesion
@@ -513,7 +513,7 @@ def made_up(name: str, lesions: tuple[tuple[float, bool], ...], dice: float = 0.
         seconds=1.0,
         brain_given=True,
         input_sha256="",
-        lesion_heat=np.array([1.0]),
+        lesion_scores=np.array([1.0]),
         slice_scores=np.array([1.0, 0.0]),
         slice_has_lesion=np.array([True, False]),
     )

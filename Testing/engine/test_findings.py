@@ -1,4 +1,4 @@
-"""A heat map becomes a list: how large, how hot, where."""
+"""An anomaly map becomes a list: how large, how high its scores, where."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ COLUMNS = [
 
 
 def heat_map(size=(20, 18, 10), spacing=(1.0, 2.0, 5.0), direction=None) -> tuple[sitk.Image, np.ndarray]:
-    """An empty heat map of 10 µl voxels, and an array to fill."""
+    """An empty anomaly map of 10 µl voxels, and an array to fill."""
     image = phantom.grid(size, spacing, direction)
     return image, np.zeros(size[::-1], np.float32)
 
 
 def three_blocks() -> sitk.Image:
     """A large warm block, a small hot one, and one single voxel (k, j, i)."""
-    image, heat = heat_map()
-    heat[1:4, 2:8, 3:9] = 2.0
-    heat[2, 4, 5] = 2.5
-    heat[6:8, 10:12, 12:14] = 5.0
-    heat[9, 17, 19] = 9.0
-    return phantom.on_grid(heat, image)
+    image, anomaly_map = heat_map()
+    anomaly_map[1:4, 2:8, 3:9] = 2.0
+    anomaly_map[2, 4, 5] = 2.5
+    anomaly_map[6:8, 10:12, 12:14] = 5.0
+    anomaly_map[9, 17, 19] = 9.0
+    return phantom.on_grid(anomaly_map, image)
 
 
-def test_blocks_are_measured_and_ranked_by_volume_times_heat():
+def test_blocks_are_measured_and_ranked_by_volume_times_scores():
     mask, labels, findings = segment(three_blocks(), 1.5, min_volume_ml=0)
     assert [finding.id for finding in findings] == [1, 2, 3]
-    large, hot, voxel = findings
-    assert (large.volume_ml, hot.volume_ml, voxel.volume_ml) == pytest.approx((1.08, 0.08, 0.01))
-    assert (large.peak_heat, hot.peak_heat, voxel.peak_heat) == (2.5, 5.0, 9.0)
-    assert large.mean_heat == pytest.approx((107 * 2.0 + 2.5) / 108)
+    large, marked, voxel = findings
+    assert (large.volume_ml, marked.volume_ml, voxel.volume_ml) == pytest.approx((1.08, 0.08, 0.01))
+    assert (large.peak_score, marked.peak_score, voxel.peak_score) == (2.5, 5.0, 9.0)
+    assert large.mean_score == pytest.approx((107 * 2.0 + 2.5) / 108)
     assert large.bounding_box == ((3, 2, 1), (8, 7, 3))
     assert large.slices == (1, 3)
     assert [finding.burden for finding in findings] == sorted((f.burden for f in findings), reverse=True)
@@ -69,9 +69,9 @@ def test_the_centroid_is_in_ras_millimetres_in_every_orientation():
     _, array = heat_map()
     array[1:4, 2:8, 3:9] = 2.0
     image, _ = heat_map(direction=phantom.rotation((20, -10, 35)))
-    heat = phantom.on_grid(array, image)
+    anomaly_map = phantom.on_grid(array, image)
     left, posterior, superior = phantom.points(image)[1:4, 2:8, 3:9].reshape(-1, 3).mean(axis=0)
-    for turned in phantom.orientations(heat):
+    for turned in phantom.orientations(anomaly_map):
         (finding,) = segment(turned, 1.0)[2]
         assert finding.centroid_ras == pytest.approx((-left, -posterior, superior), abs=1e-4)
         assert finding.volume_ml == pytest.approx(1.08)
@@ -80,11 +80,11 @@ def test_the_centroid_is_in_ras_millimetres_in_every_orientation():
 def test_slices_are_counted_along_the_scans_own_axial_axis():
     image, array = heat_map()
     array[1:4, 2:8, 3:9] = 2.0
-    heat = phantom.on_grid(array, image)
-    sagittal = sitk.PermuteAxes(heat, (1, 2, 0))  # axial slices run along j
+    anomaly_map = phantom.on_grid(array, image)
+    sagittal = sitk.PermuteAxes(anomaly_map, (1, 2, 0))  # axial slices run along j
     assert segment(sagittal, 1.0)[2][0].slices == (1, 3)
     assert segment(sagittal, 1.0)[2][0].bounding_box == ((2, 1, 3), (7, 3, 8))
-    upside_down = sitk.Flip(heat, (False, False, True))
+    upside_down = sitk.Flip(anomaly_map, (False, False, True))
     assert segment(upside_down, 1.0)[2][0].slices == (6, 8)
 
 
@@ -96,36 +96,36 @@ def test_small_components_are_dropped_from_mask_and_list():
 
 @pytest.mark.parametrize("edge", [0.9999999, 1.0, 1.0000001])
 def test_the_smallest_volume_itself_is_kept(edge):
-    image, heat = heat_map((20, 20, 5), (edge, edge, edge))
-    heat[2, 3:8, 3:13] = 1  # 50 voxels of 1 mm
-    heat[4, 12, 1:50] = 1  # 19 voxels
-    findings = segment(phantom.on_grid(heat, image), 1.0, min_volume_ml=0.05)[2]
+    image, anomaly_map = heat_map((20, 20, 5), (edge, edge, edge))
+    anomaly_map[2, 3:8, 3:13] = 1  # 50 voxels of 1 mm
+    anomaly_map[4, 12, 1:50] = 1  # 19 voxels
+    findings = segment(phantom.on_grid(anomaly_map, image), 1.0, min_volume_ml=0.05)[2]
     assert [finding.volume_ml for finding in findings] == [pytest.approx(0.05)]
 
 
 def test_voxels_that_touch_by_a_corner_belong_together():
-    image, heat = heat_map()
-    heat[3, 3, 3] = heat[4, 4, 4] = heat[5, 5, 5] = 2.0
-    heat[7, 5, 5] = 2.0  # one slice between
-    findings = segment(phantom.on_grid(heat, image), 1.0, min_volume_ml=0)[2]
+    image, anomaly_map = heat_map()
+    anomaly_map[3, 3, 3] = anomaly_map[4, 4, 4] = anomaly_map[5, 5, 5] = 2.0
+    anomaly_map[7, 5, 5] = 2.0  # one slice between
+    findings = segment(phantom.on_grid(anomaly_map, image), 1.0, min_volume_ml=0)[2]
     assert [finding.slices for finding in findings] == [(3, 5), (7, 7)]
 
 
-def test_a_threshold_holds_voxels_at_it_and_never_those_without_heat():
-    heat = three_blocks()
-    counts = {at: sitk.GetArrayFromImage(segment(heat, at, 0)[0]).sum() for at in (0.0, 2.0, 2.001, 5.0, 9.5)}
+def test_a_threshold_holds_voxels_at_it_and_never_those_without_scores():
+    anomaly_map = three_blocks()
+    counts = {at: sitk.GetArrayFromImage(segment(anomaly_map, at, 0)[0]).sum() for at in (0.0, 2.0, 2.001, 5.0, 9.5)}
     assert counts == {0.0: 117, 2.0: 117, 2.001: 10, 5.0: 9, 9.5: 0}
 
 
-def test_heat_outside_the_brain_is_left_out():
-    heat = three_blocks()
+def test_scores_outside_the_brain_is_left_out():
+    anomaly_map = three_blocks()
     brain = np.ones((10, 18, 20), np.uint8)
     brain[6:8] = 0
-    findings = segment(heat, 1.5, 0, phantom.on_grid(brain, heat))[2]
-    assert [finding.peak_heat for finding in findings] == [2.5, 9.0]
+    findings = segment(anomaly_map, 1.5, 0, phantom.on_grid(brain, anomaly_map))[2]
+    assert [finding.peak_score for finding in findings] == [2.5, 9.0]
 
 
-def test_no_heat_means_no_findings(tmp_path):
+def test_no_scores_means_no_findings(tmp_path):
     image, array = heat_map()
     mask, labels, findings = segment(phantom.on_grid(array, image), 3.0)
     assert findings == []

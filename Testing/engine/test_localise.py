@@ -1,4 +1,6 @@
-"""The localiser: what it says of a slice between its neighbours is the heat, and what does not fit it is refused."""
+"""The localiser: what it says of a slice between its neighbours is the anomaly map, and what does not fit it is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -67,19 +69,19 @@ def run(localiser: nn.Module | None, batch: SliceBatch, factor: int = 1) -> tupl
     return METHODS["localise"].run(batch, model, LocaliseOptions(), lambda calls: None), model
 
 
-# --- Heat
+# --- Anomaly scores
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 @pytest.mark.parametrize(("slices", "place"), [(None, 0), (3, 0), (3, 1), (3, 2), (5, 4)])
-def test_heat_is_the_probability_of_what_the_network_says_of_the_slices_it_is_shown(
+def test_scores_is_the_probability_of_what_the_network_says_of_the_slices_it_is_shown(
     factor: int, slices: int | None, place: int
 ) -> None:
     batch = batch_of(3, slices)
-    heat = run(Sees(place, factor**2), batch, factor)[0].heat
+    anomaly_map = run(Sees(place, factor**2), batch, factor)[0].anomaly_map
     seen = (batch.images if slices is None else batch.slabs)[:, place]  # type: ignore[index]
     expected = torch.where(BRAIN[:, 0], 1.0 / (1.0 + torch.exp(-4.0 * (2.0 * seen - 1.0))), 0.0)
-    torch.testing.assert_close(heat, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(anomaly_map, expected, rtol=0, atol=1e-6)
 
 
 def test_what_is_shown_outside_the_brain_and_for_missing_neighbours_is_the_lowest_value() -> None:
@@ -93,15 +95,15 @@ def test_what_is_shown_outside_the_brain_and_for_missing_neighbours_is_the_lowes
     assert (shown[:, :2][:, :, ~BRAIN[0, 0]] == -1).all()
 
 
-def test_heat_lies_between_0_and_1_and_is_0_outside_the_brain() -> None:
+def test_scores_lies_between_0_and_1_and_is_0_outside_the_brain() -> None:
     class Sure(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 1e4 * x
 
-    heat = run(Sure(), batch_of(4, None))[0].heat
-    assert heat.dtype == torch.float32 and heat.shape == (4, SIZE, SIZE)
-    assert torch.isfinite(heat).all() and heat.min() == 0.0 and heat.max() == 1.0
-    assert not heat[:, ~BRAIN[0, 0]].any()
+    anomaly_map = run(Sure(), batch_of(4, None))[0].anomaly_map
+    assert anomaly_map.dtype == torch.float32 and anomaly_map.shape == (4, SIZE, SIZE)
+    assert torch.isfinite(anomaly_map).all() and anomaly_map.min() == 0.0 and anomaly_map.max() == 1.0
+    assert not anomaly_map[:, ~BRAIN[0, 0]].any()
 
 
 def test_the_score_is_the_mean_probability_of_the_brain_and_an_empty_slice_has_none() -> None:
@@ -111,8 +113,8 @@ def test_the_score_is_the_mean_probability_of_the_brain_and_an_empty_slice_has_n
     result, _ = run(Sees(0, 1), replace(batch, brain=brain))
     inside = batch.images[0, 0][BRAIN[0, 0]]
     assert float(result.score[0]) == pytest.approx(float(torch.sigmoid(4 * (2 * inside - 1)).mean()), abs=1e-6)
-    assert float(result.score[1]) == 0.0 and not result.heat[1].any()
-    assert result.misfit is None and result.healed is None
+    assert float(result.score[1]) == 0.0 and not result.anomaly_map[1].any()
+    assert result.reconstruction_error is None and result.reconstruction is None
 
 
 def test_the_network_is_asked_once_a_slice() -> None:
@@ -172,19 +174,19 @@ def test_a_loaded_model_has_its_localiser_and_nothing_else(package: Bundle) -> N
         model.restore(torch.zeros(1, 12, 32, 32), 0)
 
 
-def test_a_scan_goes_in_and_calibrated_heat_comes_out_on_its_own_grid(
+def test_a_scan_goes_in_and_calibrated_scores_comes_out_on_its_own_grid(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     result = Detector(options_for(package, keep_reconstruction=True))(flair_like_volume, brain=flair_like_brain)
-    assert phantom.geometry(result.heat) == phantom.geometry(flair_like_volume.image)
-    heat = array(result.heat)
-    assert np.isfinite(heat).all() and heat.max() > 0
-    assert not heat[array(flair_like_brain) == 0].any()
+    assert phantom.geometry(result.anomaly_map) == phantom.geometry(flair_like_volume.image)
+    anomaly_map = array(result.anomaly_map)
+    assert np.isfinite(anomaly_map).all() and anomaly_map.max() > 0
+    assert not anomaly_map[array(flair_like_brain) == 0].any()
     assert result.provenance["method"] == "localise"
     assert result.provenance["network_calls_per_slice"] == 1
     assert result.provenance["model"]["name"] == "toy-localise"
-    assert result.score_warning is None, "heat is no measure of what the model knows"
-    assert result.healed is None, "a localiser does not know how the brain would look in health"
+    assert result.score_warning is None, "the anomaly score is no measure of what the model knows"
+    assert result.reconstruction is None, "a localiser does not know how the brain would look in health"
 
 
 def test_the_batch_size_and_the_seed_change_not_one_bit(
@@ -335,5 +337,5 @@ def test_a_brain_of_one_value_has_no_findings_whatever_a_network_says(
     options = Options("localise", str(bundle.path), device="cpu", precision="float32")
     result = Detector(options)(phantom.as_volume(image), brain=flair_like_brain)
     assert not result.findings
-    assert not sitk.GetArrayFromImage(result.heat).any()
+    assert not sitk.GetArrayFromImage(result.anomaly_map).any()
     assert any("nothing to find" in warning for warning in result.warnings)

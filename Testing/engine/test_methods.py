@@ -206,24 +206,24 @@ def run(name: str, batch: SliceBatch, model: Model | None = None, progress: Prog
 def test_result_does_not_depend_on_batch_size_or_companions(name: str) -> None:
     images = with_blob(random_slices(16))
     whole = run(name, make_batch(images))
-    assert whole.heat.max() > 0.01
+    assert whole.anomaly_map.max() > 0.01
     for size in (1, 3):
         parts = [run(name, make_batch(images[i : i + size], first=i)) for i in range(0, 16, size)]
-        torch.testing.assert_close(torch.cat([p.heat for p in parts]), whole.heat, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.cat([p.anomaly_map for p in parts]), whole.anomaly_map, rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.cat([p.score for p in parts]), whole.score, rtol=1e-5, atol=1e-5)
 
 
 def test_pyramid_noise_of_a_slice_does_not_depend_on_its_companions() -> None:
     images = with_blob(random_slices(3))
-    whole = run("unsupervised", make_batch(images), small_model(noise_pyramid=0.8)).heat
-    alone = run("unsupervised", make_batch(images[2:], first=2), small_model(noise_pyramid=0.8)).heat
+    whole = run("unsupervised", make_batch(images), small_model(noise_pyramid=0.8)).anomaly_map
+    alone = run("unsupervised", make_batch(images[2:], first=2), small_model(noise_pyramid=0.8)).anomaly_map
     torch.testing.assert_close(alone[0], whole[2], rtol=0, atol=1e-5)
-    assert not torch.allclose(whole, run("unsupervised", make_batch(images), small_model()).heat, atol=1e-3)
+    assert not torch.allclose(whole, run("unsupervised", make_batch(images), small_model()).anomaly_map, atol=1e-3)
 
 
-def test_another_seed_gives_another_unsupervised_heat_and_the_same_seed_the_same() -> None:
+def test_another_seed_gives_another_unsupervised_scores_and_the_same_seed_the_same() -> None:
     images = random_slices(2)
-    first, again, other = (run("unsupervised", make_batch(images, seed=seed)).heat for seed in (0, 0, 1))
+    first, again, other = (run("unsupervised", make_batch(images, seed=seed)).anomaly_map for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert (first - other).abs().max() > 1e-3
 
@@ -231,18 +231,18 @@ def test_another_seed_gives_another_unsupervised_heat_and_the_same_seed_the_same
 @pytest.mark.parametrize("name", ["guided", "restore", "localise"])
 def test_a_method_without_noise_draws_nothing(name: str) -> None:
     images = random_slices(2)
-    first, other = (run(name, make_batch(images, seed=seed)).heat for seed in (0, 1))
+    first, other = (run(name, make_batch(images, seed=seed)).anomaly_map for seed in (0, 1))
     assert torch.equal(first, other)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_heat_is_zero_outside_the_brain_and_never_negative(name: str) -> None:
+def test_scores_is_zero_outside_the_brain_and_never_negative(name: str) -> None:
     brain = disc().expand(3, -1, -1, -1).clone()
     brain[2] = False
     result = run(name, make_batch(random_slices(3), brain))
-    assert result.heat.shape == (3, SIZE, SIZE) and result.heat.dtype == torch.float32
-    assert (result.heat[~brain[:, 0]] == 0).all()
-    assert (result.heat >= 0).all() and result.heat[0].max() > 0
+    assert result.anomaly_map.shape == (3, SIZE, SIZE) and result.anomaly_map.dtype == torch.float32
+    assert (result.anomaly_map[~brain[:, 0]] == 0).all()
+    assert (result.anomaly_map >= 0).all() and result.anomaly_map[0].max() > 0
     assert torch.isfinite(result.score).all()
 
 
@@ -320,29 +320,29 @@ def test_unsupervised_heals_an_inserted_blob_and_is_hottest_inside_it() -> None:
     model = make_model(GaussianNoise(healthy_mean(), 0.06))
     options = calibrated_unsupervised(model)
     batch = make_batch(with_blob(healthy_slices(3, seed=9)))
-    heat = METHODS["unsupervised"].run(batch, model, options, ignore).heat
+    anomaly_map = METHODS["unsupervised"].run(batch, model, options, ignore).anomaly_map
     inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     inside[BLOB] = True
-    for slice_heat in heat:
-        row, column = divmod(int(slice_heat.argmax()), SIZE)
+    for slice_map in anomaly_map:
+        row, column = divmod(int(slice_map.argmax()), SIZE)
         assert inside[row, column]
-    core = heat[:, 10:14, 20:24]
-    assert core.mean() == pytest.approx(0.4, abs=0.05), "inside the mask heat is the blob's own contrast"
-    assert heat[:, ~inside].mean() < 0.05 * core.mean()
+    core = anomaly_map[:, 10:14, 20:24]
+    assert core.mean() == pytest.approx(0.4, abs=0.05), "inside the mask the anomaly score is the blob's own contrast"
+    assert anomaly_map[:, ~inside].mean() < 0.05 * core.mean()
 
 
-def test_bright_and_dark_heat_are_the_two_parts_of_both() -> None:
+def test_bright_and_dark_scores_are_the_two_parts_of_both() -> None:
     model = make_model(GaussianNoise(healthy_mean(), 0.06))
     batch = healthy_slices(1)
     batch[:, :, 10:14, 10:14] += 0.3
     batch[:, :, 20:24, 20:24] -= 0.3
-    heat = {}
+    anomaly_map = {}
     for side in ("both", "bright", "dark"):
         options = UnsupervisedOptions(latent_threshold=5e-5, mask_sigma=0.5, side=side)
-        heat[side] = METHODS["unsupervised"].run(make_batch(batch), model, options, ignore).heat
-    torch.testing.assert_close(heat["bright"] + heat["dark"], heat["both"])
-    assert heat["bright"][0, 12, 12] > 0.2 and heat["dark"][0, 12, 12] == 0
-    assert heat["dark"][0, 22, 22] > 0.2 and heat["bright"][0, 22, 22] == 0
+        anomaly_map[side] = METHODS["unsupervised"].run(make_batch(batch), model, options, ignore).anomaly_map
+    torch.testing.assert_close(anomaly_map["bright"] + anomaly_map["dark"], anomaly_map["both"])
+    assert anomaly_map["bright"][0, 12, 12] > 0.2 and anomaly_map["dark"][0, 12, 12] == 0
+    assert anomaly_map["dark"][0, 22, 22] > 0.2 and anomaly_map["bright"][0, 22, 22] == 0
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -392,10 +392,10 @@ def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps
     mask = torch.zeros(2, 1, SIZE, SIZE)
     mask[:, :, BLOB[0], BLOB[1]] = 1
     options = UnsupervisedOptions(steps=steps, fresh_noise=fresh_noise)
-    healed = heal(latent, mask, [torch.Generator(), torch.Generator()], model, options, ignore)
+    reconstruction = heal(latent, mask, [torch.Generator(), torch.Generator()], model, options, ignore)
     expected = torch.where(mask > 0, torch.tensor(mean), latent)
-    torch.testing.assert_close(healed, expected, rtol=0, atol=1e-4)
-    assert torch.equal(healed[mask == 0], latent[mask == 0])
+    torch.testing.assert_close(reconstruction, expected, rtol=0, atol=1e-4)
+    assert torch.equal(reconstruction[mask == 0], latent[mask == 0])
 
 
 @pytest.mark.parametrize("forget", [False, True])
@@ -404,11 +404,11 @@ def test_forgetting_leaves_no_trace_of_what_was_inside_the_mask(forget: bool) ->
     mask = torch.zeros(1, 1, SIZE, SIZE)
     mask[:, :, BLOB[0], BLOB[1]] = 1
     options = UnsupervisedOptions(steps=10, forget=forget)
-    healed = [
+    reconstruction = [
         heal(contrast * mask, mask, [torch.Generator().manual_seed(1)], model, options, ignore)
         for contrast in (0.0, 2.0)
     ]
-    apart = (healed[1] - healed[0])[mask > 0].abs()
+    apart = (reconstruction[1] - reconstruction[0])[mask > 0].abs()
     assert bool((apart == 0).all()) if forget else bool((apart > 0.1).all())
 
 
@@ -420,9 +420,9 @@ def test_averaging_healed_versions_brings_them_closer_to_the_healthy_mean() -> N
         options = UnsupervisedOptions(
             steps=10, latent_threshold=-1.0, forget=True, healings=healings, mask_sigma=0.0, kl_levels=1
         )
-        heat = get_method("unsupervised").run(make_batch(images), model, options, ignore).heat
+        anomaly_map = get_method("unsupervised").run(make_batch(images), model, options, ignore).anomaly_map
         expected = (images - (healthy_mean() + 1.0) / 2.0).abs()[:, 0]
-        errors.append(float((heat - expected)[disc()[0] > 0].square().mean()))
+        errors.append(float((anomaly_map - expected)[disc()[0] > 0].square().mean()))
     assert errors[1] < 0.5 * errors[0]
 
 
@@ -470,9 +470,9 @@ def test_the_background_is_never_healed_and_the_score_is_the_kl_maps() -> None:
     model = Model(Codec(Recorder(), 1), GaussianNoise(0.9, 0.1), SCHEDULE)
     batch, options = make_batch(random_slices(1)), UnsupervisedOptions(steps=3, latent_threshold=0.0)
     result = METHODS["unsupervised"].run(batch, model, options, ignore)
-    healed, background = decoded[0][:1], ~batch.brain
-    assert (healed[background] == -1).all(), "although a model that expects 0.9 finds it improbable"
-    assert (healed[batch.brain] != to_model_range(batch.images)[batch.brain]).all()
+    reconstruction, background = decoded[0][:1], ~batch.brain
+    assert (reconstruction[background] == -1).all(), "although a model that expects 0.9 finds it improbable"
+    assert (reconstruction[batch.brain] != to_model_range(batch.images)[batch.brain]).all()
     again = Unsupervised().improbability(make_batch(random_slices(1)), model, options, ignore)
     assert torch.equal(result.score, again.score)
 
@@ -481,17 +481,17 @@ def test_threshold_may_be_one_number_or_one_a_latent_position() -> None:
     model = make_model(GaussianNoise(healthy_mean(), 0.06))
     batch = with_blob(healthy_slices(1))
 
-    def heat(threshold: object) -> Tensor:
+    def anomaly_map(threshold: object) -> Tensor:
         options = UnsupervisedOptions(latent_threshold=threshold, mask_sigma=0)
-        return METHODS["unsupervised"].run(make_batch(batch), model, options, ignore).heat
+        return METHODS["unsupervised"].run(make_batch(batch), model, options, ignore).anomaly_map
 
-    everywhere = heat(1e-5)
-    assert torch.equal(heat([[1e-5] * SIZE] * SIZE), everywhere)
+    everywhere = anomaly_map(1e-5)
+    assert torch.equal(anomaly_map([[1e-5] * SIZE] * SIZE), everywhere)
     high_on_the_left = [[1e9] * 16 + [1e-5] * 16] * SIZE
-    assert heat(high_on_the_left)[:, :, :16].max() == 0
+    assert anomaly_map(high_on_the_left)[:, :, :16].max() == 0
     assert everywhere[:, :, :16].max() > 0
     with pytest.raises(ModelError, match=r"\(2, 2\)"):
-        heat([[1.0, 1.0], [1.0, 1.0]])
+        anomaly_map([[1.0, 1.0], [1.0, 1.0]])
 
 
 def test_fitted_threshold_is_the_percentile_and_its_table_offers_others() -> None:
@@ -549,8 +549,8 @@ def test_guided_without_guidance_and_with_constant_noise_returns_the_slice() -> 
     model = make_model(Constant(), TwoClasses(0.0, 0.5, 0.1))
     for steps in (1, 10, 500):
         options = GuidedOptions(steps=steps, guidance_scale=0)
-        heat = METHODS["guided"].run(make_batch(healthy_slices(2)), model, options, ignore).heat
-        assert heat.max() < 1e-5
+        anomaly_map = METHODS["guided"].run(make_batch(healthy_slices(2)), model, options, ignore).anomaly_map
+        assert anomaly_map.max() < 1e-5
 
 
 def test_encoding_and_decoding_walk_the_same_levels_and_the_clean_one_asks_at_zero() -> None:
@@ -590,13 +590,13 @@ def test_guided_moves_a_diseased_slice_towards_health_and_is_hot_where_it_was_di
     grid = step_grid(499, 50)
     latent = to_model_range(batch.images)
     before = model.log_prob(latent, 0)[:, 0]
-    healed = decode_guided(encode_up(latent, grid, model, ignore), grid, 0.3, model, ignore)
-    assert (model.log_prob(healed, 0)[:, 0] > before + 10).all()
+    reconstruction = decode_guided(encode_up(latent, grid, model, ignore), grid, 0.3, model, ignore)
+    assert (model.log_prob(reconstruction, 0)[:, 0] > before + 10).all()
     result = METHODS["guided"].run(batch, model, GuidedOptions(steps=50, guidance_scale=0.3), ignore)
     inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     inside[BLOB] = True
-    assert all(inside.flatten()[int(h.argmax())] for h in result.heat)
-    assert result.heat[:, inside].mean() > 10 * result.heat[:, ~inside].mean()
+    assert all(inside.flatten()[int(h.argmax())] for h in result.anomaly_map)
+    assert result.anomaly_map[:, inside].mean() > 10 * result.anomaly_map[:, ~inside].mean()
 
 
 def test_guided_score_is_the_log_odds_of_disease_of_the_clean_slice() -> None:
@@ -618,17 +618,17 @@ def test_guided_score_is_the_log_odds_of_disease_of_the_clean_slice() -> None:
 
 
 @pytest.mark.parametrize(("side", "heats"), [("bright", [0, 0.2, 0]), ("dark", [0, 0, 0.3]), ("both", [0, 0.2, 0.3])])
-def test_intensity_heat_is_the_difference_to_ordinary_tissue_on_the_side_asked_for(
-    side: str, heats: list[float]
+def test_intensity_scores_is_the_difference_to_ordinary_tissue_on_the_side_asked_for(
+    side: str, anomaly_maps: list[float]
 ) -> None:
     images = torch.tensor([0.4, 0.6, 0.1]).repeat_interleave(64).reshape(3, 1, 8, 8)
     brain = torch.ones_like(images, dtype=torch.bool)
     brain[:, :, :, 4:] = False
     batch = SliceBatch(images, brain, [torch.Generator()] * 3)
     result = METHODS["intensity"].run(batch, None, IntensityOptions(side=side, reference=0.4), ignore)
-    torch.testing.assert_close(result.heat[:, 0, 0], torch.tensor(heats, dtype=torch.float32))
-    torch.testing.assert_close(result.score, torch.tensor(heats, dtype=torch.float32))
-    assert not result.heat[:, :, 4:].any()
+    torch.testing.assert_close(result.anomaly_map[:, 0, 0], torch.tensor(anomaly_maps, dtype=torch.float32))
+    torch.testing.assert_close(result.score, torch.tensor(anomaly_maps, dtype=torch.float32))
+    assert not result.anomaly_map[:, :, 4:].any()
 
 
 def test_intensity_needs_no_model_and_looks_at_each_slice_alone() -> None:
@@ -636,8 +636,10 @@ def test_intensity_needs_no_model_and_looks_at_each_slice_alone() -> None:
     batch = SliceBatch(images, torch.ones_like(images, dtype=torch.bool), [torch.Generator()] * 2)
     slabs = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     beside = replace(batch, slabs=slabs)
-    heats = [METHODS["intensity"].run(one, None, IntensityOptions(), ignore).heat for one in (batch, beside)]
-    assert torch.equal(*heats)
+    anomaly_maps = [
+        METHODS["intensity"].run(one, None, IntensityOptions(), ignore).anomaly_map for one in (batch, beside)
+    ]
+    assert torch.equal(*anomaly_maps)
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -677,9 +679,17 @@ def test_user_overrides_package_overrides_default() -> None:
         ("guided", {"guidance": 1}, r"no option guidance.*guidance_scale"),
         ("restore", {"steps": 11}, r"steps is 11, more than the 10 levels.*1 to 10"),
         ("restore", {"levels": 0}, r"levels is 0"),
-        ("restore", {"heat": "logit"}, r"heat is 'logit'.*residual, probability, product"),
-        ("restore", {"heat": "probability", "side": "dark"}, r"side and floor are dark and 0; heat, a probability"),
-        ("restore", {"heat": "probability", "floor": 0.4}, r"side and floor are both and 0.4; heat, a probability"),
+        ("restore", {"heat": "logit"}, r"the anomaly score is 'logit'.*residual, probability, product"),
+        (
+            "restore",
+            {"heat": "probability", "side": "dark"},
+            r"side and floor are dark and 0; anomaly scores, a probability",
+        ),
+        (
+            "restore",
+            {"heat": "probability", "floor": 0.4},
+            r"side and floor are both and 0.4; anomaly scores, a probability",
+        ),
         ("localise", {"steps": 3}, r"no option steps.*It has none"),
         ("restore", {"side": "left"}, r"side is 'left'"),
         ("restore", {"floor": 1.5}, r"floor is 1\.5"),

@@ -140,12 +140,12 @@ def test_matching_with_nothing_predicted_or_nothing_there() -> None:
 
 @pytest.mark.parametrize("smallest", [0.0, 0.5, 1.0, 1.2, 8.0])
 def test_small_components_are_left_out_as_findings_leave_them_out(smallest: float) -> None:
-    heat = np.random.default_rng(0).random((12, 12, 12)).astype(np.float32) ** 4
-    image = sitk.GetImageFromArray(heat)
+    anomaly_map = np.random.default_rng(0).random((12, 12, 12)).astype(np.float32) ** 4
+    image = sitk.GetImageFromArray(anomaly_map)
     image.SetSpacing((5.0, 5.0, 20.0))
     expected = sitk.GetArrayFromImage(segment(image, 0.6, smallest)[0]) > 0
     assert expected.any()
-    assert np.array_equal(metrics.without_small(heat >= 0.6, 0.5, smallest), expected)
+    assert np.array_equal(metrics.without_small(anomaly_map >= 0.6, 0.5, smallest), expected)
 
 
 def test_distance_to_the_nearest_lesion_slice() -> None:
@@ -155,9 +155,9 @@ def test_distance_to_the_nearest_lesion_slice() -> None:
 
 
 def test_hottest_mean_takes_the_share_asked_for_and_at_least_one() -> None:
-    heat = np.arange(100.0)
-    assert metrics.hottest_mean(heat, 0.02) == 98.5
-    assert metrics.hottest_mean(np.array([1.0, 5.0]), 0.01) == 5.0
+    anomaly_map = np.arange(100.0)
+    assert metrics.highest_mean(anomaly_map, 0.02) == 98.5
+    assert metrics.highest_mean(np.array([1.0, 5.0]), 0.01) == 5.0
 
 
 def test_the_interval_of_a_mean_is_the_normal_one_for_many_patients() -> None:

@@ -36,7 +36,7 @@ def case(name: str, precision: float) -> Case:
         seconds=1.0,
         brain_given=True,
         input_sha256="",
-        lesion_heat=np.array([1.0, 4.0]),
+        lesion_scores=np.array([1.0, 4.0]),
         slice_scores=np.array([1.0]),
         slice_has_lesion=np.array([True]),
     )
@@ -60,7 +60,7 @@ def test_best_median_and_worst_by_average_precision_without_showing_one_twice(
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """A head whose heat is its lesion."""
+    """A head whose scores are its lesion."""
     empty = phantom.grid((40, 48, 20), (4.0, 4.0, 6.0))
     lesion = phantom.lesion_of(empty)
     images = {
@@ -75,7 +75,9 @@ def files(tmp_path: Path) -> Files:
 
 
 def coloured(path: Path) -> list[int]:
-    """How many pixels of each column have the outline's colour, rather than grey; the heat scale below cut off."""
+    """How many pixels of each column have the outline's colour, rather than grey; the anomaly map scale below cut
+    off.
+    """
     pixels = imread(path)[..., :3]
     pixels = pixels[: int(0.8 * len(pixels))]
     hue = np.array(to_rgb(CONTOUR))  # no red
@@ -86,22 +88,22 @@ def coloured(path: Path) -> list[int]:
 def test_scan_prediction_and_reference_are_each_in_their_column(files: Files, tmp_path: Path) -> None:
     (draw,) = writer("x", [case("a", 0.5)], {"a": files}, 2.0, 0.05).values()
     draw(tmp_path / "found.png")
-    scan, heat, mask, reference = coloured(tmp_path / "found.png")
+    scan, anomaly_map, mask, reference = coloured(tmp_path / "found.png")
     assert scan == 0
-    assert heat > 50 and reference > 50
+    assert anomaly_map > 50 and reference > 50
     assert mask > 2 * reference  # an area, not an outline
 
 
 def test_a_lesion_that_was_missed_is_outlined_in_the_reference_alone(files: Files, tmp_path: Path) -> None:
     (draw,) = writer("x", [case("a", 0.5)], {"a": files}, 5.0, 0.05).values()
     draw(tmp_path / "missed.png")
-    scan, heat, mask, reference = coloured(tmp_path / "missed.png")
-    assert (scan, heat, mask) == (0, 0, 0)
+    scan, anomaly_map, mask, reference = coloured(tmp_path / "missed.png")
+    assert (scan, anomaly_map, mask) == (0, 0, 0)
     assert reference > 50
 
 
 def test_a_patient_whose_lesion_lies_outside_the_brain_mask_is_shown(files: Files, tmp_path: Path) -> None:
-    outside = dataclasses.replace(case("a", 0.0), lesion_heat=np.array([]))
+    outside = dataclasses.replace(case("a", 0.0), lesion_scores=np.array([]))
     (draw,) = writer("x", [outside], {"a": files}, 2.0, 0.05).values()
     draw(tmp_path / "outside.png")
     assert (tmp_path / "outside.png").read_bytes().startswith(b"\x89PNG")

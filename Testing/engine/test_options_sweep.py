@@ -1,4 +1,6 @@
-"""What an option is worth: which settings are tried, what is computed again, and that the numbers are the heat's."""
+"""What an option is worth: which settings are tried, what is computed again, and that the numbers are the anomaly
+map's.
+"""
 
 from __future__ import annotations
 
@@ -167,7 +169,7 @@ def test_post_processing_is_judged_without_running_the_method_again(
     assert [asked.steps for asked in calls[batches:]] == [1] * batches
 
 
-def test_raw_heat_outlives_a_new_calibration_but_not_new_weights(
+def test_raw_scores_outlives_a_new_calibration_but_not_new_weights(
     pairs: list[dataset.Pair], bundle: Bundle, calls: list[Any], tmp_path: Path
 ) -> None:
     run(pairs[:1], plan_of(bundle), tmp_path / "out", {}, {})
@@ -201,7 +203,9 @@ def test_a_setting_has_the_numbers_of_a_detection_with_these_options(
 
 
 def judged_alone(folder: Path, plan: Plan) -> dict[str, Any]:
-    """The same from a detection's heat, by the definitions: the reference voxel by voxel, and every threshold tried."""
+    """The same from a detection's anomaly scores, by the definitions: the reference voxel by voxel, and every threshold
+    tried.
+    """
     scans = []
     for name in NAMES:
         volume = read_volume(folder / f"{name}_flair.nii.gz")
@@ -213,25 +217,31 @@ def judged_alone(folder: Path, plan: Plan) -> dict[str, Any]:
         voxels = SliceStack([replace(volume, image=numbers).image], found.stack.grid, brain).images().astype(int)
         inside = found.stack.brain()
         scans.append((found.raw[inside], mask.ravel()[voxels[inside]] != 0))
-    with_lesion = [(heat, reference) for heat, reference in scans if reference.any()]
-    heats, references = (np.concatenate(arrays) for arrays in zip(*scans, strict=True))
-    thresholds = np.unique(np.concatenate([heat for heat, _ in with_lesion]))[1::25]
-    thresholds = np.union1d(thresholds, np.concatenate([heat[reference] for heat, reference in with_lesion]))
+    with_lesion = [(anomaly_map, reference) for anomaly_map, reference in scans if reference.any()]
+    anomaly_maps, references = (np.concatenate(arrays) for arrays in zip(*scans, strict=True))
+    thresholds = np.unique(np.concatenate([anomaly_map for anomaly_map, _ in with_lesion]))[1::25]
+    thresholds = np.union1d(
+        thresholds, np.concatenate([anomaly_map[reference] for anomaly_map, reference in with_lesion])
+    )
     dices = [
-        np.mean([metrics.dice(heat >= t, reference) for heat, reference in with_lesion]) for t in thresholds if t > 0
+        np.mean([metrics.dice(anomaly_map >= t, reference) for anomaly_map, reference in with_lesion])
+        for t in thresholds
+        if t > 0
     ]
     return {
-        "each": [precision_by_ranking(heat, reference) for heat, reference in with_lesion],
-        "pooled": precision_by_ranking(heats, references),
+        "each": [precision_by_ranking(anomaly_map, reference) for anomaly_map, reference in with_lesion],
+        "pooled": precision_by_ranking(anomaly_maps, references),
         "dice": max(dices),
     }
 
 
-def precision_by_ranking(heat: np.ndarray, reference: np.ndarray) -> float:
-    """Average precision by its definition: thresholds from the hottest down, precision weighted by recall gained."""
-    order = np.argsort(-heat, kind="stable")
-    heat, hits = heat[order], np.cumsum(reference[order])
-    last = np.append(np.flatnonzero(np.diff(heat)), len(heat) - 1)  # of each run of equal heats
+def precision_by_ranking(anomaly_map: np.ndarray, reference: np.ndarray) -> float:
+    """Average precision by its definition: thresholds from the highest-scoring down, precision weighted by recall
+    gained.
+    """
+    order = np.argsort(-anomaly_map, kind="stable")
+    anomaly_map, hits = anomaly_map[order], np.cumsum(reference[order])
+    last = np.append(np.flatnonzero(np.diff(anomaly_map)), len(anomaly_map) - 1)  # of each run of equal scores
     precision = hits[last] / (last + 1)
     return float((np.diff(hits[last], prepend=0) * precision).sum() / hits[-1])
 

@@ -28,7 +28,7 @@ def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
 def folder_with(folder: Path, result: Result, volume: Volume, threshold: float, **names: str) -> Path:
     for name, image in (
         (redrawing.SCAN, volume.image),
-        (redrawing.HEAT, result.anomaly_map),
+        (redrawing.ANOMALY_MAP, result.anomaly_map),
         (redrawing.BRAIN, result.brain),
     ):
         sitk.WriteImage(image, str(folder / name))
@@ -45,7 +45,7 @@ def test_the_same_threshold_gives_the_same_page(tmp_path: Path, result: Result, 
 def test_another_threshold_gives_its_findings_with_their_names(
     tmp_path: Path, result: Result, flair_like_volume: Volume
 ) -> None:
-    higher = result.findings[0].mean_heat
+    higher = result.findings[0].mean_score
     folder = folder_with(tmp_path, result, flair_like_volume, higher, finding1="left <frontal>")
     page = redraw(folder).read_text("utf-8")
     _, _, findings = segment(result.anomaly_map, higher, 0.05, result.brain)
@@ -62,7 +62,7 @@ def test_a_process_is_asked_and_answers_with_the_path_or_the_problem(
     assert probe.main(["report", str(folder)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer == {"ok": True, "path": str(folder / redrawing.PAGE), "problem": ""}
-    (folder / redrawing.HEAT).unlink()
+    (folder / redrawing.ANOMALY_MAP).unlink()
     assert probe.main(["report", str(folder)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert not answer["ok"] and "heat.nrrd" in answer["problem"]

@@ -1,4 +1,4 @@
-"""Measured against promised: rates and volumes that are known beforehand, and the picture that shows them."""
+"""Measured against expected: rates and volumes that are known beforehand, and the picture that shows them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ SHAPE = (SLICES, 50, 50)
 VOXEL_ML = 0.01
 
 
-def scan_with(heat: np.ndarray, predicted: np.ndarray | None = None, name: str = "a") -> FreeSlices:
+def scan_with(anomaly_map: np.ndarray, predicted: np.ndarray | None = None, name: str = "a") -> FreeSlices:
     """Everything is brain; all but the first ten slices are tumour-free."""
     everywhere = np.ones(SHAPE, bool)
     free = np.arange(SLICES) >= SLICES - FREE
     marked = np.zeros(SHAPE, bool) if predicted is None else predicted
-    return FreeSlices.of(name, heat, marked, everywhere, free, VOXEL_ML)
+    return FreeSlices.of(name, anomaly_map, marked, everywhere, free, VOXEL_ML)
 
 
-def counted(name: str, brain_ml: float, hot_ml: float, false_alarm_ml: float = 0.0) -> FreeSlices:
-    """As much brain at least as hot as every heat of the curve, half of the scan's brain being tumour-free."""
-    return FreeSlices(name, 5, brain_ml, 2 * brain_ml, np.full(len(HEATS), hot_ml), false_alarm_ml)
+def counted(name: str, brain_ml: float, marked_ml: float, false_alarm_ml: float = 0.0) -> FreeSlices:
+    """As much brain at least as high as every anomaly scores of the curve, half of the scan's brain being
+    tumour-free.
+    """
+    return FreeSlices(name, 5, brain_ml, 2 * brain_ml, np.full(len(HEATS), marked_ml), false_alarm_ml)
 
 
-def rate(found: Reliability, heat: float, run: str = "x") -> dict[str, Any]:
-    (row,) = [row for row in found.curve if (row["run"], row["heat"]) == (run, heat)]
+def rate(found: Reliability, anomaly_map: float, run: str = "x") -> dict[str, Any]:
+    (row,) = [row for row in found.curve if (row["run"], row["heat"]) == (run, anomaly_map)]
     return row
 
 
@@ -42,18 +44,18 @@ def of(*parts: FreeSlices, threshold: float = 2.0) -> Reliability:
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])
-def test_heat_that_is_optimistic_by_a_factor_is_caught_by_that_factor(factor: float) -> None:
+def test_scores_that_is_optimistic_by_a_factor_is_caught_by_that_factor(factor: float) -> None:
     uniform = np.random.default_rng(0).random(SHAPE)
     found = of(scan_with(-np.log10(uniform / factor)))
-    for heat in (1.0, 2.0):
-        assert rate(found, heat)["ratio"] == pytest.approx(factor, rel=0.08)
-        assert rate(found, heat)["patients_within"] == (1 if factor == 1.0 else 0)
+    for anomaly_map in (1.0, 2.0):
+        assert rate(found, anomaly_map)["ratio"] == pytest.approx(factor, rel=0.08)
+        assert rate(found, anomaly_map)["patients_within"] == (1 if factor == 1.0 else 0)
 
 
 def test_slices_with_tumour_have_no_say() -> None:
-    heat = np.zeros(SHAPE)
-    heat[: SLICES - FREE] = 9.0
-    found = of(scan_with(heat, predicted=heat > 0))
+    anomaly_map = np.zeros(SHAPE)
+    anomaly_map[: SLICES - FREE] = 9.0
+    found = of(scan_with(anomaly_map, predicted=anomaly_map > 0))
     assert rate(found, 1.0)["measured"] == 0.0
     assert found.alarms[0]["false_alarm_ml"] == 0.0
 
@@ -108,11 +110,11 @@ def test_all_forms_are_written_and_hold_the_same_numbers(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("hot_ml", [1.0, 0.0])
-def test_the_picture_is_drawn_with_and_without_anything_hot(hot_ml: float, tmp_path: Path) -> None:
+def test_the_picture_is_drawn_with_and_without_anything_hot(marked_ml: float, tmp_path: Path) -> None:
     path = tmp_path / "reliability.png"
-    of(counted("a", 100.0, hot_ml), counted("b", 100.0, hot_ml)).draw(path)
+    of(counted("a", 100.0, marked_ml), counted("b", 100.0, marked_ml)).draw(path)
     pixels = imread(path)[..., :3]
     first_line_colour = np.array([0x1F, 0x77, 0xB4]) / 255  # matplotlib's first
     drawn = (np.abs(pixels - first_line_colour).max(axis=-1) < 0.02).sum()
     in_the_legend_alone = 300
-    assert (drawn > in_the_legend_alone) == (hot_ml > 0)
+    assert (drawn > in_the_legend_alone) == (marked_ml > 0)

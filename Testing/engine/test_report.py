@@ -43,7 +43,7 @@ def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
 @pytest.fixture(scope="module")
 def page(result: Result, flair_like_volume: Volume) -> str:
     hostile = {**result.provenance["input"], "title": "<script>alert(1) & Søn.nii.gz"}
-    warned = {**result.provenance, "warnings": ["Heat may mean <b>nothing</b>."], "input": hostile}
+    warned = {**result.provenance, "warnings": ["Anomaly scores may mean <b>nothing</b>."], "input": hostile}
     return render_report(replace(result, provenance=warned))
 
 
@@ -85,14 +85,14 @@ def test_no_link_leads_out_of_the_page_and_no_script_is_in_it(page: str) -> None
 def test_names_from_outside_are_escaped(page: str) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;alert(1) &amp; Søn.nii.gz" in page
-    assert "Heat may mean &lt;b&gt;nothing&lt;/b&gt;." in page
+    assert "Anomaly scores may mean &lt;b&gt;nothing&lt;/b&gt;." in page
 
 
 def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: Result) -> None:
     assert page.count("For research use only. Not for diagnosis.") >= 2
     first = result.findings[0]
     right, anterior, superior = first.centroid_ras
-    row = f"<td>{first.volume_ml:.2f}</td><td>{first.peak_heat:.2f}</td><td>{first.mean_heat:.2f}</td>"
+    row = f"<td>{first.volume_ml:.2f}</td><td>{first.peak_score:.2f}</td><td>{first.mean_score:.2f}</td>"
     assert f"{row}<td>{right:.1f}, {anterior:.1f}, {superior:.1f}</td>" in page
     for name in ("input · sha256", "versions · torch", "options · seed", "device · name", "timings seconds · total"):
         assert name in page
@@ -152,7 +152,7 @@ def test_pixels_have_the_aspect_of_the_patient() -> None:
     assert picture(drawn.scan).shape[:2] == (2 * drawn.height, 2 * drawn.width)
 
 
-def test_heat_is_coloured_where_it_is_and_nowhere_else(result: Result, flair_like_volume: Volume) -> None:
+def test_scores_is_coloured_where_it_is_and_nowhere_else(result: Result, flair_like_volume: Volume) -> None:
     everything = phantom.on_grid(np.ones_like(sitk.GetArrayFromImage(result.brain)), result.brain)  # no outline
     view = view_of(replace(result, brain=everything), flair_like_volume.image)
     k = int(np.argmax(view.marked_ml()))
@@ -160,12 +160,12 @@ def test_heat_is_coloured_where_it_is_and_nowhere_else(result: Result, flair_lik
     scan, overlay = picture(drawn.scan), picture(drawn.overlay)
     changed = np.abs(overlay - scan)[..., :3].max(axis=-1) > 0.1
     changed[:8] = changed[-8:] = changed[:, :8] = changed[:, -8:] = False  # but for the picture's own frame
-    hot = view.mask[k, view.rows, view.columns] > 0
+    marked = view.mask[k, view.rows, view.columns] > 0
     rows, columns = np.nonzero(changed)
-    hot_rows, hot_columns = np.nonzero(hot)
-    assert rows.mean() / changed.shape[0] == pytest.approx((hot_rows.mean() + 0.5) / hot.shape[0], abs=0.02)
-    assert columns.mean() / changed.shape[1] == pytest.approx((hot_columns.mean() + 0.5) / hot.shape[1], abs=0.02)
-    assert changed.mean() < 3 * hot.mean()
+    hot_rows, hot_columns = np.nonzero(marked)
+    assert rows.mean() / changed.shape[0] == pytest.approx((hot_rows.mean() + 0.5) / marked.shape[0], abs=0.02)
+    assert columns.mean() / changed.shape[1] == pytest.approx((hot_columns.mean() + 0.5) / marked.shape[1], abs=0.02)
+    assert changed.mean() < 3 * marked.mean()
     assert np.ptp(scan, axis=-1).max() == 0
 
 
@@ -204,7 +204,7 @@ def test_the_patients_sides_stand_in_the_picture(result: Result, flair_like_volu
     assert abs(int((left == 1).sum()) - int((right == 1).sum())) > 20
 
 
-def test_the_colours_of_heat_are_inferno_from_its_second_quarter_on() -> None:
+def test_the_colours_of_scores_are_inferno_from_its_second_quarter_on() -> None:
     inferno = colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255
     assert np.abs(colour_table(256) - inferno).max() < 5.1
 
@@ -252,10 +252,10 @@ def test_thin_slices_shown_are_apart() -> None:
 
 
 def test_a_view_outlives_the_images_it_was_made_of(flair_like_volume: Volume) -> None:
-    heat = sitk.Image(flair_like_volume.image) * 0.0
-    view = SliceView(flair_like_volume.image, heat, heat > 0, flair_like_volume.image > 0)
+    anomaly_map = sitk.Image(flair_like_volume.image) * 0.0
+    view = SliceView(flair_like_volume.image, anomaly_map, anomaly_map > 0, flair_like_volume.image > 0)
     mask, brain = view.mask.copy(), view.brain.copy()
-    del heat
+    del anomaly_map
     _ = [sitk.Image(flair_like_volume.image) + 1.0 for _ in range(4)]  # would take the memory that has become free
     assert np.array_equal(view.mask, mask) and not mask.any()
     assert np.array_equal(view.brain, brain) and brain.any()

@@ -1,4 +1,6 @@
-"""One-step restoration: what is known of a restorer decides the heat, and a package that does not fit is refused."""
+"""One-step restoration: what is known of a restorer decides the anomaly map, and a package that does not fit is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.methods.base import SliceBatch, SliceResult
-from diffusion_anomaly.methods.restore import asked_levels, split_output
+from diffusion_anomaly.methods.restore import requested_levels, split_output
 from diffusion_anomaly.models.loading import load_model
 from diffusion_anomaly.models.networks import Codec, Model
 from diffusion_anomaly.models.package import Bundle, open_bundle
@@ -87,13 +89,13 @@ def run(restorer: nn.Module, batch: SliceBatch, factor: int = 1, **options: Any)
 
 
 def expected(bright: float, dark: float) -> Tensor:
-    heat = torch.zeros(1, SIZE, SIZE)
-    heat[:, BRIGHT[0], BRIGHT[1]] = bright
-    heat[:, DARK[0], DARK[1]] = dark
-    return heat
+    anomaly_map = torch.zeros(1, SIZE, SIZE)
+    anomaly_map[:, BRIGHT[0], BRIGHT[1]] = bright
+    anomaly_map[:, DARK[0], DARK[1]] = dark
+    return anomaly_map
 
 
-# --- Heat
+# --- Anomaly scores
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -108,27 +110,27 @@ def expected(bright: float, dark: float) -> Tensor:
         ({"heat": "product", "side": "bright"}, 0.75 * 0.3, 0.0),
     ],
 )
-def test_heat_is_difference_probability_or_product_where_the_slice_was_changed(
+def test_scores_is_difference_probability_or_product_where_the_slice_was_changed(
     factor: int, options: dict[str, Any], bright: float, dark: float
 ) -> None:
     restorer = Knowing(healthy_slice(), factor, logit=float(np.log(3.0)))  # a probability of three quarters
-    heat = run(restorer, scan(), factor, **options).heat
-    torch.testing.assert_close(heat, expected(bright, dark), rtol=0, atol=1e-5)
+    anomaly_map = run(restorer, scan(), factor, **options).anomaly_map
+    torch.testing.assert_close(anomaly_map, expected(bright, dark), rtol=0, atol=1e-5)
 
 
-def test_the_score_is_the_mean_heat_of_the_brain_and_an_empty_slice_has_none() -> None:
+def test_the_score_is_the_mean_scores_of_the_brain_and_an_empty_slice_has_none() -> None:
     batch = scan(2)
     brain = batch.brain.clone()
     brain[1] = False
     result = run(Knowing(healthy_slice()), SliceBatch(batch.images, brain, batch.generators))
     assert float(result.score[0]) == pytest.approx((12 * 0.3 + 12 * 0.2) / 144, abs=1e-5)
     assert float(result.score[1]) == 0.0
-    assert not result.heat[1].any()
+    assert not result.anomaly_map[1].any()
 
 
 def test_a_restored_slice_is_clipped_as_the_scan_is() -> None:
-    heat = run(Knowing(torch.full((1, 1, SIZE, SIZE), 7.0)), scan(), heat="residual").heat
-    torch.testing.assert_close(heat, ((1.0 - scan().images) * BRAIN)[:, 0])
+    anomaly_map = run(Knowing(torch.full((1, 1, SIZE, SIZE), 7.0)), scan(), heat="residual").anomaly_map
+    torch.testing.assert_close(anomaly_map, ((1.0 - scan().images) * BRAIN)[:, 0])
 
 
 # --- Levels
@@ -138,7 +140,7 @@ def test_a_restored_slice_is_clipped_as_the_scan_is() -> None:
 @given(levels=st.integers(1, 1000), data=st.data())
 def test_levels_are_asked_once_each_and_spread_evenly(levels: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, levels))
-    asked = asked_levels(steps, levels)
+    asked = requested_levels(steps, levels)
     assert len(asked) == steps
     assert asked[0] >= 0 and asked[-1] < levels
     gaps = np.diff(asked)
@@ -148,7 +150,7 @@ def test_levels_are_asked_once_each_and_spread_evenly(levels: int, data: st.Data
 
 
 def test_all_levels_can_be_asked() -> None:
-    assert asked_levels(7, 7) == list(range(7))
+    assert requested_levels(7, 7) == list(range(7))
 
 
 def test_a_slice_is_compared_with_the_mean_of_what_the_levels_asked_restore() -> None:
@@ -158,18 +160,18 @@ def test_a_slice_is_compared_with_the_mean_of_what_the_levels_asked_restore() ->
     result = run(restorer, batch, steps=2, heat="residual")
     assert [levels[0] for levels in restorer.asked] == [2, 7]
     # 0.02 in [-1, 1] is 0.01 in [0, 1]: the levels make the slice brighter by 0.02 and 0.07, together by 0.045.
-    assert float(result.heat[0, 12, 12]) == pytest.approx(0.0, abs=1e-6)
-    assert float(result.heat[0, 12, 11]) == pytest.approx(0.045, abs=1e-6)
-    assert result.healed is not None
-    torch.testing.assert_close(result.healed, ((healthy_slice() + 0.045) * BRAIN)[:, 0], rtol=0, atol=1e-6)
+    assert float(result.anomaly_map[0, 12, 12]) == pytest.approx(0.0, abs=1e-6)
+    assert float(result.anomaly_map[0, 12, 11]) == pytest.approx(0.045, abs=1e-6)
+    assert result.reconstruction is not None
+    torch.testing.assert_close(result.reconstruction, ((healthy_slice() + 0.045) * BRAIN)[:, 0], rtol=0, atol=1e-6)
 
 
 def test_how_far_the_brain_commonly_is_from_its_restored_version_ignores_a_lesion() -> None:
     """The lesions fill a sixth of this brain; a quarter would move the measure."""
     for by_level in (0.0, 0.02):
         result = run(Knowing(healthy_slice(), by_level=by_level), scan(), steps=1)
-        assert result.misfit is not None
-        assert float(result.misfit[0]) == pytest.approx(by_level / 2 * 5, abs=1e-6)
+        assert result.reconstruction_error is not None
+        assert float(result.reconstruction_error[0]) == pytest.approx(by_level / 2 * 5, abs=1e-6)
 
 
 def test_what_is_darker_than_the_floor_is_not_bright() -> None:
@@ -193,9 +195,12 @@ def test_every_slice_of_a_batch_is_told_the_same_level() -> None:
 
 
 @pytest.mark.parametrize("heat", ["probability", "product"])
-def test_a_restorer_without_logits_has_no_probability_to_give(heat: str) -> None:
-    with pytest.raises(InputError, match=f"heat is '{heat}', but this model's restorer gives no probability.*residual"):
-        run(Knowing(healthy_slice(), logit=None), scan(), heat=heat)
+def test_a_restorer_without_logits_has_no_probability_to_give(anomaly_map: str) -> None:
+    with pytest.raises(
+        InputError,
+        match=f"the anomaly score is '{anomaly_map}', but this model's restorer gives no probability.*residual",
+    ):
+        run(Knowing(healthy_slice(), logit=None), scan(), anomaly_map=anomaly_map)
 
 
 def test_more_levels_than_were_trained_are_refused() -> None:
@@ -233,12 +238,12 @@ def test_of_a_slice_between_neighbours_the_middle_one_is_restored(factor: int, r
     slabs[:, reach] = batch.images[:, 0]
     between = replace(batch, slabs=slabs)
     result = run(KnowingBetween(healthy_slice(), factor), between, factor, heat="product")
-    torch.testing.assert_close(result.heat, expected(0.3, 0.2).expand(2, -1, -1), rtol=0, atol=1e-5)
-    assert result.healed is not None
-    torch.testing.assert_close(result.healed, healthy_slice()[:, 0].expand(2, -1, -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.anomaly_map, expected(0.3, 0.2).expand(2, -1, -1), rtol=0, atol=1e-5)
+    assert result.reconstruction is not None
+    torch.testing.assert_close(result.reconstruction, healthy_slice()[:, 0].expand(2, -1, -1), rtol=0, atol=1e-6)
     alone = run(Knowing(healthy_slice(), factor), batch, factor, heat="product")
-    torch.testing.assert_close(result.heat, alone.heat)
-    torch.testing.assert_close(result.misfit, alone.misfit)
+    torch.testing.assert_close(result.anomaly_map, alone.anomaly_map)
+    torch.testing.assert_close(result.reconstruction_error, alone.reconstruction_error)
 
 
 @settings(deadline=None)
@@ -287,29 +292,29 @@ def test_a_loaded_model_has_the_packages_levels_and_no_diffusion_network(package
         model.eps(torch.zeros(1, 16, 12, 10), 0)
 
 
-def test_a_scan_goes_in_and_calibrated_heat_comes_out_on_its_own_grid(
+def test_a_scan_goes_in_and_calibrated_scores_comes_out_on_its_own_grid(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     result = Detector(options_for(package))(flair_like_volume, brain=flair_like_brain)
-    assert phantom.geometry(result.heat) == phantom.geometry(flair_like_volume.image)
-    heat = array(result.heat)
-    assert np.isfinite(heat).all() and heat.max() > 0
-    assert not heat[array(flair_like_brain) == 0].any()
+    assert phantom.geometry(result.anomaly_map) == phantom.geometry(flair_like_volume.image)
+    anomaly_map = array(result.anomaly_map)
+    assert np.isfinite(anomaly_map).all() and anomaly_map.max() > 0
+    assert not anomaly_map[array(flair_like_brain) == 0].any()
     assert result.provenance["network_calls_per_slice"] == 2
     assert result.provenance["model"]["name"] == "toy-restore"
     assert result.provenance["options"]["levels"] == 4
-    assert result.score_warning is None, "heat is no measure of what the model knows"
+    assert result.score_warning is None, "the anomaly score is no measure of what the model knows"
 
 
 def test_the_batch_size_and_the_seed_change_nothing(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    heats = [
+    anomaly_maps = [
         array(Detector(options_for(package, **changes))(flair_like_volume, brain=flair_like_brain).anomaly_map)
         for changes in ({"batch_size": 1}, {"batch_size": 3, "seed": 5}, {"batch_size": 16})
     ]
-    for heat in heats[1:]:
-        np.testing.assert_allclose(heat, heats[0], atol=1e-5)
+    for anomaly_map in anomaly_maps[1:]:
+        np.testing.assert_allclose(anomaly_map, anomaly_maps[0], atol=1e-5)
 
 
 def test_a_package_with_neighbours_looks_at_them_and_at_no_other_slice(
@@ -350,8 +355,8 @@ def test_a_package_as_they_were_written_before_still_opens_and_runs_as_it_did(
     grid = {**packages.ANOMALY["grid"], "max_slice_spacing": 3.0, "neighbours": 0}
     new = packages.restore(tmp_path / "new", grid=grid, normalisation=scale, postprocess=filters)
     results = [Detector(options_for(one))(flair_like_volume, brain=flair_like_brain) for one in (old, new)]
-    heats = [array(result.heat) for result in results]
-    assert heats[0].max() > 0 and np.array_equal(*heats)
+    anomaly_maps = [array(result.anomaly_map) for result in results]
+    assert anomaly_maps[0].max() > 0 and np.array_equal(*anomaly_maps)
     assert results[0].threshold == results[1].threshold == 2.0
     with pytest.raises(ModelError, match="made for the method 'restore'"):
         make_plan(replace(options_for(old), method="intensity"))

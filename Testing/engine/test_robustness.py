@@ -80,26 +80,28 @@ def row(report: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def arrays(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Heat and mask of a detection, reference and brain."""
+    """Anomaly scores and mask of a detection, reference and brain."""
     volume = read_volume(folder / f"{name}_flair.nii.gz")
     brain = phantom.brain_of(volume.image)
     result = Detector(plans()["intensity"].asked)(volume, brain=brain)
     reference = sitk.ReadImage(folder / f"{name}_mask.nii.gz")
-    heat, mask, truth, inside = (sitk.GetArrayFromImage(i) for i in (result.heat, result.mask, reference, brain))
-    return heat, mask > 0, truth > 0, inside > 0
+    anomaly_map, mask, truth, inside = (
+        sitk.GetArrayFromImage(i) for i in (result.anomaly_map, result.mask, reference, brain)
+    )
+    return anomaly_map, mask > 0, truth > 0, inside > 0
 
 
 def test_the_unperturbed_scan_is_judged_as_a_detection_is(folder: Path, measure: Callable[..., dict[str, Any]]) -> None:
     found = {case["patient"]: case for case in cases(measure(), "unperturbed")}
     for name in NAMES:
-        heat, mask, truth, inside = arrays(folder, name)
+        anomaly_map, mask, truth, inside = arrays(folder, name)
         assert found[name]["dice"] == pytest.approx(metrics.dice(mask, truth))
         assert found[name]["average_precision"] == pytest.approx(
-            metrics.average_precision(heat[truth], heat[(inside | truth) & ~truth])
+            metrics.average_precision(anomaly_map[truth], anomaly_map[(inside | truth) & ~truth])
         )
 
 
-def test_where_the_view_is_cut_the_unperturbed_heat_is_judged_on_what_is_left(
+def test_where_the_view_is_cut_the_unperturbed_scores_is_judged_on_what_is_left(
     folder: Path, measure: Callable[..., dict[str, Any]]
 ) -> None:
     report = measure()
@@ -135,7 +137,7 @@ def test_the_brain_is_found_anew_in_each_perturbed_scan(
     assert len({volume.image.GetSize() for volume in found_brains}) == 2
 
 
-def test_a_brain_that_is_not_found_counts_as_no_heat(
+def test_a_brain_that_is_not_found_counts_as_no_scores(
     folder: Path, measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def find(volume: Volume, **options: Any) -> sitk.Image:

@@ -66,24 +66,24 @@ def test_a_package_is_whole_small_and_documented(name: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_result_is_the_same_whatever_the_batch_size(method: str, slab: tuple[Volume, sitk.Image]) -> None:
     volume, brain = slab
-    heats = []
+    anomaly_maps = []
     for batch_size in (1, 3, 16):
         asked = Options(method=method, device="cpu", batch_size=batch_size, slice_spacing=10.0)
         plan = make_plan(asked if get_method(method).steps is None else replace(asked, steps=2))
-        heats.append(Detector(plan).raw_map(volume, brain).raw)
-    assert heats[0].max() > 0
-    assert np.abs(heats[1] - heats[0]).max() <= 1e-5
-    assert np.abs(heats[2] - heats[0]).max() <= 1e-5
+        anomaly_maps.append(Detector(plan).raw_map(volume, brain).raw)
+    assert anomaly_maps[0].max() > 0
+    assert np.abs(anomaly_maps[1] - anomaly_maps[0]).max() <= 1e-5
+    assert np.abs(anomaly_maps[2] - anomaly_maps[0]).max() <= 1e-5
 
 
-def test_another_seed_gives_another_heat(slab: tuple[Volume, sitk.Image]) -> None:
+def test_another_seed_gives_another_scores(slab: tuple[Volume, sitk.Image]) -> None:
     volume, brain = slab
-    heats = []
+    anomaly_maps = []
     for seed in (0, 0, 1):
         asked = Options(method="unsupervised", device="cpu", steps=2, slice_spacing=20.0, seed=seed)
-        heats.append(Detector(make_plan(asked)).raw_map(volume, brain).raw)
-    assert np.array_equal(heats[0], heats[1])
-    assert not np.array_equal(heats[0], heats[2])
+        anomaly_maps.append(Detector(make_plan(asked)).raw_map(volume, brain).raw)
+    assert np.array_equal(anomaly_maps[0], anomaly_maps[1])
+    assert not np.array_equal(anomaly_maps[0], anomaly_maps[2])
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].score_is_familiarity])

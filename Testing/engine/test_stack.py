@@ -1,4 +1,4 @@
-"""A scan as a model's slices, and heat back on the scan: nothing moves, nothing flips, nothing bleeds."""
+"""A scan as a model's slices, and anomaly scores back on the scan: nothing moves, nothing flips, nothing bleeds."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_lesion_stays_where_it_is_in_all_48_axis_orders_and_signs(direction):
     empty = phantom.grid((48, 42, 24), (2.7, 3.7, 5.3), direction)
     answers = []
     for turned in phantom.orientations(empty):
-        heat = there_and_back(phantom.paint(turned), phantom.brain_of(turned), MODEL_GRID)
-        assert phantom.geometry(heat) == phantom.geometry(turned)
-        assert phantom.centroid(heat, 0.5) == pytest.approx(phantom.LESION_CENTRE, abs=0.9)
-        answers.append(sitk.GetArrayFromImage(sitk.DICOMOrient(heat, "LPS")))
+        anomaly_map = there_and_back(phantom.paint(turned), phantom.brain_of(turned), MODEL_GRID)
+        assert phantom.geometry(anomaly_map) == phantom.geometry(turned)
+        assert phantom.centroid(anomaly_map, 0.5) == pytest.approx(phantom.LESION_CENTRE, abs=0.9)
+        answers.append(sitk.GetArrayFromImage(sitk.DICOMOrient(anomaly_map, "LPS")))
     assert len(answers) == 48
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
 
@@ -85,9 +85,9 @@ def test_a_single_slice_along_any_axis_goes_there_and_back(axis):
     empty = phantom.grid(size, spacing)
     shift = (phantom.LESION_CENTRE - phantom.HEAD_CENTRE) * (np.arange(3) == axis)
     empty.SetOrigin((np.array(empty.GetOrigin()) + shift).tolist())
-    heat = there_and_back(phantom.paint(empty), phantom.brain_of(empty), MODEL_GRID)
-    assert phantom.geometry(heat) == phantom.geometry(empty)
-    assert phantom.centroid(heat, 0.5) == pytest.approx(phantom.LESION_CENTRE, abs=1.0)
+    anomaly_map = there_and_back(phantom.paint(empty), phantom.brain_of(empty), MODEL_GRID)
+    assert phantom.geometry(anomaly_map) == phantom.geometry(empty)
+    assert phantom.centroid(anomaly_map, 0.5) == pytest.approx(phantom.LESION_CENTRE, abs=1.0)
 
 
 # Resampling
@@ -103,11 +103,11 @@ def test_a_grid_like_the_scan_copies_voxels_and_gives_them_back():
 
 def test_a_scan_like_lgg_comes_back_in_place_from_coarser_slices():
     empty = phantom.grid((256, 256, 20), (0.94, 0.94, 5.0))
-    heat = there_and_back(phantom.paint(empty), phantom.brain_of(empty), Grid((128, 128), 1.6))
+    anomaly_map = there_and_back(phantom.paint(empty), phantom.brain_of(empty), Grid((128, 128), 1.6))
     truth = sitk.GetArrayFromImage(phantom.lesion_of(empty)) > 0
-    found = sitk.GetArrayFromImage(heat) > 0.5
+    found = sitk.GetArrayFromImage(anomaly_map) > 0.5
     assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.95
-    assert phantom.centroid(heat, 0.5) == pytest.approx(phantom.centroid(phantom.lesion_of(empty), 0.5), abs=0.2)
+    assert phantom.centroid(anomaly_map, 0.5) == pytest.approx(phantom.centroid(phantom.lesion_of(empty), 0.5), abs=0.2)
 
 
 @pytest.mark.parametrize("spacing", [0.7, 1.6, 3.0])
@@ -138,13 +138,13 @@ def test_what_lies_outside_the_brain_never_reaches_the_slices(flair_like_volume,
     assert np.array_equal(plain, SliceStack([wild.image], MODEL_GRID, flair_like_brain).images())
 
 
-def test_even_heat_stays_even_up_to_the_edge_of_the_brain(flair_like_volume, flair_like_brain):
+def test_even_scores_stays_even_up_to_the_edge_of_the_brain(flair_like_volume, flair_like_brain):
     stack = SliceStack([flair_like_volume.image], MODEL_GRID, flair_like_brain)
-    heat = sitk.GetArrayFromImage(stack.to_volume(np.full(stack.brain().shape, 3.5, np.float32)))
+    anomaly_map = sitk.GetArrayFromImage(stack.to_volume(np.full(stack.brain().shape, 3.5, np.float32)))
     brain = sitk.GetArrayFromImage(flair_like_brain) > 0
-    assert np.all(heat[~brain] == 0)
-    marked = brain & (heat > 0)
-    assert heat[marked] == pytest.approx(3.5, abs=1e-5)
+    assert np.all(anomaly_map[~brain] == 0)
+    marked = brain & (anomaly_map > 0)
+    assert anomaly_map[marked] == pytest.approx(3.5, abs=1e-5)
     assert marked.sum() / brain.sum() > 0.99
     assert stack.coverage > 0.99
 
@@ -158,10 +158,10 @@ def test_even_heat_stays_even_up_to_the_edge_of_the_brain(flair_like_volume, fla
 def test_any_frame_and_spacing_keeps_place_and_grid(degrees, spacing, pixel):
     size = [int(150 / edge) for edge in spacing]
     empty = phantom.grid(size, spacing, phantom.rotation(degrees))
-    heat = there_and_back(phantom.paint(empty), phantom.brain_of(empty), Grid((110, 110), pixel, 5.0))
-    assert phantom.geometry(heat) == phantom.geometry(empty)
+    anomaly_map = there_and_back(phantom.paint(empty), phantom.brain_of(empty), Grid((110, 110), pixel, 5.0))
+    assert phantom.geometry(anomaly_map) == phantom.geometry(empty)
     truth = phantom.centroid(phantom.lesion_of(empty), 0.5)
-    assert np.linalg.norm(phantom.centroid(heat, 0.5) - truth) < 1.5
+    assert np.linalg.norm(phantom.centroid(anomaly_map, 0.5) - truth) < 1.5
 
 
 # Through the slices
@@ -190,13 +190,13 @@ def test_a_slice_is_the_mean_of_the_thin_slices_it_stands_for(count):
 
 
 @pytest.mark.parametrize(("limit", "centres"), [(2.0, [0.5, 2.5, 4.5, 6.5, 8.0]), (3.0, [1, 4, 7])])
-def test_heat_is_linear_between_slices_and_flat_beyond_the_outermost(limit, centres):
+def test_scores_is_linear_between_slices_and_flat_beyond_the_outermost(limit, centres):
     volume = random_volume((8, 8, 9), (1.6, 1.6, 1.0))
     stack = SliceStack([volume.image], Grid((8, 8), 1.6, limit), whole(volume.image))
     slope = 1 + 2 * np.array(centres)
-    heat = stack.to_volume(np.broadcast_to(slope[:, None, None], (len(centres), 8, 8)).astype(np.float32))
+    anomaly_map = stack.to_volume(np.broadcast_to(slope[:, None, None], (len(centres), 8, 8)).astype(np.float32))
     expected = np.interp(np.arange(9), centres, slope)
-    assert sitk.GetArrayFromImage(heat)[:, 3, 4] == pytest.approx(expected, abs=1e-5)
+    assert sitk.GetArrayFromImage(anomaly_map)[:, 3, 4] == pytest.approx(expected, abs=1e-5)
 
 
 def test_slices_without_brain_are_left_out_and_not_bridged():
@@ -205,8 +205,8 @@ def test_slices_without_brain_are_left_out_and_not_bridged():
     mask[4:6] = 0
     stack = SliceStack([volume.image], Grid((8, 8), 1.6, 2.0), phantom.on_grid(mask, volume.image))
     assert stack.indices == (1, 3, 7, 9)
-    heat = stack.to_volume(np.repeat([1, 1, 9, 9], 64).reshape(4, 8, 8).astype(np.float32))
-    assert sitk.GetArrayFromImage(heat)[:, 4, 4].tolist() == [1, 1, 1, 1, 0, 0, 9, 9, 9, 9]
+    anomaly_map = stack.to_volume(np.repeat([1, 1, 9, 9], 64).reshape(4, 8, 8).astype(np.float32))
+    assert sitk.GetArrayFromImage(anomaly_map)[:, 4, 4].tolist() == [1, 1, 1, 1, 0, 0, 9, 9, 9, 9]
 
 
 def test_slices_come_in_any_ranges(flair_like_volume, flair_like_brain):
@@ -302,12 +302,12 @@ def test_as_many_neighbours_as_a_scan_may_need_are_allowed(neighbours):
 # What a mask may be
 
 
-def test_a_brain_larger_than_the_grid_is_reported_and_gets_no_heat_outside():
+def test_a_brain_larger_than_the_grid_is_reported_and_gets_no_scores_outside():
     volume = random_volume((100, 100, 4), (2.0, 2.0, 5.0))
     stack = SliceStack([volume.image], Grid((50, 40), 2.0), whole(volume.image))
     assert stack.coverage == pytest.approx(50 * 40 / 100**2)
-    heat = sitk.GetArrayFromImage(stack.to_volume(np.ones((4, 40, 50), np.float32)))
-    assert (heat > 0).mean() == pytest.approx(stack.coverage)
+    anomaly_map = sitk.GetArrayFromImage(stack.to_volume(np.ones((4, 40, 50), np.float32)))
+    assert (anomaly_map > 0).mean() == pytest.approx(stack.coverage)
 
 
 @pytest.mark.parametrize("marked", [0, 1], ids=["empty", "one-voxel"])

@@ -19,7 +19,7 @@ from diffusion_anomaly.evaluation import dataset, metrics
 from diffusion_anomaly.io.volume import read_mask, read_volume
 from diffusion_anomaly.registry import METHODS, GuidedOptions, IntensityOptions, RestoreOptions, UnsupervisedOptions
 from Testing.benchmarks import benchmark, steps
-from Testing.benchmarks.heat import choose_slices
+from Testing.benchmarks.anomaly_map import choose_slices
 from Testing.benchmarks.measure import rank_correlation
 from Testing.benchmarks.variants import every_level, more_steps
 
@@ -134,7 +134,7 @@ def heat_file(output: Path, label: str, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("label", ["unsupervised", "guided", "restore"])
-def test_what_is_compared_is_the_heat_of_a_detection(
+def test_what_is_compared_is_the_scores_of_a_detection(
     label: str, folder: Path, plans: dict[str, Plan], output: Path, report: dict[str, Any]
 ) -> None:
     volume = read_volume(folder / "anna_flair.nii.gz")
@@ -146,7 +146,7 @@ def test_what_is_compared_is_the_heat_of_a_detection(
 
 
 @pytest.mark.parametrize("label", ["unsupervised", "guided", "restore"])
-def test_loss_and_correlation_are_those_of_the_two_heats(
+def test_loss_and_correlation_are_those_of_the_two_scoress(
     label: str, folder: Path, plans: dict[str, Plan], output: Path, report: dict[str, Any]
 ) -> None:
     (row,) = [row for row in report["rows"] if row["run"] == label]
@@ -165,7 +165,7 @@ def test_loss_and_correlation_are_those_of_the_two_heats(
     assert row["more_calls"] == (4 if label == "restore" else 3 * row["calls"])  # the toy restorer has four levels
 
 
-def test_a_part_of_the_slices_gets_the_same_heat_and_the_output_says_that_it_is_a_part(
+def test_a_part_of_the_slices_gets_the_same_scores_and_the_output_says_that_it_is_a_part(
     pairs: list[dataset.Pair], plans: dict[str, Plan], output: Path, report: dict[str, Any], tmp_path: Path
 ) -> None:
     some = steps.compare(pairs, {"restore": plans["restore"]}, tmp_path, times=3, slices=4)
@@ -211,7 +211,7 @@ def test_a_default_that_takes_every_level_has_nothing_to_be_compared_with(
     assert "takes every level already: guided." in steps.markdown(both)
 
 
-def test_equal_heat_correlates_fully_and_opposite_heat_negatively() -> None:
+def test_equal_scores_correlates_fully_and_opposite_scores_negatively() -> None:
     values = np.random.default_rng(0).random(1000)
     assert rank_correlation(values, values**3) == pytest.approx(1.0)
     assert rank_correlation(values, -values) == pytest.approx(-1.0)

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
-from diffusion_anomaly.io.volume import read_heat, read_mask, read_volume, write_like
+from diffusion_anomaly.io.volume import read_anomaly_map, read_mask, read_volume, write_like
 
 FORMATS = [".nii.gz", ".nii", ".nrrd", ".mha"]
 OBLIQUE = phantom.rotation((11.0, 23.0, -37.0))
@@ -207,11 +207,11 @@ def test_values_of_another_shape_are_a_programming_error(tmp_path):
         write_like(np.zeros((9, 8, 7)), volume, tmp_path / "heat.nrrd", dtype=np.float32)
 
 
-def test_heat_is_read_back_as_it_was_written(tmp_path):
+def test_scores_is_read_back_as_it_was_written(tmp_path):
     volume = phantom.as_volume(scan())
-    heat = np.random.default_rng(0).gamma(1, 1, (7, 8, 9)).astype(np.float32)
-    write_like(heat, volume, tmp_path / "heat.nii.gz", dtype=np.float32)
-    assert np.array_equal(array_of(read_heat(tmp_path / "heat.nii.gz").image), heat)
+    anomaly_map = np.random.default_rng(0).gamma(1, 1, (7, 8, 9)).astype(np.float32)
+    write_like(anomaly_map, volume, tmp_path / "heat.nii.gz", dtype=np.float32)
+    assert np.array_equal(array_of(read_anomaly_map(tmp_path / "heat.nii.gz").image), anomaly_map)
 
 
 # Masks

@@ -235,9 +235,9 @@ def test_a_job_in_an_awkward_folder_ends_with_all_results(workers: dict[str, Wor
     # a voxel.
     assert result.statistics["volume_ml"] == pytest.approx(2 * (36 - 12) * 0.02)
     assert len(result.statistics["findings"]) == 1
-    heat, scan = (sitk.ReadImage(str(p)) for p in (worker.output / "heat.nrrd", worker.directory / "scan.nrrd"))
+    anomaly_map, scan = (sitk.ReadImage(str(p)) for p in (worker.output / "heat.nrrd", worker.directory / "scan.nrrd"))
     for grid in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-        assert getattr(heat, grid)() == getattr(scan, grid)()
+        assert getattr(anomaly_map, grid)() == getattr(scan, grid)()
 
 
 def test_events_come_in_order_and_say_what_runs(workers: dict[str, Worker]) -> None:

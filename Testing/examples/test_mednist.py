@@ -158,29 +158,29 @@ def test_shapes_fill_much_of_their_unit_circle_and_nothing_beyond(shape: str, as
 # Measures
 
 
-def test_heat_that_is_the_mask_is_perfect_and_noise_is_not() -> None:
+def test_scores_that_is_the_mask_is_perfect_and_noise_is_not() -> None:
     rng = np.random.default_rng(0)
     masks = np.zeros((6, 16, 16), bool)
     masks[:, 4:8, 5:9] = True
-    heat = masks.astype(np.float32)
-    perfect = sprite_row(heat, masks, threshold=0.5, seed=0)
+    anomaly_map = masks.astype(np.float32)
+    perfect = sprite_row(anomaly_map, masks, threshold=0.5, seed=0)
     for key in ("dice", "best_dice", "average_precision", "mean_average_precision"):
         assert perfect[key] == 1.0
-    too_high = sprite_row(heat, masks, threshold=1.5, seed=0)
+    too_high = sprite_row(anomaly_map, masks, threshold=1.5, seed=0)
     assert too_high["dice"] == 0.0
     assert too_high["best_dice"] == 1.0
-    noise = sprite_row(rng.random(heat.shape).astype(np.float32), masks, threshold=0.5, seed=0)
+    noise = sprite_row(rng.random(anomaly_map.shape).astype(np.float32), masks, threshold=0.5, seed=0)
     assert noise["average_precision"] == pytest.approx(1 / 16, abs=0.05)
     assert noise["best_dice_low"] <= noise["best_dice"] <= noise["best_dice_high"]
 
 
 def test_dice_curves_are_the_dice_of_each_threshold() -> None:
     rng = np.random.default_rng(1)
-    heat = rng.integers(0, 5, (3, 8, 8)).astype(np.float32)
+    anomaly_map = rng.integers(0, 5, (3, 8, 8)).astype(np.float32)
     masks = rng.random((3, 8, 8)) < 0.3
     thresholds = np.array([0.5, 1.0, 3.5, 9.0])
-    expected = [[metrics.dice(h >= t, m) for t in thresholds] for h, m in zip(heat, masks, strict=True)]
-    np.testing.assert_allclose(dice_curves(heat, masks, thresholds), expected)
+    expected = [[metrics.dice(h >= t, m) for t in thresholds] for h, m in zip(anomaly_map, masks, strict=True)]
+    np.testing.assert_allclose(dice_curves(anomaly_map, masks, thresholds), expected)
 
 
 def test_the_score_row_ranks_alien_pictures_above_known_ones() -> None:
@@ -190,10 +190,10 @@ def test_the_score_row_ranks_alien_pictures_above_known_ones() -> None:
 
 
 def test_the_learnt_threshold_leaves_the_median_healthy_slice_its_allowance() -> None:
-    heat = np.random.default_rng(2).random((9, 32, 32)).astype(np.float32)
-    threshold = learn_threshold(heat, pixels=8.0)
-    assert np.median((heat >= threshold).sum((1, 2))) <= 8
-    assert np.median((heat >= threshold - 0.01).sum((1, 2))) > 8
+    anomaly_map = np.random.default_rng(2).random((9, 32, 32)).astype(np.float32)
+    threshold = learn_threshold(anomaly_map, pixels=8.0)
+    assert np.median((anomaly_map >= threshold).sum((1, 2))) <= 8
+    assert np.median((anomaly_map >= threshold - 0.01).sum((1, 2))) > 8
 
 
 def test_the_noise_of_a_picture_does_not_depend_on_its_companions() -> None:

@@ -90,11 +90,11 @@ def addTransform(scene: Any, matrix: np.ndarray) -> Any:
 
 
 def writeResults(
-    folder: Path, heat: np.ndarray, like: sitk.Image, *, threshold: float = 2.0, minVolumeMl: float = 0.05
+    folder: Path, anomaly_map: np.ndarray, like: sitk.Image, *, threshold: float = 2.0, minVolumeMl: float = 0.05
 ) -> dict[str, Path]:
-    """Heat and provenance as the worker writes them."""
+    """Anomaly scores and provenance as the worker writes them."""
     folder.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(heat.astype(np.float32))
+    image = sitk.GetImageFromArray(anomaly_map.astype(np.float32))
     image.CopyInformation(like)
     files = {"heat": folder / "heat.nrrd", "provenance": folder / "provenance.json"}
     sitk.WriteImage(image, os.fspath(files["heat"]))

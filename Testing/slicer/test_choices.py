@@ -121,12 +121,12 @@ def test_the_baseline_is_offered_and_a_method_without_a_model_is_not() -> None:
 
 
 def test_steps_go_as_far_as_the_levels_do(tiny: Path) -> None:
-    guided, healed = get_method("guided"), get_method("unsupervised")
-    assert guided.steps and healed.steps
+    guided, reconstruction = get_method("guided"), get_method("unsupervised")
+    assert guided.steps and reconstruction.steps
     assert choices.defaultOf(guided.steps, tiny) == 3
     assert choices.highest("guided", guided.steps, tiny) == 500
     assert choices.highest("guided", guided.steps, tiny, 40) == 40
-    assert choices.highest("unsupervised", healed.steps, None, 640) == 641
+    assert choices.highest("unsupervised", reconstruction.steps, None, 640) == 641
     assert choices.sliceSpacing(tiny) == 3.0
 
 

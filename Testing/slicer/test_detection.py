@@ -72,14 +72,14 @@ def test_a_script_gets_map_mask_table_and_report(
     assert (made["method"], made["options"]["steps"], made["options"]["seed"]) == ("guided", 1, 5)
     assert made["brain"]["source"] == "given by the user"
     assert nodes.threshold == 1.5
-    heat = slicer.util.arrayFromVolume(nodes.anomalyMap)
+    anomaly_map = slicer.util.arrayFromVolume(nodes.anomalyMap)
     inside = slicer.util.arrayFromVolume(brain) != 0
-    assert heat.shape == slicer.util.arrayFromVolume(scan).shape
-    assert heat[inside].max() > 0 and heat[~inside].max() == 0
+    assert anomaly_map.shape == slicer.util.arrayFromVolume(scan).shape
+    assert anomaly_map[inside].max() > 0 and anomaly_map[~inside].max() == 0
     mask = slicer.util.arrayFromVolume(nodes.labelMap) != 0
-    assert np.array_equal(mask, heat >= np.float32(1.5))
-    healed, original = slicer.util.arrayFromVolume(nodes.reconstruction), slicer.util.arrayFromVolume(scan)
-    assert np.array_equal(healed[~inside], original[~inside]) and not np.array_equal(healed, original)
+    assert np.array_equal(mask, anomaly_map >= np.float32(1.5))
+    reconstruction, original = slicer.util.arrayFromVolume(nodes.reconstruction), slicer.util.arrayFromVolume(scan)
+    assert np.array_equal(reconstruction[~inside], original[~inside]) and not np.array_equal(reconstruction, original)
     assert np.array_equal(volumes.ijkToRas(nodes.reconstruction), volumes.ijkToRas(scan))
     assert "<h1>Ünser FLAIR</h1>" in nodes.report.GetText() and made["input"]["title"] == "Ünser FLAIR"
     assert expectedSeconds(detection.settings, "guided", "tiny", "cpu", 16, 1) is not None
@@ -88,7 +88,7 @@ def test_a_script_gets_map_mask_table_and_report(
     for name, save in (("m.nii.gz", exporting.saveSegmentation), ("h.nrrd", exporting.saveAnomalyMap)):
         save(nodes, tmp_path / name)
     assert np.array_equal(jobs.array(tmp_path / "m.nii.gz") != 0, mask)
-    assert np.array_equal(jobs.array(tmp_path / "h.nrrd"), heat)
+    assert np.array_equal(jobs.array(tmp_path / "h.nrrd"), anomaly_map)
     assert np.allclose(sitk.ReadImage(str(tmp_path / "h.nrrd")).GetOrigin(), jobs.scan().GetOrigin())
     with pytest.raises(InputError, match="neither NRRD nor NIfTI"):
         exporting.saveAnomalyMap(nodes, tmp_path / "heat.png")

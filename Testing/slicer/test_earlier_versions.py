@@ -73,7 +73,7 @@ def test_its_threshold_is_live_and_its_names_stay(nodes: results.ResultNodes) ->
     assert labels.sum() == 1 and np.array_equal(labels, exported)
     table = nodes.table.GetTable()
     assert table.GetColumnByName("Name").GetValue(0) == "left frontal"
-    assert table.GetColumnByName(findingsTable.PEAK).GetValue(0) == pytest.approx(finding.peak_heat)
+    assert table.GetColumnByName(findingsTable.PEAK).GetValue(0) == pytest.approx(finding.peak_score)
     assert table.GetNumberOfColumns() == len(findingsTable.COLUMNS)
 
 

@@ -186,7 +186,7 @@ def test_rubbish_alone_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_result_that_names_missing_files_is_a_failure(tmp_path: Path) -> None:
     liar = """
-    files = '{"heat": "/no/heat.nrrd", "provenance": "/no/p.json"}'
+    files = '{"anomaly scores": "/no/anomaly scores.nrrd", "provenance": "/no/p.json"}'
     print('{"event": "result", "statistics": {}, "timings": {}, "files": ' + files + "}")
     """
     job = jobs.makeJob(tmp_path, command=script(liar))
@@ -198,7 +198,7 @@ def test_a_result_that_names_missing_files_is_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "file", "where"),
     [(10_000, "heat.nrrd", "hint"), (64_000, "results", "what")],
-    ids=["heat does not fit", "the report's pictures do not fit"],
+    ids=["the anomaly score does not fit", "the report's pictures do not fit"],
 )
 def test_a_full_disk_is_named_and_leaves_no_half_result(tmp_path: Path, limit: int, file: str, where: str) -> None:
     command = runsOn(f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")

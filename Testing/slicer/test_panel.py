@@ -24,7 +24,7 @@ FILLED_BY_CODE = {
     "deviceComboBox": "run.device",
     "resultSelector": "result",
 }
-# What belongs to a result is held by its own nodes: the colours by the display, the threshold by the heat map.
+# What belongs to a result is held by its own nodes: the colours by the display, the threshold by the anomaly map.
 NO_PARAMETER = {"colorSelector", "thresholdSlider"}
 
 INPUTS = {

@@ -124,11 +124,11 @@ def test_the_anomaly_map_is_coloured_where_scores_are_high_and_nowhere_else(
     for orientation, view in views.items():
         before, picture = plain[orientation], view.picture()
         assert not coloured(before).any() and before.max() > 100
-        lesion, hot = view.mask(nodes.labelMap), coloured(picture)
+        lesion, marked = view.mask(nodes.labelMap), coloured(picture)
         assert lesion.sum() > 50
-        assert hot[lesion].mean() > 0.95
-        assert not (hot & ~grown(before.max(axis=2) > 8)).any()
-        assert np.array_equal(picture[~grown(hot)], before[~grown(hot)])
+        assert marked[lesion].mean() > 0.95
+        assert not (marked & ~grown(before.max(axis=2) > 8)).any()
+        assert np.array_equal(picture[~grown(marked)], before[~grown(marked)])
         picture[outline(lesion)] = np.array(segmentation.COLOR) * 255
         shown.append(picture)
     assert len({picture.tobytes() for picture in shown}) == 3

@@ -38,17 +38,17 @@ GRIDS = {
 MARKED = (4, 17, 9)  # i, j, k: far from every plane of symmetry
 
 
-def marked(heat: float = 3.0) -> np.ndarray:
-    """Heat of a few voxels around one, k j i."""
+def marked(anomaly_map: float = 3.0) -> np.ndarray:
+    """The anomaly score of a few voxels around one, k j i."""
     array = np.zeros(SIZE[::-1], dtype=np.float32)
     i, j, k = MARKED
-    array[k - 1 : k + 2, j - 1 : j + 2, i - 1 : i + 2] = heat - 0.5
-    array[k, j, i] = heat
+    array[k - 1 : k + 2, j - 1 : j + 2, i - 1 : i + 2] = anomaly_map - 0.5
+    array[k, j, i] = anomaly_map
     return array
 
 
 def noise(seed: int = 0) -> np.ndarray:
-    """Heat with many components of all sizes."""
+    """Anomaly scores with many components of all sizes."""
     smooth = sitk.SmoothingRecursiveGaussian(
         sitk.GetImageFromArray(np.random.default_rng(seed).normal(size=SIZE[::-1]).astype(np.float32)), 1.0
     )
@@ -61,8 +61,12 @@ def scan(scene: Any, tmp_path: Path) -> Any:
     return mrmlscene.addScan(scene, phantom.paint(GRIDS["oblique"]), tmp_path)
 
 
-def load(scene: Any, scan: Any, folder: Path, heat: np.ndarray | None = None, **wanted: bool) -> results.ResultNodes:
-    files = mrmlscene.writeResults(folder / "results", marked() if heat is None else heat, volumes.imageOf(scan))
+def load(
+    scene: Any, scan: Any, folder: Path, anomaly_map: np.ndarray | None = None, **wanted: bool
+) -> results.ResultNodes:
+    files = mrmlscene.writeResults(
+        folder / "results", marked() if anomaly_map is None else anomaly_map, volumes.imageOf(scan)
+    )
     return results.loadResults(scene, Place.of(scan), files, Wanted(**wanted))
 
 
@@ -124,12 +128,12 @@ def test_segmentation_label_map_and_array_agree(scene: Any, scan: Any, tmp_path:
 def test_the_live_threshold_is_the_engines(
     scene: Any, scan: Any, tmp_path: Path, threshold: float, minVolumeMl: float
 ) -> None:
-    heat = noise()
-    nodes = load(scene, scan, tmp_path, heat)
+    anomaly_map = noise()
+    nodes = load(scene, scan, tmp_path, anomaly_map)
 
     found = results.applyThreshold(nodes, results.liveThresholdOf(nodes), threshold, minVolumeMl)
 
-    mask, _, findings = segment(volumes.onGrid(heat, volumes.ijkToRas(scan)), threshold, minVolumeMl)
+    mask, _, findings = segment(volumes.onGrid(anomaly_map, volumes.ijkToRas(scan)), threshold, minVolumeMl)
     expected = sitk.GetArrayFromImage(mask)
     assert np.array_equal(slicer.util.arrayFromVolume(nodes.labelMap), expected)
     exported = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT, scan)
@@ -143,11 +147,11 @@ def test_the_live_threshold_is_the_engines(
 def test_a_dragged_threshold_keeps_up_with_the_hand(scene: Any, tmp_path: Path) -> None:
     grid = phantom.grid((256, 256, 160), (0.7, 0.7, 0.9))
     random = np.random.default_rng(0)
-    heat = np.kron(random.normal(size=(40, 64, 64)), np.ones((4, 4, 4))).astype(np.float32)
-    heat[sitk.GetArrayViewFromImage(phantom.brain_of(grid)) == 0] = 0
-    assert 50_000 < np.count_nonzero(heat >= 1) < 500_000
+    anomaly_map = np.kron(random.normal(size=(40, 64, 64)), np.ones((4, 4, 4))).astype(np.float32)
+    anomaly_map[sitk.GetArrayViewFromImage(phantom.brain_of(grid)) == 0] = 0
+    assert 50_000 < np.count_nonzero(anomaly_map >= 1) < 500_000
     node = mrmlscene.addScan(scene, grid, tmp_path)
-    nodes = load(scene, node, tmp_path, np.clip(heat, 0, None))
+    nodes = load(scene, node, tmp_path, np.clip(anomaly_map, 0, None))
     live = results.liveThresholdOf(nodes)
     spent = []
     for threshold in (1.5, 2.0, 2.5, 3.0, 2.2):
@@ -273,24 +277,24 @@ def test_one_form_of_the_mask_can_be_left_out(scene: Any, scan: Any, tmp_path: P
 
 
 def test_the_table_holds_what_the_engine_measured(scene: Any, scan: Any, tmp_path: Path) -> None:
-    heat = noise(3)
-    nodes = load(scene, scan, tmp_path, heat)
-    _, _, findings = segment(volumes.onGrid(heat, volumes.ijkToRas(scan)), 2.0, 0.05)
+    anomaly_map = noise(3)
+    nodes = load(scene, scan, tmp_path, anomaly_map)
+    _, _, findings = segment(volumes.onGrid(anomaly_map, volumes.ijkToRas(scan)), 2.0, 0.05)
     assert nodes.table.GetNumberOfRows() == len(findings) > 3
     table = nodes.table.GetTable()
     for row, finding in enumerate(findings):
         values = [table.GetColumnByName(name).GetValue(row) for name, _, _ in findingsTable.COLUMNS]
         assert values[0] == str(finding.id)
-        assert values[1:4] == pytest.approx([finding.volume_ml, finding.peak_heat, finding.mean_heat])
+        assert values[1:4] == pytest.approx([finding.volume_ml, finding.peak_score, finding.mean_score])
         assert values[4:7] == pytest.approx(finding.centroid_ras)
         assert tuple(values[7:]) == finding.slices
     assert nodes.table.GetColumnUnitLabel("Volume") == "ml"
 
 
 def test_a_name_stays_with_its_finding_when_the_threshold_moves(scene: Any, scan: Any, tmp_path: Path) -> None:
-    heat = marked(3.0)
-    heat[1:4, 2:5, 14:19] = 3.6
-    nodes = load(scene, scan, tmp_path, heat)
+    anomaly_map = marked(3.0)
+    anomaly_map[1:4, 2:5, 14:19] = 3.6
+    nodes = load(scene, scan, tmp_path, anomaly_map)
     live = results.liveThresholdOf(nodes)
     names = lambda: [  # noqa: E731
         nodes.table.GetTable().GetColumnByName("Name").GetValue(row) for row in range(nodes.table.GetNumberOfRows())
@@ -308,8 +312,8 @@ def test_a_name_stays_with_its_finding_when_the_threshold_moves(scene: Any, scan
 
 
 def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Path) -> None:
-    heat = noise()
-    nodes = load(scene, scan, tmp_path, heat)
+    anomaly_map = noise()
+    nodes = load(scene, scan, tmp_path, anomaly_map)
     live = results.liveThresholdOf(nodes)
     found = results.applyThreshold(nodes, live, 2.6, 0.1)
     findingsTable.setName(nodes.table, live, found, 0, '5" ä;\tfirst:\n50%')
@@ -326,7 +330,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     (again,) = results.resultsIn(scene)
     assert again.inputNode.GetName() == "scan"
     assert {name: again.anomalyMap.GetAttribute(name) for name in again.anomalyMap.GetAttributeNames()} == facts
-    assert np.array_equal(slicer.util.arrayFromVolume(again.anomalyMap), heat)
+    assert np.array_equal(slicer.util.arrayFromVolume(again.anomalyMap), anomaly_map)
     assert np.array_equal(slicer.util.arrayFromVolume(again.labelMap), before)
     exported = slicer.util.arrayFromSegmentBinaryLabelmap(again.segmentation, segmentation.SEGMENT, again.inputNode)
     assert np.array_equal(exported, before)
@@ -342,7 +346,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     for threshold in (1.2, 3.1):
         results.applyThreshold(again, results.liveThresholdOf(again), threshold, 0.1)
         expected = sitk.GetArrayFromImage(
-            segment(volumes.onGrid(heat, volumes.ijkToRas(again.anomalyMap)), threshold, 0.1)[0]
+            segment(volumes.onGrid(anomaly_map, volumes.ijkToRas(again.anomalyMap)), threshold, 0.1)[0]
         )
         exported = slicer.util.arrayFromSegmentBinaryLabelmap(again.segmentation, segmentation.SEGMENT, again.inputNode)
         assert np.array_equal(exported, expected)

@@ -14,7 +14,7 @@ from training.data.slices import Slices
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactness is promised for one kind of arithmetic, so a GPU of the machine must not join in."""
+    """Exactness is expected for one kind of arithmetic, so a GPU of the machine must not join in."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 

@@ -128,7 +128,7 @@ def test_a_restorers_package_is_complete_and_declares_what_was_trained(bundle: B
     assert "restorer | 4" in bundle.model_card
 
 
-def test_heat_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bundle: Bundle) -> None:
+def test_scores_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bundle: Bundle) -> None:
     table = bundle.anomaly["calibration"]
     assert table["source"] == "14 healthy slices of 2 validation scans"
     plan = make_plan(Options(method="restore", model=str(bundle.path), device="cpu"))
@@ -140,7 +140,7 @@ def test_heat_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bund
         values.append(found.raw[healthy][found.stack.brain()[healthy]])
     raw = np.concatenate(values)
     assert table["voxels"] == raw.size
-    # Heat 1 is what one healthy voxel in ten reaches.
+    # Anomaly scores 1 is what one healthy voxel in ten reaches.
     level = np.interp(1.0, table["heat"], table["raw"])
     assert (raw >= level).mean() == pytest.approx(0.1, abs=0.01)
     assert bundle.anomaly["threshold"]["source"] == "half of 14 healthy slices of 2 validation scans"
@@ -171,8 +171,10 @@ def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_hea
     mask = read_mask(healthy.with_name("volunteer_brain.nii.gz"), volume)
     plan = make_plan(Options(method="intensity", model=str(bundle.path), device="cpu"))
     found = raw_heat(volume, mask, plan)
-    heat = plan.calibration(found.raw)
-    kept, lower = (false_alarm_ml(heat, plan.threshold - less, found.stack.voxel_ml, 0.05) for less in (0.0, 0.01))
+    anomaly_map = plan.calibration(found.raw)
+    kept, lower = (
+        false_alarm_ml(anomaly_map, plan.threshold - less, found.stack.voxel_ml, 0.05) for less in (0.0, 0.01)
+    )
     assert kept <= 0.4 < lower
 
 
@@ -180,8 +182,8 @@ def test_a_scan_goes_through_the_package(trained: Workplace, bundle: Bundle) -> 
     volume = read_volume(trained.folder / "val" / "p1.nii.gz")
     mask = read_mask(trained.folder / "val" / "p1_brain.nii.gz", volume)
     result = detect(volume, Options(method="restore", model=str(bundle.path), device="cpu"), mask=mask)
-    heat = sitk.GetArrayFromImage(result.heat)
-    assert np.isfinite(heat).all() and heat.max() > 1.0
+    anomaly_map = sitk.GetArrayFromImage(result.anomaly_map)
+    assert np.isfinite(anomaly_map).all() and anomaly_map.max() > 1.0
     assert result.threshold == bundle.anomaly["threshold"]["heat"]
     assert result.provenance["network_calls_per_slice"] == 3
 

@@ -1,6 +1,6 @@
 """The first experiment of Pinaya et al. 2022 (section 3.1) on MedNIST: find sprites in head CT, know what is no head.
 
-Everything is learnt from healthy validation slices: the latent threshold, and for each way the heat from which a
+Everything is learnt from healthy validation slices: the latent threshold, and for each way the anomaly map from which a
 pixel counts as found. Options are chosen on the split ``val``, which carries other sprites than ``test`` does.
 """
 
@@ -40,7 +40,7 @@ COLUMNS = {
     "average_precision": ("AP", 3, "average precision of all pixels together"),
     "mean_average_precision": ("mean AP", 3, "average precision of a slice's pixels, mean over slices"),
     "auroc": ("AUROC", 4, "pictures of other classes against slices without sprites, by the whole-image score"),
-    "seconds": ("s a slice", 3, "wall time from slice to heat"),
+    "seconds": ("s a slice", 3, "wall time from slice to anomaly scores"),
     "network_calls": ("calls a slice", 0, "of the diffusion model"),
 }
 
@@ -86,13 +86,13 @@ def experiment(config: MednistConfig, output: Path, split: str = "test") -> dict
     prepare_folder(output)
     options = replace(options, latent_threshold=learn_latent_threshold(model, options, healthy))
 
-    rows, heats = [], []
+    rows, anomaly_maps = [], []
     for name, way in ways(model, options, healthy).items():
-        threshold = learn_threshold(healthy.each(way.heat), config.false_alarm_pixels)
+        threshold = learn_threshold(healthy.each(way.anomaly_map), config.false_alarm_pixels)
         started = time.monotonic()
-        heats.append(pasted.each(way.heat))
+        anomaly_maps.append(pasted.each(way.anomaly_map))
         seconds = (time.monotonic() - started) / len(pasted)
-        row = {"method": name} | sprite_row(heats[-1], sprites.masks, threshold, config.seed)
+        row = {"method": name} | sprite_row(anomaly_maps[-1], sprites.masks, threshold, config.seed)
         if way.score is not None and alien is not None:
             row |= score_row(own.each(way.score), alien.each(way.score), config.seed)
         rows.append(row | {"seconds": seconds, "network_calls": way.network_calls})
@@ -103,7 +103,7 @@ def experiment(config: MednistConfig, output: Path, split: str = "test") -> dict
     publish(
         output,
         {
-            "mednist.png": lambda path: draw_examples(own.images, sprites, heats[0], rows[0]["threshold"], path),
+            "mednist.png": lambda path: draw_examples(own.images, sprites, anomaly_maps[0], rows[0]["threshold"], path),
             "mednist.md": text_writer(markdown(table)),
             "mednist.json": text_writer(json.dumps(table, indent=2, allow_nan=False) + "\n"),
         },

@@ -1,4 +1,6 @@
-"""How well heat finds the sprites, and a score the pictures of other classes, with bootstrap intervals over slices."""
+"""How well anomaly scores finds the sprites, and a score the pictures of other classes, with bootstrap intervals over
+slices.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ THRESHOLDS = 256  # tried for the best Dice
 RESAMPLES = 1000
 
 
-def sprite_row(heat: np.ndarray, masks: np.ndarray, threshold: float, seed: int) -> dict[str, Any]:
+def sprite_row(anomaly_map: np.ndarray, masks: np.ndarray, threshold: float, seed: int) -> dict[str, Any]:
     """Dice and average precision of the sprites, over all pixels.
 
     Args:
-        heat: ``(N, H, W)``.
+        anomaly_map: ``(N, H, W)``.
         masks: ``(N, H, W)`` bool, a sprite in each.
         threshold: the learnt one, above 0; a pixel counts as found from there on.
         seed: of the bootstrap.
@@ -26,20 +28,20 @@ def sprite_row(heat: np.ndarray, masks: np.ndarray, threshold: float, seed: int)
         threshold for all slices, and that threshold; ``average_precision`` of all pixels together. The first three
         with the ends of their intervals.
     """
-    found = np.array([metrics.dice(h >= threshold, m) for h, m in zip(heat, masks, strict=True)])
-    precision = np.array([metrics.average_precision(h[m], h[~m]) for h, m in zip(heat, masks, strict=True)])
-    candidates = candidate_thresholds(heat, masks, threshold)
-    curves = dice_curves(heat, masks, candidates)
+    found = np.array([metrics.dice(h >= threshold, m) for h, m in zip(anomaly_map, masks, strict=True)])
+    precision = np.array([metrics.average_precision(h[m], h[~m]) for h, m in zip(anomaly_map, masks, strict=True)])
+    candidates = candidate_thresholds(anomaly_map, masks, threshold)
+    curves = dice_curves(anomaly_map, masks, candidates)
     best = int(curves.mean(axis=0).argmax())
     row: dict[str, Any] = {
         "threshold": threshold,
         "dice": float(found.mean()),
         "best_dice": float(curves[:, best].mean()),
         "best_threshold": float(candidates[best]),
-        "average_precision": metrics.average_precision(heat[masks], heat[~masks]),
+        "average_precision": metrics.average_precision(anomaly_map[masks], anomaly_map[~masks]),
         "mean_average_precision": float(precision.mean()),
     }
-    draws = metrics.resamples(len(heat), RESAMPLES, seed)
+    draws = metrics.resamples(len(anomaly_map), RESAMPLES, seed)
     for key, statistic in (
         ("dice", lambda draw: float(found[draw].mean())),
         ("best_dice", lambda draw: float(curves[draw].mean(axis=0).max())),
@@ -49,15 +51,15 @@ def sprite_row(heat: np.ndarray, masks: np.ndarray, threshold: float, seed: int)
     return row
 
 
-def candidate_thresholds(heat: np.ndarray, masks: np.ndarray, learnt: float) -> np.ndarray:
-    """Thresholds worth trying, ascending: heats of sprite pixels, equally spaced by rank, and the learnt one."""
-    return np.unique(np.append(metrics.thin(np.unique(heat[masks & (heat > 0)]), THRESHOLDS), learnt))
+def candidate_thresholds(anomaly_map: np.ndarray, masks: np.ndarray, learnt: float) -> np.ndarray:
+    """Thresholds worth trying, ascending: scores of sprite pixels, equally spaced by rank, and the learnt one."""
+    return np.unique(np.append(metrics.thin(np.unique(anomaly_map[masks & (anomaly_map > 0)]), THRESHOLDS), learnt))
 
 
-def dice_curves(heat: np.ndarray, masks: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def dice_curves(anomaly_map: np.ndarray, masks: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Each slice's Dice at each threshold, ``(N, T)``; every slice has a mask that is not empty."""
-    curves = np.empty((len(heat), len(thresholds)))
-    for number, (one, mask) in enumerate(zip(heat, masks, strict=True)):
+    curves = np.empty((len(anomaly_map), len(thresholds)))
+    for number, (one, mask) in enumerate(zip(anomaly_map, masks, strict=True)):
         overlap = metrics.at_least(one[mask], thresholds)
         curves[number] = 2.0 * overlap / (metrics.at_least(one, thresholds) + np.count_nonzero(mask))
     return curves

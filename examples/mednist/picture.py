@@ -18,28 +18,30 @@ CREDIT = (
 TITLES = ("slice", "with a sprite", "heat", "found (red), sprite (blue)")
 
 
-def draw_examples(images: np.ndarray, sprites: Contaminated, heat: np.ndarray, threshold: float, path: Path) -> None:
+def draw_examples(
+    images: np.ndarray, sprites: Contaminated, anomaly_map: np.ndarray, threshold: float, path: Path
+) -> None:
     """Write a PNG with a row each for the best, the median and the worst Dice at the threshold.
 
     Args:
         images: ``(K, H, W)`` uint8, the slices before anything was pasted.
         sprites: what was pasted into which of them.
-        heat: ``(N, H, W)`` of the slices with sprites.
-        threshold: heat, above 0, from which a pixel counts as found.
+        anomaly_map: ``(N, H, W)`` of the slices with sprites.
+        threshold: anomaly scores, above 0, from which a pixel counts as found.
         path: of the PNG.
     """
-    found = heat >= threshold
+    found = anomaly_map >= threshold
     dice = np.array([metrics.dice(f, m) for f, m in zip(found, sprites.masks, strict=True)])
     order = np.argsort(-dice, kind="stable")
     figure = Figure(figsize=(8.0, 6.6), dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(TITLES))
     figure.subplots_adjust(0.06, 0.05, 0.995, 0.955, 0.02, 0.02)
-    top = max(float(heat.max()), 1e-6)
+    top = max(float(anomaly_map.max()), 1e-6)
     for row, (name, place) in enumerate(zip(("best", "median", "worst"), (0, len(order) // 2, -1), strict=True)):
         number = int(order[place])
         scan = sprites.images[number]
-        shown = (images[sprites.numbers[number]], scan, heat[number], scan)
+        shown = (images[sprites.numbers[number]], scan, anomaly_map[number], scan)
         for axis, image, title in zip(axes[row], shown, TITLES, strict=True):
             colours = {"cmap": "inferno", "vmax": top} if title == "heat" else {"cmap": "gray", "vmax": 255}
             axis.imshow(image, vmin=0, **colours)

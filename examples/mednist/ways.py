@@ -73,12 +73,12 @@ class Way:
     """A way of finding anomalies.
 
     Attributes:
-        heat: a batch to ``(N, H, W)``, at least 0.
+        anomaly_map: a batch to ``(N, H, W)``, at least 0.
         score: a batch to ``(N,)``, higher for what is no head; None where the way has no such score.
         network_calls: calls of the diffusion model a slice.
     """
 
-    heat: Callable[[SliceBatch], Tensor]
+    anomaly_map: Callable[[SliceBatch], Tensor]
     score: Callable[[SliceBatch], Tensor] | None = None
     network_calls: int = 0
 
@@ -100,12 +100,12 @@ def ways(model: Model, options: UnsupervisedOptions, healthy: Pictures) -> dict[
 
     return {
         "unsupervised": Way(
-            lambda batch: method.run(batch, model, options, _silent).heat,
+            lambda batch: method.run(batch, model, options, _silent).anomaly_map,
             lambda batch: method.improbability(batch, model, options, _silent).score,
             method.network_calls(options),
         ),
         "codec alone": Way(codec_residual, lambda batch: codec_residual(batch).mean(dim=(1, 2))),
-        "intensity": Way(lambda batch: baseline.run(batch, None, normal, _silent).heat),
+        "intensity": Way(lambda batch: baseline.run(batch, None, normal, _silent).anomaly_map),
     }
 
 
@@ -141,14 +141,14 @@ def learn_latent_threshold(model: Model, options: UnsupervisedOptions, healthy: 
     return fit_latent_threshold(np.concatenate(values), options.latent_percentile)
 
 
-def learn_threshold(heat: np.ndarray, pixels: float) -> float:
-    """The lowest heat from which the median healthy slice has no more than so many pixels, single ones counted too.
+def learn_threshold(anomaly_map: np.ndarray, pixels: float) -> float:
+    """The lowest score from which the median healthy slice has no more than so many pixels, single ones counted too.
 
     Args:
-        heat: ``(N, H, W)`` of healthy slices.
+        anomaly_map: ``(N, H, W)`` of healthy slices.
         pixels: the allowance.
     """
-    slices = [(one[None], 1.0, 1.0) for one in heat]  # a pixel counts as 1 ml
+    slices = [(one[None], 1.0, 1.0) for one in anomaly_map]  # a pixel counts as 1 ml
     return threshold_for_false_alarms(slices, pixels, tolerance=1e-4)
 
 

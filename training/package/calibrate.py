@@ -81,7 +81,7 @@ def learn_latent_threshold(bundle: Bundle, scans: list[CalibrationScan]) -> dict
 
 
 def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfig) -> dict[str, Any]:
-    """Table from raw heat to tail probability, default threshold and score range, on healthy slices alone."""
+    """Table from raw anomaly scores to tail probability, default threshold and score range, on healthy slices alone."""
     detector = Detector(Options(method=config.method), bundle=bundle)
     pieces, scores = [], []
     for scan in scans:

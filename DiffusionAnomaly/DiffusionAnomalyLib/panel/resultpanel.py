@@ -184,7 +184,7 @@ class ResultPanel:
             (
                 names.get(finding.id, str(finding.id)),
                 f"{finding.volume_ml:.2f}",
-                f"{finding.peak_heat:.2f}",
+                f"{finding.peak_score:.2f}",
                 findingsTable.inWords(finding.centroid_ras),
             )
             for finding in self._found.findings

@@ -114,12 +114,12 @@ def summary(findings: Sequence[Finding]) -> str:
         return _("No finding at this threshold.")
     if len(findings) == 1:
         return _("1 finding of {volume:.1f} ml, highest score {peak:.1f}.").format(
-            volume=findings[0].volume_ml, peak=findings[0].peak_heat
+            volume=findings[0].volume_ml, peak=findings[0].peak_score
         )
     return _("{count} findings, {volume:.1f} ml in all, highest score {peak:.1f}.").format(
         count=len(findings),
         volume=sum(finding.volume_ml for finding in findings),
-        peak=max(finding.peak_heat for finding in findings),
+        peak=max(finding.peak_score for finding in findings),
     )
 
 
@@ -127,8 +127,8 @@ def _row(finding: Finding, name: str) -> list[Any]:
     return [
         name or str(finding.id),
         finding.volume_ml,
-        finding.peak_heat,
-        finding.mean_heat,
+        finding.peak_score,
+        finding.mean_score,
         *finding.centroid_ras,
         *finding.slices,
     ]

@@ -112,7 +112,7 @@ def _write(nodes: ResultNodes, workspace: Workspace) -> None:
     """What the engine needs to draw the page."""
     grid = ijkToRas(nodes.anomalyMap)
     workspace.writeImage(imageOf(nodes.inputNode), redrawing.SCAN)
-    workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), grid), redrawing.HEAT)
+    workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), grid), redrawing.ANOMALY_MAP)
     workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.brain), grid), redrawing.BRAIN)
     live = liveThresholdOf(nodes)
     found = live.at(nodes.threshold, nodes.minVolumeMl)

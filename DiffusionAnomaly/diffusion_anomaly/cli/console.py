@@ -229,18 +229,18 @@ def show_findings(findings: Sequence[Finding], threshold: float) -> None:
     """The largest findings as a table on stdout, and what they add up to."""
     total = sum(finding.volume_ml for finding in findings)
     if not findings:
-        out.print(Text(f"No finding at heat {threshold:.2f} or more."))
+        out.print(Text(f"No finding at an anomaly score of {threshold:.2f} or more."))
         return
     table = RichTable(box=None, pad_edge=False, header_style="bold")
-    for heading in ("finding", "volume ml", "peak heat", "mean heat", "centre R A S mm", "slices"):
+    for heading in ("finding", "volume ml", "peak score", "mean score", "centre R A S mm", "slices"):
         table.add_column(heading, justify="right", no_wrap=True)
     for finding in findings[:FINDINGS_SHOWN]:
         first, last = finding.slices
         table.add_row(
             str(finding.id),
             f"{finding.volume_ml:.2f}",
-            f"{finding.peak_heat:.2f}",
-            f"{finding.mean_heat:.2f}",
+            f"{finding.peak_score:.2f}",
+            f"{finding.mean_score:.2f}",
             " ".join(f"{value:.1f}" for value in finding.centroid_ras),
             f"{first}-{last}" if last != first else str(first),
         )
@@ -249,7 +249,7 @@ def show_findings(findings: Sequence[Finding], threshold: float) -> None:
     if more > 0:
         out.print(Text(f"… and {more} more in findings.csv"))
     number = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
-    out.print(Text(f"{number}, {total:.2f} ml at heat {threshold:.2f} or more"))
+    out.print(Text(f"{number}, {total:.2f} ml at an anomaly score of {threshold:.2f} or more"))
 
 
 def show_error(error: EngineError, scan: Path | None = None) -> None:

@@ -101,7 +101,7 @@ def detect(
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Brain mask; default: found by a network.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Heat from which a voxel is anomalous.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")] = None,
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
     batch_size: Annotated[int | None, typer.Option(help="Slices at once; never changes a result.")] = None,
     slice_spacing: Annotated[
@@ -120,7 +120,7 @@ def detect(
     ] = False,
     json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
 ) -> None:
-    """Find anomalies: heat, mask, findings, report.
+    """Find anomalies: anomaly scores, mask, findings, report.
 
     Provenance goes with them. Several scans are done one after the other.
     """
@@ -168,16 +168,16 @@ def _method_of(model: str | None) -> str:
 
 @app.command()
 def threshold(
-    heat: Annotated[Path, typer.Argument(metavar="HEAT", help="A heat map that detect wrote.")],
-    at: Annotated[float, typer.Option("--at", metavar="HEAT", help="Heat from which a voxel is anomalous.")],
+    anomaly_map: Annotated[Path, typer.Argument(metavar="MAP", help="An anomaly map that detect wrote.")],
+    at: Annotated[float, typer.Option("--at", metavar="SCORE", help="Anomaly score from which a voxel is anomalous.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for mask and findings.")],
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,
 ) -> None:
-    """Cut a heat map anew, without inference."""
+    """Cut an anomaly map anew, without inference."""
     from .rethreshold import rethreshold
 
-    rethreshold(heat, at, output, min_volume_ml=min_volume, brain=mask)
+    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, brain=mask)
 
 
 @app.command()
@@ -186,7 +186,7 @@ def evaluate(
         Path, typer.Argument(metavar="FOLDER|CSV", help="Scans with reference masks, or a table that lists them.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for tables, pictures and heat maps.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for tables, pictures and anomaly maps.")
     ],
     runs: Annotated[
         list[str] | None,
@@ -207,8 +207,8 @@ def evaluate(
 ) -> None:
     """Measure methods against reference masks.
 
-    The intensity baseline always runs beside, with the same post-processing. Also written: whether heat keeps its
-    promise on tumour-free slices, and a picture of each run's best, median and worst patient.
+    The intensity baseline always runs beside, with the same post-processing. Also written: whether anomaly scores keep
+    its promise on tumour-free slices, and a picture of each run's best, median and worst patient.
     """
     from ..evaluation import evaluate
     from ..evaluation.dataset import find_healthy, find_pairs

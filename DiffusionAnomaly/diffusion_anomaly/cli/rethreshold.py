@@ -1,4 +1,4 @@
-"""A new mask and findings from an existing heat map. Heat keeps all that is needed, so no network runs."""
+"""A new mask and findings from an existing anomaly map. Anomaly scores keep all that is needed, so no network runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from .. import __version__
 from ..errors import InputError
 from ..io.files import publish
-from ..io.volume import read_heat, read_mask, write_like
+from ..io.volume import read_anomaly_map, read_mask, write_like
 from ..results.findings import segment, write_findings_csv, write_findings_json
 from ..results.saving import PROVENANCE, image_suffix
 from .console import out, show_findings
@@ -21,31 +21,31 @@ RECORD = "threshold.json"
 
 
 def rethreshold(
-    heat: Path, at: float, output: Path, *, min_volume_ml: float = 0.05, brain: Path | None = None
+    anomaly_map: Path, at: float, output: Path, *, min_volume_ml: float = 0.05, brain: Path | None = None
 ) -> dict[str, Path]:
     """Write mask, findings and a record of how they were made, and show the findings.
 
     Args:
-        heat: heat map that a detection wrote.
-        at: heat from which a voxel is in the mask.
+        anomaly_map: anomaly map that a detection wrote.
+        at: the anomaly score from which a voxel is in the mask.
         output: folder; not one that holds a detection, whose provenance would then speak of another mask.
         min_volume_ml: smaller findings are dropped.
-        brain: mask file on the heat map's grid; None takes all heat.
+        brain: mask file on the anomaly map's grid; None takes all scores.
 
     Raises:
         InputError: when something cannot be read or written, or a number is out of range.
     """
     if not at > 0:
-        raise InputError(f"The threshold is {at}.", "It must be a heat above 0.")
+        raise InputError(f"The threshold is {at}.", "It must be an anomaly score above 0.")
     if (output / PROVENANCE).exists():
         raise InputError(
             f"{output} holds the results of a detection, and its provenance tells of their threshold.",
             "Choose another output folder.",
         )
-    volume = read_heat(heat)
+    volume = read_anomaly_map(anomaly_map)
     mask, _, findings = segment(volume.image, at, min_volume_ml, None if brain is None else read_mask(brain, volume))
     record = {
-        "heat": str(heat.absolute()),
+        "heat": str(anomaly_map.absolute()),
         "heat_sha256": volume.sha256,
         "threshold": at,
         "min_volume_ml": min_volume_ml,

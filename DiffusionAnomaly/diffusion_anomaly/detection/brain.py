@@ -1,7 +1,7 @@
 """Where the brain is: the user's mask as given, otherwise a bundled network that reads any MR contrast.
 
-Everything after this (normalisation, the models' input, heat, findings) is confined to the brain, so that a scan with
-skull and a stripped one look alike to the models.
+Everything after this (normalisation, the models' input, anomaly scores, findings) is confined to the brain, so that a
+scan with skull and a stripped one look alike to the models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RANGE_FROM = 1_000_000  # voxels that range is taken from, evenly spread
 # rest has air of its own: 5 and 15 in 100 of its voxels are as good as alike. Without such air (a stripped brain) it is
 # background and keeps its distance, unless that is so large that no contrast would be left.
 PADDING_GAP, AIR_ALIKE, LARGEST_GAP = 0.1, 0.05, 3.0
-LOOKS = 4  # times the window is moved to where the brain was found
+WINDOW_MOVES = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
 # A voxel counts as brain from this probability on. Below one half, because what is cut off is never looked at, while
 # fluid that is let in costs little: from 0.35 to 0.3, on 74 patients with gliomas, the lesion outside fell from 0.53 to
@@ -108,13 +108,13 @@ def brain_probability(network: torch.nn.Module, image: np.ndarray, dtype: torch.
         ``(Z, Y, X)`` float32; 0 outside the last window.
     """
     values = image.transpose(2, 1, 0)  # the network's axes run right, anterior, superior
-    center = _first_look(values)
+    center = _first_centre(values)
     place: list[tuple[int, int]] = []
-    for _ in range(LOOKS):
+    for _ in range(WINDOW_MOVES):
         before, place = place, _window(values.shape, center)
         if place == before:  # held by the image's edge: the network would see the same again
             break
-        probability = _ask(network, _cut(values, place), dtype)
+        probability = _predict(network, _cut(values, place), dtype)
         found = np.argwhere(largest_piece(probability >= ENOUGH))
         if not len(found):
             break
@@ -128,7 +128,7 @@ def brain_probability(network: torch.nn.Module, image: np.ndarray, dtype: torch.
     return result.transpose(2, 1, 0)
 
 
-def _first_look(values: np.ndarray) -> np.ndarray:
+def _first_centre(values: np.ndarray) -> np.ndarray:
     """Where the middle of the brain is likely to be: below the top of the head, or mid-scan if that is shorter."""
     scaled = sitk.GetImageFromArray(rescale_intensity(values))
     head = largest_piece(sitk.GetArrayFromImage(sitk.OtsuThreshold(scaled, 0, 1)) > 0)
@@ -164,7 +164,7 @@ def _overlap(shape: tuple[int, ...], place: list[tuple[int, int]]) -> tuple[tupl
     return inner, outer
 
 
-def _ask(network: torch.nn.Module, window: np.ndarray, dtype: torch.dtype | None) -> np.ndarray:
+def _predict(network: torch.nn.Module, window: np.ndarray, dtype: torch.dtype | None) -> np.ndarray:
     import torch
 
     device = next(network.parameters()).device

@@ -1,7 +1,7 @@
-"""Raw heat to something a reader can use, how rare it is in healthy brains; and the threshold that follows.
+"""Raw anomaly scores to something a reader can use, how rare it is in healthy brains; and the threshold that follows.
 
-Raw heat differs from model to model. Each package carries the distribution of its (post-processed) heat on
-healthy validation slices, and the engine reports ``-log10`` of the healthy tail probability: 1 means that one
+Raw anomaly scores differ from model to model. Each package carries the distribution of its (post-processed) the anomaly
+score on healthy validation slices, and the engine reports ``-log10`` of the healthy tail probability: 1 means that one
 healthy voxel in ten is at least this hot, 3 one in a thousand. Thresholds come from healthy scans alone.
 Torch-free.
 """
@@ -25,25 +25,25 @@ _DECADE = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A strictly increasing table from raw heat to ``-log10`` healthy tail probability.
+    """A strictly increasing table from raw anomaly scores to ``-log10`` healthy tail probability.
 
     Attributes:
         raw: ``(K,)`` float64 knots, strictly increasing, the first 0.
-        heat: ``(K,)`` float64, strictly increasing, the first 0.
+        anomaly_map: ``(K,)`` float64, strictly increasing, the first 0.
         voxels: how many healthy voxels it was learnt from.
         source: which data they came from.
     """
 
     raw: np.ndarray
-    heat: np.ndarray
+    scores: np.ndarray
     voxels: int = 0
     source: str = ""
 
     def __post_init__(self) -> None:
-        for name, knots in (("raw", self.raw), ("heat", self.heat)):
-            if knots.ndim != 1 or len(knots) < 2 or len(self.raw) != len(self.heat):
+        for name, knots in (("raw", self.raw), ("heat", self.scores)):
+            if knots.ndim != 1 or len(knots) < 2 or len(self.raw) != len(self.scores):
                 raise ModelError(
-                    f"The calibration table has {self.raw.shape} raw and {self.heat.shape} heat values.",
+                    f"The calibration table has {self.raw.shape} raw and {self.scores.shape} scores.",
                     "Both must be lists of the same length, 2 or more.",
                 )
             if not np.isfinite(knots).all() or knots[0] != 0 or not (np.diff(knots) > 0).all():
@@ -54,14 +54,14 @@ class Calibration:
 
     @classmethod
     def fit(cls, raw_values_in_brain: np.ndarray, knots: int = 256, source: str = "") -> Calibration:
-        """Learn the table from the raw heat of healthy voxels.
+        """Learn the table from the raw anomaly scores of healthy voxels.
 
         The tail probability of the k-th largest of n values is estimated as ``k / (n + 1)``, its expectation
-        for any continuous distribution. Knots are equally spaced in heat, so that each factor of ten has
-        equally many. Voxels with raw heat 0 count among the healthy but get no knot: 0 stays 0.
+        for any continuous distribution. Knots are equally spaced in anomaly scores, so that each factor of ten has
+        equally many. Voxels with raw anomaly scores 0 count among the healthy but get no knot: 0 stays 0.
 
         Args:
-            raw_values_in_brain: any shape; post-processed heat >= 0 of all brain voxels of healthy slices.
+            raw_values_in_brain: any shape; post-processed scores >= 0 of all brain voxels of healthy slices.
             knots: at most this many knots besides the origin.
             source: what the values came from, kept with the table.
 
@@ -71,35 +71,35 @@ class Calibration:
         values = np.sort(np.asarray(raw_values_in_brain, dtype=np.float64), axis=None)
         if values.size == 0 or not np.isfinite(values).all() or values[0] < 0 or values[-1] <= 0:
             raise InputError(
-                f"Calibration got {values.size} heat values that are not all finite and >= 0, or are all 0.",
-                "Give the raw heat of the brain voxels of healthy slices.",
+                f"Calibration got {values.size} scores that are not all finite and >= 0, or are all 0.",
+                "Give the raw anomaly scores of the brain voxels of healthy slices.",
             )
         positive = values[values > 0]
         rarest = max(1, min(_RAREST, len(positive) // 10))
-        heats = np.linspace(np.log10(values.size / len(positive)), np.log10(values.size / rarest), knots)
-        ranks = np.clip(np.rint(values.size * 10.0**-heats).astype(int), rarest, len(positive))
+        levels = np.linspace(np.log10(values.size / len(positive)), np.log10(values.size / rarest), knots)
+        ranks = np.clip(np.rint(values.size * 10.0**-levels).astype(int), rarest, len(positive))
         raw = np.unique(values[values.size - ranks])
         at_least = values.size - np.searchsorted(values, raw, side="left")
-        heat = -np.log10(at_least / (values.size + 1.0))
-        return cls(np.append(0.0, raw), np.append(0.0, heat), values.size, source)
+        scores = -np.log10(at_least / (values.size + 1.0))
+        return cls(np.append(0.0, raw), np.append(0.0, scores), values.size, source)
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """Raw heat of any shape to float32 ``-log10`` tail probability; 0 stays 0, order is kept."""
+        """Raw anomaly scores of any shape to float32 ``-log10`` tail probability; 0 stays 0, order is kept."""
         values = np.asarray(raw, dtype=np.float64)
-        heat = np.interp(values, self.raw, self.heat)
+        scores = np.interp(values, self.raw, self.scores)
         beyond = np.maximum(values - self.raw[-1], 0.0) * self.tail_slope
-        return np.asarray(heat + beyond, dtype=np.float32)
+        return np.asarray(scores + beyond, dtype=np.float32)
 
     @property
     def tail_slope(self) -> float:
-        """Heat per raw unit beyond the last knot: the mean slope of the last factor of ten before it."""
-        start = int(np.searchsorted(self.heat, self.heat[-1] - _DECADE, side="right")) - 1
-        start = min(max(start, 0), len(self.heat) - 2)
-        return float((self.heat[-1] - self.heat[start]) / (self.raw[-1] - self.raw[start]))
+        """Anomaly scores per raw unit beyond the last knot: the mean slope of the last factor of ten before it."""
+        start = int(np.searchsorted(self.scores, self.scores[-1] - _DECADE, side="right")) - 1
+        start = min(max(start, 0), len(self.scores) - 2)
+        return float((self.scores[-1] - self.scores[start]) / (self.raw[-1] - self.raw[start]))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, for a package's ``calibration``."""
-        knots = {"raw": self.raw.tolist(), "heat": self.heat.tolist()}
+        knots = {"raw": self.raw.tolist(), "heat": self.scores.tolist()}
         return {**knots, "voxels": self.voxels, "source": self.source}
 
     @classmethod
@@ -110,14 +110,14 @@ class Calibration:
             ModelError: when the table is incomplete or not strictly increasing.
         """
         try:
-            raw, heat = (np.asarray(table[key], dtype=np.float64) for key in ("raw", "heat"))
+            raw, scores = (np.asarray(table[key], dtype=np.float64) for key in ("raw", "heat"))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"The calibration table is unreadable: {error}.", "Get the package again.") from error
-        return cls(raw, heat, int(table.get("voxels", 0)), str(table.get("source", "")))
+        return cls(raw, scores, int(table.get("voxels", 0)), str(table.get("source", "")))
 
 
 def threshold_for_false_alarms(
-    heats: Sequence[tuple[np.ndarray, float, float]],
+    levels: Sequence[tuple[np.ndarray, float, float]],
     ml: float = 1.0,
     quantile: float = 0.5,
     min_component_ml: float = 0.05,
@@ -126,13 +126,13 @@ def threshold_for_false_alarms(
     """The lowest threshold at which healthy scans hold no more than the stated volume of false alarms.
 
     Args:
-        heats: for each healthy scan its calibrated heat ``(n, H, W)``, 0 outside the brain; the volume of a
+        anomaly_maps: for each healthy scan its calibrated scores ``(n, H, W)``, 0 outside the brain; the volume of a
             voxel in ml; and the factor from the slices given to a whole scan (2 when half of a scan's slices
             were healthy).
-        ml: allowed volume of ``heat >= threshold`` in a whole scan.
+        ml: allowed volume of ``score >= threshold`` in a whole scan.
         quantile: share of the scans that must stay within it; 0.5 is the median scan.
         min_component_ml: smaller connected components are dropped, as they are from findings.
-        tolerance: how far above the exact threshold, in heat, the answer may be.
+        tolerance: how far above the exact threshold, in anomaly scores, the answer may be.
 
     Returns:
         A threshold above 0 that keeps the allowance, never one that breaks it.
@@ -140,13 +140,15 @@ def threshold_for_false_alarms(
     Raises:
         InputError: for no scans.
     """
-    if not heats:
+    if not levels:
         raise InputError("No healthy scans to set a threshold from.", "Give at least one.")
-    low, high = 0.0, max(float(heat.max(initial=0.0)) for heat, _, _ in heats) + tolerance
+    low, high = 0.0, max(float(scores.max(initial=0.0)) for scores, _, _ in levels) + tolerance
     # Raising the threshold only shrinks and splits components, so the volume never grows and bisection holds.
     while high - low > tolerance:
         middle = 0.5 * (low + high)
-        volumes = [scale * false_alarm_ml(heat, middle, voxel_ml, min_component_ml) for heat, voxel_ml, scale in heats]
+        volumes = [
+            scale * false_alarm_ml(scores, middle, voxel_ml, min_component_ml) for scores, voxel_ml, scale in levels
+        ]
         if np.quantile(volumes, quantile, method="higher") > ml:
             low = middle
         else:
@@ -154,9 +156,9 @@ def threshold_for_false_alarms(
     return high
 
 
-def false_alarm_ml(heat: np.ndarray, threshold: float, voxel_ml: float, min_component_ml: float) -> float:
-    """Volume in ml of ``heat >= threshold`` without components smaller than ``min_component_ml``."""
-    labels = np.empty(heat.shape, dtype=np.int32)
-    ndimage.label(heat >= threshold, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
+def false_alarm_ml(scores: np.ndarray, threshold: float, voxel_ml: float, min_component_ml: float) -> float:
+    """Volume in ml of ``score >= threshold`` without components smaller than ``min_component_ml``."""
+    labels = np.empty(scores.shape, dtype=np.int32)
+    ndimage.label(scores >= threshold, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
     sizes = np.bincount(labels.ravel())[1:] * voxel_ml
     return float(sizes[sizes >= min_component_ml].sum())

@@ -241,7 +241,7 @@ class Detector:
             provenance=provenance,
             warnings=watch.warnings,
             timings=watch.timings,
-            reconstruction=_reconstruction(scan, found.stack, found.run.healed),
+            reconstruction=_reconstruction(scan, found.stack, found.run.reconstruction),
         )
 
     def _raw_map(self, scan: Scan, brain: sitk.Image, watch: _Watch) -> RawMap:
@@ -289,15 +289,17 @@ class Detector:
             raw,
             stack.brain(),
             plan.postprocess,
-            run.misfit,
+            run.reconstruction_error,
             pixel_spacing=stack.grid.spacing,
             slice_spacing=stack.slice_spacing,
         )
-        healed = run.healed
-        if healed is not None:
-            healed = np.stack([scale.inverse(healed[:, channel]) for channel, scale in enumerate(scales)], axis=1)
+        reconstruction = run.reconstruction
+        if reconstruction is not None:
+            reconstruction = np.stack(
+                [scale.inverse(reconstruction[:, channel]) for channel, scale in enumerate(scales)], axis=1
+            )
         watch.leave()
-        return RawMap(stack, raw, run.scores, replace(run, raw=raw, healed=healed), plan)
+        return RawMap(stack, raw, run.scores, replace(run, raw=raw, reconstruction=reconstruction), plan)
 
     def _load(self, device: str) -> Model | None:
         if not self.plan.method.has_network:
@@ -349,20 +351,20 @@ class _Watch:
             self.on_warning(message)
 
 
-def _reconstruction(scan: Scan, stack: SliceStack, healed: np.ndarray | None) -> dict[str, sitk.Image] | None:
+def _reconstruction(scan: Scan, stack: SliceStack, reconstruction: np.ndarray | None) -> dict[str, sitk.Image] | None:
     """Each channel with what the model made of its brain in place of the brain.
 
     Args:
         scan: its channels.
         stack: its slices.
-        healed: ``(len(stack), C, H, W)`` in the channels' own units; None where nothing was kept.
+        reconstruction: ``(len(stack), C, H, W)`` in the channels' own units; None where nothing was kept.
     """
-    if healed is None:
+    if reconstruction is None:
         return None
-    reached = sitk.GetArrayFromImage(stack.to_volume(np.ones_like(healed[:, 0]))) > 0
+    reached = sitk.GetArrayFromImage(stack.to_volume(np.ones_like(reconstruction[:, 0]))) > 0
     images = {}
     for channel, (name, volume) in enumerate(scan.channels.items()):
-        made = sitk.GetArrayFromImage(stack.to_volume(healed[:, channel]))
+        made = sitk.GetArrayFromImage(stack.to_volume(reconstruction[:, channel]))
         values = np.where(reached, made, sitk.GetArrayViewFromImage(volume.image)).astype(np.float32)
         images[name] = sitk.GetImageFromArray(values)
         images[name].CopyInformation(volume.image)

@@ -41,26 +41,27 @@ class SliceRun:
     """What came out, and how it was run.
 
     Attributes:
-        raw: ``(n, H, W)`` float32 heat as the method gives it, before post-processing.
+        raw: ``(n, H, W)`` float32 anomaly scores as the method gives it, before post-processing.
         scores: ``(n,)`` float32 whole-image score of each slice.
-        misfit: how far the brain commonly is from its healthy version, see ``methods.base.misfit``, as the mean over
-            slices weighted by their brain; None for a method without one.
+        reconstruction_error: how far the brain commonly is from its pseudo-healthy reconstruction, see
+            ``methods.base.reconstruction_error``, as the mean over slices weighted by their brain; None for a method
+            without one.
         device: where the last slice ran, ``cpu`` or ``cuda:0``.
         precision: ``float32`` or ``bfloat16``.
         batch_size: of the last batch.
         network_calls: calls of a network that each slice took.
-        healed: ``(n, C, H, W)`` float32 slices as the model would have them, normalised intensity; None unless asked
-            for.
+        reconstruction: ``(n, C, H, W)`` float32 slices as the model would have them, normalised intensity; None unless
+            asked for.
     """
 
     raw: np.ndarray
     scores: np.ndarray
-    misfit: float | None
+    reconstruction_error: float | None
     device: str
     precision: str
     batch_size: int
     network_calls: int
-    healed: np.ndarray | None = None
+    reconstruction: np.ndarray | None = None
 
 
 def slice_seed(seed: int, index: int) -> int:
@@ -229,8 +230,8 @@ def run_slices(
     total = len(stack) * each
     shape = (len(stack), stack.grid.size[1], stack.grid.size[0])
     raw, scores = np.zeros(shape, np.float32), np.zeros(len(stack), np.float32)
-    misfits: list[np.ndarray] = []
-    healed: list[np.ndarray] = []
+    reconstruction_errors: list[np.ndarray] = []
+    reconstruction: list[np.ndarray] = []
     done = 0
     while done < len(stack):
         stop = min(done + held.batch_size, len(stack))
@@ -244,11 +245,11 @@ def run_slices(
         failure = None
         try:
             result = method.run(make_batch(stack, scales, done, stop, seed), held.model, options, progress)
-            raw[done:stop], scores[done:stop] = result.heat.numpy(), result.score.numpy()
-            if result.misfit is not None:
-                misfits.append(result.misfit.numpy())
-            if keep_reconstruction and result.healed is not None:
-                healed.append(result.healed.numpy())
+            raw[done:stop], scores[done:stop] = result.anomaly_map.numpy(), result.score.numpy()
+            if result.reconstruction_error is not None:
+                reconstruction_errors.append(result.reconstruction_error.numpy())
+            if keep_reconstruction and result.reconstruction is not None:
+                reconstruction.append(result.reconstruction.numpy())
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -259,19 +260,19 @@ def run_slices(
             continue
         done = stop
         on_calls(done * each, total)
-    misfit = None
-    if misfits:
+    reconstruction_error = None
+    if reconstruction_errors:
         weight = stack.brain().sum(axis=(1, 2))
-        misfit = float((np.concatenate(misfits) * weight).sum() / max(1, weight.sum()))
+        reconstruction_error = float((np.concatenate(reconstruction_errors) * weight).sum() / max(1, weight.sum()))
     return SliceRun(
         raw,
         scores,
-        misfit,
+        reconstruction_error,
         held.device,
         held.precision,
         held.batch_size,
         calls,
-        np.concatenate(healed) if healed else None,
+        np.concatenate(reconstruction) if reconstruction else None,
     )
 
 
@@ -281,9 +282,9 @@ class RawMap:
 
     Attributes:
         stack: the scan's slices.
-        raw: ``(n, H, W)`` float32 post-processed heat in the method's own units, 0 outside the brain.
+        raw: ``(n, H, W)`` float32 post-processed scores in the method's own units, 0 outside the brain.
         scores: ``(n,)`` whole-image score of each slice.
-        run: where and how it was computed; its raw heat is this one.
+        run: where and how it was computed; its raw anomaly scores are this one.
         plan: what was computed.
     """
 

@@ -94,11 +94,11 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
     if volume.non_finite:
         yield (
             f"{volume.non_finite} voxels are no finite numbers and were set to the scan's minimum; "
-            "heat near them means little."
+            "scores near them mean little."
         )
     other = contrast_of(volume.name, volume.metadata)
     if modality and other and other != modality.upper():
-        yield f"The scan's name or header says {other}, the model knows {modality}; heat may mean nothing."
+        yield f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
     yield from _plane_warnings(volume.image)
 
 
@@ -132,7 +132,7 @@ def _plane_warnings(image: sitk.Image) -> Iterator[str]:
     direction = np.array(image.GetDirection()).reshape(3, 3)
     slice_axis = orientation.axes[0]
     if image.GetSize()[slice_axis] == 1 and np.argmax(np.abs(direction[:, slice_axis])) != 2:
-        yield "The scan is a single slice that is not axial; models know axial slices, so heat may mean little."
+        yield "The scan is a single slice that is not axial; models know axial slices, so scores may mean little."
         return
     slice_mm, row_mm, column_mm = orientation.spacing(image)
     for name, spacing in (("coronal", row_mm), ("sagittal", column_mm)):
@@ -149,7 +149,7 @@ def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[s
         yield f"All brain voxels have the value {values_in_brain.flat[0]:g}; there is nothing to find in such a scan."
     if stack.coverage < 0.99:
         yield (
-            f"Only {stack.coverage:.0%} of the brain mask gets heat; the rest lies outside the model's field of view "
+            f"Only {stack.coverage:.0%} of the brain mask gets scores; the rest lies outside the model's field of view "
             "or in pieces too small for its pixels. Is the voxel spacing right, and is "
             "the mask free of holes and specks?"
         )
@@ -208,7 +208,7 @@ def mask_warnings(image: sitk.Image, brain: sitk.Image) -> Iterator[str]:
         folded = next((name for name, _ in cuts if _tissue_opposite(name, image, inside, spacing)), None)
         yield (
             f"The scan's field of view cuts the brain mask {places}; {ml:.0f} ml are in view. Brain beyond is not "
-            "looked at, and heat at the cut is less certain. "
+            "looked at, and the anomaly score at the cut is less certain. "
             + (
                 f"The border opposite the {folded} has tissue too: the field of view is narrower than the head, or the "
                 "image is folded over. "
@@ -219,7 +219,7 @@ def mask_warnings(image: sitk.Image, brain: sitk.Image) -> Iterator[str]:
         )
     elif ml < LEAST_BRAIN_ML:
         yield (
-            f"The brain mask holds only {holds}. What the mask leaves out gets no heat, so findings there are missed. "
+            f"The brain mask holds only {holds}. What the mask leaves out gets no score, so findings there are missed. "
             f"{LOOK_AT_THE_MASK}"
         )
     if ml > MOST_BRAIN_ML:

@@ -39,7 +39,7 @@ class Options:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
         precision: ``auto``, ``float32`` or ``bfloat16``.
         seed: of all randomness.
-        threshold: heat from which a voxel is in the mask; None takes the package's.
+        threshold: the anomaly score from which a voxel is in the mask; None takes the package's.
         min_volume_ml: smaller findings are dropped.
         batch_size: slices at once; None chooses by the device. Never changes a result.
         slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
@@ -68,7 +68,7 @@ class Options:
         if self.precision not in PRECISIONS:
             raise InputError(f"Unknown precision {self.precision!r}.", f"Use {', '.join(PRECISIONS)}.")
         if self.threshold is not None:
-            _check_number("threshold", self.threshold, lambda value: value > 0, "a heat above 0")
+            _check_number("threshold", self.threshold, lambda value: value > 0, "an anomaly score above 0")
         if self.batch_size is not None:
             _check_number("batch_size", self.batch_size, lambda value: value >= 1, "at least 1", whole=True)
         if self.slice_spacing is not None:
@@ -92,7 +92,7 @@ class Plan:
         method: what runs.
         method_options: its options: defaults, overlaid by the package's, overlaid by the user's.
         bundle: the model package; the baseline's holds no network.
-        postprocess: filters of raw heat.
+        postprocess: filters of raw anomaly scores.
     """
 
     asked: Options
@@ -116,7 +116,7 @@ class Plan:
 
     @property
     def calibration(self) -> Calibration:
-        """Post-processed raw heat to ``-log10`` of its healthy tail probability.
+        """Post-processed raw anomaly scores to ``-log10`` of its healthy tail probability.
 
         Raises:
             ModelError: when the package has not been calibrated.
@@ -127,7 +127,7 @@ class Plan:
 
     @property
     def calibration_source(self) -> str:
-        """What healthy data the heat refers to."""
+        """What healthy data the anomaly map refers to."""
         return str(self._calibrated("calibration").get("source") or "healthy validation scans")
 
     @property

@@ -1,6 +1,6 @@
-"""What happens to raw heat between a method and its calibration, the same at calibration time and in use.
+"""What happens to raw anomaly scores between a method and its calibration, the same at calibration time and in use.
 
-Single hot pixels are noise, lesions are not: a median filter in the slice removes the first and keeps the
+Single high pixels are noise, lesions are not: a median filter in the slice removes the first and keeps the
 second (the usual post-processing of brain anomaly benchmarks, Baur et al. 2021). How large a lesion is does not depend
 on the scan's grid, so filters are best stated in mm; and slices may lie 8 mm apart, where a filter counted in slices
 smears a finding over 2 cm. Torch-free.
@@ -18,26 +18,26 @@ from ..errors import InputError
 from ..models.filters import PostprocessSettings
 
 # Normalised intensity; an image without any texture, which a model may restore perfectly, must not become hot.
-LEAST_MISFIT = 1e-3
+LEAST_ERROR = 1e-3
 
 
 def postprocess(
     raw: np.ndarray,
     brain: np.ndarray,
     settings: PostprocessSettings | Mapping[str, Any] | None = None,
-    misfit: float | None = None,
+    reconstruction_error: float | None = None,
     *,
     pixel_spacing: float,
     slice_spacing: float,
 ) -> np.ndarray:
-    """Filter raw heat.
+    """Filter raw anomaly scores.
 
     Args:
-        raw: ``(n, H, W)`` heat of a volume's slices in order, >= 0.
+        raw: ``(n, H, W)`` anomaly scores of a volume's slices in order, >= 0.
         brain: ``(n, H, W)`` bool.
         settings: what to apply; None for the defaults.
-        misfit: how far the scan's brain commonly is from its healthy version, in the units of ``raw``; None for a
-            method without a healthy version, whose heat is left as it is.
+        reconstruction_error: how far the scan's brain commonly is from its pseudo-healthy reconstruction, in the units
+            of ``raw``; None for a method without a pseudo-healthy reconstruction, whose scores are left as it is.
         pixel_spacing: pixel edge in mm, the same along both axes.
         slice_spacing: distance between slices in mm.
 
@@ -47,26 +47,26 @@ def postprocess(
     if not isinstance(settings, PostprocessSettings):
         settings = PostprocessSettings.from_dict(settings or {})
     if raw.shape != brain.shape or raw.ndim != 3:
-        raise InputError(f"Heat has shape {raw.shape} and brain {brain.shape}.", "Both must be (n, H, W).")
+        raise InputError(f"Anomaly scores have shape {raw.shape} and brain {brain.shape}.", "Both must be (n, H, W).")
     brain = brain.astype(bool)
     filters = settings.on_grid(pixel_spacing, slice_spacing)
-    heat = np.where(brain, raw, 0).astype(np.float32)
+    anomaly_map = np.where(brain, raw, 0).astype(np.float32)
     if filters.median_pixels > 1:
         size = (1, filters.median_pixels, filters.median_pixels)
-        heat = ndimage.median_filter(heat, size=size, mode="constant")
+        anomaly_map = ndimage.median_filter(anomaly_map, size=size, mode="constant")
     if filters.slice_sigma > 0:
-        heat = _smooth_through_slices(np.where(brain, heat, 0), brain, filters.slice_sigma)
+        anomaly_map = _smooth_through_slices(np.where(brain, anomaly_map, 0), brain, filters.slice_sigma)
     if filters.rim_pixels > 0:
         brain = _without_rim(brain, filters.rim_pixels)
-    if settings.relative > 0 and misfit is not None:
-        heat = heat / max(misfit, LEAST_MISFIT) ** settings.relative
-    return np.where(brain, heat, 0).astype(np.float32)
+    if settings.relative > 0 and reconstruction_error is not None:
+        anomaly_map = anomaly_map / max(reconstruction_error, LEAST_ERROR) ** settings.relative
+    return np.where(brain, anomaly_map, 0).astype(np.float32)
 
 
-def _smooth_through_slices(heat: np.ndarray, brain: np.ndarray, sigma: float) -> np.ndarray:
+def _smooth_through_slices(anomaly_map: np.ndarray, brain: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian along the first axis over brain voxels only: the background does not dim the brain's ends."""
     weight = ndimage.gaussian_filter1d(brain.astype(np.float32), sigma, axis=0, mode="constant")
-    smoothed = ndimage.gaussian_filter1d(heat, sigma, axis=0, mode="constant")
+    smoothed = ndimage.gaussian_filter1d(anomaly_map, sigma, axis=0, mode="constant")
     return np.where(brain, smoothed / np.maximum(weight, 1e-6), 0)
 
 

@@ -1,8 +1,8 @@
 """Methods against reference masks: everything that goes into the table of an honest evaluation.
 
 Each scan's brain is found once and given to every method; each method runs through a ``Detector`` as a user's
-scan does; and the intensity baseline always runs beside, as good as it is known to be. What is judged is the heat on
-the scan's own grid. What the columns mean is said in ``evaluation_table``.
+scan does; and the intensity baseline always runs beside, as good as it is known to be. What is judged is the anomaly
+map on the scan's own grid. What the columns mean is said in ``evaluation_table``.
 
     pairs = find_pairs("lgg-flair/test")
     table = run(pairs, [RunSpec("unsupervised"), RunSpec("guided")], Path("evaluation"))
@@ -29,7 +29,7 @@ from ..errors import InputError
 from ..io.files import Writer, file_stem, prepare_folder
 from ..io.orientation import Orientation
 from ..io.typed_json import checked
-from ..io.volume import Volume, read_heat, read_mask, read_volume, write_like
+from ..io.volume import Volume, read_anomaly_map, read_mask, read_volume, write_like
 from ..results.result import Progress, Result
 from . import metrics, montage
 from .dataset import HealthyScan, Pair
@@ -41,8 +41,8 @@ BASELINE = "intensity"
 # A slice counts as tumour-free when it is at least this many slices, and this far, from any with tumour.
 FREE_SLICES = 3
 FREE_MM = 15.0
-# A slice's score is the mean heat of this share of its hottest brain voxels.
-HOTTEST = 0.01
+# A slice's score is the mean score of this share of its highest-scoring brain voxels.
+HIGHEST = 0.01
 # Thresholds tried for the best common Dice, and kept per patient for the interval of pooled average
 # precision.
 DICE_THRESHOLDS = 64
@@ -86,7 +86,8 @@ def run(
         output: folder for the table (``evaluation.csv``, ``.json``, ``.md``, one row a patient in
             ``evaluation_patients.csv`` and one a healthy scan in ``evaluation_healthy.csv``), the calibration's
             reliability (``reliability.md``, ``.json``, ``.png``), a picture of each run's best, median and worst
-            patient (``montage-<run>.png``), the brain masks and the heat maps; those of healthy scans lie in a folder
+            patient (``montage-<run>.png``), the brain masks and the anomaly maps; those of healthy scans lie in a
+            folder
             ``healthy``.
         device, seed: as for a detection.
         progress: is told how far it is; may raise ``Cancelled``.
@@ -186,35 +187,37 @@ def plan_runs(
     return plans
 
 
-def sweep(cases: Sequence[Case], heats: Iterator[tuple[Path, Truth]], threshold: float, min_volume_ml: float) -> Sweep:
-    """All patients' curves at common thresholds: a second pass over the heat maps, one in memory at a time.
+def sweep(
+    cases: Sequence[Case], anomaly_maps: Iterator[tuple[Path, Truth]], threshold: float, min_volume_ml: float
+) -> Sweep:
+    """All patients' curves at common thresholds: a second pass over the anomaly maps, one in memory at a time.
 
     Pooled average precision is exact (see ``metrics``). The best common Dice is the best of
-    ``DICE_THRESHOLDS`` thresholds, equally spaced by rank among the heats of all lesion voxels, and the
+    ``DICE_THRESHOLDS`` thresholds, equally spaced by rank among the scores of all lesion voxels, and the
     stored one; each is judged after small components are dropped, as in use. Between two of them recall
     changes by less than 1/63.
 
     Args:
         cases: of one run.
-        heats: heat file and truth of each case, in the same order.
+        anomaly_maps: anomaly map file and truth of each case, in the same order.
         threshold: the stored one.
         min_volume_ml: smaller components are dropped.
     """
-    values, counts = metrics.distinct(np.concatenate([case.lesion_heat for case in cases]))
+    values, counts = metrics.distinct(np.concatenate([case.lesion_scores for case in cases]))
     missed = np.array([case.outside_brain_voxels for case in cases])
     negatives = np.zeros(len(values), np.int64)
     points = metrics.thin(values, CURVE_POINTS)
     thresholds = np.union1d(metrics.thin(values[values > 0], DICE_THRESHOLDS), [threshold])
     true_positives, false_positives, dices = [], [], []
-    for case, (path, truth) in zip(cases, heats, strict=True):
-        heat = truth.view(read_heat(path).image)
-        others = heat[truth.brain & ~truth.reference]
+    for case, (path, truth) in zip(cases, anomaly_maps, strict=True):
+        anomaly_map = truth.view(read_anomaly_map(path).image)
+        others = anomaly_map[truth.brain & ~truth.reference]
         negatives += metrics.at_least(others, values)
-        true_positives.append(metrics.at_least(case.lesion_heat, points))
+        true_positives.append(metrics.at_least(case.lesion_scores, points))
         false_positives.append(metrics.at_least(others, points))
-        # Heat is 0 outside the brain, so components are looked for in its bounding box alone.
+        # The anomaly score is 0 outside the brain, so components are looked for in its bounding box alone.
         box = ndimage.find_objects((truth.brain | truth.reference).astype(np.uint8))[0]
-        masks = (metrics.without_small(heat[box] >= t, truth.voxel_ml, min_volume_ml) for t in thresholds)
+        masks = (metrics.without_small(anomaly_map[box] >= t, truth.voxel_ml, min_volume_ml) for t in thresholds)
         dices.append([metrics.dice(mask, truth.reference[box]) for mask in masks])
     return Sweep(
         average_precision=metrics.average_precision_of_counts(counts, negatives, int(missed.sum())),
@@ -300,9 +303,12 @@ def _count(name: str, volume: Volume, result: Result, seconds: float) -> Healthy
 
 
 def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_given: bool) -> Case:
-    heat, predicted = truth.view(result.anomaly_map), truth.view(result.mask) != 0
+    anomaly_map, predicted = truth.view(result.anomaly_map), truth.view(result.mask) != 0
     outside = int(np.count_nonzero(truth.reference & ~truth.brain))
-    lesion_heat, other_heat = heat[truth.reference & truth.brain], heat[truth.brain & ~truth.reference]
+    lesion_scores, other_scores = (
+        anomaly_map[truth.reference & truth.brain],
+        anomaly_map[truth.brain & ~truth.reference],
+    )
     judged = [
         *np.flatnonzero(truth.tumour_slices & truth.brain.any(axis=(1, 2))),
         *np.flatnonzero(truth.free_slices),
@@ -313,18 +319,18 @@ def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_give
         outside_brain_ml=float(outside * truth.voxel_ml),
         predicted_ml=float(predicted.sum() * truth.voxel_ml),
         dice=metrics.dice(predicted, truth.reference),
-        average_precision=metrics.average_precision(lesion_heat, other_heat, outside),
-        average_precision_in_brain=metrics.average_precision(lesion_heat, other_heat),
+        average_precision=metrics.average_precision(lesion_scores, other_scores, outside),
+        average_precision_in_brain=metrics.average_precision(lesion_scores, other_scores),
         outside_brain_voxels=outside,
         lesions=metrics.match_lesions(predicted, truth.reference, truth.voxel_ml),
-        free=FreeSlices.of(name, heat, predicted, truth.brain, truth.free_slices, truth.voxel_ml),
+        free=FreeSlices.of(name, anomaly_map, predicted, truth.brain, truth.free_slices, truth.voxel_ml),
         score=result.score,
         score_warning=result.score_warning is not None,
         seconds=seconds,
         brain_given=brain_given,
         input_sha256=str(result.provenance["input"]["sha256"]),
-        lesion_heat=np.sort(lesion_heat),
-        slice_scores=np.array([metrics.hottest_mean(heat[k][truth.brain[k]], HOTTEST) for k in judged]),
+        lesion_scores=np.sort(lesion_scores),
+        slice_scores=np.array([metrics.highest_mean(anomaly_map[k][truth.brain[k]], HIGHEST) for k in judged]),
         slice_has_lesion=truth.tumour_slices[judged],
     )
 

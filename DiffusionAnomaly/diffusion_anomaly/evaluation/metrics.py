@@ -1,8 +1,8 @@
 """The numbers of an evaluation: pure functions on arrays, each with a definition that fits on a line.
 
-Average precision is exact, without a histogram of heat and without holding all patients' voxels at once: its
-sum runs over the distinct heats of lesion voxels, which are few, and of all other voxels only how many are at
-least that hot has to be known. Those counts add up over patients. Torch-free.
+Average precision is exact, without a histogram of the anomaly map and without holding all patients' voxels at once: its
+sum runs over the distinct scores of lesion voxels, which are few, and of all other voxels only how many are at
+least that high has to be known. Those counts add up over patients. Torch-free.
 """
 
 from __future__ import annotations
@@ -145,10 +145,10 @@ def slice_distance(flags: np.ndarray) -> np.ndarray:
     return np.abs(np.arange(flags.size)[:, None] - flagged).min(axis=1).astype(np.float64)
 
 
-def hottest_mean(heat: np.ndarray, share: float) -> float:
-    """Mean of the hottest ``share`` of values (at least one): a slice's score that no single voxel makes."""
-    count = max(1, round(share * heat.size))
-    return float(np.partition(heat, heat.size - count)[heat.size - count :].mean())
+def highest_mean(anomaly_map: np.ndarray, share: float) -> float:
+    """Mean of the highest-scoring ``share`` of values (at least one): a slice's score that no single voxel makes."""
+    count = max(1, round(share * anomaly_map.size))
+    return float(np.partition(anomaly_map, anomaly_map.size - count)[anomaly_map.size - count :].mean())
 
 
 def resamples(patients: int, count: int, seed: int) -> np.ndarray:

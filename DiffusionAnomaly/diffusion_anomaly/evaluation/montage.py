@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..io.files import Writer
-from ..io.volume import read_heat, read_mask, read_volume
+from ..io.volume import read_anomaly_map, read_mask, read_volume
 from ..results.findings import segment
-from ..results.painting import paint_heat, paint_mask, paint_outline, paint_scale, paint_scan
+from ..results.painting import paint_map, paint_mask, paint_outline, paint_scale, paint_scan
 from ..results.rendering import SliceView
 from .statistics import Case
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = ("scan", "heat, predicted outline", "predicted mask", "reference outline")
+COLUMNS = ("scan", "anomaly map, predicted outline", "predicted mask", "reference outline")
 PANEL = 2.3  # inches
 HEADER, ROW_TITLE, FOOTER = 0.32, 0.3, 0.55
 
@@ -34,10 +34,10 @@ class Pick:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a patient's scan, heat, brain mask and reference mask lie."""
+    """Where a patient's scan, anomaly scores, brain mask and reference mask lie."""
 
     scan: Path
-    heat: Path
+    anomaly_map: Path
     brain: Path
     reference: Path
 
@@ -51,7 +51,7 @@ def writer(
         run: as file names call it.
         cases: of the run.
         files: by patient.
-        threshold: heat from which a voxel is in the mask.
+        threshold: the anomaly score from which a voxel is in the mask.
         min_volume_ml: smaller findings are dropped.
     """
     picks = choose_patients(cases)
@@ -98,7 +98,7 @@ def draw_montage(
     width = PANEL * len(COLUMNS)
     height = HEADER + len(picks) * (ROW_TITLE + PANEL) + FOOTER
     figure = Figure(figsize=(width, height), dpi=150)
-    top = max(1.5 * threshold, *(float(pick.case.lesion_heat.max(initial=0.0)) for pick in picks))
+    top = max(1.5 * threshold, *(float(pick.case.lesion_scores.max(initial=0.0)) for pick in picks))
     for column, title in enumerate(COLUMNS):
         figure.text((column + 0.5) / len(COLUMNS), 1 - 0.7 * HEADER / height, title, ha="center", fontsize=9)
     for row, pick in enumerate(picks):
@@ -122,17 +122,17 @@ def draw_montage(
 
 def _paint_row(panels: Sequence[Axes], files: Files, threshold: float, min_volume_ml: float, top: float) -> int:
     """Draw one patient; returns the slice's number in the scan's own order."""
-    volume, heat_image = read_volume(files.scan), read_heat(files.heat).image
+    volume, map_image = read_volume(files.scan), read_anomaly_map(files.anomaly_map).image
     brain, true_mask = read_mask(files.brain, volume), read_mask(files.reference, volume)
-    mask, _, _ = segment(heat_image, threshold, min_volume_ml, brain)
-    predicted = SliceView(volume.image, heat_image, mask, brain)
-    reference = SliceView(volume.image, heat_image, true_mask, brain)
+    mask, _, _ = segment(map_image, threshold, min_volume_ml, brain)
+    predicted = SliceView(volume.image, map_image, mask, brain)
+    reference = SliceView(volume.image, map_image, true_mask, brain)
     k = int(np.argmax(reference.marked_ml()))
     for panel in panels:
         paint_scan(panel, predicted, k)
-    _, heat, marked, outlined = panels
-    paint_heat(heat, predicted, k, threshold, top)
-    paint_outline(heat, predicted, k)
+    _, anomaly_map, marked, outlined = panels
+    paint_map(anomaly_map, predicted, k, threshold, top)
+    paint_outline(anomaly_map, predicted, k)
     paint_mask(marked, predicted, k)
     paint_outline(outlined, reference, k)
     for panel in panels:

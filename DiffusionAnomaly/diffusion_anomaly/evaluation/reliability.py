@@ -1,8 +1,8 @@
-"""Whether heat keeps its promise on scans it was not calibrated on.
+"""Whether anomaly scores are as frequent as expected on scans it was not calibrated on.
 
-Heat is ``-log10`` of a share: of healthy voxels, one in ``10 ** heat`` should be at least that hot. And the stored
-threshold should mark no more than a stated volume of a healthy scan. Both can be counted on slices that are far from
-any tumour, and both are counted here from what an evaluation has in memory anyway. Torch-free.
+The anomaly score is ``-log10`` of a share: of healthy voxels, one in ``10 ** anomaly scores`` should be at least that
+high. And the stored threshold should mark no more than a stated volume of a healthy scan. Both can be counted on slices
+that are far from any tumour, and both are counted here from what an evaluation has in memory anyway. Torch-free.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..io.files import Writer
 from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
 
-# Heats of the curve, exact in binary, and those of them that the table shows.
+# Scores of the curve, exact in binary, and those of them that the table shows.
 HEATS = np.arange(0.5, 4.0625, 0.125)
 SHOWN = (1.0, 2.0, 3.0)
-# A rate counts as kept within this factor of what was promised, either way.
+# A rate counts as kept within this factor of what was expected, either way.
 FACTOR = 2.0
 # The volume that a package's threshold may mark in a healthy scan, and the share of scans that must keep to it: what
 # ``calibration.threshold_for_false_alarms`` sets thresholds by.
@@ -48,14 +48,14 @@ class FreeSlices:
     slices: int
     brain_ml: float
     scan_ml: float
-    hot_ml: np.ndarray = field(repr=False)
+    marked_ml: np.ndarray = field(repr=False)
     false_alarm_ml: float
 
     @classmethod
     def of(
         cls,
         patient: str,
-        heat: np.ndarray,
+        anomaly_map: np.ndarray,
         predicted: np.ndarray,
         brain: np.ndarray,
         free: np.ndarray,
@@ -65,18 +65,18 @@ class FreeSlices:
 
         Args:
             patient: the name.
-            heat: ``(slices, rows, columns)`` calibrated.
+            anomaly_map: ``(slices, rows, columns)`` calibrated.
             predicted, brain: bool, same shape.
             free: ``(slices,)`` bool, which are tumour-free.
             voxel_ml: a voxel's volume.
         """
-        hot = metrics.at_least(heat[free][brain[free]], HEATS)
+        marked = metrics.at_least(anomaly_map[free][brain[free]], HEATS)
         return cls(
             patient,
             int(free.sum()),
             float(brain[free].sum() * voxel_ml),
             float(brain.sum() * voxel_ml),
-            hot * voxel_ml,
+            marked * voxel_ml,
             float(predicted[free].sum() * voxel_ml),
         )
 
@@ -88,10 +88,10 @@ class FreeSlices:
 
 @dataclass(frozen=True)
 class Reliability:
-    """What was promised and what was counted.
+    """What was expected and what was counted.
 
     Attributes:
-        curve: one a run and heat: the rate over all patients, its interval, and its ratio to the promise.
+        curve: one a run and anomaly scores: the rate over all patients, its interval, and its ratio to the promise.
         alarms: one a run: false alarms at the stored threshold.
         patients: one a run and patient with tumour-free slices.
         about: how it was counted.
@@ -131,7 +131,7 @@ class Reliability:
     def markdown(self) -> str:
         """Both tables and what they mean."""
         lines = markdown_table(
-            ["method", "heat", "promised", "measured", "measured / promised", f"patients within × {FACTOR:g}"],
+            ["method", "heat", "promised", "measured", "measured / expected", f"patients within × {FACTOR:g}"],
             [
                 [
                     row["run"],
@@ -178,28 +178,28 @@ class Reliability:
         )
 
     def draw(self, path: Path) -> None:
-        """The curve as a PNG file: promised against measured rate, one line a run, the band of the factor shaded."""
+        """The curve as a PNG file: expected against measured rate, one line a run, the band of the factor shaded."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5.6, 5.0), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        promised = 10.0**-HEATS
+        expected = 10.0**-HEATS
         axes.fill_between(
-            promised, promised / FACTOR, promised * FACTOR, color="#e2e8f0", label=f"within a factor of {FACTOR:g}"
+            expected, expected / FACTOR, expected * FACTOR, color="#e2e8f0", label=f"within a factor of {FACTOR:g}"
         )
-        axes.plot(promised, promised, color="#64748b", linewidth=1, linestyle="--", label="as promised")
+        axes.plot(expected, expected, color="#64748b", linewidth=1, linestyle="--", label="as expected")
         for run in dict.fromkeys(row["run"] for row in self.curve):
             rows = [row for row in self.curve if row["run"] == run]
             measured, low, high = (np.array([row[f"measured{end}"] for row in rows]) for end in ("", "_low", "_high"))
             # A logarithmic axis has no place for 0: a rate of 0 leaves a gap, an interval from 0 begins far below.
-            (line,) = axes.plot(promised, np.where(measured > 0, measured, math.nan), marker=".", label=run)
-            low = np.maximum(low, 0.01 * promised[-1])
-            axes.fill_between(promised, low, np.maximum(high, low), color=line.get_color(), alpha=0.15, linewidth=0)
+            (line,) = axes.plot(expected, np.where(measured > 0, measured, math.nan), marker=".", label=run)
+            low = np.maximum(low, 0.01 * expected[-1])
+            axes.fill_between(expected, low, np.maximum(high, low), color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.invert_xaxis()
-        axes.set_ylim(0.1 * promised[-1], 1.0)
-        axes.set_xlabel("promised share of healthy brain, 10$^{-heat}$")
+        axes.set_ylim(0.1 * expected[-1], 1.0)
+        axes.set_xlabel("expected share of healthy brain, 10$^{-score}$")
         axes.set_ylabel("measured share of brain on tumour-free slices")
         axes.grid(which="major", color="#f1f5f9")
         axes.set_axisbelow(True)
@@ -216,9 +216,10 @@ class Reliability:
 
 
 DEFINITIONS = {
-    "promised": "10 to the power of minus heat: the share of healthy brain that is at least so hot if heat is right",
-    "measured": "the share of brain on tumour-free slices that is, over all patients' such slices together; heat "
-    "is taken on the scan's own grid, after the way back from the model's",
+    "promised": "10 to the power of minus the score: the share of healthy brain that scores at least as high if calibration "
+    "holds",
+    "measured": "the share of brain on tumour-free slices that is, over all patients' such slices together; the "
+    "anomaly map is taken on the scan's own grid, after the way back from the model's",
     "patients": "those with tumour-free slices: slices with brain at least 3 slices and at least 15 mm away from any "
     "slice with a reference voxel",
     "ml on tumour-free slices": "volume of the mask at the stored threshold on them, median over patients",
@@ -228,14 +229,14 @@ DEFINITIONS = {
 
 
 def _rate_row(run: str, parts: Sequence[FreeSlices], place: int, draws: np.ndarray) -> dict[str, Any]:
-    heat = float(HEATS[place])
-    promised = 10.0**-heat
-    hot = np.array([part.hot_ml[place] for part in parts])
+    anomaly_map = float(HEATS[place])
+    expected = 10.0**-anomaly_map
+    marked = np.array([part.marked_ml[place] for part in parts])
     brain = np.array([part.brain_ml for part in parts])
-    row: dict[str, Any] = {"run": run, "heat": heat, "promised": promised}
-    row |= _with_ends("measured", lambda chosen: float(hot[chosen].sum() / brain[chosen].sum()), len(parts), draws)
-    row |= {key.replace("measured", "ratio"): row[key] / promised for key in list(row) if key.startswith("measured")}
-    ratios = hot / brain / promised
+    row: dict[str, Any] = {"run": run, "heat": anomaly_map, "promised": expected}
+    row |= _with_ends("measured", lambda chosen: float(marked[chosen].sum() / brain[chosen].sum()), len(parts), draws)
+    row |= {key.replace("measured", "ratio"): row[key] / expected for key in list(row) if key.startswith("measured")}
+    ratios = marked / brain / expected
     row["patients"] = len(parts)
     row["patients_within"] = int(((ratios >= 1 / FACTOR) & (ratios <= FACTOR)).sum())
     return row
@@ -253,7 +254,10 @@ def _alarm_row(run: str, parts: Sequence[FreeSlices], threshold: float, draws: n
 
 
 def _patient_row(run: str, part: FreeSlices) -> dict[str, Any]:
-    rates = {f"rate_at_{heat:g}": float(part.hot_ml[heat == HEATS][0] / part.brain_ml) for heat in SHOWN}
+    rates = {
+        f"rate_at_{anomaly_map:g}": float(part.marked_ml[anomaly_map == HEATS][0] / part.brain_ml)
+        for anomaly_map in SHOWN
+    }
     return {
         "run": run,
         "patient": part.patient,

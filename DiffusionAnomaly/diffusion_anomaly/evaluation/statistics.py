@@ -47,7 +47,7 @@ class Case:
         seconds: from the scan in memory to findings, finding the brain included.
         brain_given: whether the brain mask came with the scan.
         input_sha256: of the scan's file.
-        lesion_heat: ascending heat of the reference's voxels in the brain.
+        lesion_heat: ascending anomaly scores of the reference's voxels in the brain.
         slice_scores, slice_has_lesion: of the slices with tumour, and of the tumour-free ones.
     """
 
@@ -66,7 +66,7 @@ class Case:
     seconds: float
     brain_given: bool
     input_sha256: str
-    lesion_heat: np.ndarray = field(repr=False)
+    lesion_scores: np.ndarray = field(repr=False)
     slice_scores: np.ndarray = field(repr=False)
     slice_has_lesion: np.ndarray = field(repr=False)
 
@@ -104,7 +104,7 @@ class Sweep:
     Attributes:
         average_precision, average_precision_in_brain: pooled, exact; the first with ``missed``, the second without.
         missed: ``(patients,)`` reference voxels outside the brain.
-        true_positives, false_positives: ``(patients, points)`` brain voxels at or above ascending heats.
+        true_positives, false_positives: ``(patients, points)`` brain voxels at or above ascending scores.
         thresholds: ``(T,)`` tried for the best common Dice.
         dice: ``(patients, T)``.
     """

@@ -166,15 +166,15 @@ def _about(runs: Sequence[RunResult], seed: int, resamples: int) -> dict[str, An
 
 
 DEFINITIONS = {
-    "brain voxels": "heat is judged inside the brain mask, the same mask for all methods; reference voxels outside of "
-    "it count as missed in Dice, in lesion recall and in average precision, where no threshold reaches them; "
+    "brain voxels": "scores are judged inside the brain mask, the same mask for all methods; reference voxels outside of it "
+    "count as missed in Dice, in lesion recall and in average precision, where no threshold reaches them; "
     "evaluation.json has average precision inside the mask alone as average_precision_in_brain",
     "beats intensity": "not shown where the interval of AP − intensity holds 0, or with fewer than 6 patients",
     "tumour-free slices": "slices with brain at least 3 slices and at least 15 mm away from any slice with a reference "
     "voxel; slices in between are in neither class",
-    "slice score": "mean heat of the hottest 1 % of a slice's brain voxels",
+    "slice score": "mean score of the highest-scoring 1 % of a slice's brain voxels",
     "components": "voxels that share a face, an edge or a corner; predicted ones below the minimum volume are dropped",
-    "best Dice": "at the best of 64 thresholds, equally spaced by rank among the heats of all lesion voxels, and the "
+    "best Dice": "at the best of 64 thresholds, equally spaced by rank among the scores of all lesion voxels, and the "
     "stored one, each after small components are dropped",
 }
 

@@ -89,10 +89,10 @@ def check_whole(path: Path, copy: Path | None = None) -> bool:
             if compressed:
                 with gzip.GzipFile(fileobj=raw) as file:
                     header = file.read(_HEADER_BYTES)
-                    expected = _promised_bytes(header)
+                    expected = _expected_bytes(header)
                     found = _inflate(file, header, expected, copy) if expected else 0
             else:
-                expected = _promised_bytes(raw.read(_HEADER_BYTES))
+                expected = _expected_bytes(raw.read(_HEADER_BYTES))
                 found = os.fstat(raw.fileno()).st_size
         except EOFError as error:
             raise InputError(f"{path} is cut short.", "Copy or download it again.") from error
@@ -111,7 +111,7 @@ def check_whole(path: Path, copy: Path | None = None) -> bool:
     return compressed and copy is not None
 
 
-def _promised_bytes(header: bytes) -> int:
+def _expected_bytes(header: bytes) -> int:
     """The length of an uncompressed NIfTI file by its first 544 bytes; 0 when it is none."""
     for order in "<>":
         if header[:4] == struct.pack(order + "i", 348) and len(header) >= 348:

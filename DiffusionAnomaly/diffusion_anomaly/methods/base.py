@@ -1,4 +1,4 @@
-"""What a method is: slices in, heat out; and the noise, ranges and residual that the methods share.
+"""What a method is: slices in, anomaly scores out; and the noise, ranges and residual that the methods share.
 
 Kept apart from the registry in ``__init__`` so that a method's file imports from here and never from its
 siblings.
@@ -72,25 +72,26 @@ class SliceResult:
     """What a method found.
 
     Attributes:
-        heat: ``(N, H, W)`` float32 on the CPU, raw units, >= 0, exactly 0 outside the brain.
+        anomaly_map: ``(N, H, W)`` float32 on the CPU, raw units, >= 0, exactly 0 outside the brain.
         score: ``(N,)`` float32 on the CPU, one number a slice; see ``Method.score_title``.
-        misfit: ``(N,)`` float32 on the CPU, how far the slice's brain commonly is from its healthy version, see
-            ``misfit``; None for a method without one.
-        healed: ``(N, C, H, W)`` float32 on the CPU, the slice as the model would have it, normalised intensity, 0
-            outside the brain; None for a method without one.
+        reconstruction_error: ``(N,)`` float32 on the CPU, how far the slice's brain commonly is from its pseudo-healthy
+            reconstruction, see
+            ``reconstruction_error``; None for a method without one.
+        reconstruction: ``(N, C, H, W)`` float32 on the CPU, the slice as the model would have it, normalised intensity,
+            0 outside the brain; None for a method without one.
     """
 
-    heat: Tensor
+    anomaly_map: Tensor
     score: Tensor
-    misfit: Tensor | None = None
-    healed: Tensor | None = None
+    reconstruction_error: Tensor | None = None
+    reconstruction: Tensor | None = None
 
 
 class Method(Protocol):
     """Slices in, anomaly scores out. What else is known of a method stands in ``registry``."""
 
     def run(self, batch: SliceBatch, model: Model | None, options: Any, progress: ProgressCallback) -> SliceResult:
-        """Heat and score of a batch; what ``progress`` is given adds up to ``network_calls(options)``."""
+        """Anomaly scores and score of a batch; what ``progress`` is given adds up to ``network_calls(options)``."""
         ...
 
     def network_calls(self, options: Any) -> int:
@@ -155,7 +156,8 @@ def levels_of(t: int, like: Tensor) -> Tensor:
 
 
 def residual(images: Tensor, healthy: Tensor, side: str, floor: float = 0.0) -> Tensor:
-    """How far the scan is from its healthy version, ``(N, C, H, W)`` to ``(N, H, W)``: summed over channels.
+    """How far the scan is from its pseudo-healthy reconstruction, ``(N, C, H, W)`` to ``(N, H, W)``: summed over
+    channels.
 
     Args:
         images: the scan's slices.
@@ -170,7 +172,7 @@ def residual(images: Tensor, healthy: Tensor, side: str, floor: float = 0.0) -> 
     return {"both": brighter + darker, "bright": brighter, "dark": darker}[side].sum(dim=1)
 
 
-def misfit(images: Tensor, healthy: Tensor, brain: Tensor) -> Tensor:
+def reconstruction_error(images: Tensor, healthy: Tensor, brain: Tensor) -> Tensor:
     """The difference that three quarters of a slice's brain stay below, ``(N,)`` on the CPU; 0 without brain.
 
     A lesion does not move it as long as it fills less than a quarter. What moves it is how well the model knows such

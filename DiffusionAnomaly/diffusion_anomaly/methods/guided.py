@@ -1,7 +1,7 @@
 """Method 2: a classifier's gradient leads a diseased slice to health (Wolleb et al. 2022, arXiv 2203.04306).
 
 The slice is encoded without randomness up to a noise level, which keeps everything about it, and decoded with
-the gradient of "healthy" added at each level. What had to change is the heat. Nothing is drawn, so the seed
+the gradient of "healthy" added at each level. What had to change is the anomaly map. Nothing is drawn, so the seed
 has no say. The same code serves pixel space and latent space: the codec is the identity in the first.
 """
 
@@ -22,7 +22,7 @@ from .base import (
     clean_range,
     confine,
     levels_of,
-    misfit,
+    reconstruction_error,
     require_levels,
     require_model,
     residual,
@@ -40,7 +40,8 @@ class Guided:
     def run(
         self, batch: SliceBatch, model: Model | None, options: GuidedOptions, progress: ProgressCallback
     ) -> SliceResult:
-        """Heat is the difference to the healthy version in normalised intensity, summed over channels.
+        """The anomaly score is the difference to the pseudo-healthy reconstruction in normalised intensity, summed over
+        channels.
 
         The score is the classifier's log-odds of disease for the clean slice asked at ``t = 0``, the least
         noise it was trained on.
@@ -56,11 +57,13 @@ class Guided:
         score = disease_log_odds(latent, model)
         grid = step_grid(options.level - 1, options.steps)
         noised = encode_up(latent, grid, model, progress)
-        healed = decode_guided(noised, grid, options.guidance_scale, model, progress)
-        healthy = to_unit_range(model.decode(healed))
-        heat = residual(images, healthy, options.side, options.floor)
-        common = misfit(images, healthy, batch.brain)
-        return SliceResult(confine(heat, batch.brain), score.float().cpu(), common, confine(healthy, batch.brain))
+        reconstruction = decode_guided(noised, grid, options.guidance_scale, model, progress)
+        healthy = to_unit_range(model.decode(reconstruction))
+        anomaly_map = residual(images, healthy, options.side, options.floor)
+        common = reconstruction_error(images, healthy, batch.brain)
+        return SliceResult(
+            confine(anomaly_map, batch.brain), score.float().cpu(), common, confine(healthy, batch.brain)
+        )
 
     def network_calls(self, options: GuidedOptions) -> int:
         """One network call each way and one classifier gradient a step."""

@@ -21,13 +21,13 @@ class Intensity:
     def run(
         self, batch: SliceBatch, model: Model | None, options: IntensityOptions, progress: ProgressCallback
     ) -> SliceResult:
-        """Heat is the difference in normalised intensity."""
+        """The anomaly score is the difference in normalised intensity."""
         images = batch.images.float()
         ordinary = torch.full_like(images, options.reference)
-        heat = confine(residual(images, ordinary, options.side), batch.brain)
+        anomaly_map = confine(residual(images, ordinary, options.side), batch.brain)
         progress(0)
         pixels = batch.brain.sum(dim=(1, 2, 3)).cpu().clamp_min(1)
-        return SliceResult(heat, heat.sum(dim=(1, 2)) / pixels)
+        return SliceResult(anomaly_map, anomaly_map.sum(dim=(1, 2)) / pixels)
 
     def network_calls(self, options: IntensityOptions) -> int:
         return 0

@@ -22,7 +22,7 @@ class Localise:
     def run(
         self, batch: SliceBatch, model: Model | None, options: LocaliseOptions, progress: ProgressCallback
     ) -> SliceResult:
-        """Heat is the probability of a lesion, 0 to 1.
+        """The anomaly score is the probability of a lesion, 0 to 1.
 
         Raises:
             ModelError: when the model has no localiser.
@@ -31,9 +31,9 @@ class Localise:
         latent = model.encode(to_model_range(batch.seen.to(model.device, torch.float32)))
         probability = model.decode(model.localise(latent)).sigmoid()
         progress(1)
-        heat = confine(probability[:, 0], batch.brain)
+        anomaly_map = confine(probability[:, 0], batch.brain)
         pixels = batch.brain.sum(dim=(1, 2, 3)).cpu().clamp_min(1)
-        return SliceResult(heat, heat.sum(dim=(1, 2)) / pixels)
+        return SliceResult(anomaly_map, anomaly_map.sum(dim=(1, 2)) / pixels)
 
     def network_calls(self, options: LocaliseOptions) -> int:
         return 1

@@ -20,7 +20,7 @@ from .base import (
     SliceBatch,
     SliceResult,
     confine,
-    misfit,
+    reconstruction_error,
     require_levels,
     require_model,
     residual,
@@ -35,11 +35,12 @@ class Restore:
     def run(
         self, batch: SliceBatch, model: Model | None, options: RestoreOptions, progress: ProgressCallback
     ) -> SliceResult:
-        """Heat is the difference to the restored slice in normalised intensity, the probability, or their product.
+        """The anomaly score is the difference to the restored slice in normalised intensity, the probability, or their
+        product.
 
         Raises:
             ModelError: when the model has no restorer.
-            InputError: for a heat that the restorer cannot give, or more levels than it was trained on.
+            InputError: for an anomaly score that the restorer cannot give, or more levels than it was trained on.
         """
         model = require_model(model, "restore")
         require_levels(model, levels=options.levels)
@@ -47,7 +48,7 @@ class Restore:
         latent = model.encode(to_model_range(batch.seen.to(model.device, torch.float32)))
         restored, probability = [], []
         slices = batch.seen.shape[1] // batch.images.shape[1]
-        for level in asked_levels(options.steps, options.levels):
+        for level in requested_levels(options.steps, options.levels):
             change, logit = split_output(model.restore(latent, level), latent, slices)
             restored.append(to_unit_range(model.decode(change)))
             if logit is not None:
@@ -55,22 +56,24 @@ class Restore:
             progress(1)
         healthy = torch.stack(restored).mean(dim=0)
         lesion = torch.stack(probability).mean(dim=0) if probability else None
-        heat = confine(slice_heat(images, healthy, lesion, options), batch.brain)
+        anomaly_map = confine(slice_map(images, healthy, lesion, options), batch.brain)
         pixels = batch.brain.sum(dim=(1, 2, 3)).cpu().clamp_min(1)
-        common = misfit(images, healthy, batch.brain)
-        return SliceResult(heat, heat.sum(dim=(1, 2)) / pixels, common, confine(healthy, batch.brain))
+        common = reconstruction_error(images, healthy, batch.brain)
+        return SliceResult(anomaly_map, anomaly_map.sum(dim=(1, 2)) / pixels, common, confine(healthy, batch.brain))
 
     def network_calls(self, options: RestoreOptions) -> int:
         return options.steps
 
 
-def asked_levels(steps: int, levels: int) -> list[int]:
+def requested_levels(steps: int, levels: int) -> list[int]:
     """The middles of ``steps`` equal parts of the levels; of a single level, that one."""
     return [(2 * part + 1) * levels // (2 * steps) for part in range(steps)]
 
 
-def slice_heat(images: Tensor, restored: Tensor, probability: Tensor | None, options: RestoreOptions) -> Tensor:
-    """Heat ``(N, H, W)`` of images and restored images ``(N, C, H, W)`` and a lesion probability ``(N, 1, H, W)``."""
+def slice_map(images: Tensor, restored: Tensor, probability: Tensor | None, options: RestoreOptions) -> Tensor:
+    """Anomaly scores ``(N, H, W)`` of images and restored images ``(N, C, H, W)`` and a lesion probability ``(N, 1, H,
+    W)``.
+    """
     difference = residual(images, restored, options.side, options.floor)
     if options.heat == "residual":
         return difference

@@ -2,7 +2,7 @@
 
 A diffusion model of healthy latents says where a slice is improbable (a KL divergence, averaged over noise
 levels that are independent of each other and therefore share batches), the slice is healed there and only
-there, and heat is what changed.
+there, and the anomaly score is what changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .base import (
     draw_noise,
     fork,
     levels_of,
-    misfit,
+    reconstruction_error,
     require_levels,
     require_model,
     residual,
@@ -63,7 +63,8 @@ class Unsupervised:
     def run(
         self, batch: SliceBatch, model: Model | None, options: UnsupervisedOptions, progress: ProgressCallback
     ) -> SliceResult:
-        """Heat is the difference to the healed slice in normalised intensity, weighted by the smoothed mask.
+        """The anomaly score is the difference to the pseudo-healthy slice in normalised intensity, weighted by the
+        smoothed mask.
 
         Raises:
             ModelError: for no model, no diffusion network, or no threshold of the latents' size.
@@ -87,9 +88,11 @@ class Unsupervised:
         ).mean(dim=0)
         images = batch.images.to(model.device, torch.float32)
         weight = gaussian_smooth(functional.interpolate(mask, images.shape[2:], mode="nearest"), options.mask_sigma)
-        heat = residual(images, healthy, options.side, options.floor) * weight[:, 0]
-        common = misfit(images, healthy, batch.brain)
-        return SliceResult(confine(heat, batch.brain), found.score.float().cpu(), common, confine(healthy, batch.brain))
+        anomaly_map = residual(images, healthy, options.side, options.floor) * weight[:, 0]
+        common = reconstruction_error(images, healthy, batch.brain)
+        return SliceResult(
+            confine(anomaly_map, batch.brain), found.score.float().cpu(), common, confine(healthy, batch.brain)
+        )
 
     def improbability(
         self, batch: SliceBatch, model: Model, options: UnsupervisedOptions, progress: ProgressCallback

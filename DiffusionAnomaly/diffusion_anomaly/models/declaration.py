@@ -105,7 +105,7 @@ def check_anomaly(package: str, anomaly: Mapping[str, Any], networks: Iterable[s
 
 
 def check_calibrated(package: str, anomaly: Mapping[str, Any]) -> None:
-    """Refuse a package for slices whose heat has no scale yet, as it is between training and calibration."""
+    """Refuse a package for slices whose scores have no scale yet, as it is between training and calibration."""
     method = METHODS.get(anomaly["method"])
     missing = [key for key in (method.calibrated if method else ()) if key not in anomaly]
     if missing:
@@ -222,9 +222,9 @@ def _check_postprocess(package: str, anomaly: Mapping[str, Any]) -> None:
 def _check_calibration(package: str, anomaly: Mapping[str, Any]) -> None:
     for holder in (anomaly, anomaly.get("intensity", {})):
         table = holder.get("calibration", {"raw": [0, 1], "heat": [0, 1]})
-        raw, heat = table["raw"], table["heat"]
-        if len(raw) != len(heat):
-            found = f"has {len(raw)} raw and {len(heat)} heat values in its calibration"
+        raw, anomaly_map = table["raw"], table["heat"]
+        if len(raw) != len(anomaly_map):
+            found = f"has {len(raw)} raw and {len(anomaly_map)} scores in its calibration"
             fail(package, ANOMALY, found, WRONG)
         for key in ("raw", "heat"):
             knots = table[key]

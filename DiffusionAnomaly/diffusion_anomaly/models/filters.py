@@ -24,7 +24,7 @@ DEFAULTS = {"median_pixels": 5, "slice_sigma": 0.0, "rim_pixels": 0}
 
 @dataclass(frozen=True)
 class PostprocessSettings:
-    """Filters of raw heat, stored in the model package because its calibration holds for them only.
+    """Filters of raw anomaly scores, stored in the model package because its calibration holds for them only.
 
     Each filter is stated on the model's grid or in mm, never both. Where neither is stated the first is in force, with
     its value in ``DEFAULTS``; whichever is not in force is None.
@@ -33,9 +33,10 @@ class PostprocessSettings:
         median_pixels: width of the in-plane median filter in pixels of the model's grid, odd; 1 switches it
             off.
         slice_sigma: Gaussian through the slices, in slices; 0 switches it off.
-        rim_pixels: pixels taken off the brain's edge in each slice, where partial volume makes false heat.
-        relative: how far heat is relative to the scan's own misfit: heat is divided by the misfit to this power. 0
-            leaves heat as it is; with 1, a scan that the model restores twice as badly needs twice the difference.
+        rim_pixels: pixels taken off the brain's edge in each slice, where partial volume makes false scores.
+        relative: how far the anomaly score is relative to the scan's own reconstruction error: the anomaly score is
+            divided by the reconstruction error to this power. 0 leaves anomaly scores as it is; with 1, a scan that the
+            model restores twice as badly needs twice the difference.
         median_mm: width of the in-plane median filter in mm: the largest odd number of pixels that is not wider, and
             at least 1.
         slice_sigma_mm: Gaussian through the slices in mm.

@@ -1,6 +1,6 @@
-"""From a heat map to a list that can be read: connected components, how large, how hot, where.
+"""From an anomaly map to a list that can be read: connected components, how large, how high its scores, where.
 
-All that is needed is the heat map, so another threshold costs no inference.
+All that is needed is the anomaly map, so another threshold costs no inference.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ..io.files import write_text
 from ..io.orientation import Orientation, describe_grid, same_grid
 
 SCHEMA_VERSION = 1
-HEAT_UNIT = "-log10 of the healthy tail probability"
+SCORE_UNIT = "-log10 of the healthy tail probability"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One connected region of heat at or above the threshold.
+    """One connected region of the anomaly map at or above the threshold.
 
     Attributes:
         id: From 1 in order of rank; also its value in the label image.
         volume_ml: Volume.
-        peak_heat: Highest heat in it.
-        mean_heat: Mean heat over it.
+        peak_score: Highest score in it.
+        mean_score: Mean score over it.
         centroid_ras: Centre of its voxels, each counted alike, in mm right, anterior, superior.
         slices: First and last slice it touches, counted from 0 along the scan's own axis that runs closest to
             inferior-superior (the only slice's axis in a scan of one slice). Where that axis runs downwards
@@ -43,36 +43,37 @@ class Finding:
 
     id: int
     volume_ml: float
-    peak_heat: float
-    mean_heat: float
+    peak_score: float
+    mean_score: float
     centroid_ras: tuple[float, float, float]
     slices: tuple[int, int]
     bounding_box: tuple[tuple[int, int, int], tuple[int, int, int]]
 
     @property
     def burden(self) -> float:
-        """Volume times mean heat, by which findings are ranked: both large and improbable comes first."""
-        return self.volume_ml * self.mean_heat
+        """Volume times mean score, by which findings are ranked: both large and improbable comes first."""
+        return self.volume_ml * self.mean_score
 
 
 def segment(
-    heat: sitk.Image, threshold: float, min_volume_ml: float = 0.05, brain: sitk.Image | None = None
+    anomaly_map: sitk.Image, threshold: float, min_volume_ml: float = 0.05, brain: sitk.Image | None = None
 ) -> tuple[sitk.Image, sitk.Image, list[Finding]]:
-    """Threshold heat and list what is left.
+    """Threshold anomaly scores and list what is left.
 
     Voxels belong together when they touch by face, edge or corner (26 neighbours): in scans with thick slices
     a slanting lesion steps sideways by more than a voxel from slice to slice, and with faces alone it would
     fall into pieces.
 
     Args:
-        heat: 3-D heat map, not negative.
-        threshold: Voxels with heat of at least this much, and above 0, are marked.
+        anomaly_map: 3-D anomaly map, not negative.
+        threshold: Voxels with the anomaly map of at least this much, and above 0, are marked.
         min_volume_ml: Smaller components are dropped.
-        brain: On the grid of heat; what lies outside (0) is not marked. Heat that the engine made is 0 there.
+        brain: On the grid of the anomaly map; what lies outside (0) is not marked. Scores that the engine made is 0
+            there.
 
     Returns:
         Mask (uint8, 0 or 1), labels (uint16, or uint32 for more than 65535 findings; the value is the
-        finding's id), both on the grid of heat, and the findings by descending burden.
+        finding's id), both on the grid of the anomaly map, and the findings by descending burden.
 
     Raises:
         InputError: a negative or undefined threshold or volume, or a brain mask on another grid.
@@ -80,12 +81,12 @@ def segment(
     for name, value in (("threshold", threshold), ("smallest volume", min_volume_ml)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"The {name} is {value}; expected a number of at least 0.", "Give such a number.")
-    values = sitk.GetArrayViewFromImage(heat)
+    values = sitk.GetArrayViewFromImage(anomaly_map)
     marked = (values >= threshold) & (values > 0)
     if brain is not None:
-        if not same_grid(brain, heat):
+        if not same_grid(brain, anomaly_map):
             raise InputError(
-                f"The brain mask's grid ({describe_grid(brain)}) is not the heat map's ({describe_grid(heat)}).",
+                f"The brain mask's grid ({describe_grid(brain)}) is not the map's ({describe_grid(anomaly_map)}).",
                 "Give the mask of the same scan.",
             )
         marked &= sitk.GetArrayViewFromImage(brain) != 0
@@ -93,26 +94,26 @@ def segment(
     ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
     count = int(labels.max())
     ranked = sorted(
-        _measure(heat, labels, count, min_volume_ml),
-        key=lambda finding: (-finding.burden, -finding.peak_heat, finding.bounding_box),
+        _measure(anomaly_map, labels, count, min_volume_ml),
+        key=lambda finding: (-finding.burden, -finding.peak_score, finding.bounding_box),
     )
     ranks = np.zeros(count + 1, dtype=np.uint16 if len(ranked) <= 65535 else np.uint32)
     for rank, finding in enumerate(ranked, start=1):
         ranks[finding.id] = rank
     ranked_labels = ranks[labels]
     findings = [replace(finding, id=rank) for rank, finding in enumerate(ranked, start=1)]
-    return _on_grid((ranked_labels > 0).astype(np.uint8), heat), _on_grid(ranked_labels, heat), findings
+    return _on_grid((ranked_labels > 0).astype(np.uint8), anomaly_map), _on_grid(ranked_labels, anomaly_map), findings
 
 
 def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float]]:
-    """One flat row a finding, the units in the column names (heat is a pure number)."""
+    """One flat row a finding, the units in the column names (the anomaly score is a pure number)."""
     rows = []
     for finding in findings:
         row: dict[str, int | float] = {
             "id": finding.id,
             "volume_ml": finding.volume_ml,
-            "peak_heat_neg_log10_p": finding.peak_heat,
-            "mean_heat_neg_log10_p": finding.mean_heat,
+            "peak_heat_neg_log10_p": finding.peak_score,
+            "mean_heat_neg_log10_p": finding.mean_score,
         }
         row |= {f"centroid_{axis}_mm": value for axis, value in zip("ras", finding.centroid_ras, strict=True)}
         row |= {"slice_first_index": finding.slices[0], "slice_last_index": finding.slices[1]}
@@ -145,24 +146,24 @@ def write_findings_json(findings: Sequence[Finding], path: str | os.PathLike[str
     """
     document = {
         "schema_version": SCHEMA_VERSION,
-        "heat": HEAT_UNIT,
+        "heat": SCORE_UNIT,
         "coordinates": "centroid in mm right, anterior, superior; the scan's own indices, from 0, inclusive",
         "findings": findings_table(findings),
     }
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def _measure(heat: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: float) -> list[Finding]:
+def _measure(anomaly_map: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: float) -> list[Finding]:
     """A finding for each label that is large enough; its id is the label."""
-    voxel_ml = math.prod(heat.GetSpacing()) / 1000
-    slice_axis = Orientation.of(heat).axes[0]
+    voxel_ml = math.prod(anomaly_map.GetSpacing()) / 1000
+    slice_axis = Orientation.of(anomaly_map).axes[0]
     places = np.flatnonzero(labels)
     owners = labels.reshape(-1)[places]
     sizes = np.bincount(owners, minlength=count + 1)
-    hotness = sitk.GetArrayViewFromImage(heat).reshape(-1)[places]
-    means = np.bincount(owners, hotness, count + 1) / np.maximum(sizes, 1)
+    scores = sitk.GetArrayViewFromImage(anomaly_map).reshape(-1)[places]
+    means = np.bincount(owners, scores, count + 1) / np.maximum(sizes, 1)
     peaks = np.zeros(count + 1)
-    np.maximum.at(peaks, owners, hotness)
+    np.maximum.at(peaks, owners, scores)
     indices = np.unravel_index(places, labels.shape)[::-1]  # i, j, k
     centres = [np.bincount(owners, index, count + 1) / np.maximum(sizes, 1) for index in indices]
     boxes = ndimage.find_objects(labels)
@@ -172,7 +173,7 @@ def _measure(heat: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: fl
         # 50 voxels of 0.9999999 mm are 0.05 ml.
         if volume_ml < min_volume_ml * (1 - 1e-6):
             continue
-        left, posterior, superior = heat.TransformContinuousIndexToPhysicalPoint(
+        left, posterior, superior = anomaly_map.TransformContinuousIndexToPhysicalPoint(
             [float(centre[label]) for centre in centres]
         )
         k, j, i = boxes[label - 1]
@@ -181,8 +182,8 @@ def _measure(heat: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: fl
             Finding(
                 id=label,
                 volume_ml=volume_ml,
-                peak_heat=float(peaks[label]),
-                mean_heat=float(means[label]),
+                peak_score=float(peaks[label]),
+                mean_score=float(means[label]),
                 centroid_ras=(-left, -posterior, superior),
                 slices=(first[slice_axis], last[slice_axis]),
                 bounding_box=(first, last),

@@ -24,7 +24,7 @@ def render_notebook(result: Result) -> str:
         for picture in pictures
     )
     rows = "".join(
-        f"<tr><td>{finding.id}</td><td>{finding.volume_ml:.2f}</td><td>{finding.peak_heat:.2f}</td>"
+        f"<tr><td>{finding.id}</td><td>{finding.volume_ml:.2f}</td><td>{finding.peak_score:.2f}</td>"
         f"<td>{' '.join(f'{value:.0f}' for value in finding.centroid_ras)}</td></tr>"
         for finding in result.findings[:FINDINGS]
     )

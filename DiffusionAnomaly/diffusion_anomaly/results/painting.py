@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .rendering import CONTOUR, SliceView, colour_table, coloured_from, extent, heat_colours, scale_ticks
+from .rendering import CONTOUR, SliceView, colour_table, coloured_from, extent, map_colours, scale_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +32,9 @@ def paint_scan(axes: Axes, view: SliceView, k: int) -> None:
     axes.set_ylim(*frame[2:])
 
 
-def paint_heat(axes: Axes, view: SliceView, k: int, threshold: float, top: float) -> None:
-    """Heat in colour, ever more opaque up to the threshold, and the outline of the brain."""
-    colours, opacity = heat_colours(view.heat[k, view.rows, view.columns], threshold, top)
+def paint_map(axes: Axes, view: SliceView, k: int, threshold: float, top: float) -> None:
+    """Anomaly scores in colour, ever more opaque up to the threshold, and the outline of the brain."""
+    colours, opacity = map_colours(view.anomaly_map[k, view.rows, view.columns], threshold, top)
     pixels = np.concatenate([colours / 255, opacity[..., None]], axis=-1)
     axes.imshow(pixels, interpolation="nearest", extent=_frame(view), aspect="auto")
     _outline(axes, view.brain[k, view.rows, view.columns], view.spacing, color="white", alpha=0.5, linewidths=0.6)
@@ -55,7 +55,7 @@ def paint_mask(axes: Axes, view: SliceView, k: int) -> None:
 
 
 def paint_scale(axes: Axes, threshold: float, top: float) -> None:
-    """The colours of heat as a lying bar, with the threshold marked."""
+    """The colours of the anomaly map as a lying bar, with the threshold marked."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

@@ -1,7 +1,8 @@
 """A report drawn again: at the threshold that the user has moved to, with the names that the user gave.
 
-Slicer has heat and scan but neither matplotlib nor Jinja, so it writes a folder and asks a process of its own, see
-``probe``. Heat is not computed again, and mask and findings come from the same function as in a detection.
+Slicer has anomaly scores and scan but neither matplotlib nor Jinja, so it writes a folder and asks a process of its
+own, see
+``probe``. The anomaly score is not computed again, and mask and findings come from the same function as in a detection.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..io.typed_json import checked
 from .findings import segment
 
 REQUEST = "report.json"
-SCAN, HEAT, BRAIN = "scan.nrrd", "heat.nrrd", "brain.nrrd"
+SCAN, ANOMALY_MAP, BRAIN = "scan.nrrd", "heat.nrrd", "brain.nrrd"
 PAGE = "report.html"
 
 
@@ -30,7 +31,7 @@ class Request:
 
     Attributes:
         title: what the user calls the scan.
-        threshold: heat from which a voxel is in the mask.
+        threshold: the anomaly score from which a voxel is in the mask.
         min_volume_ml: smaller findings are dropped.
         provenance: of the detection, as it was saved.
         names: of findings, by their ids as text.
@@ -63,8 +64,8 @@ def redraw(folder: Path) -> Path:
     from .report import Shown, render
 
     request = _read(folder / REQUEST)
-    scan, heat, brain = (_image(folder / name) for name in (SCAN, HEAT, BRAIN))
-    mask, _, findings = segment(heat, request.threshold, request.min_volume_ml, brain)
+    scan, anomaly_map, brain = (_image(folder / name) for name in (SCAN, ANOMALY_MAP, BRAIN))
+    mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain)
     made = request.provenance
     threshold = made["threshold"]
     if request.threshold != threshold["heat"]:
@@ -75,7 +76,7 @@ def redraw(folder: Path) -> Path:
         "options": {**made["options"], "min_volume_ml": request.min_volume_ml},
     }
     names = {int(number): name for number, name in request.names.items()}
-    page = render(Shown(request.title, scan, heat, mask, brain, findings, request.threshold, provenance, names))
+    page = render(Shown(request.title, scan, anomaly_map, mask, brain, findings, request.threshold, provenance, names))
     write_text(folder / PAGE, page)
     return folder / PAGE
 

@@ -1,4 +1,5 @@
-"""Pictures of a result: axial slices as a radiologist hangs them, heat over the scan, and where in the scan it lies.
+"""Pictures of a result: axial slices as a radiologist hangs them, anomaly scores over the scan, and where in the scan
+it lies.
 
 Slices are painted as arrays and scale and profile written as SVG: drawing the two dozen pictures of a report with
 matplotlib took as long as the networks. Slices are looked at through a view of the scan's own voxels; only the few
@@ -31,7 +32,7 @@ _INFERNO = (
     "ef6c23 f68013 fb9606 fcac11 fac42a f5db4c f1f179 fcffa4"
 )
 COLOURS = tuple(f"#{colour}" for colour in _INFERNO.split())
-OPACITY = 0.8  # of heat at the threshold and above
+OPACITY = 0.8  # of the anomaly map at the threshold and above
 MASK_LINE, BRAIN_LINE = 2.8, 1.4  # widths of outlines in drawn pixels
 BRAIN_LINE_OPACITY = 0.5
 INK, FRAME = "#334155", "#94a3b8"
@@ -45,9 +46,9 @@ class SlicePicture:
     Attributes:
         index: along the scan's own slice axis, counted from 0, as in the findings.
         scan: the slice in grey.
-        overlay: the same with heat and the outlines of mask and brain.
+        overlay: the same with the anomaly map and the outlines of mask and brain.
         width, height: of each picture in pixels.
-        peak: highest heat in the slice.
+        peak: highest score in the slice.
         area_ml: volume of the mask in the slice.
     """
 
@@ -61,13 +62,13 @@ class SlicePicture:
 
 
 class SliceView:
-    """Canonical slices of scan, heat and mask: right of the patient on the left, anterior on top."""
+    """Canonical slices of scan, anomaly scores and mask: right of the patient on the left, anterior on top."""
 
-    def __init__(self, scan: sitk.Image, heat: sitk.Image, mask: sitk.Image, brain: sitk.Image) -> None:
+    def __init__(self, scan: sitk.Image, anomaly_map: sitk.Image, mask: sitk.Image, brain: sitk.Image) -> None:
         orientation = Orientation.of(scan)
-        self._images = (scan, heat, mask, brain)  # the arrays are views of their memory
-        self.scan, self.heat, self.mask, self.brain = (
-            orientation.view(sitk.GetArrayViewFromImage(image)) for image in (scan, heat, mask, brain)
+        self._images = (scan, anomaly_map, mask, brain)  # the arrays are views of their memory
+        self.scan, self.anomaly_map, self.mask, self.brain = (
+            orientation.view(sitk.GetArrayViewFromImage(image)) for image in (scan, anomaly_map, mask, brain)
         )
         self.spacing = orientation.spacing(scan)
         self.voxel_ml = float(np.prod(self.spacing)) / 1000
@@ -89,8 +90,8 @@ class SliceView:
         return np.array([np.count_nonzero(plane) for plane in self.mask]) * self.voxel_ml
 
     def peaks(self) -> np.ndarray:
-        """Highest heat in each slice, ``(slices,)``."""
-        return np.array([float(plane.max()) for plane in self.heat])
+        """Highest score in each slice, ``(slices,)``."""
+        return np.array([float(plane.max()) for plane in self.anomaly_map])
 
     def _crop(self) -> tuple[slice, slice]:
         inside = np.any(self.brain, axis=0)
@@ -106,7 +107,7 @@ class SliceView:
 def choose_slices(view: SliceView, threshold: float, count: int = SHOWN) -> list[int]:
     """The slices worth showing, ascending: the most anomalous, some distance apart, and an even sample of the rest.
 
-    Without a mask the hottest slices come first, if they have any heat that gets a colour.
+    Without a mask the highest-scoring slices come first, if they have any scores that gets a colour.
     """
     with_brain = [k for k in range(len(view)) if view.brain[k].any()] or list(range(len(view)))
     marked, peaks = view.marked_ml(), view.peaks()
@@ -128,12 +129,12 @@ def choose_slices(view: SliceView, threshold: float, count: int = SHOWN) -> list
 
 
 def coloured_from(threshold: float) -> float:
-    """The lowest heat that gets a colour."""
+    """The lowest score that gets a colour."""
     return 0.5 * threshold
 
 
 def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: float) -> list[SlicePicture]:
-    """Pictures of the slices, heat coloured up to ``top``."""
+    """Pictures of the slices, anomaly scores coloured up to ``top``."""
     marked, peaks = view.marked_ml(), view.peaks()
     width_mm, height_mm = extent(view)
     height = PICTURE_HEIGHT
@@ -144,7 +145,7 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
     for k in slices:
         grey = _scan_pixels(view, k, size)
         overlay = np.repeat(grey[..., None], 3, axis=2)
-        _lay_heat(overlay, view, k, threshold, top)
+        _lay_map(overlay, view, k, threshold, top)
         for outlined, colour, line, opacity in (
             (view.brain, "#ffffff", BRAIN_LINE, BRAIN_LINE_OPACITY),
             (view.mask, CONTOUR, MASK_LINE, 1.0),
@@ -163,12 +164,12 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
 
 
 def draw_colour_bar(threshold: float, top: float) -> str:
-    """The heat scale, with the threshold marked, as a data URI."""
+    """The anomaly map scale, with the threshold marked, as a data URI."""
     width, left, bar = 420, 12, 396
     low = coloured_from(threshold)
 
-    def place(heat: float) -> float:
-        return left + bar * (heat - low) / (top - low)
+    def place(anomaly_map: float) -> float:
+        return left + bar * (anomaly_map - low) / (top - low)
 
     stops = "".join(
         f'<stop offset="{n / (len(COLOURS) - 1):.4f}" stop-color="{colour}"/>' for n, colour in enumerate(COLOURS)
@@ -223,7 +224,9 @@ def draw_profile(view: SliceView, slices: Sequence[int]) -> str:
 
 
 def scale_ticks(threshold: float, top: float) -> list[tuple[float, str]]:
-    """Heat values to print along the scale, ascending, and their text: threshold, ends, whole numbers between."""
+    """Anomaly scores values to print along the scale, ascending, and their text: threshold, ends, whole numbers
+    between.
+    """
     low = coloured_from(threshold)
     near = 0.08 * (top - low)
     ticks: list[float] = []
@@ -238,17 +241,19 @@ def scale_ticks(threshold: float, top: float) -> list[tuple[float, str]]:
 
 
 def colour_table(count: int = 256) -> np.ndarray:
-    """The colours of heat from the lowest coloured to the highest, ``(count, 3)`` float32 from 0 to 255."""
+    """The colours of the anomaly map from the lowest coloured to the highest, ``(count, 3)`` float32 from 0 to 255."""
     knots = np.array([_rgb(colour) for colour in COLOURS], np.float32)
     places = np.linspace(0, len(knots) - 1, count)
     return np.stack([np.interp(places, np.arange(len(knots)), channel) for channel in knots.T], 1).astype(np.float32)
 
 
-def heat_colours(heat: np.ndarray, threshold: float, top: float) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of heat, ``(..., 3)`` from 0 to 255, and their opacity, ever more up to the threshold, ``(...)``."""
+def map_colours(anomaly_map: np.ndarray, threshold: float, top: float) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of the anomaly map, ``(..., 3)`` from 0 to 255, and their opacity, ever more up to the threshold,
+    ``(...)``.
+    """
     low = coloured_from(threshold)
-    places = np.clip((heat - low) / max(top - low, 1e-6), 0, 1)
-    opacity = OPACITY * np.clip((heat - low) / (threshold - low), 0, 1)
+    places = np.clip((anomaly_map - low) / max(top - low, 1e-6), 0, 1)
+    opacity = OPACITY * np.clip((anomaly_map - low) / (threshold - low), 0, 1)
     table = colour_table()
     return table[(places * (len(table) - 1) + 0.5).astype(np.intp)], opacity.astype(np.float32)
 
@@ -266,15 +271,15 @@ def _scan_pixels(view: SliceView, k: int, size: tuple[int, int]) -> np.ndarray:
     return _resized(np.clip((scan - low) * (255 / (high - low)), 0, 255), size)
 
 
-def _lay_heat(pixels: np.ndarray, view: SliceView, k: int, threshold: float, top: float) -> None:
-    """Heat over a slice, each voxel as it is."""
-    heat = view.heat[k, view.rows, view.columns]
-    colours, opacity = heat_colours(heat, threshold, top)
+def _lay_map(pixels: np.ndarray, view: SliceView, k: int, threshold: float, top: float) -> None:
+    """Anomaly scores over a slice, each voxel as it is."""
+    anomaly_map = view.anomaly_map[k, view.rows, view.columns]
+    colours, opacity = map_colours(anomaly_map, threshold, top)
     if not opacity.any():
         return
     height, width = pixels.shape[:2]
-    rows = np.arange(height) * heat.shape[0] // height
-    columns = np.arange(width) * heat.shape[1] // width
+    rows = np.arange(height) * anomaly_map.shape[0] // height
+    columns = np.arange(width) * anomaly_map.shape[1] // width
     _lay(pixels, colours[rows[:, None], columns], opacity[rows[:, None], columns])
 
 

@@ -33,16 +33,16 @@ class Shown:
 
     Attributes:
         name: what the user calls the scan.
-        scan, heat, mask, brain: on one grid.
+        scan, anomaly scores, mask, brain: on one grid.
         findings: of the mask, by rank.
-        threshold: heat from which a voxel is in the mask.
-        provenance: how the heat was made; with the options, the score and the warnings.
+        threshold: the anomaly score from which a voxel is in the mask.
+        provenance: how the anomaly map was made; with the options, the score and the warnings.
         names: that the user gave to findings, by their ids.
     """
 
     name: str
     scan: sitk.Image
-    heat: sitk.Image
+    anomaly_map: sitk.Image
     mask: sitk.Image
     brain: sitk.Image
     findings: Sequence[Finding]
@@ -80,7 +80,7 @@ def render(shown: Shown) -> str:
     """A page as HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    view = SliceView(shown.scan, shown.heat, shown.mask, shown.brain)
+    view = SliceView(shown.scan, shown.anomaly_map, shown.mask, shown.brain)
     threshold, findings, provenance = shown.threshold, shown.findings, shown.provenance
     slices = choose_slices(view, threshold)
     peak = float(view.peaks().max())

@@ -122,10 +122,17 @@ class Result:
 def statistics(result: Result) -> dict[str, Any]:
     """The result's numbers: the findings in order of rank, and what they add up to."""
     return {
-        "findings": [asdict(finding) for finding in result.findings],
+        "findings": [_record(finding) for finding in result.findings],
         "volume_ml": sum(finding.volume_ml for finding in result.findings),
-        "peak_heat": max((finding.peak_heat for finding in result.findings), default=0.0),
+        "peak_heat": max((finding.peak_score for finding in result.findings), default=0.0),
         "threshold": result.threshold,
         "score": result.score,
         "score_warning": result.score_warning,
     }
+
+
+def _record(finding: Finding) -> dict[str, Any]:
+    """A finding with the keys of the first version of the event."""
+    record = asdict(finding)
+    record["peak_heat"], record["mean_heat"] = record.pop("peak_score"), record.pop("mean_score")
+    return record

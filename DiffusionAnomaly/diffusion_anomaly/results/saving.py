@@ -1,4 +1,6 @@
-"""A detection's files: heat, mask, brain, findings, report and provenance, which appear together or not at all."""
+"""A detection's files: anomaly scores, mask, brain, findings, report and provenance, which appear together or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ REPORT = "report.html"
 
 
 def image_suffix(volume: Volume) -> str:
-    """The format of heat and mask: the scan's own where it keeps its grid bit for bit, else compressed NIfTI."""
+    """The format of the anomaly map and mask: the scan's own where it keeps its grid bit for bit, else compressed
+    NIfTI.
+    """
     name = volume.source.lower()
     for ends, suffix in (((".nrrd", ".nhdr"), ".nrrd"), ((".mha", ".mhd"), ".mha")):
         if name.endswith(ends):
@@ -33,7 +37,8 @@ def image_suffix(volume: Volume) -> str:
 def save(result: Result, directory: Path | str) -> dict[str, Path]:
     """Write all files of a detection.
 
-    Heat, mask and brain are NIfTI, or NRRD or MetaImage for a scan of that format. Provenance is put in place last and
+    Anomaly scores, mask and brain are NIfTI, or NRRD or MetaImage for a scan of that format. Provenance is put in place
+    last and
     holds the SHA256 of every other file: where it exists and agrees, the set is complete.
 
     Args:
@@ -41,8 +46,9 @@ def save(result: Result, directory: Path | str) -> dict[str, Path]:
         directory: where to; made if it does not exist. Files of an earlier run are replaced.
 
     Returns:
-        The paths of ``heat``, ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report`` and ``provenance``,
-        and of the pseudo-healthy reconstruction where that was kept: ``healed``, or ``healed_<channel>`` of several.
+        The paths of ``anomaly_map``, ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report`` and
+        ``provenance``, and of the pseudo-healthy reconstruction where that was kept: ``reconstruction``, or
+        ``healed_<channel>`` of several.
 
     Raises:
         InputError: when something cannot be written. The folder is then as it was.
@@ -52,10 +58,12 @@ def save(result: Result, directory: Path | str) -> dict[str, Path]:
     volume = result.scan.reference
     suffix = image_suffix(volume)
     made = result.reconstruction or {}
-    healed = {"healed" if len(made) == 1 else f"healed_{file_stem(name)}": image for name, image in made.items()}
+    reconstruction = {
+        "healed" if len(made) == 1 else f"healed_{file_stem(name)}": image for name, image in made.items()
+    }
     names = {
         "heat": f"heat{suffix}",
-        **{kind: f"{kind}{suffix}" for kind in healed},
+        **{kind: f"{kind}{suffix}" for kind in reconstruction},
         "mask": f"mask{suffix}",
         "brain": f"brain{suffix}",
         "findings_csv": "findings.csv",
@@ -76,7 +84,7 @@ def save(result: Result, directory: Path | str) -> dict[str, Path]:
             names["heat"]: lambda path: write_like(result.anomaly_map, volume, path, dtype=np.float32),
             **{
                 names[kind]: lambda path, image=image: write_like(image, volume, path, dtype=np.float32)
-                for kind, image in healed.items()
+                for kind, image in reconstruction.items()
             },
             names["mask"]: lambda path: write_like(result.mask, volume, path, dtype=np.uint8),
             names["brain"]: lambda path: write_like(result.brain, volume, path, dtype=np.uint8),

@@ -1,4 +1,4 @@
-"""The worker's side of the pipes to Slicer: events out, the wish to stop in, and everything else to the log.
+"""The worker's side of the pipes to Slicer: events out, the request to stop in, and everything else to the log.
 
 Knows nothing of scans or models. Three dangers shaped it: anything may print (ITK, CUDA, a warning) and must
 not end up among the event lines; Slicer may be gone at any moment, seen as the end of stdin or as a closed
@@ -27,7 +27,7 @@ SECONDS_BETWEEN_REPORTS = 0.2
 
 
 class Stop:
-    """The wish to end, wherever it comes from, and the hard end that follows if nobody heeds it.
+    """The request to end, wherever it comes from, and the hard end that follows if it is not honoured.
 
     Args:
         grace: seconds between the two.
@@ -69,7 +69,7 @@ class Stop:
 
 
 class EventLines:
-    """Writes events to a descriptor, one line each. A reader that is gone is a wish to stop."""
+    """Writes events to a descriptor, one line each. A reader that is gone is a request to stop."""
 
     def __init__(self, descriptor: int, stop: Stop) -> None:
         self._descriptor = descriptor
@@ -93,7 +93,7 @@ class EventLines:
 class Reports:
     """Progress as the worker tells it: at most five events a second, the first and last of each stage always.
 
-    Every report looks for the wish to stop, whether it is sent or not.
+    Every report looks for the request to stop, whether it is sent or not.
     """
 
     def __init__(self, lines: EventLines, stop: Stop, clock: Callable[[], float] = time.monotonic) -> None:

@@ -30,7 +30,7 @@ LOG_FILE = "worker.log"
 CANCEL_LINE = "cancel"
 RUN_COMMAND, RELEASE_LINE = "run", "release"  # to a worker that serves several jobs
 IDLE_SECONDS = 600.0  # after which such a worker gives its memory back
-GRACE_SECONDS = 3.0  # between the wish to stop and the hard end, on both sides of the border
+GRACE_SECONDS = 3.0  # between the request to stop and the hard end, on both sides of the border
 
 
 class ExitCode(IntEnum):

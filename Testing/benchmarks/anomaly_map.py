@@ -1,7 +1,8 @@
-"""Heat on the model's grid: some slices of a scan with their reference and brain, and the method's heat of them.
+"""The anomaly score on the model's grid: some slices of a scan with their reference and brain, and the method's scores
+of them.
 
-Running the method is what costs hours. Its heat is therefore kept in files, each with the fingerprint of everything
-that it was computed from, and is computed anew only where that has changed.
+Running the method is what costs hours. Its the anomaly score is therefore kept in files, each with the fingerprint of
+everything that it was computed from, and is computed anew only where that has changed.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class Slices:
         return len(self.places) == len(self.stack)
 
     def stamp(self, plan: Plan, *, raw: bool = False) -> str:
-        """Everything that heat of these slices depends on; ``raw`` for heat that nothing was done to yet."""
+        """Everything that anomaly scores of these slices depends on; ``raw`` for the anomaly score that nothing was
+        done to yet.
+        """
         # A given brain mask may change without the scan.
         brain = hashlib.sha256(np.packbits(self.brain).tobytes()).hexdigest()[:16]
         return evidence.fingerprint(plan, self.files, self.places, brain, raw=raw)
@@ -120,10 +123,10 @@ def choose_slices(area: np.ndarray, count: int | None) -> list[int]:
 
 
 def run_method(looked: Slices, plan: Plan, model: Any) -> dict[str, Any]:
-    """The method's ``heat`` of these slices as it comes, the ``misfit``, and ``seconds`` a slice.
+    """The method's ``anomaly_map`` of these slices as it comes, the ``reconstruction_error``, and ``seconds`` a slice.
 
-    Intensities, noise and network calls are the same as if the whole scan were looked at; the misfit is that of the
-    slices looked at. Where networks see neighbours, all slices are looked at.
+    Intensities, noise and network calls are the same as if the whole scan were looked at; the reconstruction error is
+    that of the slices looked at. Where networks see neighbours, all slices are looked at.
     """
     scale = looked.scale
     if looked.stack.grid.neighbours:
@@ -135,11 +138,11 @@ def run_method(looked: Slices, plan: Plan, model: Any) -> dict[str, Any]:
         lambda: run_slices(part, scale, method, options, lambda device: model, device=plan.device, seed=seed),
         plan.device,
     )
-    return {"heat": run.raw[places], "misfit": run.misfit, "seconds": seconds / len(part)}
+    return {"heat": run.raw[places], "misfit": run.reconstruction_error, "seconds": seconds / len(part)}
 
 
 def filtered(looked: Slices, raw: Mapping[str, Any], settings: PostprocessSettings) -> np.ndarray:
-    """Post-processed heat ``(n, H, W)``; not through the slices where neighbours may be missing."""
+    """Post-processed anomaly scores ``(n, H, W)``; not through the slices where neighbours may be missing."""
     if not looked.is_whole:
         settings = settings.changed({"slice_sigma": 0.0})
     return postprocess(
@@ -162,10 +165,10 @@ def read_known(path: Path, stamp: str) -> dict[str, Any] | None:
 
 
 def keep(path: Path, stamp: str, values: Mapping[str, Any]) -> None:
-    """Keep ``heat`` and the numbers beside it, whole or not at all."""
+    """Keep ``anomaly_map`` and the numbers beside it, whole or not at all."""
     about = {"fingerprint": stamp, **{key: value for key, value in values.items() if key != "heat"}}
     with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, heat=values["heat"], about=np.array(json.dumps(about)))
+        np.savez_compressed(file, anomaly_map=values["heat"], about=np.array(json.dumps(about)))
 
 
 class _Part:
