@@ -69,7 +69,7 @@ def raw_values(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any
 
 
 @pytest.mark.parametrize(
-    ("lesion", "side", "heat"),
+    ("lesion", "side", "anomaly_map"),
     [
         (180.0, "bright", height(180.0) - 0.42),
         (132.0, "bright", height(132.0) - 0.42),

@@ -591,8 +591,8 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "has 4 raw and 3 scores",
     ),
     "calibration that falls": (
-        declare(lambda c: c["calibration"].update(anomaly_map=[0.0, 2.0, 1.0])),
-        "calibration whose scores values do not start at 0 and increase",
+        declare(lambda c: c["calibration"].update(heat=[0.0, 2.0, 1.0])),
+        "calibration whose heat values do not start at 0 and increase",
     ),
     "calibration of the baseline that does not start at 0": (
         declare(lambda c: c.update(intensity={"calibration": {"raw": [0.1, 1.0], "heat": [0.0, 1.0]}})),

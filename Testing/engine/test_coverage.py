@@ -60,7 +60,7 @@ def test_what_a_speckled_mask_loses_is_warned_of() -> None:
     stack = SliceStack([volume.image], GRIDS[0], brain)
     assert 0.4 < stack.coverage < 0.6
     (warning,) = warnings_of(stack)
-    assert f"Only {stack.coverage:.0%} of the brain mask gets anomaly scores" in warning
+    assert f"Only {stack.coverage:.0%} of the brain mask gets scores" in warning
     assert "field of view" in warning
     assert "specks" in warning
 

@@ -617,7 +617,9 @@ def test_guided_score_is_the_log_odds_of_disease_of_the_clean_slice() -> None:
 # --- intensity ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("side", "heats"), [("bright", [0, 0.2, 0]), ("dark", [0, 0, 0.3]), ("both", [0, 0.2, 0.3])])
+@pytest.mark.parametrize(
+    ("side", "anomaly_maps"), [("bright", [0, 0.2, 0]), ("dark", [0, 0, 0.3]), ("both", [0, 0.2, 0.3])]
+)
 def test_intensity_scores_is_the_difference_to_ordinary_tissue_on_the_side_asked_for(
     side: str, anomaly_maps: list[float]
 ) -> None:
@@ -679,16 +681,16 @@ def test_user_overrides_package_overrides_default() -> None:
         ("guided", {"guidance": 1}, r"no option guidance.*guidance_scale"),
         ("restore", {"steps": 11}, r"steps is 11, more than the 10 levels.*1 to 10"),
         ("restore", {"levels": 0}, r"levels is 0"),
-        ("restore", {"heat": "logit"}, r"the anomaly score is 'logit'.*residual, probability, product"),
+        ("restore", {"heat": "logit"}, r"heat is 'logit'.*residual, probability, product"),
         (
             "restore",
             {"heat": "probability", "side": "dark"},
-            r"side and floor are dark and 0; anomaly scores, a probability",
+            r"side and floor are dark and 0; heat, a probability",
         ),
         (
             "restore",
             {"heat": "probability", "floor": 0.4},
-            r"side and floor are both and 0.4; anomaly scores, a probability",
+            r"side and floor are both and 0.4; heat, a probability",
         ),
         ("localise", {"steps": 3}, r"no option steps.*It has none"),
         ("restore", {"side": "left"}, r"side is 'left'"),

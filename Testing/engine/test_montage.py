@@ -65,7 +65,7 @@ def files(tmp_path: Path) -> Files:
     lesion = phantom.lesion_of(empty)
     images = {
         "scan": phantom.paint(empty),
-        "heat": sitk.Cast(lesion, sitk.sitkFloat32) * 4,
+        "anomaly_map": sitk.Cast(lesion, sitk.sitkFloat32) * 4,
         "brain": phantom.brain_of(empty),
         "reference": lesion,
     }

@@ -109,7 +109,7 @@ def test_all_forms_are_written_and_hold_the_same_numbers(tmp_path: Path) -> None
     assert "–" not in (tmp_path / "reliability.md").read_text("utf-8").splitlines()[2]
 
 
-@pytest.mark.parametrize("hot_ml", [1.0, 0.0])
+@pytest.mark.parametrize("marked_ml", [1.0, 0.0])
 def test_the_picture_is_drawn_with_and_without_anything_hot(marked_ml: float, tmp_path: Path) -> None:
     path = tmp_path / "reliability.png"
     of(counted("a", 100.0, marked_ml), counted("b", 100.0, marked_ml)).draw(path)

@@ -216,8 +216,8 @@ class Reliability:
 
 
 DEFINITIONS = {
-    "promised": "10 to the power of minus the score: the share of healthy brain that scores at least as high if calibration "
-    "holds",
+    "promised": "10 to the power of minus the score: the share of healthy brain that scores at least as high if the "
+    "calibration holds",
     "measured": "the share of brain on tumour-free slices that is, over all patients' such slices together; the "
     "anomaly map is taken on the scan's own grid, after the way back from the model's",
     "patients": "those with tumour-free slices: slices with brain at least 3 slices and at least 15 mm away from any "

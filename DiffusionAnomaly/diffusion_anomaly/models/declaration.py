@@ -6,7 +6,7 @@ jsonschema is imported when a check is asked for, because Slicer's own Python li
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -153,9 +153,14 @@ def _require(
     if missing:
         found = f"has method {anomaly['method']} without its network {', '.join(missing)}"
         fail(package, ANOMALY, found, WRONG)
-    lacking = [entry for entry in entries if entry not in anomaly]
+    # "options.levels" is the entry levels of options.
+    lacking = [entry for entry in entries if not _holds(anomaly, entry.split("."))]
     if lacking:
         fail(package, ANOMALY, f"has method {anomaly['method']} and no {', '.join(lacking)}", WRONG)
+
+
+def _holds(content: Any, path: Sequence[str]) -> bool:
+    return not path or (isinstance(content, Mapping) and path[0] in content and _holds(content[path[0]], path[1:]))
 
 
 def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:

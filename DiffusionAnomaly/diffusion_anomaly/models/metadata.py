@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from importlib.metadata import version as installed
 from typing import Any
 
-from ..registry import get_method
-
 MONAI_SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
@@ -74,7 +72,7 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
     factor = anomaly["codec"]["factor"]
     shape = [height // factor, width // factor]
     if part == "restorer":
-        levels = get_method("restore").make_options(anomaly["options"]).levels  # type: ignore[attr-defined]
+        levels = anomaly["options"]["levels"]
         folded = _tensor("image", "magnitude", inputs, shape, [-1, 1], modality="MR")
         level = _tensor("tuples", "level of corruption", 1, [], [0, levels - 1], dtype="int64")
         return {

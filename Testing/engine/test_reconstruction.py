@@ -31,8 +31,9 @@ def test_the_healed_scan_is_the_scan_outside_the_brain_and_keeps_its_grid(
     result = Detector(options)(flair_like_volume, brain=flair_like_brain)
     scan = sitk.GetArrayFromImage(flair_like_volume.image)
     inside = sitk.GetArrayFromImage(flair_like_brain) != 0
-    assert result.reconstruction is not None
-    reconstruction = sitk.GetArrayFromImage(result.reconstruction)
+    assert result.reconstruction is not None and list(result.reconstruction) == ["FLAIR"]
+    made = result.reconstruction["FLAIR"]
+    reconstruction = sitk.GetArrayFromImage(made)
     assert np.array_equal(reconstruction[~inside], scan[~inside].astype(np.float32))
     changed = inside & (reconstruction != scan)
     assert changed.sum() > 0.9 * inside.sum()
@@ -40,8 +41,8 @@ def test_the_healed_scan_is_the_scan_outside_the_brain_and_keeps_its_grid(
     assert (
         low - 0.01 <= reconstruction[changed].min() and reconstruction[changed].max() <= low + 2 * (high - low) + 0.01
     )
-    assert result.reconstruction.GetDirection() == flair_like_volume.image.GetDirection()
-    assert result.reconstruction.GetOrigin() == flair_like_volume.image.GetOrigin()
+    assert made.GetDirection() == flair_like_volume.image.GetDirection()
+    assert made.GetOrigin() == flair_like_volume.image.GetOrigin()
 
     files = result.save(tmp_path / "results")
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(files["healed"]))), reconstruction)
