@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.detection.inference import run_slices
+from diffusion_anomaly.detection.inference import HeldModel, run_slices
 from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.detection.postprocess import postprocess
 from diffusion_anomaly.errors import InputError
@@ -68,7 +68,7 @@ class Slices:
         grid = plan.grid
         stack = SliceStack([volume.image], grid, brain)
         as_scan = replace(volume, image=sitk.Cast(reference, sitk.sitkFloat32))
-        lesion = SliceStack([as_scan.image], grid, brain).images() > 0.5
+        lesion = SliceStack([as_scan.image], grid, brain).images()[:, 0] > 0.5
         places = choose_slices(lesion.sum(axis=(1, 2)), count)
         return cls(
             stack,
@@ -135,10 +135,10 @@ def run_method(looked: Slices, plan: Plan, model: Any) -> dict[str, Any]:
         places, part = slice(None), cast(SliceStack, _Part(looked.stack, looked.places))
     method, options, seed = plan.method, plan.method_options, plan.asked.seed
     run, seconds = timed(
-        lambda: run_slices(part, scale, method, options, lambda device: model, device=plan.device, seed=seed),
+        lambda: run_slices(part, [scale], method, options, HeldModel(lambda device: model, plan.device), seed=seed),
         plan.device,
     )
-    return {"heat": run.raw[places], "misfit": run.reconstruction_error, "seconds": seconds / len(part)}
+    return {"anomaly_map": run.raw[places], "misfit": run.reconstruction_error, "seconds": seconds / len(part)}
 
 
 def filtered(looked: Slices, raw: Mapping[str, Any], settings: PostprocessSettings) -> np.ndarray:
@@ -146,7 +146,7 @@ def filtered(looked: Slices, raw: Mapping[str, Any], settings: PostprocessSettin
     if not looked.is_whole:
         settings = settings.changed({"slice_sigma": 0.0})
     return postprocess(
-        raw["heat"],
+        raw["anomaly_map"],
         looked.brain,
         settings,
         raw["misfit"],
@@ -161,14 +161,14 @@ def read_known(path: Path, stamp: str) -> dict[str, Any] | None:
         return None
     with np.load(path, allow_pickle=False) as content:
         about = json.loads(str(content["about"]))
-        return {**about, "heat": content["heat"]} if about.pop("fingerprint") == stamp else None
+        return {**about, "anomaly_map": content["anomaly_map"]} if about.pop("fingerprint") == stamp else None
 
 
 def keep(path: Path, stamp: str, values: Mapping[str, Any]) -> None:
     """Keep ``anomaly_map`` and the numbers beside it, whole or not at all."""
-    about = {"fingerprint": stamp, **{key: value for key, value in values.items() if key != "heat"}}
+    about = {"fingerprint": stamp, **{key: value for key, value in values.items() if key != "anomaly_map"}}
     with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, anomaly_map=values["heat"], about=np.array(json.dumps(about)))
+        np.savez_compressed(file, anomaly_map=values["anomaly_map"], about=np.array(json.dumps(about)))
 
 
 class _Part:

@@ -58,7 +58,8 @@ def child(asked: argparse.Namespace) -> int:
     name = asked.model[0] if asked.model else None
     method = "intensity" if name is None else open_bundle(name).method
     plan = make_plan(Options(method, name, device=asked.device, precision=asked.precision))
-    model = plan.load(plan.device)
+    detector = Detector(plan)
+    model = detector.model
     held = measure.resident_bytes()
     del model
 
@@ -66,7 +67,7 @@ def child(asked: argparse.Namespace) -> int:
         volume = read_volume(asked.scan)
         mask = None if asked.brain is None else read_mask(asked.brain, volume)
         with tempfile.TemporaryDirectory() as folder:
-            Detector(plan)(volume, brain=mask).save(folder)
+            detector(volume, brain=mask).save(folder)
 
     _, seconds = timed(run)
     peak = measure.peak_bytes()

@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.detection.provenance import describe_bundle
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.evaluation import evaluate, metrics
-from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation import metrics
+from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number, with_interval
 from diffusion_anomaly.io.files import prepare_folder
 from diffusion_anomaly.models.filters import IN_MM, PostprocessSettings
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "Give one of the two.",
             )
         settings = enumerate_settings(plan, sets, posts, product=asked.product)
-        pairs = evaluate.find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern, asked.brain_pattern)
+        pairs = find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern, asked.brain_pattern)
         pairs = evidence.chosen(pairs, asked.patient, asked.patients)
         report = compare(pairs, settings, asked.output, slices=asked.slices)
     except EngineError as error:
@@ -185,7 +186,7 @@ def compare(
             path = folder / f"{evidence.file_name(f'{pair.name} {stamp}')}.npz"
             known = read_known(path, stamp) is not None
             if not known:
-                model = model or plan.load(plan.device)
+                model = model or Detector(plan).model
                 keep(path, stamp, run_method(scan, plan, model))
             files[which].append((path, stamp))
             progress.done(f"{pair.name}, {plan.method.name}, options {which + 1} of {len(runs)}", known=known)

@@ -29,8 +29,8 @@ import SimpleITK as sitk
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.evaluation import evaluate, metrics
-from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation import metrics
+from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number
 from diffusion_anomaly.io.files import prepare_folder
 from diffusion_anomaly.io.volume import Volume
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         pairs = evidence.chosen(
-            evaluate.find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern), asked.patient, asked.patients
+            find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern), asked.patient, asked.patients
         )
         report = robustness(pairs, evidence.plans_of(asked), _named(asked.only), asked.output, asked.seed)
     except EngineError as error:
@@ -75,6 +75,7 @@ def robustness(
         ``rows``, one a perturbation and run; ``cases``, one a perturbation, run and patient; ``about``.
     """
     known = Known(prepare_folder(output) / "cases")
+    detectors = {label: Detector(plan) for label, plan in plans.items()}
     stamps = {label: evidence.fingerprint(plan, seed) for label, plan in plans.items()}
     device = next(iter(plans.values())).device
     progress = Progress(len(pairs) * (1 + len(perturbations)))
@@ -86,7 +87,7 @@ def robustness(
         for perturbation in (None, *perturbations):
             name = UNPERTURBED if perturbation is None else perturbation.name
             found = {label: known.get(f"{pair.name} {name} {label}", f"{stamps[label]} {files}") for label in plans}
-            missing = {label: plan for label, plan in plans.items() if found[label] is None}
+            missing = {label: detector for label, detector in detectors.items() if found[label] is None}
             if missing and perturbation is None:
                 new = _unperturbed(volume, sample, missing, seed, pair.name)
             elif missing and perturbation is not None:
@@ -151,12 +152,12 @@ def _named(words: Sequence[str] | None) -> list[Perturbation]:
 
 
 def _unperturbed(
-    volume: Volume, sample: Sample, plans: Mapping[str, Plan], seed: int, patient: str
+    volume: Volume, sample: Sample, detectors: Mapping[str, Detector], seed: int, patient: str
 ) -> dict[str, dict[str, Any]]:
     """The measures of each run, and those within each field of view that a perturbation leaves."""
     measured = {}
-    for label, plan in plans.items():
-        result = Detector(plan)(volume, brain=sample.brain)
+    for label, detector in detectors.items():
+        result = detector(volume, brain=sample.brain)
         within: dict[str, dict[str, float]] = {}
         for cut in (p for p in PERTURBATIONS if p.cuts):
             left = cut(sample, seed, patient)
@@ -172,23 +173,23 @@ def _unperturbed(
 
 
 def _perturbed(
-    volume: Volume, sample: Sample | None, plans: Mapping[str, Plan], device: str
+    volume: Volume, sample: Sample | None, detectors: Mapping[str, Detector], device: str
 ) -> dict[str, dict[str, Any]]:
     """The measures of each run, with the brain found anew."""
     from diffusion_anomaly.detection.brain import BrainFinder
 
     if sample is None:
-        return {label: {"applies": False} for label in plans}
+        return {label: {"applies": False} for label in detectors}
     changed = replace(volume, image=sample.scan)
     try:
         brain = BrainFinder(device=device)(changed)
     except InputError as error:  # no brain: that is a result too, and the table says so
         nothing = np.zeros(sample.scan.GetSize()[::-1], np.float32)
         values = _measures(nothing, nothing > 0, sample) | {"applies": True, "brain_found": False, "why": error.what}
-        return dict.fromkeys(plans, values | {"brain_dice": 0.0})
+        return dict.fromkeys(detectors, values | {"brain_dice": 0.0})
     measured = {}
-    for label, plan in plans.items():
-        result = Detector(plan)(changed, brain=brain)
+    for label, detector in detectors.items():
+        result = detector(changed, brain=brain)
         measured[label] = _judge(result, sample) | {"applies": True, "brain_found": True}
     return measured
 

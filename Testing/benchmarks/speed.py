@@ -44,7 +44,7 @@ class Setting:
     def batch(self, start: int, stop: int) -> SliceBatch:
         assert self.plan.bundle is not None
         scale = self.plan.bundle.normalisation.fit_scan(self.volume.image, self.brain)
-        return make_batch(self.stack, scale, start, stop, self.plan.asked.seed)
+        return make_batch(self.stack, [scale], start, stop, self.plan.asked.seed)
 
     def middle(self, count: int) -> range:
         """``count`` neighbouring slices from the middle of the brain."""

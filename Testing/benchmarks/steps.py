@@ -22,14 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.detection.planning import Plan, with_options
+from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.planning import Plan
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.evaluation import evaluate, metrics
-from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation import metrics
+from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number
 from diffusion_anomaly.io.files import prepare_folder
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--brain-pattern", help="the scans' brain masks; default: found by a network")
     asked = parser.parse_args(arguments)
     try:
-        pairs = evaluate.find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern, asked.brain_pattern)
+        pairs = find_pairs(asked.data, asked.scan_pattern, asked.mask_pattern, asked.brain_pattern)
         pairs = evidence.chosen(pairs, asked.patient, asked.patients)
         plans = {label: plan for label, plan in evidence.plans_of(asked).items() if plan.method.has_network}
         if not plans or asked.times < 2:
@@ -179,7 +180,7 @@ def _variants(plan: Plan, times: int, everything: bool) -> dict[str, Plan]:
     for name, entry in named.items():
         if entry not in kept.values():
             kept[name] = entry
-    return {name: with_options(plan, entry) for name, entry in kept.items()}
+    return {name: replace(plan, method_options=entry) for name, entry in kept.items()}
 
 
 def _heats(
@@ -201,7 +202,7 @@ def _heats(
         path = folder / f"{evidence.file_name(f'{pair.name} {name}')}.npz"
         known = read_known(path, stamp)
         if known is None:
-            model = model or plan.load(plan.device)
+            model = model or Detector(plan).model
             known = _compute(looked, variant, model)
             keep(path, stamp, known)
             progress.done(f"{pair.name}, {label}, {name}")
@@ -213,7 +214,7 @@ def _heats(
 
 def _compute(looked: Slices, plan: Plan, model: Any) -> dict[str, Any]:
     run = run_method(looked, plan, model)
-    return {"heat": filtered(looked, run, plan.postprocess), "seconds": run["seconds"]}
+    return {"anomaly_map": filtered(looked, run, plan.postprocess), "seconds": run["seconds"]}
 
 
 def _compared(looked: Slices, few: Mapping[str, Any], many: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,12 +222,12 @@ def _compared(looked: Slices, few: Mapping[str, Any], many: Mapping[str, Any]) -
     reference, others = looked.reference & looked.brain, looked.brain & ~looked.reference
     values: dict[str, Any] = {"slices": len(looked.places), "all_slices": len(looked.stack)}
     for prefix, found in (("", few), ("more_", many)):
-        anomaly_map = found["heat"]
+        anomaly_map = found["anomaly_map"]
         values[f"{prefix}average_precision"] = metrics.average_precision(anomaly_map[reference], anomaly_map[others])
         values[f"{prefix}seconds"] = float(found["seconds"])
     for kind, rows in (("with", looked.has_lesion), ("without", ~looked.has_lesion)):
         inside = looked.brain & rows[:, None, None]
-        correlation = rank_correlation(few["heat"][inside], many["heat"][inside]) if inside.any() else math.nan
+        correlation = rank_correlation(few["anomaly_map"][inside], many["anomaly_map"][inside]) if inside.any() else math.nan
         values[f"correlation_{kind}_lesion"] = correlation
     return values
 

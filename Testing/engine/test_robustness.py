@@ -46,11 +46,11 @@ def found_brains(monkeypatch: pytest.MonkeyPatch) -> list[Volume]:
     """The phantom's brain takes the network's place; the scans it was asked for."""
     asked: list[Volume] = []
 
-    def find(volume: Volume, **options: Any) -> sitk.Image:
+    def find(finder: Any, volume: Volume, *more: Any) -> sitk.Image:
         asked.append(volume)
         return phantom.brain_of(volume.image)
 
-    monkeypatch.setattr(brain_finder, "find_brain", find)
+    monkeypatch.setattr(brain_finder.BrainFinder, "__call__", find)
     return asked
 
 
@@ -140,13 +140,13 @@ def test_the_brain_is_found_anew_in_each_perturbed_scan(
 def test_a_brain_that_is_not_found_counts_as_no_scores(
     folder: Path, measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def find(volume: Volume, **options: Any) -> sitk.Image:
+    def find(finder: Any, volume: Volume, *more: Any) -> sitk.Image:
         if sitk.GetArrayViewFromImage(volume.image).max() != sitk.GetArrayViewFromImage(original[0].image).max():
             raise InputError("No brain was found.", "Choose another scan.")
         return phantom.brain_of(volume.image)
 
     original = [read_volume(folder / "anna_flair.nii.gz")]
-    monkeypatch.setattr(brain_finder, "find_brain", find)
+    monkeypatch.setattr(brain_finder.BrainFinder, "__call__", find)
     report = robustness.robustness(
         dataset.find_pairs(folder)[:1], plans(), [p for p in chosen() if p.name == "gamma 1.4"], folder / "out"
     )
@@ -163,11 +163,12 @@ def test_a_stopped_run_goes_on_where_it_was(
     first = measure()
     computed = []
 
-    def counting(volume: Volume, *arguments: Any, **options: Any) -> Any:
-        computed.append(volume.source)
-        return detect(volume, *arguments, **options)
+    class Counting(Detector):
+        def __call__(self, scan: Any, **options: Any) -> Any:
+            computed.append(scan.source)
+            return super().__call__(scan, **options)
 
-    monkeypatch.setattr(robustness, "detect", counting)
+    monkeypatch.setattr(robustness, "Detector", Counting)
     assert finite(measure()) == finite(first)
     assert computed == []
     (tmp_path / "out" / "cases" / "bert_gamma_1.4_intensity.json").unlink()

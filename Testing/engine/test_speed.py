@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 import packages
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.preprocessing.slices import SliceStack
@@ -23,7 +24,7 @@ def test_every_method_with_a_network_is_timed_step_by_step(
     plan = make_plan(Options(name, str(bundle.path), device="cpu", precision="float32"))
     stack = SliceStack([flair_like_volume.image], plan.grid, flair_like_brain)
     setting = Setting(flair_like_volume, flair_like_brain, plan, stack)
-    model = plan.load("cpu")
+    model = Detector(plan).model
     assert model is not None
     stages = network_stages(setting, model, range(3, 5))
     assert sum(stage.calls for stage in stages) == plan.method.network_calls(plan.method_options)

@@ -130,7 +130,7 @@ def test_slices_are_the_largest_and_an_even_spread(area: list[int], count: int |
 
 def heat_file(output: Path, label: str, name: str) -> np.ndarray:
     with np.load(output / "heat" / label / f"anna_{name}.npz") as content:
-        return content["heat"]
+        return content["anomaly_map"]
 
 
 @pytest.mark.parametrize("label", ["unsupervised", "guided", "restore"])
@@ -146,7 +146,7 @@ def test_what_is_compared_is_the_scores_of_a_detection(
 
 
 @pytest.mark.parametrize("label", ["unsupervised", "guided", "restore"])
-def test_loss_and_correlation_are_those_of_the_two_scoress(
+def test_loss_and_correlation_are_those_of_the_two_scores(
     label: str, folder: Path, plans: dict[str, Plan], output: Path, report: dict[str, Any]
 ) -> None:
     (row,) = [row for row in report["rows"] if row["run"] == label]

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from diffusion_anomaly.detection.calibration import false_alarm_ml
-from diffusion_anomaly.detection.detect import detect, raw_heat
+from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.io.volume import Volume, read_mask, read_volume
@@ -135,7 +135,10 @@ def test_scores_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bu
     values = []
     for path in sorted((trained.folder / "val").glob("p?.nii.gz")):
         volume = read_volume(path)
-        found = raw_heat(volume, read_mask(path.with_name(path.name.replace(".nii", "_brain.nii")), volume), plan)
+        mask = read_mask(path.with_name(path.name.replace(".nii", "_brain.nii")), volume)
+        found = Detector(plan).raw_map(volume, mask)
+            volume, read_mask(path.with_name(path.name.replace(".nii", "_brain.nii")), volume)
+        )
         healthy = np.array(found.stack.indices) != 4
         values.append(found.raw[healthy][found.stack.brain()[healthy]])
     raw = np.concatenate(values)
@@ -170,7 +173,7 @@ def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_hea
     volume = read_volume(healthy)
     mask = read_mask(healthy.with_name("volunteer_brain.nii.gz"), volume)
     plan = make_plan(Options(method="intensity", model=str(bundle.path), device="cpu"))
-    found = raw_heat(volume, mask, plan)
+    found = Detector(plan).raw_map(volume, mask)
     anomaly_map = plan.calibration(found.raw)
     kept, lower = (
         false_alarm_ml(anomaly_map, plan.threshold - less, found.stack.voxel_ml, 0.05) for less in (0.0, 0.01)
@@ -181,7 +184,7 @@ def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_hea
 def test_a_scan_goes_through_the_package(trained: Workplace, bundle: Bundle) -> None:
     volume = read_volume(trained.folder / "val" / "p1.nii.gz")
     mask = read_mask(trained.folder / "val" / "p1_brain.nii.gz", volume)
-    result = detect(volume, Options(method="restore", model=str(bundle.path), device="cpu"), mask=mask)
+    result = Detector(Options(method="restore", model=str(bundle.path), device="cpu"))(volume, brain=mask)
     anomaly_map = sitk.GetArrayFromImage(result.anomaly_map)
     assert np.isfinite(anomaly_map).all() and anomaly_map.max() > 1.0
     assert result.threshold == bundle.anomaly["threshold"]["heat"]
@@ -265,12 +268,12 @@ def test_a_stage_has_a_run_or_weights(trained: Workplace, stage: dict[str, Any],
 
 
 class Oracle:
-    """Stands in for ``find_brain``: brain is what is bright."""
+    """Stands in for ``BrainFinder``: brain is what is bright."""
 
     def __init__(self, level: float) -> None:
         self.level = level
 
-    def __call__(self, volume: Volume, bundle: Bundle) -> sitk.Image:
+    def __call__(self, volume: Volume) -> sitk.Image:
         if self.level > 1e6:
             raise InputError("No brain was found.", "Choose another scan.")
         return sitk.Cast(volume.image > self.level, sitk.sitkUInt8)
@@ -287,10 +290,10 @@ def test_the_share_of_lesion_outside_the_mask_is_measured(tmp_path: Path, monkey
         for ending, array in (("flair", scan), ("mask", lesion)):
             sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"p{number}_{ending}.nii.gz"))
     check = LesionCheck(name="toys", folders=[tmp_path], scan="*_flair.nii.gz", lesion="*_mask.nii.gz")
-    monkeypatch.setattr(brain_check, "find_brain", Oracle(50.0))
+    monkeypatch.setattr(brain_check, "BrainFinder", lambda bundle: Oracle(50.0))
     lost = check.lost(None)  # type: ignore[arg-type]
     assert lost == pytest.approx({"p0": 0.0, "p1": 2.0 / 7.0, "p2": 4.0 / 11.0})
-    monkeypatch.setattr(brain_check, "find_brain", Oracle(1e9))
+    monkeypatch.setattr(brain_check, "BrainFinder", lambda bundle: Oracle(1e9))
     rows = check.measure(None)  # type: ignore[arg-type]
     assert rows["lesion outside the mask in %, toys (3 scans), worst"] == 100.0
 
@@ -321,7 +324,7 @@ def test_a_slab_of_a_thin_scan_is_healthy_when_all_its_slices_are(
     path = write_scan(tmp_path, "thin", 0, slices=9, thickness=1.0)
     volume = read_volume(path)
     brain = sitk.Cast(volume.image > -1.0, sitk.sitkUInt8)
-    stack = SliceStack(volume, Grid(SIZE, 2.0, max_slice_spacing=3.0), brain)
+    stack = SliceStack([volume.image], Grid(SIZE, 2.0, max_slice_spacing=3.0), brain)
     assert stack.indices == (1, 4, 7)
     of_scan = None if labels is None else {(path.name, i): labels.get(i, HEALTHY) for i in range(9)}
     assert CalibrationScan(volume, brain, path.name, of_scan).healthy(stack).tolist() == expected

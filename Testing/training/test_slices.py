@@ -249,7 +249,7 @@ def test_a_brain_is_found_once_and_kept(scans: Path, monkeypatch: pytest.MonkeyP
         asked.append(Path(volume.source).name)
         return sitk.Cast(volume.image > 150.0, sitk.sitkUInt8)
 
-    monkeypatch.setattr(preparation, "find_brain", find)
+    monkeypatch.setattr(preparation, "BrainFinder", lambda bundle: find)
     monkeypatch.setattr(preparation, "open_bundle", lambda name: name)
     for _ in range(2):
         prepare(prepare_config(scans, brains=None), scans / "out")

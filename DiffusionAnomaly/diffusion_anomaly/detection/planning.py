@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
+from ..precision import choose_dtype
 from ..registry import DEFAULT_METHOD, get_method
 from ..system import choose_device
 
@@ -105,6 +106,11 @@ class Plan:
     def device(self) -> str:
         """``cpu``, ``cuda`` or ``cuda:0``: what ``auto`` comes to here."""
         return str(choose_device(self.asked.device))
+
+    @cached_property
+    def precision(self) -> str:
+        """``float32`` or ``bfloat16``: what ``auto`` comes to on that device. May be measured, see ``precision``."""
+        return str(choose_dtype(self.asked.precision, choose_device(self.asked.device))).removeprefix("torch.")
 
     @property
     def grid(self) -> Grid:
