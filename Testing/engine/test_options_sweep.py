@@ -174,7 +174,7 @@ def test_raw_scores_outlives_a_new_calibration_but_not_new_weights(
 ) -> None:
     run(pairs[:1], plan_of(bundle), tmp_path / "out", {}, {})
     batches = len(calls)
-    table = {"raw": [0.0, 1.0], "anomaly_map": [0.0, 2.0], "source": "another"}
+    table = {"raw": [0.0, 1.0], "heat": [0.0, 2.0], "source": "another"}
     calibrated = packages.restore(tmp_path / "toy-r", calibration=table, postprocess={"median_pixels": 5})
     run(pairs[:1], plan_of(calibrated), tmp_path / "out", {}, {})
     assert len(calls) == batches

@@ -137,8 +137,6 @@ def test_scores_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bu
         volume = read_volume(path)
         mask = read_mask(path.with_name(path.name.replace(".nii", "_brain.nii")), volume)
         found = Detector(plan).raw_map(volume, mask)
-            volume, read_mask(path.with_name(path.name.replace(".nii", "_brain.nii")), volume)
-        )
         healthy = np.array(found.stack.indices) != 4
         values.append(found.raw[healthy][found.stack.brain()[healthy]])
     raw = np.concatenate(values)
