@@ -227,7 +227,8 @@ def _compared(looked: Slices, few: Mapping[str, Any], many: Mapping[str, Any]) -
         values[f"{prefix}seconds"] = float(found["seconds"])
     for kind, rows in (("with", looked.has_lesion), ("without", ~looked.has_lesion)):
         inside = looked.brain & rows[:, None, None]
-        correlation = rank_correlation(few["anomaly_map"][inside], many["anomaly_map"][inside]) if inside.any() else math.nan
+        first, second = few["anomaly_map"][inside], many["anomaly_map"][inside]
+        correlation = rank_correlation(first, second) if inside.any() else math.nan
         values[f"correlation_{kind}_lesion"] = correlation
     return values
 

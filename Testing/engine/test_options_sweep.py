@@ -214,7 +214,7 @@ def judged_alone(folder: Path, plan: Plan) -> dict[str, Any]:
         # The scan's voxels are as large as the grid's pixels, which are copies then: of which voxel is looked up.
         mask = sitk.GetArrayFromImage(sitk.ReadImage(folder / f"{name}_mask.nii.gz"))
         numbers = phantom.on_grid(np.arange(mask.size, dtype=np.float32).reshape(mask.shape), volume.image)
-        voxels = SliceStack([replace(volume, image=numbers).image], found.stack.grid, brain).images().astype(int)
+        voxels = SliceStack([replace(volume, image=numbers).image], found.stack.grid, brain).images()[:, 0].astype(int)
         inside = found.stack.brain()
         scans.append((found.raw[inside], mask.ravel()[voxels[inside]] != 0))
     with_lesion = [(anomaly_map, reference) for anomaly_map, reference in scans if reference.any()]

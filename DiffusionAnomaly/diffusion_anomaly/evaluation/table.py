@@ -167,7 +167,8 @@ def _about(runs: Sequence[RunResult], seed: int, resamples: int) -> dict[str, An
 
 DEFINITIONS = {
     "brain voxels": "scores are judged inside the brain mask, the same mask for all methods; reference voxels "
-    "outside of it count as missed in Dice, in lesion recall and in average precision, where no threshold reaches them; "
+    "outside of it count as missed in Dice, in lesion recall and in average precision, where no threshold reaches "
+    "them; "
     "evaluation.json has average precision inside the mask alone as average_precision_in_brain",
     "beats intensity": "not shown where the interval of AP − intensity holds 0, or with fewer than 6 patients",
     "tumour-free slices": "slices with brain at least 3 slices and at least 15 mm away from any slice with a reference "
