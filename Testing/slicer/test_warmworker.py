@@ -17,6 +17,7 @@ import pytest
 
 import jobs
 import packages
+from diffusion_anomaly.worker.protocol import Finished, encode
 from DiffusionAnomalyLib.detection import Detection
 from DiffusionAnomalyLib.process.jobqueue import Entry, JobQueue
 from DiffusionAnomalyLib.process.process import PipeProcess
@@ -207,6 +208,54 @@ def test_nothing_of_one_job_reaches_the_log_of_another(tmp_path: Path, worker: W
         name = job.workspace.folder.name
         assert [line for line in job.log if "at work" in line] == [f"at work on {name}"]
         assert job.outcome is not None and job.outcome.what == f"says {name}"
+
+
+class Rehearsed:
+    """A process that says one thing a poll, on the pipe that is named with it."""
+
+    def __init__(self, words: list[tuple[str, bytes]]) -> None:
+        self.onOutput: Callable[[bytes], None] = lambda data: None
+        self.onErrorOutput: Callable[[bytes], None] = lambda data: None
+        self.onFinished: Callable[[int | None], None] = lambda code: None
+        self._words = words
+
+    def start(self, command: object, environment: object, folder: Path) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.onFinished(None)
+
+    def end(self, seconds: float) -> None:
+        self.onFinished(0)
+
+    def isRunning(self) -> bool:
+        return True
+
+    def poll(self) -> None:
+        if self._words:
+            pipe, data = self._words.pop(0)
+            getattr(self, pipe)(data)
+
+
+def test_what_the_other_pipe_brings_late_still_belongs_to_the_job(tmp_path: Path) -> None:
+    finished = encode(Finished(1)).encode("ascii")
+    words = [
+        ("onOutput", finished[:7]),  # a pipe cuts anywhere
+        ("onOutput", finished[7:] + b"\n"),
+        ("onErrorOutput", b"the last of it\n"),
+        ("onErrorOutput", b"between two jobs\n"),
+    ]
+    worker = WarmWorker(lambda: Rehearsed(words))
+    first, second = (jobs.makeJob(tmp_path, process=worker.turn()) for _ in range(2))
+    jobs.finish(first, seconds=5)
+    assert first.log[0] == "the last of it" and not [line for line in first.log if "finished" in line]
+    worker._process.poll()  # type: ignore[union-attr]
+    second.start()
+    second.tick()
+    assert list(second.log) == []
 
 
 def test_a_job_that_was_over_when_it_was_cancelled_does_not_cancel_the_next(tmp_path: Path, worker: WarmWorker) -> None:
