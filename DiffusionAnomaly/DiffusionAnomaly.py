@@ -111,9 +111,13 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.close()
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
-        """The volumes go: whatever still runs on them is cancelled, and its results would have no place."""
+        """The volumes go: whatever still runs on them is cancelled, and its results would have no place.
+
+        The worker stays for the next scene, without the model: the memory that it takes is free until then.
+        """
         if self.logic is not None:
             self.logic.detection.queue.cancelAll()
+            self.logic.detection.release()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:

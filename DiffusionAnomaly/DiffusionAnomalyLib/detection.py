@@ -7,6 +7,7 @@ timer, a script from its own loop.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 from . import choices
 from .process.environment import workerCommand, workerEnvironment
 from .process.jobqueue import Entry, JobQueue
-from .process.process import PipeProcess, WorkerProcess
+from .process.process import OwnedProcess, PipeProcess
+from .process.warmworker import WarmWorker
 from .process.workerjob import DetectionJob, Outcome, State
 from .process.workspace import Workspace, removeStale
 from .progresstext import rememberTimings
@@ -97,7 +99,7 @@ class Task:
 
 
 class Detection:
-    """Detections on the volumes of a scene, one at a time.
+    """Detections on the volumes of a scene, one at a time, all in one process that stays warm.
 
     >>> detection = Detection(slicer.mrmlScene, slicer.app.temporaryPath)  # doctest: +SKIP
     >>> entry = detection.add(volumeNode, Request("guided", steps=10))  # doctest: +SKIP
@@ -122,7 +124,7 @@ class Detection:
         self,
         scene: Any,
         temporaryFolder: Path | str,
-        makeProcess: Callable[[], WorkerProcess] = PipeProcess,
+        makeProcess: Callable[[], OwnedProcess] = PipeProcess,
         settings: Settings | None = None,
         command: list[str] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -133,7 +135,9 @@ class Detection:
         self.queue = JobQueue()
         self.queue.onFinished = self._finished
         self.onResults: Callable[[Entry, ResultNodes], None] = lambda entry, nodes: None
-        self._makeProcess = makeProcess
+        self._worker = WarmWorker(makeProcess)
+        # For a script that makes one and forgets it: an idle process would stay until Slicer ends.
+        weakref.finalize(self, self._worker.shutdown, 0.0).atexit = False
         self._command = command
         self._environment = environment
         removeStale(self.temporaryFolder)
@@ -171,7 +175,7 @@ class Detection:
             raise
         job = DetectionJob(
             workspace,
-            self._makeProcess(),
+            self._worker.turn(),
             self._command or workerCommand(),
             self._environment or workerEnvironment(),
         )
@@ -209,11 +213,20 @@ class Detection:
             raise InputError(entry.message or _("The run has no result."))
         return entry.request.nodes
 
+    def release(self) -> None:
+        """Give the memory of the model back; the process stays for the next run."""
+        self._worker.release()
+
+    def renewWorker(self) -> None:
+        """Packages change: no later run is left to a process that has imported the old ones."""
+        self._worker.renew()
+
     def close(self) -> None:
-        """End every process and delete every working file that is not kept; no callback comes any more."""
+        """End the process and delete every working file that is not kept; no callback comes any more."""
         self.onResults = lambda entry, nodes: None
         self.onChanged = lambda: None
         self.queue.killAll()
+        self._worker.shutdown()
 
     def _finished(self, entry: Entry, outcome: Outcome) -> None:
         if outcome.state is not State.DONE:

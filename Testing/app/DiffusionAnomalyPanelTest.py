@@ -163,6 +163,28 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert "was deleted" in self.panel.detection.queue.entries[-1].message
         assert self.widget.logic.results() == []
 
+    def test_the_worker_stays_for_the_next_run_and_the_next_scene(self) -> None:
+        self.addScan()
+        self.run_()
+        worker = self.panel.detection._worker
+        process = worker._process
+        self.run_()
+        assert worker._process is process and process.isRunning()
+        slicer.mrmlScene.Clear()
+        self.addScan("in the next scene")
+        self.run_()
+        assert worker._process is process and process.isRunning()
+        self.panel.detection.close()
+        assert not worker.isRunning and not process.isRunning()
+
+    def test_reloading_the_module_ends_an_idle_worker(self) -> None:
+        self.addScan()
+        self.run_()
+        old = self.panel.detection._worker
+        process = old._process
+        slicer.util.reloadScriptedModule("DiffusionAnomaly")
+        assert not old.isRunning and not process.isRunning()
+
     def test_reloading_the_module_ends_the_worker_and_starts_anew(self) -> None:
         self.useStandIn(seconds=30)
         self.addScan()
@@ -173,6 +195,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         slicer.util.reloadScriptedModule("DiffusionAnomaly")
         assert self.panel is not old
         assert not job._process.isRunning() and not job.workspace.folder.exists()
+        assert not old.detection._worker.isRunning
         self.useStandIn()
         self.addScan("again")
         self.run_()

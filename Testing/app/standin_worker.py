@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
 import sys
 import threading
 import time
@@ -17,16 +18,34 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.worker.protocol import Failure, Progress, Result, Started, encode, read_job
+from diffusion_anomaly.worker.protocol import (
+    CANCEL_LINE,
+    RELEASE_LINE,
+    Failure,
+    Finished,
+    Progress,
+    Result,
+    Started,
+    encode,
+    job_of,
+    read_job,
+)
 
 STEPS = 20
 
 
-def main(folder: Path) -> int:
+def main() -> None:
+    """Run jobs as they are named on standard input, until it ends."""
+    folders: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+    cancelled = threading.Event()
+    threading.Thread(target=_listen, args=(folders, cancelled), daemon=True).start()
+    while (folder := folders.get()) is not None:
+        _say(Finished(_run(folder, cancelled)))
+
+
+def _run(folder: Path, cancelled: threading.Event) -> int:
     job = read_job(folder)
     seconds = float(os.environ.get("STANDIN_SECONDS", "0.2"))
-    cancelled = threading.Event()
-    threading.Thread(target=_listen, args=(cancelled,), daemon=True).start()
     _say(Started("cpu", job.model and Path(job.model).name, "0.1.0", STEPS))
     for done in range(STEPS + 1):
         _say(Progress("detect", done, STEPS, seconds * done / STEPS, seconds * (STEPS - done) / STEPS))
@@ -68,11 +87,16 @@ def _say(event: object) -> None:
     sys.stdout.flush()
 
 
-def _listen(cancelled: threading.Event) -> None:
-    """Any line, and the end of standard input, mean to stop."""
-    sys.stdin.readline()
+def _listen(folders: queue.SimpleQueue[Path | None], cancelled: threading.Event) -> None:
+    for line in map(str.strip, sys.stdin):
+        if line == CANCEL_LINE:
+            cancelled.set()
+        elif line != RELEASE_LINE:
+            cancelled.clear()
+            folders.put(job_of(line))
     cancelled.set()
+    folders.put(None)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main()

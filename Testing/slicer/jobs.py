@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import phantom
 from DiffusionAnomalyLib.process.environment import MODULE_FOLDER, workerEnvironment
 from DiffusionAnomalyLib.process.jobqueue import JobQueue
-from DiffusionAnomalyLib.process.process import PipeProcess
+from DiffusionAnomalyLib.process.process import PipeProcess, WorkerProcess
 from DiffusionAnomalyLib.process.workerjob import DetectionJob
 from DiffusionAnomalyLib.process.workspace import Workspace
 
@@ -48,16 +48,20 @@ def makeJob(
     options: dict[str, object] | None = None,
     command: Sequence[str] = WORKER,
     method: str | None = None,
+    process: WorkerProcess | None = None,
     **times: float,
 ) -> DetectionJob:
-    """A job with the phantom, ready to start: the guided method with a package, the baseline without one."""
+    """A job with the phantom, ready to start: the guided method with a package, the baseline without one.
+
+    It has a process of its own unless it is given another, such as a ``Turn``.
+    """
     workspace = Workspace(parent)
     workspace.writeScan(scan())
     workspace.writeMask(brain())
     method = method or ("intensity" if model is None else "guided")
     given = {} if options is None else options
     workspace.writeJob(method, None if model is None else str(model), {"device": "cpu", **given})
-    return DetectionJob(workspace, PipeProcess(), command, environment(), **times)
+    return DetectionJob(workspace, process or PipeProcess(), command, environment(), **times)
 
 
 def wait(until: Callable[[], bool], tick: Callable[[], None], seconds: float = PATIENCE) -> None:

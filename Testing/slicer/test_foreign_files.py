@@ -19,6 +19,7 @@ from DiffusionAnomalyLib.process import dependencies, environment
 from DiffusionAnomalyLib.process.dependencies import Installation
 from DiffusionAnomalyLib.process.environment import Question
 from DiffusionAnomalyLib.process.process import PipeProcess
+from DiffusionAnomalyLib.process.warmworker import WarmWorker
 from DiffusionAnomalyLib.process.workerjob import State
 from DiffusionAnomalyLib.settings import MemorySettings
 
@@ -51,9 +52,11 @@ def variables(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_worker_does_not(tmp_path: Path, trace: Path, variables: dict[str, str]) -> None:
-    job = jobs.makeJob(tmp_path)
+    worker = WarmWorker(PipeProcess)
+    job = jobs.makeJob(tmp_path, process=worker.turn())
     job._environment = variables
     jobs.finish(job)
+    worker.shutdown()
     assert not trace.exists(), trace.read_text()
     assert job.state is State.DONE, job.log
 

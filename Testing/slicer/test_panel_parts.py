@@ -92,13 +92,44 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         started = []
         panel.method._probe = lambda arguments, onAnswer: started.append(arguments)
         dependencies.missing = lambda: []
+        assert detection._worker.isRunning
         panel.install._onFinished("")
+        assert not detection._worker.isRunning  # what it has imported may be another version by now
         assert started == [["machine"]] and panel.install.missing == []
 
         panel.results.remove()
         assert panel.results.nodes() is None
         panel.close()
         assert panel.parameters is None and not list((folder / "work").iterdir())
+    print("all of it")
+    """
+    assert runs(code, tmp_path).splitlines()[-1] == "all of it"
+
+
+def test_the_end_of_a_scene_frees_the_models_memory_and_the_end_of_slicer_ends_the_worker(tmp_path: Path) -> None:
+    code = """
+    import sys
+    from types import SimpleNamespace
+    from unittest.mock import Mock
+    import slicer
+    from DiffusionAnomaly import DiffusionAnomalyWidget
+    from DiffusionAnomalyLib.panel.panel import Panel
+
+    for end in ("onAboutToQuit", "cleanup"):
+        widget = DiffusionAnomalyWidget()
+        widget.removeObservers = lambda: None
+        calls = Mock()
+        widget.logic = SimpleNamespace(detection=calls)
+        widget.onSceneStartClose(None, None)
+        assert [call[0] for call in calls.method_calls] == ["queue.cancelAll", "release"]
+        calls.reset_mock()
+        widget.panel = Panel.__new__(Panel)
+        widget.panel.__dict__.update(
+            detection=calls, **{name: Mock() for name in "_context _timer _soon install method results export".split()}
+        )
+        widget.panel.setParameters = lambda parameters: None
+        getattr(widget, end)()
+        assert [call[0] for call in calls.method_calls] == ["close"]
     print("all of it")
     """
     assert runs(code, tmp_path).splitlines()[-1] == "all of it"

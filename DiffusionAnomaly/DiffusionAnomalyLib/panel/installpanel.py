@@ -8,6 +8,7 @@ from typing import Any
 import qt
 import slicer
 
+from ..detection import Detection
 from ..process import dependencies
 from ..process.environment import pythonProgram, workerEnvironment
 from ..process.qtprocess import QtProcess
@@ -19,8 +20,9 @@ from .methodpanel import MethodPanel
 class InstallPanel:
     """Shown only while packages are missing; see ``Panel``."""
 
-    def __init__(self, context: PanelContext, method: MethodPanel) -> None:
+    def __init__(self, context: PanelContext, detection: Detection, method: MethodPanel) -> None:
         self._context = context
+        self._detection = detection
         self._method = method
         self._ui = context.ui
         self._settings = context.settings
@@ -96,6 +98,7 @@ class InstallPanel:
     def _start(self, folder: Path | None) -> None:
         commands = dependencies.steps(self.missing, pythonProgram(), folder)
         self._problem = ""
+        self._detection.renewWorker()  # Windows replaces no library that a process has loaded
         self._running = dependencies.Installation(commands, QtProcess, workerEnvironment(), self._settings, folder)
         self._last, self._offered = self._running, True
         self._running.onChanged = self._context.refreshSoon
@@ -110,6 +113,7 @@ class InstallPanel:
     def _onFinished(self, problem: str) -> None:
         self._running = None
         self._problem = problem
+        self._detection.renewWorker()  # a script may have started it meanwhile
         self.missing = dependencies.missing()
         if not self.missing:
             self._method.probeMachine()

@@ -36,7 +36,7 @@ class Panel:
         self._context = context
         self.input = InputPanel(context)
         self.method = MethodPanel(context)
-        self.install = InstallPanel(context, self.method)
+        self.install = InstallPanel(context, detection, self.method)
         self.results = ResultPanel(context)
         self.run = RunPanel(context, detection, self.input, self.install, self.method, self.results)
         self.export = ExportPanel(context, self.results)

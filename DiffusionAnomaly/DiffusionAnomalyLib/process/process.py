@@ -71,8 +71,16 @@ class WorkerProcess(Protocol):
         ...
 
 
+class OwnedProcess(WorkerProcess, Protocol):
+    """A process that may also be idle, and then ends when there is nothing more to read."""
+
+    def end(self, seconds: float) -> None:
+        """Close its standard input, wait so long for its end, and then ``kill`` it."""
+        ...
+
+
 class PipeProcess:
-    """A ``WorkerProcess`` of Python's own: threads read, and ``poll`` delivers.
+    """An ``OwnedProcess`` of Python's own: threads read, and ``poll`` delivers.
 
     >>> said = []
     >>> process = PipeProcess()
@@ -129,6 +137,14 @@ class PipeProcess:
         while self._running and time.monotonic() < end:
             self.poll()
             time.sleep(0.005)
+
+    def end(self, seconds: float) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # what was still to be written has no reader
+                self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        self.kill()
 
     def poll(self) -> None:
         if self._process is None or not self._running:

@@ -11,7 +11,7 @@ from .process import SECONDS_TO_DIE, killTree
 
 
 class QtProcess:
-    """A ``WorkerProcess`` whose callbacks come from Qt's event loop."""
+    """An ``OwnedProcess`` whose callbacks come from Qt's event loop."""
 
     def __init__(self) -> None:
         self.onOutput: Callable[[bytes], None] = lambda data: None
@@ -43,6 +43,12 @@ class QtProcess:
             killTree(int(self._process.processId()))
             self._process.kill()
             self._process.waitForFinished(int(SECONDS_TO_DIE * 1000))
+
+    def end(self, seconds: float) -> None:
+        if self._running:
+            self._process.closeWriteChannel()
+            self._process.waitForFinished(int(seconds * 1000))
+            self.kill()
 
     def poll(self) -> None:
         """The event loop delivers."""
