@@ -69,7 +69,7 @@ def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: the report has its own tests, and drawing takes longer than all else here."""
     monkeypatch.setattr(
         "diffusion_anomaly.results.report.write_report",
-        lambda result, volume, path: path.write_text("page"),
+        lambda result, path: path.write_text("page"),
     )
 
 
@@ -179,7 +179,7 @@ def test_several_scans_get_a_folder_each_and_one_failure_stops_no_other(
     run: Run, folder: Path, package: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brain = sitk.ReadImage(str(folder / "brain.nii.gz"))
-    monkeypatch.setattr("diffusion_anomaly.detection.brain.find_brain", lambda volume, **options: brain)
+    monkeypatch.setattr("diffusion_anomaly.detection.brain.BrainFinder.__call__", lambda finder, volume, warn: brain)
     monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
     (tmp_path / "broken.nii.gz").write_text("this is text")
     scans = [folder / "kopf.nii.gz", tmp_path / "broken.nii.gz", tmp_path / "missing.nii.gz", folder / "kopf.nii.gz"]
@@ -286,7 +286,7 @@ def test_a_fault_of_the_program_is_no_traceback_unless_asked(
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("diffusion_anomaly.io.volume.read_volume", broken)
+    monkeypatch.setattr("diffusion_anomaly.detection.scan.read_volume", broken)
     end = run("detect", folder / "kopf.nii.gz", "--method", "intensity", "-o", tmp_path / "out")
     assert end.code == 1
     assert end.error_lines[0] == "error: ZeroDivisionError: oops"
@@ -330,7 +330,7 @@ def detected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "diffusion_anomaly.results.report.write_report",
-            lambda result, volume, path: path.write_text("page"),
+            lambda result, path: path.write_text("page"),
         )
         scan, brain = folder / "kopf.nii.gz", folder / "brain.nii.gz"
         assert cli.main(["detect", str(scan), "--mask", str(brain), "--method", "intensity", "-o", str(output)]) == 0
@@ -456,6 +456,8 @@ def test_worker_hands_its_job_over_and_ends_with_its_code(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Path] = []
-    monkeypatch.setattr("diffusion_anomaly.worker.run", lambda folder: jobs.append(folder) or job.ExitCode.CANCELLED)
+    monkeypatch.setattr(
+        "diffusion_anomaly.worker.main.run", lambda folder: jobs.append(folder) or job.ExitCode.CANCELLED
+    )
     assert run("worker", tmp_path).code == 5
     assert jobs == [tmp_path]

@@ -20,21 +20,21 @@ import phantom
 from diffusion_anomaly.detection import brain as brain_finder
 from diffusion_anomaly.detection import detector as detection
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.inference import run_slices, slice_seed
+from diffusion_anomaly.detection.inference import HeldModel, run_slices, slice_seed
 from diffusion_anomaly.detection.input_checks import UNKNOWN_SCAN, contrast_of
-from diffusion_anomaly.detection.planning import Options, make_plan
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import Cancelled, InputError, MemoryExhausted, ModelError
 from diffusion_anomaly.io.volume import Volume, read_volume
-from diffusion_anomaly.methods.base import SliceBatch
+from diffusion_anomaly.methods.base import Method, SliceBatch
 from diffusion_anomaly.methods.intensity import Intensity
 from diffusion_anomaly.methods.unsupervised import Unsupervised
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.preprocessing.intensity import IntensityScale
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from diffusion_anomaly.registry import IntensityOptions
-from diffusion_anomaly.results.result import Progress, Result
 from diffusion_anomaly.results import findings
 from diffusion_anomaly.results import saving as results
+from diffusion_anomaly.results.result import Progress, Result
 
 BASELINE = Options(method="intensity")
 
@@ -75,7 +75,7 @@ def test_the_baseline_finds_a_bright_lesion_where_it_is(baseline: Result, flair_
 def test_heat_and_mask_lie_on_the_scans_grid_and_inside_the_brain(
     baseline: Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    for image, pixel in ((baseline.heat, sitk.sitkFloat32), (baseline.mask, sitk.sitkUInt8)):
+    for image, pixel in ((baseline.anomaly_map, sitk.sitkFloat32), (baseline.mask, sitk.sitkUInt8)):
         assert phantom.geometry(image) == phantom.geometry(flair_like_volume.image)
         assert image.GetPixelID() == pixel
         assert not array(image)[array(flair_like_brain) == 0].any()
@@ -86,7 +86,7 @@ def test_the_lesion_stays_where_it_is_whatever_way_the_axes_point(case: int, fla
     grid = list(phantom.orientations(flair_like_grid))[case]
     volume = phantom.as_volume(phantom.paint(grid))
     result = Detector(BASELINE)(volume, brain=phantom.brain_of(grid))
-    assert np.linalg.norm(phantom.centroid(result.heat, 3.0) - phantom.LESION_CENTRE) < 2.5
+    assert np.linalg.norm(phantom.centroid(result.anomaly_map, 3.0) - phantom.LESION_CENTRE) < 2.5
 
 
 def test_heat_is_the_packages_tail_probability_of_the_raw_heat(
@@ -103,7 +103,7 @@ def test_heat_is_the_packages_tail_probability_of_the_raw_heat(
     inside = array(found.stack.to_volume(in_table.astype(np.float32))) > 1 - 1e-6
     assert inside.sum() > 1000
     assert on_scan[inside].max() > 1.0
-    np.testing.assert_allclose(array(result.heat)[inside], on_scan[inside], atol=1e-4)
+    np.testing.assert_allclose(array(result.anomaly_map)[inside], on_scan[inside], atol=1e-4)
 
 
 def test_the_baseline_does_not_depend_on_the_scanners_units(
@@ -111,7 +111,7 @@ def test_the_baseline_does_not_depend_on_the_scanners_units(
 ) -> None:
     other = replace(flair_like_volume, image=flair_like_volume.image * 7.0 + 1000.0)
     heat = Detector(BASELINE)(other, brain=flair_like_brain).anomaly_map
-    np.testing.assert_allclose(array(heat), array(baseline.heat), atol=2e-3)
+    np.testing.assert_allclose(array(heat), array(baseline.anomaly_map), atol=2e-3)
 
 
 def test_the_dark_side_finds_a_dark_lesion(flair_like_grid: sitk.Image, flair_like_brain: sitk.Image) -> None:
@@ -119,7 +119,7 @@ def test_the_dark_side_finds_a_dark_lesion(flair_like_grid: sitk.Image, flair_li
     bright = Detector(BASELINE)(volume, brain=flair_like_brain)
     dark = Detector(replace(BASELINE, overrides={"side": "dark"}))(volume, brain=flair_like_brain)
     assert not bright.findings
-    assert np.linalg.norm(phantom.centroid(dark.heat, 3.0) - phantom.LESION_CENTRE) < 2.5
+    assert np.linalg.norm(phantom.centroid(dark.anomaly_map, 3.0) - phantom.LESION_CENTRE) < 2.5
 
 
 # --- What may and what may not change it
@@ -142,7 +142,7 @@ def test_the_guided_method_runs_from_its_package(
     guided_package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     result = Detector(options_for(guided_package, batch_size=5))(flair_like_volume, brain=flair_like_brain)
-    assert array(result.heat).max() > 0
+    assert array(result.anomaly_map).max() > 0
     assert result.provenance["network_calls_per_slice"] == 3 * 3
     assert result.score_warning is None
 
@@ -155,10 +155,10 @@ def test_no_two_slices_and_no_two_seeds_share_noise() -> None:
 def test_the_users_threshold_and_smallest_volume_rule(
     baseline: Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
-    middle = float(np.median(array(baseline.heat)[array(baseline.mask) > 0]))
+    middle = float(np.median(array(baseline.anomaly_map)[array(baseline.mask) > 0]))
     high = Detector(replace(BASELINE, threshold=middle))(flair_like_volume, brain=flair_like_brain)
     assert 0 < array(high.mask).sum() < array(baseline.mask).sum()
-    assert array(high.heat)[array(high.mask) > 0].min() >= middle
+    assert array(high.anomaly_map)[array(high.mask) > 0].min() >= middle
     none = Detector(replace(BASELINE, min_volume_ml=500.0))(flair_like_volume, brain=flair_like_brain)
     assert not none.findings
     assert not array(none.mask).any()
@@ -242,7 +242,7 @@ def test_a_brain_mask_of_another_grid_is_refused(flair_like_volume: Volume) -> N
 def test_without_a_mask_the_network_finds_the_brain(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(brain_finder, "find_brain", lambda volume, **options: flair_like_brain)
+    monkeypatch.setattr(brain_finder.BrainFinder, "__call__", lambda finder, volume, warn: flair_like_brain)
     monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
     result = Detector(BASELINE)(flair_like_volume)
     assert result.provenance["brain"]["source"] == {"name": "brain-mask"}
@@ -407,6 +407,13 @@ def test_cancelling_stops_between_two_network_calls(
     assert calls == 1
 
 
+def with_method(plan: Plan, method: Method) -> Plan:
+    """The plan with something else to run under the same name."""
+    entry = replace(plan.method)
+    vars(entry)["method"] = method
+    return replace(plan, method=entry)
+
+
 class Hungry(Unsupervised):
     """The real method on a machine whose memory takes only so many slices at once."""
 
@@ -433,9 +440,9 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_result_stays(
     options = options_for(package, batch_size=8)
     plan = make_plan(options)
     expected = Detector(options)(flair_like_volume, brain=flair_like_brain)
-    tight = replace(plan, method=Hungry(lambda batch, model: len(batch.images) <= 2, error))
+    tight = with_method(plan, Hungry(lambda batch, model: len(batch.images) <= 2, error))
     result = Detector(tight)(flair_like_volume, brain=flair_like_brain)
-    np.testing.assert_allclose(array(result.heat), array(expected.heat), atol=1e-4)
+    np.testing.assert_allclose(array(result.anomaly_map), array(expected.anomaly_map), atol=1e-4)
     assert [w.split("with ")[1][:8] for w in result.warnings] == ["8 slices", "4 slices"]
     assert result.provenance["options"]["batch_size"] == 2
 
@@ -444,7 +451,7 @@ def test_memory_that_takes_not_even_one_slice_ends_with_its_own_error(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     options = options_for(package)
-    plan = replace(make_plan(options), method=Hungry(lambda batch, model: False, MemoryError("no more")))
+    plan = with_method(make_plan(options), Hungry(lambda batch, model: False, MemoryError("no more")))
     with pytest.raises(MemoryExhausted, match="one slice at once on the CPU") as caught:
         Detector(plan)(flair_like_volume, brain=flair_like_brain)
     assert caught.value.exit_code == 4
@@ -454,7 +461,7 @@ def test_other_errors_are_not_taken_for_memory(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     options = options_for(package)
-    plan = replace(make_plan(options), method=Hungry(lambda batch, model: False, RuntimeError("shapes differ")))
+    plan = with_method(make_plan(options), Hungry(lambda batch, model: False, RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         Detector(plan)(flair_like_volume, brain=flair_like_brain)
 
@@ -482,12 +489,10 @@ def test_a_gpu_without_memory_hands_over_to_the_cpu(
     warnings: list[str] = []
     run = run_slices(
         stack,
-        IntensityScale(0, 255, 1, 1),
-        OnCpu(),
+        [IntensityScale(0, 255, 1, 1)],
+        OnCpu(),  # type: ignore[arg-type]
         IntensityOptions(),
-        load,
-        device="cuda",
-        batch_size=None if when == "loading" else 4,
+        HeldModel(load, "cuda", None if when == "loading" else 4),
         warn=warnings.append,
     )
     assert loaded == ["cuda", "cpu"]
@@ -509,7 +514,7 @@ def test_saved_files_are_complete_and_agree_with_their_provenance(
     for name, digest in provenance["files_sha256"].items():
         assert hashlib.sha256((files["heat"].parent / name).read_bytes()).hexdigest() == digest
     assert set(provenance["files_sha256"]) == {path.name for path in files.values()} - {"provenance.json"}
-    np.testing.assert_array_equal(array(sitk.ReadImage(str(files["heat"]))), array(baseline.heat))
+    np.testing.assert_array_equal(array(sitk.ReadImage(str(files["heat"]))), array(baseline.anomaly_map))
     assert json.loads(files["findings_json"].read_text())["findings"][0]["id"] == 1
 
 
@@ -535,7 +540,7 @@ def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report without pictures, where only its being there matters."""
     monkeypatch.setattr(
         "diffusion_anomaly.results.report.write_report",
-        lambda result, volume, path: path.write_text("page"),
+        lambda result, path: path.write_text("page"),
     )
 
 
