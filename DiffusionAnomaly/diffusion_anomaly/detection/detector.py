@@ -79,6 +79,8 @@ class Detector:
             if same and plan.asked.batch_size == before.asked.batch_size:
                 self._held = other._held
                 return
+        else:
+            other._brain_finder.release()
         if other._held is not None:
             other._held.release()
 
