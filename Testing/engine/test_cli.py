@@ -25,7 +25,7 @@ from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.worker import protocol as job
 
-ENGINE = Path(cli.__file__).parents[1]
+ENGINE = Path(cli.__file__).parents[2]  # the folder to import it from
 RESULTS = {
     "heat.nii.gz",
     "mask.nii.gz",

@@ -7,7 +7,6 @@ are slow or noisy. What it prints must land in the log of the job that made it p
 from __future__ import annotations
 
 import gc
-import json
 import signal
 import subprocess
 import sys
@@ -15,34 +14,31 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import SimpleITK as sitk
 
 import packages
-from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.worker import main
 from diffusion_anomaly.worker import protocol as job
 from workers import ENGINE, EXTRA_METHODS, PATIENCE, Worker, make_job, wait_until
 
-LOADING = '''
+LOADING = """
 from diffusion_anomaly.models import loading
-load_model, load_network = loading.load_model, loading.load_network
+load_model = loading.load_model
 
 def loud_model(bundle, *arguments, **options):
     print("LOADED", bundle.name, flush=True)
     return load_model(bundle, *arguments, **options)
 
 loading.load_model = loud_model
-'''
+"""
 GRID = {"size": [40, 40], "spacing": 2.0}
-RELEASING = '''
+RELEASING = """
 from diffusion_anomaly.worker.main import Workbench
 release = Workbench.release
 
@@ -52,7 +48,7 @@ def loud_release(workbench):
     sys.stderr.flush()
 
 Workbench.release = loud_release
-'''
+"""
 
 
 class Server(Worker):
@@ -334,7 +330,7 @@ def options_for(bundle: Bundle, **changes: Any) -> Options:
 def test_a_release_frees_the_model(bundles: dict[str, Bundle]) -> None:
     workbench = main.Workbench()
     workbench.release()  # nothing is held yet
-    model = weakref.ref(workbench.detector(options_for(bundles["first"])).model.network("diffusion"))
+    model = weakref.ref(workbench.detector(options_for(bundles["first"])).model)
     gc.collect()
     assert model() is not None
     workbench.release()

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 import packages
 from diffusion_anomaly.worker import protocol as job
 
-ENGINE = Path(job.__file__).parents[1]
+ENGINE = Path(job.__file__).parents[2]  # the folder to import it from
 
 # Seconds to wait for what must happen: long, because a busy machine takes its time to load torch six times.
 PATIENCE = 240.0
