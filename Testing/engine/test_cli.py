@@ -192,6 +192,60 @@ def test_several_scans_get_a_folder_each_and_one_failure_stops_no_other(
     assert end.out.count(str(folder / "kopf.nii.gz")) == 2
 
 
+def test_the_reconstruction_is_written_when_asked_for(run: Run, folder: Path, package: Bundle, tmp_path: Path) -> None:
+    arguments = ("--mask", folder / "brain.nii.gz", "--model", package.path, "--device", "cpu")
+    for name, more, files in (("kept", ["--keep-reconstruction"], RESULTS | {"healed.nii.gz"}), ("plain", [], RESULTS)):
+        end = run("detect", folder / "kopf.nii.gz", *arguments, "-o", tmp_path / name, *more)
+        assert end.code == 0, end.err
+        assert {path.name for path in (tmp_path / name).iterdir()} == files
+    healed, scan, brain = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        for path in (tmp_path / "kept" / "healed.nii.gz", folder / "kopf.nii.gz", folder / "brain.nii.gz")
+    )
+    changed = np.abs(healed - scan) > 1e-3
+    assert changed[brain > 0].mean() > 0.5
+    assert not changed[0].any(), "there is no brain in the lowest slice"
+    digests = json.loads((tmp_path / "kept" / "provenance.json").read_text())["files_sha256"]
+    assert "healed.nii.gz" in digests
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_an_anonymous_result_names_neither_scan_nor_folder(
+    anonymous: bool, run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the report is drawn, too
+    private = tmp_path / "Doe Jane"
+    private.mkdir()
+    for name in ("kopf", "brain"):
+        image = sitk.ReadImage(str(folder / f"{name}.nii.gz"))
+        image.SetMetaData("descrip", "Jane Doe FLAIR")
+        sitk.WriteImage(image, str(private / f"doe-{name}.nii.gz"))
+    asked = ["--anonymous"] if anonymous else []
+    end = run(
+        *("detect", private / "doe-kopf.nii.gz", "--mask", private / "doe-brain.nii.gz"),
+        *("--method", "intensity", "-o", tmp_path / "out", *asked),
+    )
+    assert end.code == 0, end.err
+    names = ("provenance.json", "report.html", "findings.json", "findings.csv")
+    texts = [(tmp_path / "out" / name).read_text(encoding="utf-8").casefold() for name in names]
+    assert ["doe" in re.sub(r"base64,[a-z0-9+/=]+", "", text) for text in texts] == [not anonymous] * 2 + [False] * 2
+    title = json.loads((tmp_path / "out" / "provenance.json").read_text())["input"]["title"]
+    assert title == ("scan" if anonymous else "doe-kopf.nii.gz")
+
+
+def test_a_model_that_finds_brains_is_refused_before_anything_is_read(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("diffusion_anomaly.detection.scan.read_volume", lambda scan, **options: read.append(scan))
+    end = run("detect", folder / "kopf.nii.gz", "--method", "intensity", "--model", "brain-mask", "-o", tmp_path / "o")
+    assert end.code == 3
+    assert "made for the method 'brain', but 'intensity' was asked for" in end.err
+    assert "It finds brains" in end.err
+    assert read == []
+    assert not (tmp_path / "o").exists()
+
+
 def test_names_that_collide_get_numbers_whatever_their_case_and_format() -> None:
     scans = [Path(name) for name in ("a/Scan.nii.gz", "b/scan.nrrd", "c/scan-2.mha", "d/SCAN", "e/x.y.nii")]
     names = [folder.name for folder in batch.output_folders(scans, Path("out"))]

@@ -19,6 +19,7 @@ import packages
 import phantom
 from diffusion_anomaly.detection import brain as brain_finder
 from diffusion_anomaly.detection import detector as detection
+from diffusion_anomaly.detection import provenance as provenance_module
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.inference import HeldModel, run_slices, slice_seed
 from diffusion_anomaly.detection.input_checks import UNKNOWN_SCAN, contrast_of
@@ -500,6 +501,101 @@ def test_a_gpu_without_memory_hands_over_to_the_cpu(
     assert run.raw.max() > 0
     assert "CPU" in warnings[-1]
     assert len(warnings) == (1 if when == "loading" else 3)
+
+
+class Feverish(Unsupervised):
+    """A GPU that takes no slice at all while it is full, and is none: the stand-in for the model says where it is."""
+
+    full = True
+
+    def run(self, batch: SliceBatch, model: Any, options: Any, progress: Any) -> Any:
+        if model.device.type == "cuda" and self.full:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return Intensity().run(batch, None, IntensityOptions(), progress)
+
+
+def test_a_detector_that_ran_out_of_memory_serves_the_next_scan(
+    package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins on the GPU again, with the one slice at once that was left to try there."""
+    monkeypatch.setattr(provenance_module, "device_name", lambda device: device)
+    method = Feverish()
+    detector = Detector(with_method(make_plan(options_for(package, batch_size=4)), method))
+    loaded: list[str] = []
+
+    def load(device: str) -> Any:
+        loaded.append(device)
+        return SimpleNamespace(device=torch.device(device), dtype=torch.float32, chunk=256)
+
+    detector._held = HeldModel(load, "cuda", 4)
+    first = detector(flair_like_volume, brain=flair_like_brain)
+    about_memory = [warning for warning in first.warnings if "ran out" in warning]
+    assert ["with 4 slices" in about_memory[0], "with 2 slices" in about_memory[1]] == [True, True]
+    assert about_memory[2].endswith("on the CPU.")
+    assert len(about_memory) == 3
+    assert first.provenance["device"]["used"] == "cpu"
+    assert loaded == ["cuda", "cpu"]
+
+    method.full = False
+    second = detector(flair_like_volume, brain=flair_like_brain)
+    assert loaded == ["cuda", "cpu", "cuda"]
+    assert second.provenance["device"]["used"] == "cuda"
+    assert second.provenance["options"]["batch_size"] == 1
+    assert not [warning for warning in second.warnings if "ran out" in warning]
+    np.testing.assert_array_equal(array(second.anomaly_map), array(first.anomaly_map))
+
+    detector(flair_like_volume, brain=flair_like_brain)
+    assert loaded == ["cuda", "cpu", "cuda"], "what fits stays loaded"
+
+
+def test_a_failure_for_want_of_memory_leaves_a_detector_that_works(
+    package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    options = options_for(package)
+    room = [False]
+    detector = Detector(with_method(make_plan(options), Hungry(lambda batch, model: room[0], MemoryError("no more"))))
+    with pytest.raises(MemoryExhausted):
+        detector(flair_like_volume, brain=flair_like_brain)
+    assert detector.held.model is None
+    room[0] = True
+    result = detector(flair_like_volume, brain=flair_like_brain)
+    expected = Detector(options)(flair_like_volume, brain=flair_like_brain)
+    np.testing.assert_allclose(array(result.anomaly_map), array(expected.anomaly_map), atol=1e-4)
+
+
+# --- One detector after the other
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"seed": 3}, {"steps": 2}, {"threshold": 1.0}, {"overrides": {"side": "dark"}}]
+)
+def test_a_detector_like_another_takes_its_model_over(package: Bundle, changes: dict[str, Any]) -> None:
+    before = Detector(options_for(package))
+    model = before.model
+    after = Detector(options_for(package, **changes), like=before)
+    assert after.model is model
+    assert after._brain_finder is before._brain_finder
+    assert after.plan.asked == options_for(package, **changes)
+
+
+def test_a_detector_like_another_releases_the_model_it_does_not_take(package: Bundle, tmp_path: Path) -> None:
+    other = packages.unsupervised(tmp_path / "other")
+    before = Detector(options_for(package))
+    assert before.model is not None
+    after = Detector(options_for(other), like=before)
+    assert before.held.model is None
+    assert after._brain_finder is before._brain_finder, "brains are found alike"
+    assert after.model is not None
+
+
+def test_on_another_precision_nothing_is_taken_over(package: Bundle) -> None:
+    before = Detector(options_for(package))
+    assert before.model is not None
+    before._brain_finder._network = torch.nn.Identity()
+    after = Detector(replace(options_for(package), precision="bfloat16"), like=before)
+    assert before.held.model is None
+    assert before._brain_finder._network is None
+    assert after._brain_finder is not before._brain_finder
 
 
 # --- Files and provenance

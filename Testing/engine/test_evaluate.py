@@ -192,6 +192,18 @@ def test_a_baseline_that_was_asked_for_keeps_its_options_and_a_labelled_one_is_a
     assert plans["intensity"].grid.max_slice_spacing == 10.0
 
 
+def test_steps_are_as_many_as_each_method_allows_and_none_where_it_has_none(tmp_path: Path) -> None:
+    """The restorer was trained on four levels; the localiser and the baseline have no steps."""
+    made = (packages.unsupervised(tmp_path / "a"), packages.restore(tmp_path / "b"), packages.localise(tmp_path / "c"))
+    runs = [RunSpec(bundle.method, str(bundle.path)) for bundle in made]
+    options = {label: plan.method_options for label, plan in evaluate.plan_runs(runs, "cpu", steps=10).items()}
+    assert {label: getattr(chosen, "steps", None) for label, chosen in options.items()} == {
+        **{"unsupervised": 10, "restore": 4, "localise": None, "intensity": None}
+    }
+    own = {label: plan.method_options for label, plan in evaluate.plan_runs(runs, "cpu").items()}
+    assert [getattr(own[label], "steps", None) for label in ("unsupervised", "restore")] == [4, 2]
+
+
 @pytest.mark.parametrize(
     ("runs", "said"),
     [

@@ -112,6 +112,9 @@ class Detector:
         scan = self._scan(scan)
         try:
             return self._detect(scan, brain, watch)
+        except MemoryExhausted:
+            self.release()
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
