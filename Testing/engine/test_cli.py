@@ -25,7 +25,7 @@ from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.worker import protocol as job
 
-ENGINE = Path(cli.__file__).parents[1]
+ENGINE = Path(cli.__file__).parents[2]  # the folder to import it from
 RESULTS = {
     "heat.nii.gz",
     "mask.nii.gz",
@@ -69,7 +69,7 @@ def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: the report has its own tests, and drawing takes longer than all else here."""
     monkeypatch.setattr(
         "diffusion_anomaly.results.report.write_report",
-        lambda result, volume, path: path.write_text("page"),
+        lambda result, path: path.write_text("page"),
     )
 
 
@@ -141,9 +141,9 @@ def test_detect_prints_the_result_on_stdout_and_nothing_else_anywhere(run: Run, 
         "volume",
         "ml",
         "peak",
-        "heat",
+        "score",
         "mean",
-        "heat",
+        "score",
         "centre",
         "R",
         "A",
@@ -181,7 +181,7 @@ def test_several_scans_get_a_folder_each_and_one_failure_stops_no_other(
     run: Run, folder: Path, package: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brain = sitk.ReadImage(str(folder / "brain.nii.gz"))
-    monkeypatch.setattr("diffusion_anomaly.detection.brain.find_brain", lambda volume, **options: brain)
+    monkeypatch.setattr("diffusion_anomaly.detection.brain.BrainFinder.__call__", lambda finder, volume, warn: brain)
     monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
     (tmp_path / "broken.nii.gz").write_text("this is text")
     scans = [folder / "kopf.nii.gz", tmp_path / "broken.nii.gz", tmp_path / "missing.nii.gz", folder / "kopf.nii.gz"]
@@ -192,6 +192,60 @@ def test_several_scans_get_a_folder_each_and_one_failure_stops_no_other(
     errors = [line for line in end.error_lines if line.startswith("error:")]
     assert [str(scan) in line for scan, line in zip(scans[1:3], errors, strict=True)] == [True, True]
     assert end.out.count(str(folder / "kopf.nii.gz")) == 2
+
+
+def test_the_reconstruction_is_written_when_asked_for(run: Run, folder: Path, package: Bundle, tmp_path: Path) -> None:
+    arguments = ("--mask", folder / "brain.nii.gz", "--model", package.path, "--device", "cpu")
+    for name, more, files in (("kept", ["--keep-reconstruction"], RESULTS | {"healed.nii.gz"}), ("plain", [], RESULTS)):
+        end = run("detect", folder / "kopf.nii.gz", *arguments, "-o", tmp_path / name, *more)
+        assert end.code == 0, end.err
+        assert {path.name for path in (tmp_path / name).iterdir()} == files
+    reconstruction, scan, brain = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        for path in (tmp_path / "kept" / "healed.nii.gz", folder / "kopf.nii.gz", folder / "brain.nii.gz")
+    )
+    changed = np.abs(reconstruction - scan) > 1e-3
+    assert changed[brain > 0].mean() > 0.5
+    assert not changed[0].any(), "there is no brain in the lowest slice"
+    digests = json.loads((tmp_path / "kept" / "provenance.json").read_text())["files_sha256"]
+    assert "healed.nii.gz" in digests
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_an_anonymous_result_names_neither_scan_nor_folder(
+    anonymous: bool, run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the report is drawn, too
+    private = tmp_path / "Doe Jane"
+    private.mkdir()
+    for name in ("kopf", "brain"):
+        image = sitk.ReadImage(str(folder / f"{name}.nii.gz"))
+        image.SetMetaData("descrip", "Jane Doe FLAIR")
+        sitk.WriteImage(image, str(private / f"doe-{name}.nii.gz"))
+    asked = ["--anonymous"] if anonymous else []
+    end = run(
+        *("detect", private / "doe-kopf.nii.gz", "--mask", private / "doe-brain.nii.gz"),
+        *("--method", "intensity", "-o", tmp_path / "out", *asked),
+    )
+    assert end.code == 0, end.err
+    names = ("provenance.json", "report.html", "findings.json", "findings.csv")
+    texts = [(tmp_path / "out" / name).read_text(encoding="utf-8").casefold() for name in names]
+    assert ["doe" in re.sub(r"base64,[a-z0-9+/=]+", "", text) for text in texts] == [not anonymous] * 2 + [False] * 2
+    title = json.loads((tmp_path / "out" / "provenance.json").read_text())["input"]["title"]
+    assert title == ("scan" if anonymous else "doe-kopf.nii.gz")
+
+
+def test_a_model_that_finds_brains_is_refused_before_anything_is_read(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("diffusion_anomaly.detection.scan.read_volume", lambda scan, **options: read.append(scan))
+    end = run("detect", folder / "kopf.nii.gz", "--method", "intensity", "--model", "brain-mask", "-o", tmp_path / "o")
+    assert end.code == 3
+    assert "made for the method 'brain', but 'intensity' was asked for" in end.err
+    assert "It finds brains" in end.err
+    assert read == []
+    assert not (tmp_path / "o").exists()
 
 
 def test_names_that_collide_get_numbers_whatever_their_case_and_format() -> None:
@@ -288,7 +342,7 @@ def test_a_fault_of_the_program_is_no_traceback_unless_asked(
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("diffusion_anomaly.io.volume.read_volume", broken)
+    monkeypatch.setattr("diffusion_anomaly.detection.scan.read_volume", broken)
     end = run("detect", folder / "kopf.nii.gz", "--method", "intensity", "-o", tmp_path / "out")
     assert end.code == 1
     assert end.error_lines[0] == "error: ZeroDivisionError: oops"
@@ -332,7 +386,7 @@ def detected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "diffusion_anomaly.results.report.write_report",
-            lambda result, volume, path: path.write_text("page"),
+            lambda result, path: path.write_text("page"),
         )
         scan, brain = folder / "kopf.nii.gz", folder / "brain.nii.gz"
         assert cli.main(["detect", str(scan), "--mask", str(brain), "--method", "intensity", "-o", str(output)]) == 0
@@ -458,6 +512,8 @@ def test_worker_hands_its_job_over_and_ends_with_its_code(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Path] = []
-    monkeypatch.setattr("diffusion_anomaly.worker.run", lambda folder: jobs.append(folder) or job.ExitCode.CANCELLED)
+    monkeypatch.setattr(
+        "diffusion_anomaly.worker.main.run", lambda folder: jobs.append(folder) or job.ExitCode.CANCELLED
+    )
     assert run("worker", tmp_path).code == 5
     assert jobs == [tmp_path]

@@ -19,13 +19,14 @@ import packages
 import phantom
 from diffusion_anomaly.detection import brain as brain_finder
 from diffusion_anomaly.detection import detector as detection
+from diffusion_anomaly.detection import provenance as provenance_module
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.inference import run_slices, slice_seed
+from diffusion_anomaly.detection.inference import HeldModel, run_slices, slice_seed
 from diffusion_anomaly.detection.input_checks import UNKNOWN_SCAN, contrast_of
-from diffusion_anomaly.detection.planning import Options, make_plan
+from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import Cancelled, InputError, MemoryExhausted, ModelError
 from diffusion_anomaly.io.volume import Volume, read_volume
-from diffusion_anomaly.methods.base import SliceBatch
+from diffusion_anomaly.methods.base import Method, SliceBatch
 from diffusion_anomaly.methods.intensity import Intensity
 from diffusion_anomaly.methods.unsupervised import Unsupervised
 from diffusion_anomaly.models.package import Bundle
@@ -242,7 +243,7 @@ def test_a_brain_mask_of_another_grid_is_refused(flair_like_volume: Volume) -> N
 def test_without_a_mask_the_network_finds_the_brain(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(brain_finder, "find_brain", lambda volume, **options: flair_like_brain)
+    monkeypatch.setattr(brain_finder.BrainFinder, "__call__", lambda finder, volume, warn: flair_like_brain)
     monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
     result = Detector(BASELINE)(flair_like_volume)
     assert result.provenance["brain"]["source"] == {"name": "brain-mask"}
@@ -407,6 +408,13 @@ def test_cancelling_stops_between_two_network_calls(
     assert calls == 1
 
 
+def with_method(plan: Plan, method: Method) -> Plan:
+    """The plan with something else to run under the same name."""
+    entry = replace(plan.method)
+    vars(entry)["method"] = method
+    return replace(plan, method=entry)
+
+
 class Hungry(Unsupervised):
     """The real method on a machine whose memory takes only so many slices at once."""
 
@@ -433,7 +441,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_result_stays(
     options = options_for(package, batch_size=8)
     plan = make_plan(options)
     expected = Detector(options)(flair_like_volume, brain=flair_like_brain)
-    tight = replace(plan, method=Hungry(lambda batch, model: len(batch.images) <= 2, error))
+    tight = with_method(plan, Hungry(lambda batch, model: len(batch.images) <= 2, error))
     result = Detector(tight)(flair_like_volume, brain=flair_like_brain)
     np.testing.assert_allclose(array(result.anomaly_map), array(expected.anomaly_map), atol=1e-4)
     assert [w.split("with ")[1][:8] for w in result.warnings] == ["8 slices", "4 slices"]
@@ -444,7 +452,7 @@ def test_memory_that_takes_not_even_one_slice_ends_with_its_own_error(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     options = options_for(package)
-    plan = replace(make_plan(options), method=Hungry(lambda batch, model: False, MemoryError("no more")))
+    plan = with_method(make_plan(options), Hungry(lambda batch, model: False, MemoryError("no more")))
     with pytest.raises(MemoryExhausted, match="one slice at once on the CPU") as caught:
         Detector(plan)(flair_like_volume, brain=flair_like_brain)
     assert caught.value.exit_code == 4
@@ -454,7 +462,7 @@ def test_other_errors_are_not_taken_for_memory(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     options = options_for(package)
-    plan = replace(make_plan(options), method=Hungry(lambda batch, model: False, RuntimeError("shapes differ")))
+    plan = with_method(make_plan(options), Hungry(lambda batch, model: False, RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         Detector(plan)(flair_like_volume, brain=flair_like_brain)
 
@@ -482,12 +490,10 @@ def test_a_gpu_without_memory_hands_over_to_the_cpu(
     warnings: list[str] = []
     run = run_slices(
         stack,
-        IntensityScale(0, 255, 1, 1),
-        OnCpu(),
+        [IntensityScale(0, 255, 1, 1)],
+        OnCpu(),  # type: ignore[arg-type]
         IntensityOptions(),
-        load,
-        device="cuda",
-        batch_size=None if when == "loading" else 4,
+        HeldModel(load, "cuda", None if when == "loading" else 4),
         warn=warnings.append,
     )
     assert loaded == ["cuda", "cpu"]
@@ -495,6 +501,101 @@ def test_a_gpu_without_memory_hands_over_to_the_cpu(
     assert run.raw.max() > 0
     assert "CPU" in warnings[-1]
     assert len(warnings) == (1 if when == "loading" else 3)
+
+
+class Feverish(Unsupervised):
+    """A GPU that takes no slice at all while it is full, and is none: the stand-in for the model says where it is."""
+
+    full = True
+
+    def run(self, batch: SliceBatch, model: Any, options: Any, progress: Any) -> Any:
+        if model.device.type == "cuda" and self.full:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return Intensity().run(batch, None, IntensityOptions(), progress)
+
+
+def test_a_detector_that_ran_out_of_memory_serves_the_next_scan(
+    package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins on the GPU again, with the one slice at once that was left to try there."""
+    monkeypatch.setattr(provenance_module, "device_name", lambda device: device)
+    method = Feverish()
+    detector = Detector(with_method(make_plan(options_for(package, batch_size=4)), method))
+    loaded: list[str] = []
+
+    def load(device: str) -> Any:
+        loaded.append(device)
+        return SimpleNamespace(device=torch.device(device), dtype=torch.float32, chunk=256)
+
+    detector._held = HeldModel(load, "cuda", 4)
+    first = detector(flair_like_volume, brain=flair_like_brain)
+    about_memory = [warning for warning in first.warnings if "ran out" in warning]
+    assert ["with 4 slices" in about_memory[0], "with 2 slices" in about_memory[1]] == [True, True]
+    assert about_memory[2].endswith("on the CPU.")
+    assert len(about_memory) == 3
+    assert first.provenance["device"]["used"] == "cpu"
+    assert loaded == ["cuda", "cpu"]
+
+    method.full = False
+    second = detector(flair_like_volume, brain=flair_like_brain)
+    assert loaded == ["cuda", "cpu", "cuda"]
+    assert second.provenance["device"]["used"] == "cuda"
+    assert second.provenance["options"]["batch_size"] == 1
+    assert not [warning for warning in second.warnings if "ran out" in warning]
+    np.testing.assert_array_equal(array(second.anomaly_map), array(first.anomaly_map))
+
+    detector(flair_like_volume, brain=flair_like_brain)
+    assert loaded == ["cuda", "cpu", "cuda"], "what fits stays loaded"
+
+
+def test_a_failure_for_want_of_memory_leaves_a_detector_that_works(
+    package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    options = options_for(package)
+    room = [False]
+    detector = Detector(with_method(make_plan(options), Hungry(lambda batch, model: room[0], MemoryError("no more"))))
+    with pytest.raises(MemoryExhausted):
+        detector(flair_like_volume, brain=flair_like_brain)
+    assert detector.held.model is None
+    room[0] = True
+    result = detector(flair_like_volume, brain=flair_like_brain)
+    expected = Detector(options)(flair_like_volume, brain=flair_like_brain)
+    np.testing.assert_allclose(array(result.anomaly_map), array(expected.anomaly_map), atol=1e-4)
+
+
+# --- One detector after the other
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"seed": 3}, {"steps": 2}, {"threshold": 1.0}, {"overrides": {"side": "dark"}}]
+)
+def test_a_detector_like_another_takes_its_model_over(package: Bundle, changes: dict[str, Any]) -> None:
+    before = Detector(options_for(package))
+    model = before.model
+    after = Detector(options_for(package, **changes), like=before)
+    assert after.model is model
+    assert after._brain_finder is before._brain_finder
+    assert after.plan.asked == options_for(package, **changes)
+
+
+def test_a_detector_like_another_releases_the_model_it_does_not_take(package: Bundle, tmp_path: Path) -> None:
+    other = packages.unsupervised(tmp_path / "other")
+    before = Detector(options_for(package))
+    assert before.model is not None
+    after = Detector(options_for(other), like=before)
+    assert before.held.model is None
+    assert after._brain_finder is before._brain_finder, "brains are found alike"
+    assert after.model is not None
+
+
+def test_on_another_precision_nothing_is_taken_over(package: Bundle) -> None:
+    before = Detector(options_for(package))
+    assert before.model is not None
+    before._brain_finder._network = torch.nn.Identity()
+    after = Detector(replace(options_for(package), precision="bfloat16"), like=before)
+    assert before.held.model is None
+    assert before._brain_finder._network is None
+    assert after._brain_finder is not before._brain_finder
 
 
 # --- Files and provenance
@@ -535,7 +636,7 @@ def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report without pictures, where only its being there matters."""
     monkeypatch.setattr(
         "diffusion_anomaly.results.report.write_report",
-        lambda result, volume, path: path.write_text("page"),
+        lambda result, path: path.write_text("page"),
     )
 
 

@@ -18,8 +18,8 @@ import phantom
 from diffusion_anomaly.detection import brain as brain_finder
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import Cancelled, InputError
-from diffusion_anomaly.evaluation import dataset, evaluate, metrics
-from diffusion_anomaly.evaluation.dataset import Pair
+from diffusion_anomaly.evaluation import evaluate, metrics
+from diffusion_anomaly.evaluation.dataset import Pair, find_healthy, find_pairs
 from diffusion_anomaly.evaluation.evaluate import RunSpec
 from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices
 from diffusion_anomaly.evaluation.statistics import Case, RunResult, Sweep
@@ -49,7 +49,7 @@ def write_patients(folder: Path, spacing: tuple[float, float, float] = (5.0, 5.0
 
 
 def with_brains(folder: Path) -> list[Pair]:
-    return dataset.find_pairs(folder, brain_pattern="*_brain.nii.gz")
+    return find_pairs(folder, brain_pattern="*_brain.nii.gz")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def arrays(patients: Path, output: Path, label: str) -> Iterator[tuple[sitk.Imag
 
 
 def test_pairs_are_found_by_name(patients: Path) -> None:
-    pairs = dataset.find_pairs(patients)
+    pairs = find_pairs(patients)
     assert [pair.name for pair in pairs] == list(PATIENTS)
     assert pairs[0] == Pair("anna", patients / "anna_flair.nii.gz", patients / "anna_mask.nii.gz")
 
@@ -101,7 +101,7 @@ def test_patterns_may_name_folders(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for file in ("scan.nii", "truth.nii"):
             (tmp_path / name / file).touch()
-    pairs = dataset.find_pairs(tmp_path, "*/scan.nii", "*/truth.nii")
+    pairs = find_pairs(tmp_path, "*/scan.nii", "*/truth.nii")
     assert [(pair.name, pair.reference) for pair in pairs] == [(n, tmp_path / n / "truth.nii") for n in ("a", "b")]
 
 
@@ -111,7 +111,7 @@ def test_pairs_are_listed_in_a_csv_file_relative_to_it(patients: Path) -> None:
         "scan,reference,brain\nbert_flair.nii.gz,bert_mask.nii.gz,\nanna_flair.nii.gz,anna_mask.nii.gz,anna_brain.nii.gz\n",
         encoding="utf-8",
     )
-    anna, bert = dataset.find_pairs(path)
+    anna, bert = find_pairs(path)
     assert (anna.name, anna.brain) == ("anna_flair", patients / "anna_brain.nii.gz")
     assert (bert.name, bert.brain) == ("bert_flair", None)
 
@@ -127,7 +127,7 @@ def test_pairs_are_listed_in_a_csv_file_relative_to_it(patients: Path) -> None:
 )
 def test_pairs_that_cannot_be_had_are_named(patients: Path, patterns: tuple[str, str], said: str) -> None:
     with pytest.raises(InputError) as refused:
-        dataset.find_pairs(patients, *patterns)
+        find_pairs(patients, *patterns)
     assert said in refused.value.what
 
 
@@ -143,13 +143,13 @@ def test_pairs_that_cannot_be_had_are_named(patients: Path, patterns: tuple[str,
 def test_a_csv_file_that_lists_no_pairs_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "pairs.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as refused:
-        dataset.find_pairs(tmp_path / "pairs.csv")
+        find_pairs(tmp_path / "pairs.csv")
     assert said in refused.value.what
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gone"):
-        dataset.find_pairs(tmp_path / "gone")
+        find_pairs(tmp_path / "gone")
 
 
 # --- Which methods
@@ -190,6 +190,18 @@ def test_a_baseline_that_was_asked_for_keeps_its_options_and_a_labelled_one_is_a
     assert list(plans) == ["coarse", "intensity"]
     assert plans["coarse"].bundle.sha256 == package.sha256
     assert plans["intensity"].grid.max_slice_spacing == 10.0
+
+
+def test_steps_are_as_many_as_each_method_allows_and_none_where_it_has_none(tmp_path: Path) -> None:
+    """The restorer was trained on four levels; the localiser and the baseline have no steps."""
+    made = (packages.unsupervised(tmp_path / "a"), packages.restore(tmp_path / "b"), packages.localise(tmp_path / "c"))
+    runs = [RunSpec(bundle.method, str(bundle.path)) for bundle in made]
+    options = {label: plan.method_options for label, plan in evaluate.plan_runs(runs, "cpu", steps=10).items()}
+    assert {label: getattr(chosen, "steps", None) for label, chosen in options.items()} == {
+        **{"unsupervised": 10, "restore": 4, "localise": None, "intensity": None}
+    }
+    own = {label: plan.method_options for label, plan in evaluate.plan_runs(runs, "cpu").items()}
+    assert [getattr(own[label], "steps", None) for label in ("unsupervised", "restore")] == [4, 2]
 
 
 @pytest.mark.parametrize(
@@ -351,8 +363,8 @@ def test_the_share_of_lesion_outside_the_brain_mask_is_printed(cut: tuple[list[P
 def test_every_finding_in_a_healthy_scan_is_counted(
     patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(brain_finder, "find_brain", lambda volume, **options: phantom.brain_of(volume.image))
-    healthy = dataset.find_healthy(patients, "*_flair.nii.gz")
+    monkeypatch.setattr(brain_finder.BrainFinder, "__call__", lambda finder, volume: phantom.brain_of(volume.image))
+    healthy = find_healthy(patients, "*_flair.nii.gz")
     assert [scan.name for scan in healthy] == list(PATIENTS)
     table = evaluate.run(with_brains(patients)[:1], [DARK], tmp_path, "cpu", healthy=healthy[:2], resamples=20)
     written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
@@ -382,11 +394,11 @@ def test_without_healthy_scans_there_is_no_table_of_them(output: Path, written: 
 
 def test_a_folder_without_healthy_scans_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no scan named"):
-        dataset.find_healthy(tmp_path)
+        find_healthy(tmp_path)
     with pytest.raises(InputError, match="gone"):
-        dataset.find_healthy(tmp_path / "gone")
+        find_healthy(tmp_path / "gone")
     with pytest.raises(InputError, match=r"needs one \*"):
-        dataset.find_healthy(tmp_path, "scan.nii.gz")
+        find_healthy(tmp_path, "scan.nii.gz")
 
 
 # --- What is written
@@ -454,13 +466,13 @@ def test_a_brain_is_found_once_a_scan_and_kept(
 ) -> None:
     asked = []
 
-    def find(volume: Any, **options: Any) -> sitk.Image:
+    def find(finder: Any, volume: Any) -> sitk.Image:
         asked.append(volume.source)
         return phantom.brain_of(volume.image)
 
-    monkeypatch.setattr(brain_finder, "find_brain", find)
+    monkeypatch.setattr(brain_finder.BrainFinder, "__call__", find)
     runs = [RunSpec("unsupervised", str(package.path), {"precision": "float32"}), DARK]
-    table = evaluate.run(dataset.find_pairs(patients)[:2], runs, tmp_path, "cpu", resamples=10)
+    table = evaluate.run(find_pairs(patients)[:2], runs, tmp_path, "cpu", resamples=10)
     assert len(asked) == 2
     assert sorted(path.name for path in (tmp_path / "brain").iterdir()) == ["anna.nii.gz", "bert.nii.gz"]
     assert [row["run"] for row in table.rows] == ["unsupervised", "dark", "intensity"]

@@ -70,6 +70,7 @@ def test_a_job_cannot_be_changed() -> None:
     ("entries", "said"),
     [
         ({"schema_version": 3}, "schema version 3"),
+        ({"schema_version": 0}, "schema version 0"),
         ({"schema_version": None}, "schema version None"),
         ({"schema_version": True}, "schema version True"),
         ({"surprise": 1}, "unknown entries surprise"),

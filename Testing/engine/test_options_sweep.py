@@ -65,7 +65,7 @@ def plan_of(bundle: Bundle, **overrides: Any) -> Plan:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The options that the method ran with, one entry a batch of slices."""
     ran: list[Any] = []
-    restore = METHODS["restore"]
+    restore = METHODS["restore"].method
     original = restore.run
     monkeypatch.setattr(
         restore,

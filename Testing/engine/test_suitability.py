@@ -139,7 +139,7 @@ def test_doubt_is_an_event_of_the_worker(flair_like_volume: Volume, doubtful: si
         "options": {"device": "cpu"},
     }
     (tmp_path / "job.json").write_text(json.dumps(asked), encoding="utf-8")
-    path = os.pathsep.join([str(Path(job.__file__).parents[1]), *sys.path])
+    path = os.pathsep.join([str(Path(job.__file__).parents[2]), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-m", "diffusion_anomaly.worker", str(tmp_path)],
         stdin=subprocess.PIPE,  # open until the worker is done: its end would mean to stop

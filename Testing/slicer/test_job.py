@@ -186,7 +186,7 @@ def test_rubbish_alone_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_result_that_names_missing_files_is_a_failure(tmp_path: Path) -> None:
     liar = """
-    files = '{"anomaly scores": "/no/anomaly scores.nrrd", "provenance": "/no/p.json"}'
+    files = '{"heat": "/no/heat.nrrd", "provenance": "/no/p.json"}'
     print('{"event": "result", "statistics": {}, "timings": {}, "files": ' + files + "}")
     """
     job = jobs.makeJob(tmp_path, command=script(liar))

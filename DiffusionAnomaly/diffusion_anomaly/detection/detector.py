@@ -84,6 +84,8 @@ class Detector:
             if same and plan.asked.batch_size == before.asked.batch_size:
                 self._held = other._held
                 return
+        else:
+            other._brain_finder.release()
         if other._held is not None:
             other._held.release()
 
@@ -119,6 +121,9 @@ class Detector:
         mask = None if brain is None else read_brain(brain, scan.reference)
         try:
             return self._detect(scan, mask, watch)
+        except MemoryExhausted:
+            self.release()
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -18,6 +18,8 @@ its stdin does.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import logging
 import os
 import queue
@@ -39,6 +41,7 @@ from .protocol import (
     IDLE_SECONDS,
     LOG_FILE,
     RELEASE_LINE,
+    RUN_COMMAND,
     ExitCode,
     Failure,
     Finished,
@@ -61,14 +64,23 @@ log = logging.getLogger("diffusion_anomaly.worker")
 def main(arguments: list[str]) -> int:
     """Run the job whose directory is the one argument, or serve."""
     if arguments[:1] == ["--serve"] and len(arguments) <= 2:
-        try:
-            return serve(float(arguments[1]) if len(arguments) == 2 else IDLE_SECONDS)
-        except ValueError:
-            arguments = []
+        idle = _seconds(arguments[1]) if len(arguments) == 2 else IDLE_SECONDS
+        if idle is not None:
+            return serve(idle)
+        arguments = []
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m diffusion_anomaly.worker JOBDIR | --serve [IDLE_SECONDS]\n")
         return ExitCode.BAD_INPUT
     return run(Path(arguments[0]))
+
+
+def _seconds(text: str) -> float | None:
+    """A time to wait; None for what is none."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= threading.TIMEOUT_MAX else None
 
 
 def run(job_directory: Path | str) -> int:
@@ -93,56 +105,70 @@ def serve(idle_seconds: float = IDLE_SECONDS) -> int:
     Every job ends with the event ``finished``, in the same process; only a run that has to be ended by force ends the
     process with it.
     """
-    commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    current = Stop()
+    commands: queue.SimpleQueue[tuple[str, Stop] | None] = queue.SimpleQueue()
+    stops: collections.deque[Stop] = collections.deque()  # of the running job and of those that wait for their turn
     ended: list[str] = []
 
     def heard(line: str) -> None:
         if line == CANCEL_LINE:
-            current.request("as asked")
-        else:
-            commands.put(line)
+            # The first is the running job, or one that was named but not begun yet. Cancelling none is no mistake.
+            for stop in list(stops)[:1]:
+                stop.request("as asked")
+            return
+        stop = Stop()
+        if line.startswith(RUN_COMMAND):
+            stops.append(stop)
+        commands.put((line, stop))
 
     def end(reason: str) -> None:
         ended.append(reason)
-        current.request(reason)
+        for stop in list(stops)[:1]:
+            stop.request(reason)
         commands.put(None)
 
     output = take_over(1, 2)
     workbench = Workbench()
-    current.too_late()  # there is no job yet
     with signals_to(end):
         _hear(heard, end)
         idle: float | None = idle_seconds
         while True:
             try:
-                line = commands.get(timeout=idle)
+                command = commands.get(timeout=idle)
             except queue.Empty:
                 workbench.release()
                 idle = None  # nothing more to give back before the next job
                 continue
-            if line is None:
+            if command is None:
                 return ExitCode.DONE
+            line, stop = command
+            if ended:
+                stop.request(ended[0])
             if line == RELEASE_LINE:
                 workbench.release()
                 continue
-            current = Stop()
-            if ended:
-                current.request(ended[0])
-            lines = EventLines(output, current)
+            lines = EventLines(output, stop)
             try:
-                directory = job_of(line)
+                code = _serve_job(job_of(line), lines, stop, workbench)
             except InputError as error:
                 lines.send(Failure(error.code, error.what, error.hint))
-                lines.send(Finished(error.exit_code))
-                continue
-            with logging_to(directory / LOG_FILE) as stray:
-                sys.stdout.flush()
-                os.dup2(stray, 1)
-                code = _run_job(directory, lines, current, workbench)
-                os.dup2(2, 1)
+                code = error.exit_code
+            stop.too_late()
+            with contextlib.suppress(ValueError):
+                stops.remove(stop)
             lines.send(Finished(code))
             idle = idle_seconds
+
+
+def _serve_job(directory: Path, lines: EventLines, stop: Stop, workbench: Workbench) -> int:
+    """One of several jobs: what is printed meanwhile lands in its own log."""
+    with logging_to(directory / LOG_FILE) as stray:
+        sys.stdout.flush()
+        os.dup2(stray, 1)
+        try:
+            return _run_job(directory, lines, stop, workbench)
+        finally:
+            sys.stdout.flush()
+            os.dup2(2, 1)
 
 
 class Workbench:
