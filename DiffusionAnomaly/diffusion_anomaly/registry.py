@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SIDES = ("both", "bright", "dark")
 RESTORER_MAPS = ("residual", "probability", "product")
 SLICES = ("grid", "normalisation")
+# What options were called in the first packages, jobs and scripts.
+FORMER_NAMES = {"forget": "start_from_noise", "healings": "n_reconstructions", "floor": "min_reference_intensity"}
 DIFFUSION = (*SLICES, "schedule", "prediction_type", "codec")
 
 
@@ -40,7 +42,9 @@ class RestoreOptions(MethodOptions):
         "product", RESTORER_MAPS, "difference to the restored slice, probability of a lesion, or their product"
     )
     side: str = choice("both", SIDES, "which differences count; a probability has no side")
-    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than; the same")
+    min_reference_intensity: float = number(
+        0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than; the same"
+    )
 
     @property
     def most_steps(self) -> int:
@@ -48,9 +52,10 @@ class RestoreOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heat == "probability" and (self.side != "both" or self.floor > 0):
+        if self.heat == "probability" and (self.side != "both" or self.min_reference_intensity > 0):
             raise InputError(
-                f"Options side and floor are {self.side} and {self.floor:g}; heat, a probability, has neither.",
+                f"Options side and min_reference_intensity are {self.side} and {self.min_reference_intensity:g}; "
+                "heat, a probability, has neither.",
                 "Leave them out, or set heat to residual or product.",
             )
         if self.steps > self.levels:
@@ -71,7 +76,7 @@ class GuidedOptions(MethodOptions):
     level: int = number(500, 1, 1000, "noise levels the slice is encoded through (L)")
     guidance_scale: float = number(100.0, 0.0, 1e6, "weight of the gradient of log C(healthy | x_t, t) (s)")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
-    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
+    min_reference_intensity: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
     @property
     def most_steps(self) -> int:
@@ -91,7 +96,7 @@ class UnsupervisedOptions(MethodOptions):
     """Options of the unsupervised method. Levels are indices: -1 is clean, 0 the least noise.
 
     ``start_level``, ``kl_from``, ``kl_to`` and ``latent_percentile`` default to the paper's. The number of
-    levels, the antithetic pairs, the smoothing, ``forget`` and ``healings`` are ours.
+    levels, the antithetic pairs, the smoothing, ``start_from_noise`` and ``n_reconstructions`` are ours.
 
     ``latent_threshold`` is a number, a ``(h, w)`` nested list (one number a latent position), or the
     object that a package carries: ``{"percentile": p, "value": number or nested list,
@@ -110,10 +115,12 @@ class UnsupervisedOptions(MethodOptions):
     latent_threshold: Any = field(default=None, metadata={"about": "KL above which a latent is healed"})
     mask_sigma: float = number(2.0, 0.0, 50.0, "Gaussian smoothing of the upsampled mask, pixels")
     fresh_noise: bool = flag(False, "noise the known part anew at each level of healing")
-    forget: bool = flag(False, "start healing from noise alone inside the mask, so that no trace of it is kept")
-    healings: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
+    start_from_noise: bool = flag(
+        False, "start healing from noise alone inside the mask, so that no trace of it is kept"
+    )
+    n_reconstructions: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
-    floor: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
+    min_reference_intensity: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
     @property
     def most_steps(self) -> int:
@@ -269,6 +276,7 @@ class MethodEntry:
 
     def _known(self, given: Mapping[str, Any]) -> dict[str, Any]:
         known = [option.name for option in fields(self.options_type)]
+        given = {name if name in known else FORMER_NAMES.get(name, name): value for name, value in given.items()}
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise InputError(

@@ -39,7 +39,8 @@ from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number, with_interval
 from diffusion_anomaly.io.files import prepare_folder
-from diffusion_anomaly.models.filters import IN_MM, PostprocessSettings
+from diffusion_anomaly.models.filters import IN_MM, PostprocessSettings, renamed
+from diffusion_anomaly.registry import FORMER_NAMES
 from diffusion_anomaly.system import versions
 
 from . import evidence
@@ -143,6 +144,8 @@ def enumerate_settings(plan: Plan, sets: Values, posts: Values, *, product: bool
     Raises:
         InputError: for an unknown option, a value out of range, or options that do not go together.
     """
+    sets = {FORMER_NAMES.get(name, name): values for name, values in sets.items()}
+    posts = renamed(posts)
     own = Setting(plan)
     tried = [[(of, name, value) for value in values] for of in (sets, posts) for name, values in of.items()]
     if not tried:

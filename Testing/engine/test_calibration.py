@@ -178,7 +178,7 @@ def test_slice_smoothing_does_not_mix_positions_within_a_slice() -> None:
 def test_the_rim_is_taken_off_in_the_slice_only() -> None:
     brain = np.zeros((3, 12, 12), dtype=bool)
     brain[:, 2:10, 2:10] = True
-    settings = PostprocessSettings(median_pixels=1, rim_pixels=2)
+    settings = PostprocessSettings(median_pixels=1, edge_erosion_pixels=2)
     filtered = postprocess(brain.astype(np.float32), brain, settings, **SPACING)
     expected = np.zeros_like(filtered)
     expected[:, 4:8, 4:8] = 1
@@ -231,19 +231,19 @@ def test_a_rim_in_mm_is_whole_pixels_not_wider() -> None:
     brain = np.zeros((1, 30, 30), dtype=bool)
     brain[:, 5:25, 5:25] = True
     for spacing, left in ((1.0, 14), (1.6, 18), (2.0, 18), (4.0, 20)):
-        settings = {"median_pixels": 1, "rim_mm": 3.0}
+        settings = {"median_pixels": 1, "edge_erosion_mm": 3.0}
         grid = {"pixel_spacing": spacing, "slice_spacing": 1.0}
         assert postprocess(brain.astype(np.float32), brain, settings, **grid).sum() == left**2
 
 
 def test_what_is_stated_on_the_grid_is_kept_as_it_is_and_what_is_not_stated_has_its_default() -> None:
-    stated = {"median_pixels": 5, "slice_sigma": 1.0, "rim_pixels": 0, "relative": 0.5}
+    stated = {"median_pixels": 5, "slice_sigma": 1.0, "edge_erosion_pixels": 0, "error_normalisation_power": 0.5}
     assert PostprocessSettings.from_dict(stated).to_dict() == stated
     assert PostprocessSettings() == PostprocessSettings.from_dict({"median_pixels": 5, "slice_sigma": 0.0})
     assert PostprocessSettings(median_mm=3.2).to_dict() == {
         "slice_sigma": 0.0,
-        "rim_pixels": 0,
-        "relative": 0.0,
+        "edge_erosion_pixels": 0,
+        "error_normalisation_power": 0.0,
         "median_mm": 3.2,
     }
 
@@ -265,10 +265,10 @@ def test_a_changed_filter_replaces_the_one_it_was_whichever_way_it_was_stated() 
         ({"slice_sigma": "wide"}, "slice_sigma is 'wide'"),
         ({"median_mm": -1}, "median_mm is -1"),
         ({"slice_sigma_mm": True}, "slice_sigma_mm is True"),
-        ({"rim_mm": 51}, "rim_mm is 51"),
+        ({"edge_erosion_mm": 51}, "edge_erosion_mm is 51"),
         ({"median_pixels": 5, "median_mm": 8.0}, "median_pixels and median_mm are both given"),
         ({"slice_sigma": 0, "slice_sigma_mm": 0}, "slice_sigma and slice_sigma_mm are both given"),
-        ({"rim_pixels": 1, "rim_mm": 1.6}, "rim_pixels and rim_mm are both given"),
+        ({"edge_erosion_pixels": 1, "edge_erosion_mm": 1.6}, "edge_erosion_pixels and edge_erosion_mm are both given"),
         ({"blur": 1}, "blur"),
     ],
 )

@@ -213,8 +213,8 @@ def test_a_two_dimensional_file_comes_back_two_dimensional(tmp_path: Path) -> No
 def test_filters_in_mm_are_those_on_the_grid_where_they_come_to_the_same(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, tmp_path: Path
 ) -> None:
-    on_grid = {"median_pixels": 5, "slice_sigma": 1.0, "rim_pixels": 0, "relative": 0.5}
-    in_mm = {"median_mm": 8.0, "slice_sigma_mm": 5.0, "rim_mm": 0.0, "relative": 0.5}
+    on_grid = {"median_pixels": 5, "slice_sigma": 1.0, "edge_erosion_pixels": 0, "error_normalisation_power": 0.5}
+    in_mm = {"median_mm": 8.0, "slice_sigma_mm": 5.0, "edge_erosion_mm": 0.0, "error_normalisation_power": 0.5}
     grid = {"size": [80, 96], "spacing": 1.6}
     anomaly_maps = []
     for name, filters in (("on-grid", on_grid), ("in-mm", in_mm)):

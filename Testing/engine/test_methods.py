@@ -403,7 +403,7 @@ def test_forgetting_leaves_no_trace_of_what_was_inside_the_mask(forget: bool) ->
     model = make_model(GaussianNoise(0.3, 0.5))
     mask = torch.zeros(1, 1, SIZE, SIZE)
     mask[:, :, BLOB[0], BLOB[1]] = 1
-    options = UnsupervisedOptions(steps=10, forget=forget)
+    options = UnsupervisedOptions(steps=10, start_from_noise=forget)
     reconstruction = [
         heal(contrast * mask, mask, [torch.Generator().manual_seed(1)], model, options, ignore)
         for contrast in (0.0, 2.0)
@@ -418,7 +418,12 @@ def test_averaging_healed_versions_brings_them_closer_to_the_healthy_mean() -> N
     for healings in (1, 16):
         model = make_model(GaussianNoise(healthy_mean(), 0.3), pixel=True)
         options = UnsupervisedOptions(
-            steps=10, latent_threshold=-1.0, forget=True, healings=healings, mask_sigma=0.0, kl_levels=1
+            steps=10,
+            latent_threshold=-1.0,
+            start_from_noise=True,
+            n_reconstructions=healings,
+            mask_sigma=0.0,
+            kl_levels=1,
         )
         anomaly_map = get_method("unsupervised").run(make_batch(images), model, options, ignore).anomaly_map
         expected = (images - (healthy_mean() + 1.0) / 2.0).abs()[:, 0]
@@ -685,16 +690,16 @@ def test_user_overrides_package_overrides_default() -> None:
         (
             "restore",
             {"heat": "probability", "side": "dark"},
-            r"side and floor are dark and 0; heat, a probability",
+            r"side and min_reference_intensity are dark and 0; heat, a probability",
         ),
         (
             "restore",
-            {"heat": "probability", "floor": 0.4},
-            r"side and floor are both and 0.4; heat, a probability",
+            {"heat": "probability", "min_reference_intensity": 0.4},
+            r"side and min_reference_intensity are both and 0.4; heat, a probability",
         ),
         ("localise", {"steps": 3}, r"no option steps.*It has none"),
         ("restore", {"side": "left"}, r"side is 'left'"),
-        ("restore", {"floor": 1.5}, r"floor is 1\.5"),
+        ("restore", {"min_reference_intensity": 1.5}, r"min_reference_intensity is 1\.5"),
         ("localise", {"steps": 3}, r"no option steps"),
         ("intensity", {"reference": -0.1}, r"reference is -0\.1"),
         ("intensity", {"center": 0.4}, r"no option center.*side, reference"),

@@ -96,12 +96,12 @@ def test_one_option_at_a_time_leaves_the_others_as_the_package_has_them(bundle: 
 
 def test_the_product_is_every_combination_after_the_packages_own(bundle: Bundle) -> None:
     tried = options.enumerate_settings(
-        plan_of(bundle), {"steps": [1, 3], "floor": [0, 0.4]}, {"slice_sigma": [1, 2]}, product=True
+        plan_of(bundle), {"steps": [1, 3], "min_reference_intensity": [0, 0.4]}, {"slice_sigma": [1, 2]}, product=True
     )
-    found = [in_force(setting, "steps", "floor", "slice_sigma") for setting in tried]
+    found = [in_force(setting, "steps", "min_reference_intensity", "slice_sigma") for setting in tried]
     assert found[0] == (2, 0, 0)
     assert found[1:] == [(steps, floor, sigma) for steps in (1, 3) for floor in (0, 0.4) for sigma in (1, 2)]
-    assert tried[1].name == "steps = 1, floor = 0, slice_sigma = 1"
+    assert tried[1].name == "steps = 1, min_reference_intensity = 0, slice_sigma = 1"
 
 
 def test_a_filter_in_mm_takes_the_place_of_the_packages_own(bundle: Bundle) -> None:
@@ -161,11 +161,11 @@ def test_post_processing_is_judged_without_running_the_method_again(
     run(one, plan_of(bundle), tmp_path, {}, {"median_pixels": [1, 3, 5]})
     batches = len(calls)
     assert batches > 0
-    again = run(one, plan_of(bundle), tmp_path, {}, {"slice_sigma": [0, 2], "rim_pixels": [1]})
+    again = run(one, plan_of(bundle), tmp_path, {}, {"slice_sigma": [0, 2], "edge_erosion_pixels": [1]})
     assert len(calls) == batches
     assert len(again["rows"]) == 4
     # Another option of the method is run, and the package's own value of it is not.
-    run(one, plan_of(bundle), tmp_path, {"steps": [1, 2]}, {"relative": [1]})
+    run(one, plan_of(bundle), tmp_path, {"steps": [1, 2]}, {"error_normalisation_power": [1]})
     assert [asked.steps for asked in calls[batches:]] == [1] * batches
 
 
@@ -186,7 +186,7 @@ def test_raw_scores_outlives_a_new_calibration_but_not_new_weights(
 def test_a_setting_has_the_numbers_of_a_detection_with_these_options(
     pairs: list[dataset.Pair], bundle: Bundle, folder: Path, tmp_path: Path
 ) -> None:
-    report = run(pairs, plan_of(bundle), tmp_path, {"steps": [4]}, {"relative": [1]})
+    report = run(pairs, plan_of(bundle), tmp_path, {"steps": [4]}, {"error_normalisation_power": [1]})
     own, row, _ = report["rows"]
     alone = {
         label: judged_alone(folder, plan) for label, plan in (("own", plan_of(bundle)), ("4", plan_of(bundle, steps=4)))
@@ -249,7 +249,16 @@ def precision_by_ranking(anomaly_map: np.ndarray, reference: np.ndarray) -> floa
 def test_the_command_writes_what_it_prints_and_says_what_was_left_out(
     folder: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["options", folder, "--run", f"restore={bundle.path}", "--set", "floor=0,0.4", "--post", "rim_mm=4"]
+    words = [
+        "options",
+        folder,
+        "--run",
+        f"restore={bundle.path}",
+        "--set",
+        "min_reference_intensity=0,0.4",
+        "--post",
+        "rim_mm=4",
+    ]
     words += [
         "--slices",
         4,
@@ -265,11 +274,16 @@ def test_the_command_writes_what_it_prints_and_says_what_was_left_out(
     assert benchmark.main([str(word) for word in words]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "options.md").read_text(encoding="utf-8")
-    assert "| floor = 0 (own) | " in printed and "| rim_mm = 4 | " in printed
-    assert "Own settings of toy-r 0.1.0: floor = 0.0, rim_pixels = 0." in printed
+    assert "| min_reference_intensity = 0 (own) | " in printed and "| rim_mm = 4 | " in printed
+    assert "Own settings of toy-r 0.1.0: min_reference_intensity = 0.0, edge_erosion_pixels = 0." in printed
     assert "Only 4 of " in printed
     written = json.loads((tmp_path / "options.json").read_text(encoding="utf-8"))
-    assert [row["changed"] for row in written["rows"]] == [{}, {"floor": 0}, {"floor": 0.4}, {"rim_mm": 4}]
+    assert [row["changed"] for row in written["rows"]] == [
+        {},
+        {"min_reference_intensity": 0},
+        {"min_reference_intensity": 0.4},
+        {"edge_erosion_mm": 4},
+    ]
     assert written["rows"][0]["average_precision"] == written["rows"][1]["average_precision"] > 0
     assert [case["patient"] for case in written["cases"]] == ["anna"] * 4
 

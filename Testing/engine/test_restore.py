@@ -181,7 +181,7 @@ def test_what_is_darker_than_the_floor_is_not_bright() -> None:
     images[:, :, BRIGHT[0], BRIGHT[1]] = 0.5
     images[:, :, DARK[0], DARK[1]] = 0.05
     batch = SliceBatch(images, BRAIN, [torch.Generator()])
-    found = run(Knowing(dim), batch, heat="residual", floor=0.4).anomaly_map
+    found = run(Knowing(dim), batch, heat="residual", min_reference_intensity=0.4).anomaly_map
     torch.testing.assert_close(found, expected(0.1, 0.15), rtol=0, atol=1e-5)
 
 

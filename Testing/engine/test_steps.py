@@ -75,7 +75,7 @@ def report(pairs: list[dataset.Pair], plans: dict[str, Plan], output: Path) -> d
 @pytest.mark.parametrize(
     ("options", "calls"),
     [
-        (UnsupervisedOptions(steps=20, kl_levels=8, healings=2), 10 * (8 * 2 + 2 * 20)),
+        (UnsupervisedOptions(steps=20, kl_levels=8, n_reconstructions=2), 10 * (8 * 2 + 2 * 20)),
         (GuidedOptions(steps=10), 10 * 3 * 10),
         (RestoreOptions(steps=2, levels=100), 10 * 2),
     ],

@@ -56,10 +56,10 @@ def postprocess(
         anomaly_map = ndimage.median_filter(anomaly_map, size=size, mode="constant")
     if filters.slice_sigma > 0:
         anomaly_map = _smooth_through_slices(np.where(brain, anomaly_map, 0), brain, filters.slice_sigma)
-    if filters.rim_pixels > 0:
-        brain = _without_rim(brain, filters.rim_pixels)
-    if settings.relative > 0 and reconstruction_error is not None:
-        anomaly_map = anomaly_map / max(reconstruction_error, LEAST_ERROR) ** settings.relative
+    if filters.edge_erosion_pixels > 0:
+        brain = _without_rim(brain, filters.edge_erosion_pixels)
+    if settings.error_normalisation_power > 0 and reconstruction_error is not None:
+        anomaly_map = anomaly_map / max(reconstruction_error, LEAST_ERROR) ** settings.error_normalisation_power
     return np.where(brain, anomaly_map, 0).astype(np.float32)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .inference import RawMap
     from .planning import Plan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had other names for some options, and the scan's whole path
 PURPOSE = "For research use only. Not for diagnosis."
 
 

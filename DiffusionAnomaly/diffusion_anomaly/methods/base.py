@@ -155,7 +155,7 @@ def levels_of(t: int, like: Tensor) -> Tensor:
     return torch.full((len(like),), max(t, 0), dtype=torch.long, device=like.device)
 
 
-def residual(images: Tensor, healthy: Tensor, side: str, floor: float = 0.0) -> Tensor:
+def residual(images: Tensor, healthy: Tensor, side: str, min_reference_intensity: float = 0.0) -> Tensor:
     """How far the scan is from its pseudo-healthy reconstruction, ``(N, C, H, W)`` to ``(N, H, W)``: summed over
     channels.
 
@@ -164,10 +164,11 @@ def residual(images: Tensor, healthy: Tensor, side: str, floor: float = 0.0) -> 
         healthy: the same slices as the model would have them.
         side: "both" for the absolute difference (both papers), "bright" for where the scan is brighter only,
             "dark" for where it is darker only.
-        floor: what the scan is brighter than counts from here on at the earliest, in normalised intensity (ours). A
-            bright lesion is brighter than most of the brain, which a furrow that the model made too dark is not.
+        min_reference_intensity: what the scan is brighter than counts from here on at the earliest, in normalised
+            intensity (ours). A bright lesion is brighter than most of the brain, which a furrow that the model made too
+            dark is not.
     """
-    brighter = (images - healthy.clamp_min(floor)).clamp_min(0.0)
+    brighter = (images - healthy.clamp_min(min_reference_intensity)).clamp_min(0.0)
     darker = (healthy - images).clamp_min(0.0)
     return {"both": brighter + darker, "bright": brighter, "dark": darker}[side].sum(dim=1)
 

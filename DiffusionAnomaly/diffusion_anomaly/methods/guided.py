@@ -59,7 +59,7 @@ class Guided:
         noised = encode_up(latent, grid, model, progress)
         reconstruction = decode_guided(noised, grid, options.guidance_scale, model, progress)
         healthy = to_unit_range(model.decode(reconstruction))
-        anomaly_map = residual(images, healthy, options.side, options.floor)
+        anomaly_map = residual(images, healthy, options.side, options.min_reference_intensity)
         common = reconstruction_error(images, healthy, batch.brain)
         return SliceResult(
             confine(anomaly_map, batch.brain), score.float().cpu(), common, confine(healthy, batch.brain)

@@ -74,7 +74,7 @@ def slice_map(images: Tensor, restored: Tensor, probability: Tensor | None, opti
     """Anomaly scores ``(N, H, W)`` of images and restored images ``(N, C, H, W)`` and a lesion probability ``(N, 1, H,
     W)``.
     """
-    difference = residual(images, restored, options.side, options.floor)
+    difference = residual(images, restored, options.side, options.min_reference_intensity)
     if options.heat == "residual":
         return difference
     if probability is None:

@@ -83,12 +83,12 @@ class Unsupervised:
         healthy = torch.stack(
             [
                 to_unit_range(model.decode(heal(found.latent, mask, generators, model, options, progress)))
-                for _ in range(options.healings)
+                for _ in range(options.n_reconstructions)
             ]
         ).mean(dim=0)
         images = batch.images.to(model.device, torch.float32)
         weight = gaussian_smooth(functional.interpolate(mask, images.shape[2:], mode="nearest"), options.mask_sigma)
-        anomaly_map = residual(images, healthy, options.side, options.floor) * weight[:, 0]
+        anomaly_map = residual(images, healthy, options.side, options.min_reference_intensity) * weight[:, 0]
         common = reconstruction_error(images, healthy, batch.brain)
         return SliceResult(
             confine(anomaly_map, batch.brain), found.score.float().cpu(), common, confine(healthy, batch.brain)
@@ -112,7 +112,7 @@ class Unsupervised:
         return Improbability(latent, kl[:, 0], inside[:, 0] > 0, score)
 
     def network_calls(self, options: UnsupervisedOptions) -> int:
-        return options.kl_levels * _samples_per_level(options) + options.healings * options.steps
+        return options.kl_levels * _samples_per_level(options) + options.n_reconstructions * options.steps
 
 
 def latent_kl(
@@ -157,8 +157,8 @@ def heal(
     so inside the mask the same noise is still there, and with any other one outside, the two halves of what
     the network sees would not belong together.
 
-    With ``forget`` (ours) the walk starts from noise alone inside the mask. At level 500 a third of the amplitude
-    of z0 is still in z_500, enough for a network that saw healthy slices only to bring a large lesion back.
+    With ``start_from_noise`` (ours) the walk starts from noise alone inside the mask. At level 500 a third of the
+    amplitude of z0 is still in z_500, enough for a network that saw healthy slices only to bring a large lesion back.
 
     Args:
         latent: ``(N, C, h, w)`` z0.
@@ -173,7 +173,7 @@ def heal(
     noise = draw_noise(generators, latent.shape[1:], model)
     grid = step_grid(options.start_level, options.steps)
     z = add_noise(latent, noise, grid[-1], model.schedule)
-    if options.forget:
+    if options.start_from_noise:
         z = torch.where(mask > 0, noise, z)
     for t, s in pairwise(reversed(grid)):
         step = transition(z, model.eps(z, levels_of(t, z)), t, s, model.schedule, clamp)

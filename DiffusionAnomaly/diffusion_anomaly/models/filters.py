@@ -18,8 +18,21 @@ from ..errors import InputError
 PIXEL_TOLERANCE = 0.01
 
 # What can be stated on the grid or in mm, and what holds where neither is.
-IN_MM = {"median_pixels": "median_mm", "slice_sigma": "slice_sigma_mm", "rim_pixels": "rim_mm"}
-DEFAULTS = {"median_pixels": 5, "slice_sigma": 0.0, "rim_pixels": 0}
+IN_MM = {"median_pixels": "median_mm", "slice_sigma": "slice_sigma_mm", "edge_erosion_pixels": "edge_erosion_mm"}
+DEFAULTS = {"median_pixels": 5, "slice_sigma": 0.0, "edge_erosion_pixels": 0}
+
+
+# What settings were called in the first packages.
+FORMER_NAMES = {
+    "relative": "error_normalisation_power",
+    "rim_pixels": "edge_erosion_pixels",
+    "rim_mm": "edge_erosion_mm",
+}
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under the names of today."""
+    return {FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
 @dataclass(frozen=True)
@@ -33,23 +46,22 @@ class PostprocessSettings:
         median_pixels: width of the in-plane median filter in pixels of the model's grid, odd; 1 switches it
             off.
         slice_sigma: Gaussian through the slices, in slices; 0 switches it off.
-        rim_pixels: pixels taken off the brain's edge in each slice, where partial volume makes false scores.
-        relative: how far the anomaly score is relative to the scan's own reconstruction error: the anomaly score is
-            divided by the reconstruction error to this power. 0 leaves anomaly scores as it is; with 1, a scan that the
-            model restores twice as badly needs twice the difference.
+        edge_erosion_pixels: pixels taken off the brain's edge in each slice, where partial volume makes false scores.
+        error_normalisation_power: scores are divided by the scan's own reconstruction error to this power. 0 leaves
+            them as they are; with 1, a scan that the model restores twice as badly needs twice the difference.
         median_mm: width of the in-plane median filter in mm: the largest odd number of pixels that is not wider, and
             at least 1.
         slice_sigma_mm: Gaussian through the slices in mm.
-        rim_mm: taken off the brain's edge in each slice, in mm: as many whole pixels as are not wider.
+        edge_erosion_mm: taken off the brain's edge in each slice, in mm: as many whole pixels as are not wider.
     """
 
     median_pixels: int | None = None
     slice_sigma: float | None = None
-    rim_pixels: int | None = None
-    relative: float = 0.0
+    edge_erosion_pixels: int | None = None
+    error_normalisation_power: float = 0.0
     median_mm: float | None = None
     slice_sigma_mm: float | None = None
-    rim_mm: float | None = None
+    edge_erosion_mm: float | None = None
 
     def __post_init__(self) -> None:
         for name, name_mm in IN_MM.items():
@@ -62,11 +74,11 @@ class PostprocessSettings:
                 object.__setattr__(self, name, DEFAULTS[name])
         _check("median_pixels", self.median_pixels, 1, 31, whole=True)
         _check("slice_sigma", self.slice_sigma, 0, 20, whole=False)
-        _check("rim_pixels", self.rim_pixels, 0, 31, whole=True)
-        _check("relative", self.relative, 0, 1, whole=False)
+        _check("edge_erosion_pixels", self.edge_erosion_pixels, 0, 31, whole=True)
+        _check("error_normalisation_power", self.error_normalisation_power, 0, 1, whole=False)
         _check("median_mm", self.median_mm, 0, 50, whole=False)
         _check("slice_sigma_mm", self.slice_sigma_mm, 0, 100, whole=False)
-        _check("rim_mm", self.rim_mm, 0, 50, whole=False)
+        _check("edge_erosion_mm", self.edge_erosion_mm, 0, 50, whole=False)
         if self.median_pixels is not None and self.median_pixels % 2 == 0:
             raise InputError(f"Option median_pixels is {self.median_pixels}.", "It must be odd.")
 
@@ -78,6 +90,7 @@ class PostprocessSettings:
             InputError: for an unknown key or a value out of range.
         """
         known = [setting.name for setting in fields(cls)]
+        settings = renamed(settings)
         unknown = sorted(set(settings) - set(known))
         if unknown:
             raise InputError(f"Unknown post-processing {', '.join(unknown)}.", f"Known are {', '.join(known)}.")
@@ -93,6 +106,7 @@ class PostprocessSettings:
         Raises:
             InputError: as ``from_dict``.
         """
+        settings = renamed(settings)
         other = {name: name_mm for pair in IN_MM.items() for name, name_mm in (pair, pair[::-1])}
         replaced = {other[name] for name in settings if name in other}
         return self.from_dict({name: v for name, v in self.to_dict().items() if name not in replaced} | dict(settings))
@@ -104,14 +118,14 @@ class PostprocessSettings:
             pixel_spacing: pixel edge in mm.
             slice_spacing: distance between slices in mm.
         """
-        median, sigma, rim = self.median_pixels, self.slice_sigma, self.rim_pixels
+        median, sigma, rim = self.median_pixels, self.slice_sigma, self.edge_erosion_pixels
         if median is None:
             median = _whole_pixels(self.median_mm, pixel_spacing)
             median = max(1, median - (median + 1) % 2)
         if sigma is None:
             sigma = (self.slice_sigma_mm or 0.0) / slice_spacing
         if rim is None:
-            rim = _whole_pixels(self.rim_mm, pixel_spacing)
+            rim = _whole_pixels(self.edge_erosion_mm, pixel_spacing)
         return GridFilters(median, sigma, rim)
 
 
@@ -121,7 +135,7 @@ class GridFilters:
 
     median_pixels: int
     slice_sigma: float
-    rim_pixels: int
+    edge_erosion_pixels: int
 
 
 def _whole_pixels(mm: float | None, spacing: float) -> int:
