@@ -173,7 +173,7 @@ class MethodEntry:
         options_type: a frozen subclass of ``MethodOptions`` whose defaults are the published numbers.
         default_model: the model package taken when none is named.
         networks: what a package must hold; none for a method without a network.
-        declared: what a package's ``anomaly.json`` must say besides.
+        declared: what a package's ``anomaly.json`` must say besides, by name or by path such as ``options/levels``.
         calibrated: what only healthy validation images can have written there.
         folded: a network that works on folded pixels as they are, and how many numbers a pixel it may give, by the
             number of channels.
@@ -365,7 +365,7 @@ register(
         default_model="flair-restore",
         score_title="mean heat of the brain",
         networks=("restorer",),
-        declared=(*SLICES, "codec", "options"),
+        declared=(*SLICES, "codec", "options/levels"),
         folded=("restorer", lambda channels: (channels, channels + 1)),
     )
 )

@@ -62,7 +62,7 @@ def raw_values(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any
     found = Detector(make_plan(options_for(bundle, **changes))).raw_map(volume, brain)
     inside = found.stack.brain()
     assert not found.raw[~inside].any()
-    return found.raw[inside], found.stack.images()[inside]
+    return found.raw[inside], found.stack.images()[:, 0][inside]
 
 
 # --- Heat
@@ -118,7 +118,7 @@ def test_heat_is_the_packages_tail_probability(package: Bundle) -> None:
     volume, brain = scan_with(180.0)
     result = Detector(options_for(package))(volume, brain=brain)
     lesion = sitk.GetArrayFromImage(phantom.lesion_of(volume.image)) > 0
-    heat = sitk.GetArrayFromImage(result.heat)
+    heat = sitk.GetArrayFromImage(result.anomaly_map)
     assert np.median(heat[lesion]) == pytest.approx(1.0 + 2.0 * (0.42 - 0.25) / 0.25, abs=0.04)
     assert result.threshold == 2.0
     (finding,) = result.findings
@@ -127,7 +127,7 @@ def test_heat_is_the_packages_tail_probability(package: Bundle) -> None:
     assert result.provenance["model"]["sha256"] == package.sha256
     assert result.provenance["network_calls_per_slice"] == 0
     assert result.provenance["options"]["reference"] == 0.42
-    assert result.healed is None and result.score_warning is None
+    assert result.reconstruction is None and result.score_warning is None
 
 
 def test_the_package_that_comes_with_the_engine_finds_the_lesion_and_nothing_else() -> None:
@@ -176,23 +176,27 @@ def test_its_metadata_says_what_goes_in_and_comes_out(package: Bundle) -> None:
         assert image["dtype"] == "float32"
 
 
-def test_its_plan_loads_nothing(package: Bundle) -> None:
-    plan = make_plan(options_for(package))
-    assert plan.load("cpu") is None
-    assert plan.bundle.networks == ()
+def test_it_loads_nothing(package: Bundle) -> None:
+    detector = Detector(options_for(package))
+    assert detector.model is None
+    assert detector.plan.bundle.networks == ()
 
 
 def test_a_package_that_is_not_calibrated_is_not_ready(tmp_path: Path) -> None:
     bundle = packages.intensity(tmp_path / "toy", calibration=None, threshold=None)
     with pytest.raises(ModelError, match=r"has no calibration, threshold\. Calibrate it"):
         verify(bundle)
+    volume, brain = scan_with(180.0)
     with pytest.raises(ModelError, match="no calibration"):
-        detect(*scan_with(180.0)[:1], options_for(bundle), mask=scan_with(180.0)[1])
+        Detector(options_for(bundle))(volume, brain=brain)
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no grid": (lambda place: packages.intensity(place, grid=None), r"'grid' is a required property"),
-    "no scale": (lambda place: packages.intensity(place, normalisation=None), r"'normalisation' is a required"),
+    "no grid": (lambda place: packages.intensity(place, grid=None), r"has method intensity and no grid"),
+    "no scale": (
+        lambda place: packages.intensity(place, normalisation=None),
+        r"has method intensity and no normalisation",
+    ),
     "neighbours": (
         lambda place: packages.intensity(place, grid={**GRID, "neighbours": 1}),
         r"shows neighbours to the networks of the method intensity",

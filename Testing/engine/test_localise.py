@@ -176,15 +176,15 @@ def test_a_scan_goes_in_and_calibrated_heat_comes_out_on_its_own_grid(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     result = Detector(options_for(package, keep_reconstruction=True))(flair_like_volume, brain=flair_like_brain)
-    assert phantom.geometry(result.heat) == phantom.geometry(flair_like_volume.image)
-    heat = array(result.heat)
+    assert phantom.geometry(result.anomaly_map) == phantom.geometry(flair_like_volume.image)
+    heat = array(result.anomaly_map)
     assert np.isfinite(heat).all() and heat.max() > 0
     assert not heat[array(flair_like_brain) == 0].any()
     assert result.provenance["method"] == "localise"
     assert result.provenance["network_calls_per_slice"] == 1
     assert result.provenance["model"]["name"] == "toy-localise"
     assert result.score_warning is None, "heat is no measure of what the model knows"
-    assert result.healed is None, "a localiser does not know how the brain would look in health"
+    assert result.reconstruction is None, "a localiser does not know how the brain would look in health"
 
 
 def test_the_batch_size_and_the_seed_change_not_one_bit(
@@ -273,9 +273,12 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda place: packages.localise(place, codec={"factor": 2, "scale": 2.0}),
         r"anomaly.json encodes slices, which a localiser takes as folded pixels",
     ),
-    "no codec": (lambda place: packages.localise(place, codec=None), r"'codec' is a required property"),
-    "no grid": (lambda place: packages.localise(place, grid=None), r"'grid' is a required property"),
-    "no scale": (lambda place: packages.localise(place, normalisation=None), r"'normalisation' is a required"),
+    "no codec": (lambda place: packages.localise(place, codec=None), r"has method localise and no codec"),
+    "no grid": (lambda place: packages.localise(place, grid=None), r"has method localise and no grid"),
+    "no scale": (
+        lambda place: packages.localise(place, normalisation=None),
+        r"has method localise and no normalisation",
+    ),
     "a grid that cannot be folded": (
         lambda place: packages.localise(place, grid={**grid_with(1), "size": [63, 64]}),
         r"\[63, 64\] pixels, not multiples of the codec's factor 2",
@@ -335,5 +338,5 @@ def test_a_brain_of_one_value_has_no_findings_whatever_a_network_says(
     options = Options("localise", str(bundle.path), device="cpu", precision="float32")
     result = Detector(options)(phantom.as_volume(image), brain=flair_like_brain)
     assert not result.findings
-    assert not sitk.GetArrayFromImage(result.heat).any()
+    assert not sitk.GetArrayFromImage(result.anomaly_map).any()
     assert any("nothing to find" in warning for warning in result.warnings)

@@ -161,7 +161,7 @@ def test_a_slice_is_compared_with_the_mean_of_what_the_levels_asked_restore() ->
     assert float(result.heat[0, 12, 12]) == pytest.approx(0.0, abs=1e-6)
     assert float(result.heat[0, 12, 11]) == pytest.approx(0.045, abs=1e-6)
     assert result.healed is not None
-    torch.testing.assert_close(result.healed, ((healthy_slice() + 0.045) * BRAIN)[:, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.healed, (healthy_slice() + 0.045) * BRAIN, rtol=0, atol=1e-6)
 
 
 def test_how_far_the_brain_commonly_is_from_its_restored_version_ignores_a_lesion() -> None:
@@ -235,7 +235,7 @@ def test_of_a_slice_between_neighbours_the_middle_one_is_restored(factor: int, r
     result = run(KnowingBetween(healthy_slice(), factor), between, factor, heat="product")
     torch.testing.assert_close(result.heat, expected(0.3, 0.2).expand(2, -1, -1), rtol=0, atol=1e-5)
     assert result.healed is not None
-    torch.testing.assert_close(result.healed, healthy_slice()[:, 0].expand(2, -1, -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.healed, healthy_slice().expand(2, -1, -1, -1), rtol=0, atol=1e-6)
     alone = run(Knowing(healthy_slice(), factor), batch, factor, heat="product")
     torch.testing.assert_close(result.heat, alone.heat)
     torch.testing.assert_close(result.misfit, alone.misfit)
@@ -291,8 +291,8 @@ def test_a_scan_goes_in_and_calibrated_heat_comes_out_on_its_own_grid(
     package: Bundle, flair_like_volume: Volume, flair_like_brain: sitk.Image
 ) -> None:
     result = Detector(options_for(package))(flair_like_volume, brain=flair_like_brain)
-    assert phantom.geometry(result.heat) == phantom.geometry(flair_like_volume.image)
-    heat = array(result.heat)
+    assert phantom.geometry(result.anomaly_map) == phantom.geometry(flair_like_volume.image)
+    heat = array(result.anomaly_map)
     assert np.isfinite(heat).all() and heat.max() > 0
     assert not heat[array(flair_like_brain) == 0].any()
     assert result.provenance["network_calls_per_slice"] == 2
@@ -350,7 +350,7 @@ def test_a_package_as_they_were_written_before_still_opens_and_runs_as_it_did(
     grid = {**packages.ANOMALY["grid"], "max_slice_spacing": 3.0, "neighbours": 0}
     new = packages.restore(tmp_path / "new", grid=grid, normalisation=scale, postprocess=filters)
     results = [Detector(options_for(one))(flair_like_volume, brain=flair_like_brain) for one in (old, new)]
-    heats = [array(result.heat) for result in results]
+    heats = [array(result.anomaly_map) for result in results]
     assert heats[0].max() > 0 and np.array_equal(*heats)
     assert results[0].threshold == results[1].threshold == 2.0
     with pytest.raises(ModelError, match="made for the method 'restore'"):
@@ -371,10 +371,13 @@ def test_a_package_without_logits_runs_with_the_difference_alone(
 
 
 def test_a_package_with_fewer_levels_than_steps_is_the_packages_fault(tmp_path: Path) -> None:
-    bundle = packages.restore(tmp_path / "toy", options={"levels": 2})
-    with pytest.raises(ModelError, match="steps is 3, more than the 2 levels of corruption"):
-        make_plan(options_for(bundle))
-    assert make_plan(options_for(packages.restore(tmp_path / "other"), steps=1)).method_options.steps == 1  # type: ignore[attr-defined]
+    too_many = "steps is 3, more than the 2 levels of corruption"
+    with pytest.raises(ModelError, match=f"Package toy: .*options that do not fit: .*{too_many}"):
+        packages.restore(tmp_path / "toy", options={"levels": 2})
+    bundle = packages.restore(tmp_path / "other")
+    with pytest.raises(ModelError, match=too_many):
+        make_plan(options_for(bundle), replace(bundle, anomaly={**bundle.anomaly, "options": {"levels": 2}}))
+    assert make_plan(options_for(bundle, steps=1)).method_options.steps == 1  # type: ignore[attr-defined]
 
 
 def test_a_package_that_is_not_calibrated_is_not_ready(tmp_path: Path) -> None:
@@ -402,10 +405,10 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no levels": (
         lambda place: packages.restore(place, options={"steps": 1}),
-        r"anomaly.json at options: 'levels' is a required property",
+        r"anomaly.json has method restore and no options/levels",
     ),
-    "no options": (lambda place: packages.restore(place, options=None), r"'options' is a required property"),
-    "no grid": (lambda place: packages.restore(place, grid=None), r"'grid' is a required property"),
+    "no options": (lambda place: packages.restore(place, options=None), r"has method restore and no options/levels"),
+    "no grid": (lambda place: packages.restore(place, grid=None), r"has method restore and no grid"),
 }
 
 

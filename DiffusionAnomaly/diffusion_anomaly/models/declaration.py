@@ -6,7 +6,7 @@ jsonschema is imported when a check is asked for, because Slicer's own Python li
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -55,21 +55,15 @@ def check_declaration(
     Raises:
         ModelError: for the first fault, naming the file and the place in it.
     """
-    check_schema(package, ANOMALY, "anomaly", anomaly)
+    method = check_method(package, anomaly, networks)
     check_schema(package, METADATA, "metadata", metadata)
     for part, config in networks.items():
         check_schema(package, network_file(part), "network", config)
     if metadata["version"] != anomaly["version"]:
         found = f"says version {metadata['version']}, {ANOMALY} says {anomaly['version']}"
         fail(package, METADATA, found, WRONG)
-    if anomaly["method"] == BRAIN:
-        _require(package, anomaly, networks, (BRAIN,), ("grid3d",))
-        return
-    method = METHODS.get(anomaly["method"])
     if method is None:
-        known = ", ".join((*METHODS, BRAIN))
-        fail(package, ANOMALY, f"has the method {anomaly['method']!r}, this version knows {known}", NEWER)
-    _require(package, anomaly, networks, method.networks, method.declared)
+        return
     if networks and not method.networks:
         fail(
             package,
@@ -83,10 +77,36 @@ def check_declaration(
     elif anomaly["grid"].get("neighbours"):
         found = f"shows neighbours to the networks of the method {method.name}, which see one slice"
         fail(package, ANOMALY, found, WRONG)
-    _check_options(package, anomaly, method)
     _check_normalisation(package, anomaly)
     _check_postprocess(package, anomaly)
     _check_calibration(package, anomaly)
+
+
+def check_method(package: str, anomaly: Mapping[str, Any], networks: Collection[str]) -> MethodEntry | None:
+    """Check that ``anomaly.json`` has its form and says all that its method needs, with options that the method has.
+
+    Args:
+        package: the name used in errors.
+        anomaly: the content of the file.
+        networks: those that the package holds.
+
+    Returns:
+        The method; None for a package that finds brains.
+
+    Raises:
+        ModelError: for the first fault.
+    """
+    check_schema(package, ANOMALY, "anomaly", anomaly)
+    if anomaly["method"] == BRAIN:
+        _require(package, anomaly, networks, (BRAIN,), ("grid3d",))
+        return None
+    method = METHODS.get(anomaly["method"])
+    if method is None:
+        known = ", ".join((*METHODS, BRAIN))
+        fail(package, ANOMALY, f"has the method {anomaly['method']!r}, this version knows {known}", NEWER)
+    _require(package, anomaly, networks, method.networks, method.declared)
+    _check_options(package, anomaly, method)
+    return method
 
 
 def check_calibrated(package: str, anomaly: Mapping[str, Any]) -> None:
@@ -129,7 +149,7 @@ def _place(path: Iterable[str | int]) -> str:
 def _require(
     package: str,
     anomaly: Mapping[str, Any],
-    networks: Mapping[str, Mapping[str, Any]],
+    networks: Collection[str],
     parts: Iterable[str],
     entries: Iterable[str],
 ) -> None:
@@ -138,9 +158,19 @@ def _require(
     if missing:
         found = f"has method {anomaly['method']} without its network {', '.join(missing)}"
         fail(package, ANOMALY, found, WRONG)
-    lacking = [entry for entry in entries if entry not in anomaly]
+    lacking = [entry for entry in entries if not _states(anomaly, entry)]
     if lacking:
         fail(package, ANOMALY, f"has method {anomaly['method']} and no {', '.join(lacking)}", WRONG)
+
+
+def _states(anomaly: Mapping[str, Any], entry: str) -> bool:
+    """Whether there is an entry of that name, or of that path such as ``options/levels``."""
+    inner: Any = anomaly
+    for key in entry.split("/"):
+        if key not in inner:
+            return False
+        inner = inner[key]
+    return True
 
 
 def _check_options(package: str, anomaly: Mapping[str, Any], method: MethodEntry) -> None:

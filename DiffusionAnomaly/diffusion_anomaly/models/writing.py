@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .declaration import ANOMALY, METADATA, check_schema, network_file, weights_file
+from .declaration import ANOMALY, METADATA, check_method, check_schema, network_file, weights_file
 from .manifest import MANIFEST, fail, parse_json, sha256, to_json
 from .package import DATA_LICENSE, LICENSE, MODEL_CARD, SCHEMA_VERSION, Bundle, open_bundle
 from .verification import check_files, check_networks
@@ -89,7 +89,7 @@ def _declaration(
     configs = {part: config for part, (config, _) in networks.items()}
     content = {ANOMALY: _encode(name, ANOMALY, anomaly)}
     # First, because the metadata is derived from it.
-    check_schema(name, ANOMALY, "anomaly", parse_json(content[ANOMALY], name, ANOMALY))
+    check_method(name, parse_json(content[ANOMALY], name, ANOMALY), configs)
     content[METADATA] = _encode(name, METADATA, complete_metadata(metadata, anomaly, configs))
     check_schema(name, METADATA, "metadata", parse_json(content[METADATA], name, METADATA))
     for part, config in configs.items():
