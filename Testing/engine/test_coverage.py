@@ -51,13 +51,13 @@ def test_coverage_of_a_speckled_mask_is_the_share_that_gets_heat(
     size: tuple[int, int, int], spacing: tuple[float, float, float], kept: float, grid: Grid
 ) -> None:
     volume, brain = mask_of(kept, size, spacing)
-    stack = SliceStack(volume, grid, brain)
+    stack = SliceStack([volume.image], grid, brain)
     assert stack.coverage == share_with_heat(stack, brain)
 
 
 def test_what_a_speckled_mask_loses_is_warned_of() -> None:
     volume, brain = mask_of(0.35, *BRAINS[1])
-    stack = SliceStack(volume, GRIDS[0], brain)
+    stack = SliceStack([volume.image], GRIDS[0], brain)
     assert 0.4 < stack.coverage < 0.6
     (warning,) = warnings_of(stack)
     assert f"Only {stack.coverage:.0%} of the brain mask gets heat" in warning
@@ -71,7 +71,7 @@ def test_an_ordinary_brain_is_covered(
     size: tuple[int, int, int], spacing: tuple[float, float, float], grid: Grid
 ) -> None:
     volume, brain = mask_of(1.1, size, spacing)
-    stack = SliceStack(volume, grid, brain)
+    stack = SliceStack([volume.image], grid, brain)
     assert stack.coverage == share_with_heat(stack, brain) >= 0.999
     assert not warnings_of(stack)
 
@@ -79,14 +79,14 @@ def test_an_ordinary_brain_is_covered(
 @pytest.mark.parametrize("grid", GRIDS, ids=["1.6 mm", "1.07 mm"])
 def test_the_sample_scans_brain_is_covered(grid: Grid) -> None:
     volume = read_volume(SAMPLE)
-    stack = SliceStack(volume, grid, sitk.Cast(volume.image > 0, sitk.sitkUInt8))
+    stack = SliceStack([volume.image], grid, sitk.Cast(volume.image > 0, sitk.sitkUInt8))
     assert stack.coverage >= 0.999
     assert not warnings_of(stack)
 
 
 def test_a_brain_that_leaves_the_grid_is_covered_in_part() -> None:
     volume, brain = mask_of(1.1, *BRAINS[0])
-    stack = SliceStack(volume, Grid((32, 40), 2.4, 5.0), brain)
+    stack = SliceStack([volume.image], Grid((32, 40), 2.4, 5.0), brain)
     assert stack.coverage == share_with_heat(stack, brain)
     assert 0.5 < stack.coverage < 0.9
     assert warnings_of(stack)

@@ -31,15 +31,16 @@ def test_the_healed_scan_is_the_scan_outside_the_brain_and_keeps_its_grid(
     result = Detector(options)(flair_like_volume, brain=flair_like_brain)
     scan = sitk.GetArrayFromImage(flair_like_volume.image)
     inside = sitk.GetArrayFromImage(flair_like_brain) != 0
-    assert result.healed is not None
-    healed = sitk.GetArrayFromImage(result.healed)
+    assert result.reconstruction is not None and list(result.reconstruction) == ["FLAIR"]
+    reconstruction = result.reconstruction["FLAIR"]
+    healed = sitk.GetArrayFromImage(reconstruction)
     assert np.array_equal(healed[~inside], scan[~inside].astype(np.float32))
     changed = inside & (healed != scan)
     assert changed.sum() > 0.9 * inside.sum()
     low, high = np.percentile(scan[inside], (5, 75))  # the package's normalisation: these become 0 and 0.5 of [0, 1]
     assert low - 0.01 <= healed[changed].min() and healed[changed].max() <= low + 2 * (high - low) + 0.01
-    assert result.healed.GetDirection() == flair_like_volume.image.GetDirection()
-    assert result.healed.GetOrigin() == flair_like_volume.image.GetOrigin()
+    assert reconstruction.GetDirection() == flair_like_volume.image.GetDirection()
+    assert reconstruction.GetOrigin() == flair_like_volume.image.GetOrigin()
 
     files = result.save(tmp_path / "results")
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(files["healed"]))), healed)
@@ -53,5 +54,5 @@ def test_nothing_is_healed_unless_it_is_asked_for_or_where_there_is_nothing_to_h
     baseline = Detector(Options("intensity", device="cpu", keep_reconstruction=True))(
         flair_like_volume, brain=flair_like_brain
     )
-    assert plain.healed is None and baseline.healed is None
+    assert plain.reconstruction is None and baseline.reconstruction is None
     assert "healed" not in plain.save(tmp_path / "results")

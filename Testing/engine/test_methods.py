@@ -701,7 +701,7 @@ def test_a_packages_bad_options_are_the_packages_fault() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unsupervised, guided, restore, localise, intensity"):
+    with pytest.raises(InputError, match="localise, unsupervised, guided, restore, intensity"):
         get_method("magic")
 
 

@@ -12,11 +12,11 @@ from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.results import redrawing
 from diffusion_anomaly.results.findings import segment
 from diffusion_anomaly.results.redrawing import Request, redraw, write_request
 from diffusion_anomaly.results.report import render_report
 from diffusion_anomaly.results.result import Result
-from diffusion_anomaly.results import redrawing
 from diffusion_anomaly.worker import probe
 
 
@@ -28,7 +28,7 @@ def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
 def folder_with(folder: Path, result: Result, volume: Volume, threshold: float, **names: str) -> Path:
     for name, image in (
         (redrawing.SCAN, volume.image),
-        (redrawing.HEAT, result.heat),
+        (redrawing.HEAT, result.anomaly_map),
         (redrawing.BRAIN, result.brain),
     ):
         sitk.WriteImage(image, str(folder / name))
@@ -39,7 +39,7 @@ def folder_with(folder: Path, result: Result, volume: Volume, threshold: float, 
 
 def test_the_same_threshold_gives_the_same_page(tmp_path: Path, result: Result, flair_like_volume: Volume) -> None:
     path = redraw(folder_with(tmp_path, result, flair_like_volume, result.threshold))
-    assert path.read_text("utf-8") == render_report(result, flair_like_volume)
+    assert path.read_text("utf-8") == render_report(result)
 
 
 def test_another_threshold_gives_its_findings_with_their_names(
@@ -48,7 +48,7 @@ def test_another_threshold_gives_its_findings_with_their_names(
     higher = result.findings[0].mean_heat
     folder = folder_with(tmp_path, result, flair_like_volume, higher, finding1="left <frontal>")
     page = redraw(folder).read_text("utf-8")
-    _, _, findings = segment(result.heat, higher, 0.05, result.brain)
+    _, _, findings = segment(result.anomaly_map, higher, 0.05, result.brain)
     assert findings and findings[0].volume_ml < result.findings[0].volume_ml
     assert f"<dd>{sum(finding.volume_ml for finding in findings):.2f} <small>ml</small></dd>" in page
     assert f"threshold {higher:.2f}" in page and "chosen by the user after the run" in page

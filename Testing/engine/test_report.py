@@ -41,14 +41,15 @@ def result(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
 
 
 @pytest.fixture(scope="module")
-def page(result: Result, flair_like_volume: Volume) -> str:
+def page(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> str:
     hostile = replace(flair_like_volume, source="/data/<script>alert(1) & Søn.nii.gz")
-    doubtful = replace(result, provenance={**result.provenance, "warnings": ["Heat may mean <b>nothing</b>."]})
-    return render_report(doubtful, hostile)
+    result = Detector(Options(method="intensity"))(hostile, brain=flair_like_brain)
+    doubtful = {**result.provenance, "warnings": ["Heat may mean <b>nothing</b>."]}
+    return render_report(replace(result, provenance=doubtful))
 
 
 def view_of(result: Result, scan: sitk.Image) -> SliceView:
-    return SliceView(scan, result.heat, result.mask, result.brain)
+    return SliceView(scan, result.anomaly_map, result.mask, result.brain)
 
 
 def picture(uri: str) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_a_scan_without_findings_says_so(
 ) -> None:
     monkeypatch.setattr("diffusion_anomaly.results.report.draw_slices", lambda *arguments: [])
     nothing = Detector(Options(method="intensity", threshold=1e6))(flair_like_volume, brain=flair_like_brain)
-    page = render_report(nothing, flair_like_volume)
+    page = render_report(nothing)
     assert "No region of at least 0.05 ml reaches the threshold." in page
     assert "<dd>0</dd>" in page
 
