@@ -57,6 +57,7 @@ DIFFUSION = {
     "norm_num_groups": 2,
     "num_head_channels": 4,
 }
+PIXELS = {**DIFFUSION, "in_channels": 4, "out_channels": 4}  # without a codec's network: 2 x 2 pixels, folded
 ANOMALY = {
     "modality": "FLAIR",
     "orientation": "axial",
@@ -200,9 +201,9 @@ def test_the_same_content_gives_the_same_bytes(original: Path, tmp_path: Path) -
 
 
 def test_a_tensor_beyond_the_range_of_float16_is_stored_as_float32(tmp_path: Path) -> None:
-    state = build_network(DIFFUSION).state_dict()
-    state["out.2.conv.bias"] = torch.tensor([1.0, 70000.0, 3.0])
-    bundle = write(tmp_path / NAME, networks={"diffusion": (DIFFUSION, state)})
+    state = build_network(PIXELS).state_dict()
+    state["out.2.conv.bias"] = torch.tensor([1.0, 70000.0, 3.0, 4.0])
+    bundle = write(tmp_path / NAME, networks={"diffusion": (PIXELS, state)})
     stored = bundle.weights("diffusion")
     assert torch.equal(stored["out.2.conv.bias"], state["out.2.conv.bias"])
     assert stored["out.2.conv.weight"].dtype == torch.float16
@@ -331,13 +332,18 @@ def test_writing_replaces_a_package_and_leaves_nothing_else(package: Path) -> No
             r"anomaly.json has method unsupervised and no grid, normalisation, schedule",
         ),
         ({"method": "guided"}, r"anomaly.json has method guided without its network classifier"),
-        ({"networks": {"diffusion": (DIFFUSION, {})}}, r"diffusion.safetensors lacks the tensor"),
+        ({"networks": {"diffusion": (DIFFUSION, {})}}, r"diffusion.json has 3 channels in; 1 channel .* are 4"),
         (
-            {"networks": {"diffusion": (DIFFUSION, {"a": torch.tensor([1.0, torch.inf])})}},
+            {"anomaly": {**ANOMALY, "channels": ["FLAIR", "T1"]}},
+            r"codec.json has 1 channels in; 2 channels of a slice, folded, are 2",
+        ),
+        ({"networks": {"diffusion": (PIXELS, {})}}, r"diffusion.safetensors lacks the tensor"),
+        (
+            {"networks": {"diffusion": (PIXELS, {"a": torch.tensor([1.0, torch.inf])})}},
             r"diffusion.safetensors holds 1 values in 'a' that are not finite",
         ),
         (
-            {"networks": {"diffusion": (DIFFUSION, {"a": torch.ones(1, dtype=torch.bool)})}},
+            {"networks": {"diffusion": (PIXELS, {"a": torch.ones(1, dtype=torch.bool)})}},
             r"a tensor of bool",
         ),
     ],
