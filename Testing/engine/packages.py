@@ -95,37 +95,44 @@ METADATA = {
 
 def unsupervised(directory: Path, **anomaly: Any) -> Bundle:
     """A package of method 1; an entry of ``anomaly`` that is None is left out."""
-    return _write(directory, "unsupervised", {"diffusion": DIFFUSION}, {**UNSUPERVISED, **anomaly})
+    return write(directory, "unsupervised", {"diffusion": DIFFUSION}, {**UNSUPERVISED, **anomaly})
 
 
 def guided(directory: Path, **anomaly: Any) -> Bundle:
     """A package of method 2."""
-    return _write(directory, "guided", {"diffusion": DIFFUSION, "classifier": CLASSIFIER}, {**GUIDED, **anomaly})
+    return write(directory, "guided", {"diffusion": DIFFUSION, "classifier": CLASSIFIER}, {**GUIDED, **anomaly})
 
 
 def restore(directory: Path, network: dict[str, Any] | None = None, **anomaly: Any) -> Bundle:
     """A package of method 3, with a restorer that gives logits too unless ``network`` says otherwise."""
-    return _write(directory, "restore", {"restorer": network or RESTORER}, {**RESTORE, **anomaly})
+    return write(directory, "restore", {"restorer": network or RESTORER}, {**RESTORE, **anomaly})
 
 
 def localise(directory: Path, network: dict[str, Any] | None = None, **anomaly: Any) -> Bundle:
     """A package of method 4, whose network sees a slice between two neighbours unless told otherwise."""
-    return _write(directory, "localise", {"localiser": network or LOCALISER}, {**LOCALISE, **anomaly})
+    return write(directory, "localise", {"localiser": network or LOCALISER}, {**LOCALISE, **anomaly})
 
 
 def intensity(directory: Path, **anomaly: Any) -> Bundle:
     """A package of the baseline, without a network."""
-    return _write(directory, "intensity", {}, {**INTENSITY, **anomaly})
+    return write(directory, "intensity", {}, {**INTENSITY, **anomaly})
 
 
-def _write(directory: Path, method: str, networks: dict[str, dict[str, Any]], anomaly: dict[str, Any]) -> Bundle:
+def write(
+    directory: Path,
+    method: str,
+    networks: dict[str, dict[str, Any]],
+    anomaly: dict[str, Any],
+    weights: dict[str, dict[str, torch.Tensor]] | None = None,
+) -> Bundle:
+    """A package of any method, with random weights unless they are given."""
     torch.manual_seed(0)
     return write_bundle(
         directory,
         name=directory.name,
         version="0.1.0",
         method=method,
-        networks={part: (config, _random(config)) for part, config in networks.items()},
+        networks={part: (config, weights[part] if weights else _random(config)) for part, config in networks.items()},
         anomaly={key: value for key, value in anomaly.items() if value is not None},
         metadata=METADATA,
         model_card="# The card",

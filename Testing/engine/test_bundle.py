@@ -57,6 +57,7 @@ DIFFUSION = {
     "norm_num_groups": 2,
     "num_head_channels": 4,
 }
+PIXELS = {**DIFFUSION, "in_channels": 4, "out_channels": 4}  # without a codec's network: 2 x 2 pixels, folded
 ANOMALY = {
     "modality": "FLAIR",
     "orientation": "axial",
@@ -200,9 +201,9 @@ def test_the_same_content_gives_the_same_bytes(original: Path, tmp_path: Path) -
 
 
 def test_a_tensor_beyond_the_range_of_float16_is_stored_as_float32(tmp_path: Path) -> None:
-    state = build_network(DIFFUSION).state_dict()
-    state["out.2.conv.bias"] = torch.tensor([1.0, 70000.0, 3.0])
-    bundle = write(tmp_path / NAME, networks={"diffusion": (DIFFUSION, state)})
+    state = build_network(PIXELS).state_dict()
+    state["out.2.conv.bias"] = torch.tensor([1.0, 70000.0, 3.0, 4.0])
+    bundle = write(tmp_path / NAME, networks={"diffusion": (PIXELS, state)})
     stored = bundle.weights("diffusion")
     assert torch.equal(stored["out.2.conv.bias"], state["out.2.conv.bias"])
     assert stored["out.2.conv.weight"].dtype == torch.float16
@@ -326,15 +327,23 @@ def test_writing_replaces_a_package_and_leaves_nothing_else(package: Path) -> No
         ({"metadata": {"task": "no more"}}, r"metadata.json at the top: '\w+' is a required property"),
         ({"anomaly": {**ANOMALY, "thresholds": 1}}, r"'thresholds' was unexpected"),
         ({"anomaly": {**ANOMALY, "threshold": {"heat": float("nan")}}}, r"anomaly.json cannot be written"),
-        ({"anomaly": {"modality": "FLAIR"}}, r"anomaly.json has method unsupervised and no grid"),
-        ({"method": "guided"}, r"anomaly.json has method guided without its network classifier"),
-        ({"networks": {"diffusion": (DIFFUSION, {})}}, r"diffusion.safetensors lacks the tensor"),
         (
-            {"networks": {"diffusion": (DIFFUSION, {"a": torch.tensor([1.0, torch.inf])})}},
+            {"anomaly": {"modality": "FLAIR"}},
+            r"anomaly.json has method unsupervised and no grid, normalisation, schedule",
+        ),
+        ({"method": "guided"}, r"anomaly.json has method guided without its network classifier"),
+        ({"networks": {"diffusion": (DIFFUSION, {})}}, r"diffusion.json has 3 channels in; 1 channel .* are 4"),
+        (
+            {"anomaly": {**ANOMALY, "channels": ["FLAIR", "T1"]}},
+            r"codec.json has 1 channels in; 2 channels of a slice, folded, are 2",
+        ),
+        ({"networks": {"diffusion": (PIXELS, {})}}, r"diffusion.safetensors lacks the tensor"),
+        (
+            {"networks": {"diffusion": (PIXELS, {"a": torch.tensor([1.0, torch.inf])})}},
             r"diffusion.safetensors holds 1 values in 'a' that are not finite",
         ),
         (
-            {"networks": {"diffusion": (DIFFUSION, {"a": torch.ones(1, dtype=torch.bool)})}},
+            {"networks": {"diffusion": (PIXELS, {"a": torch.ones(1, dtype=torch.bool)})}},
             r"a tensor of bool",
         ),
     ],
@@ -561,7 +570,10 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         configure(channels=[4, 5]),
         "configs/diffusion.json cannot be followed: DiffusionModelUNet",
     ),
-    "unknown method": (declare(lambda c: c.update(method="magic")), "has the method 'magic', this version knows"),
+    "unknown method": (
+        declare(lambda c: c.update(method="magic")),
+        "has the method 'magic', this version knows localise, unsupervised, ",
+    ),
     "no name": (declare(lambda c: c.pop("name") and None), "has name None, expected a text"),
     "no networks": (declare(lambda c: c.pop("networks") and None), "has no list of networks"),
     "grid that the codec cannot halve": (

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from diffusion_anomaly.errors import Cancelled, InputError, ModelError
-from diffusion_anomaly.methods.base import Method, ProgressCallback, SliceBatch, SliceResult, to_model_range
+from diffusion_anomaly.methods.base import ProgressCallback, SliceBatch, SliceResult, to_model_range
 from diffusion_anomaly.methods.guided import decode_guided, encode_up
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold, resolve_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised, gaussian_smooth, heal
@@ -22,6 +22,7 @@ from diffusion_anomaly.registry import (
     GuidedOptions,
     IntensityOptions,
     LocaliseOptions,
+    MethodEntry,
     RestoreOptions,
     UnsupervisedOptions,
     get_method,
@@ -723,7 +724,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
-def test_every_option_has_a_description_and_every_number_a_range(method: Method) -> None:
+def test_every_option_has_a_description_and_every_number_a_range(method: MethodEntry) -> None:
     for option in fields(method.options_type):
         assert option.metadata["about"], option.name
         if isinstance(option.default, (int, float)) and not isinstance(option.default, bool):

@@ -274,7 +274,7 @@ def test_the_command_writes_what_it_prints_and_says_what_was_left_out(
     assert benchmark.main([str(word) for word in words]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "options.md").read_text(encoding="utf-8")
-    assert "| min_reference_intensity = 0 (own) | " in printed and "| rim_mm = 4 | " in printed
+    assert "| min_reference_intensity = 0 (own) | " in printed and "| edge_erosion_mm = 4 | " in printed
     assert "Own settings of toy-r 0.1.0: min_reference_intensity = 0.0, edge_erosion_pixels = 0." in printed
     assert "Only 4 of " in printed
     written = json.loads((tmp_path / "options.json").read_text(encoding="utf-8"))

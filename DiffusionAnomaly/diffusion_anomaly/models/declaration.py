@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..io.files import file_stem
 from ..registry import METHODS, MethodEntry, get_method
 from .manifest import NEWER, fail
 
@@ -64,12 +65,15 @@ def check_declaration(
         fail(package, METADATA, found, WRONG)
     if method is None:
         return
+    _check_channels(package, anomaly)
     _check_grid(package, anomaly)
     if method.folded is not None:
         _check_folded(package, anomaly, networks, *method.folded)
     elif anomaly["grid"].get("neighbours"):
         found = f"shows neighbours to the networks of the method {method.name}, which see one slice"
         fail(package, ANOMALY, found, WRONG)
+    else:
+        _check_latents(package, anomaly, networks)
     _check_normalisation(package, anomaly)
     _check_postprocess(package, anomaly)
     _check_calibration(package, anomaly)
@@ -163,6 +167,20 @@ def _holds(content: Any, path: Sequence[str]) -> bool:
     return not path or (isinstance(content, Mapping) and path[0] in content and _holds(content[path[0]], path[1:]))
 
 
+def _channels(anomaly: Mapping[str, Any]) -> list[str]:
+    """The contrasts that the networks see, as ``Bundle.channels``."""
+    return list(anomaly.get("channels", (anomaly["modality"],)))
+
+
+def _check_channels(package: str, anomaly: Mapping[str, Any]) -> None:
+    """Results are files named by channel, on systems too for which ``t1`` and ``T1`` are one name."""
+    stems: dict[str, str] = {}
+    for name in _channels(anomaly):
+        other = stems.setdefault(file_stem(name).lower(), name)
+        if other != name:
+            fail(package, ANOMALY, f"has the channels {other!r} and {name!r}, whose files would have one name", WRONG)
+
+
 def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
     if "codec" not in anomaly:
         return
@@ -173,6 +191,22 @@ def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
     fold = anomaly["codec"].get("fold", 1)
     if factor % fold:
         fail(package, ANOMALY, f"folds {fold} pixels, which do not divide the codec's factor {factor}", WRONG)
+
+
+def _check_latents(package: str, anomaly: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> None:
+    """The first network takes the slices' channels: the codec, or where pixels are the latents every one."""
+    if "codec" not in anomaly:
+        return
+    codec, channels = anomaly["codec"], len(_channels(anomaly))
+    if "codec" in networks:
+        wanted, parts = channels * codec.get("fold", 1) ** 2, ("codec",)
+    else:
+        wanted, parts = channels * codec["factor"] ** 2, tuple(networks)
+    for part in parts:
+        found = networks[part].get("in_channels")
+        if found != wanted:
+            counted = f"{channels} channel{'s' if channels > 1 else ''} of a slice, folded, are {wanted}"
+            fail(package, network_file(part), f"has {found} channels in; {counted}", WRONG)
 
 
 def _check_folded(
@@ -194,7 +228,7 @@ def _check_folded(
     if "codec" in networks or {"shift", "scale"} & codec.keys():
         fail(package, ANOMALY, f"encodes slices, which a {part} takes as folded pixels", WRONG)
     folded = codec["factor"] ** 2
-    channels = len(anomaly.get("channels", ("",)))
+    channels = len(_channels(anomaly))
     slices = channels * (1 + 2 * anomaly["grid"].get("neighbours", 0))
     wanted = [count * folded for count in outputs(channels)]
     found_in, found_out = config.get("in_channels"), config.get("out_channels")

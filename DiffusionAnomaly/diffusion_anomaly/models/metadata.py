@@ -45,8 +45,11 @@ def complete_metadata(
     if not networks:  # MONAI's schema asks for it all the same: what goes in and what comes out
         width, height = anomaly["grid"]["size"]
         clip = anomaly["normalisation"]["clip_max"]
-        image = _tensor("image", "magnitude", 1, [height, width], [0, clip], modality="MR")
-        derived["network_data_format"] = {"inputs": {"image": image}, "outputs": {"pred": image}}
+        shape, channels = [height, width], len(anomaly.get("channels", (anomaly["modality"],)))
+        derived["network_data_format"] = {
+            "inputs": {"image": _tensor("image", "magnitude", channels, shape, [0, clip], modality="MR")},
+            "outputs": {"pred": _tensor("image", "magnitude", 1, shape, [0, clip], modality="MR")},
+        }
     return {**derived, **metadata}
 
 
