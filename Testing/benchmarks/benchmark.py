@@ -3,12 +3,16 @@
     python -m Testing.benchmarks                     # from the repository's root: speed, see below
     python -m Testing.benchmarks --model DIR --slices 8 --device cuda --output results
     python -m Testing.benchmarks memory              # peak memory of a scan of 512 x 512 x 300 voxels
+    python -m Testing.benchmarks compare --against CHECKOUT   # faster than another version? see `compare`
+
+and for research, over folders of scans with references:
+
     python -m Testing.benchmarks robustness SCANS -o OUT     # against noise, thick slices, rotation: see `robustness`
     python -m Testing.benchmarks steps SCANS -o OUT          # the default against many more steps: see `steps`
-    python -m Testing.benchmarks options SCANS --run guided --set floor=0,0.4 -o OUT    # what each value of an option
+    python -m Testing.benchmarks options SCANS --run guided --set steps=5,10 -o OUT     # what each value of an option
                                                                                         # is worth: see `options`
 
-For each model package the first prints
+For each model package the first command prints
 
 - seconds and network calls for each stage of a scan, in all and by slice, and the share of the machine's own
   bfloat16 matrix rate (that of one large product, measured in the same run) that the networks' stages reach;
@@ -42,15 +46,14 @@ from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import choose_device, device_name, versions
 
-from . import measure, options, robustness, steps
+from . import compare, measure, options, robustness, steps
 from .measure import say
 from .memory import child, memory
 from .speed import speed
 
-SAMPLE = measure.REPOSITORY / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
 LARGE = (512, 512, 300)
 # What has arguments of its own.
-OTHERS = {"robustness": robustness.main, "steps": steps.main, "options": options.main}
+OTHERS = {"compare": compare.main, "robustness": robustness.main, "steps": steps.main, "options": options.main}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("what", nargs="?", choices=("speed", "memory"), default="speed")
-    add("--scan", type=Path, default=SAMPLE, help="default: the sample scan")
+    add("--scan", type=Path, default=measure.SAMPLE, help="default: the sample scan")
     add("--brain", type=Path, help="brain mask on the scan's grid; default: found by the network")
     add(
         "--model",

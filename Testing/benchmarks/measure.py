@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from scipy.stats import rankdata
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from diffusion_anomaly.errors import EngineError
 from diffusion_anomaly.evaluation.formatting import markdown_table
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
-ENGINE = REPOSITORY / "DiffusionAnomaly"
+SAMPLE = REPOSITORY / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
 GIBIBYTE = 2**30
+CLINICAL = (256, 256, 25)  # voxels of an ordinary axial FLAIR
 # What Linux counts in kibibytes, macOS counts in bytes.
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
@@ -90,30 +93,40 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
 
 
-def run_process(arguments: Sequence[str | Path]) -> tuple[bytes, float, int]:
-    """Run Python with these arguments: stdout, wall-clock seconds from start to finish, and peak memory in
-    bytes.
+def engine_of(checkout: Path) -> Path:
+    """The folder of a checkout that Python takes the engine from."""
+    return checkout / "DiffusionAnomaly"
+
+
+def environment(checkout: Path = REPOSITORY) -> dict[str, str]:
+    """Variables for a Python that runs a checkout's engine and benchmarks, whatever else is installed."""
+    paths = [str(engine_of(checkout)), str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def run_process(arguments: Sequence[str | Path], checkout: Path = REPOSITORY) -> tuple[bytes, float, int]:
+    """Run Python with these arguments on a checkout's engine.
+
+    Returns:
+        stdout, wall-clock seconds from start to finish, and peak memory in bytes.
 
     Raises:
         RuntimeError: with what it wrote to stderr, when it fails.
     """
-    path = os.pathsep.join([str(ENGINE), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, *map(str, arguments)]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None and process.stderr is not None
-    with process.stdout, process.stderr:
-        output = process.stdout.read()
-        complaints = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(
-            f"{' '.join(command)} ended with {process.returncode}: {complaints.decode(errors='replace')}"
-        )
+    with tempfile.TemporaryFile() as complaints:  # a pipe that is read after stdout may be full before that ends
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env=environment(checkout), stdout=subprocess.PIPE, stderr=complaints)
+        assert process.stdout is not None
+        with process.stdout:
+            output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            complaints.seek(0)
+            text = complaints.read().decode(errors="replace")
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {text}")
     return output, seconds, usage.ru_maxrss * MAXRSS_BYTES
 
 
@@ -147,3 +160,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def complain(error: EngineError) -> None:
+    """Say on stderr what is wrong."""
+    sys.stderr.write(f"error: {error.what}\n{error.hint}\n")

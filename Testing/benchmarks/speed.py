@@ -26,10 +26,8 @@ from diffusion_anomaly.preprocessing.slices import SliceStack
 from diffusion_anomaly.registry import GuidedOptions, LocaliseOptions, RestoreOptions, UnsupervisedOptions
 
 from . import measure
-from .measure import GIBIBYTE, rank_correlation, resampled, say, table, timed
+from .measure import CLINICAL, GIBIBYTE, rank_correlation, resampled, say, table, timed
 from .variants import every_level
-
-CLINICAL = (256, 256, 25)
 
 
 @dataclass(frozen=True)
