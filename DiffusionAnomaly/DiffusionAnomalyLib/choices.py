@@ -195,7 +195,7 @@ def licence(summary: BundleSummary) -> str:
 
 
 def devices(machine: Mapping[str, Any] | None) -> list[Device]:
-    """Where a network can run, from the answer of ``diffusion_anomaly.probe``; before it came, automatic and CPU."""
+    """Where a network can run, from what ``worker.probe`` answers; before it came, automatic and CPU."""
     found = [Device("auto", _("Automatic")), Device("cpu", _("CPU"))]
     for entry in (machine or {}).get("devices", []):
         if entry["id"] == "cpu":

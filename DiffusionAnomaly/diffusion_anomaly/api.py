@@ -9,6 +9,7 @@ Everything else is reached from these names. Torch is imported when something ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def threshold(result: Result, at: float, min_volume_ml: float | None = None) -> 
     Raises:
         InputError: for a number that cannot be.
     """
-    if not at > 0:
+    if not 0 < at < math.inf:
         raise InputError(f"The threshold is {at}.", "It must be an anomaly score above 0.")
     return result.at(at, min_volume_ml)
 

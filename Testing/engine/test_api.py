@@ -148,9 +148,24 @@ def test_a_mask_of_another_grid_is_refused(detector: da.Detector, flair_like_vol
         detector(flair_like_volume, brain=np.ones((2, 2, 2)))
     with pytest.raises(da.InputError, match="grid"):
         detector(flair_like_volume, brain=sitk.Image(4, 4, 4, sitk.sitkUInt8))
+    with pytest.raises(da.InputError, match="A list is no brain mask"):
+        detector(flair_like_volume, brain=[1, 2])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("at", [0, -1.0, float("nan")])
+def test_a_mask_of_probabilities_is_cut_at_one_half_however_it_comes(
+    detector: da.Detector, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    likely = sitk.Cast(flair_like_brain, sitk.sitkFloat32) * 0.6 + 0.3
+    for mask in (likely, sitk.GetArrayFromImage(likely)):
+        found = sitk.GetArrayFromImage(detector(flair_like_volume, brain=mask).brain)
+        assert np.array_equal(found, sitk.GetArrayFromImage(flair_like_brain))
+
+
+def test_public_names_are_offered_for_completion() -> None:
+    assert set(da.__all__) <= set(dir(da))
+
+
+@pytest.mark.parametrize("at", [0, -1.0, float("nan"), float("inf")])
 def test_a_threshold_that_cannot_be_is_refused(result: da.Result, at: float) -> None:
     with pytest.raises(da.InputError, match="threshold"):
         da.threshold(result, at=at)

@@ -683,3 +683,10 @@ def test_a_folder_that_cannot_be_made_is_refused(baseline: Result, flair_like_vo
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="file"):
         baseline.save(tmp_path / "file" / "out")
+
+
+def test_a_method_without_a_network_keeps_its_batches_from_scan_to_scan() -> None:
+    held = HeldModel(lambda device: None, "cuda:0", 5)
+    for _ in range(2):
+        held.prepare(lambda message: None)
+        assert (held.device, held.batch_size) == ("cpu", 5)

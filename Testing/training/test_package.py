@@ -141,7 +141,7 @@ def test_scores_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bu
         values.append(found.raw[healthy][found.stack.brain()[healthy]])
     raw = np.concatenate(values)
     assert table["voxels"] == raw.size
-    # Anomaly scores 1 is what one healthy voxel in ten reaches.
+    # A score of 1 is what one healthy voxel in ten reaches.
     level = np.interp(1.0, table["heat"], table["raw"])
     assert (raw >= level).mean() == pytest.approx(0.1, abs=0.01)
     assert bundle.anomaly["threshold"]["source"] == "half of 14 healthy slices of 2 validation scans"

@@ -1,4 +1,4 @@
-"""How well anomaly scores finds the sprites, and a score the pictures of other classes, with bootstrap intervals over
+"""How well anomaly scores find the sprites, and a score the pictures of other classes, with bootstrap intervals over
 slices.
 """
 

@@ -61,7 +61,7 @@ def workerEnvironment(base: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Question:
-    """One question to ``diffusion_anomaly.probe``, whose answer is one line of JSON.
+    """One question to ``diffusion_anomaly.worker.probe``, whose answer is one line of JSON.
 
     Args:
         process: not started yet.

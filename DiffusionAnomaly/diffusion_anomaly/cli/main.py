@@ -103,7 +103,7 @@ def detect(
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Brain mask; default: found by a network.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")] = None,
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
-    batch_size: Annotated[int | None, typer.Option(help="Slices at once; never changes a result.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Slices at once; results differ by rounding at most.")] = None,
     slice_spacing: Annotated[
         float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")
     ] = None,
@@ -120,7 +120,7 @@ def detect(
     ] = False,
     json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
 ) -> None:
-    """Find anomalies: anomaly scores, mask, findings, report.
+    """Find anomalies: anomaly map, mask, findings, report.
 
     Provenance goes with them. Several scans are done one after the other.
     """
@@ -174,7 +174,7 @@ def threshold(
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,
 ) -> None:
-    """Cut an anomaly map anew, without inference."""
+    """Apply another threshold to an anomaly map, without inference."""
     from .rethreshold import rethreshold
 
     rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, brain=mask)
@@ -207,8 +207,8 @@ def evaluate(
 ) -> None:
     """Measure methods against reference masks.
 
-    The intensity baseline always runs beside, with the same post-processing. Also written: whether anomaly scores keep
-    its promise on tumour-free slices, and a picture of each run's best, median and worst patient.
+    The intensity baseline always runs beside, with the same post-processing. Also written: whether scores are
+    as frequent on tumour-free slices as expected, and a picture of each run's best, median and worst patient.
     """
     from ..evaluation import evaluate
     from ..evaluation.dataset import find_healthy, find_pairs

@@ -1,4 +1,4 @@
-"""A new mask and findings from an existing anomaly map. Anomaly scores keep all that is needed, so no network runs."""
+"""A new mask and findings from an existing anomaly map. It holds all that is needed, so no network runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Raw anomaly scores to something a reader can use, how rare it is in healthy brains; and the threshold that follows.
 
-Raw anomaly scores differ from model to model. Each package carries the distribution of its (post-processed) the anomaly
-score on healthy validation slices, and the engine reports ``-log10`` of the healthy tail probability: 1 means that one
-healthy voxel in ten is at least this hot, 3 one in a thousand. Thresholds come from healthy scans alone.
+Raw anomaly scores differ from model to model. Each package carries the distribution of its (post-processed)
+scores on healthy validation slices, and the engine reports ``-log10`` of the healthy tail probability: 1 means that one
+healthy voxel in ten scores at least so high, 3 one in a thousand. Thresholds come from healthy scans alone.
 Torch-free.
 """
 

@@ -182,6 +182,7 @@ class Detector:
         self._brain_finder.release()
         if self._held is not None:
             self._held.release()
+            self._held = None
 
     def _scan(self, scan: Scan | Volume) -> Scan:
         """The scan with exactly the model's channels, in its order."""
@@ -203,7 +204,8 @@ class Detector:
 
     def _detect(self, scan: Scan, mask: sitk.Image | None, watch: _Watch) -> Result:
         plan, reference = self.plan, scan.reference
-        calibrate, threshold = plan.calibration, plan.threshold  # an uncalibrated package is refused before any work
+        # An uncalibrated package is refused before any work.
+        calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
         for name, volume in scan.channels.items():
             for warning in scan_warnings(volume, name if len(plan.channels) > 1 else plan.bundle.modality):
                 watch.warn(warning)
@@ -220,7 +222,7 @@ class Detector:
         anomaly_map = found.stack.to_volume(calibrated)
         mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain)
         score = whole_image_score(found.scores)
-        doubt = score_warning(score, plan.score_range, plan.method.score_title) if plan.score_range else None
+        doubt = score_warning(score, score_range, plan.method.score_title) if score_range else None
         if doubt:
             watch.warn(doubt)
         watch.leave()

@@ -41,7 +41,7 @@ class SliceRun:
     """What came out, and how it was run.
 
     Attributes:
-        raw: ``(n, H, W)`` float32 anomaly scores as the method gives it, before post-processing.
+        raw: ``(n, H, W)`` float32 anomaly scores as the method gives them, before post-processing.
         scores: ``(n,)`` float32 whole-image score of each slice.
         reconstruction_error: how far the brain commonly is from its pseudo-healthy reconstruction, see
             ``methods.base.reconstruction_error``, as the mean over slices weighted by their brain; None for a method
@@ -116,7 +116,7 @@ class HeldModel:
 
     When memory runs out the batch is halved, down to one slice; then the CPU takes over from a GPU; then it fails. What
     was held is dropped before something smaller is loaded. The next scan begins on the wanted device again, with the
-    batch size that was found to fit.
+    batch size that was found to fit, until everything is released on request.
 
     Args:
         load: loads the model onto a device; may give None for a method without one.
@@ -141,7 +141,7 @@ class HeldModel:
         Raises:
             MemoryExhausted: when it fits nowhere.
         """
-        if self.batch_size and self.device != self._wanted:
+        if self.model is not None and self.device != self._wanted:
             self.release()
             self._size = 1
         if not self.batch_size:
@@ -182,6 +182,7 @@ class HeldModel:
             self.release()
             self._place("cpu", warn)
             return
+        self.release()
         raise MemoryExhausted(
             f"Memory ran out with one slice at once on the CPU ({failure[:200]}).",
             "Close other programs, or use a machine with more memory.",
@@ -284,7 +285,7 @@ class RawMap:
         stack: the scan's slices.
         raw: ``(n, H, W)`` float32 post-processed scores in the method's own units, 0 outside the brain.
         scores: ``(n,)`` whole-image score of each slice.
-        run: where and how it was computed; its raw anomaly scores are this one.
+        run: where and how it was computed; its raw scores are these.
         plan: what was computed.
     """
 

@@ -42,7 +42,8 @@ class Options:
         seed: of all randomness.
         threshold: the anomaly score from which a voxel is in the mask; None takes the package's.
         min_volume_ml: smaller findings are dropped.
-        batch_size: slices at once; None chooses by the device. Never changes a result.
+        batch_size: slices at once; None chooses by the device. Changes a result by rounding at most, and on the CPU
+            not at all.
         slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
         overrides: any other option of the method, by name.
         anonymous: whether the scan's file name, title and description are left out of provenance and report.
@@ -122,7 +123,7 @@ class Plan:
 
     @property
     def calibration(self) -> Calibration:
-        """Post-processed raw anomaly scores to ``-log10`` of its healthy tail probability.
+        """Post-processed raw scores to ``-log10`` of their healthy tail probability.
 
         Raises:
             ModelError: when the package has not been calibrated.
@@ -133,7 +134,7 @@ class Plan:
 
     @property
     def calibration_source(self) -> str:
-        """What healthy data the anomaly map refers to."""
+        """What healthy data scores refer to."""
         return str(self._calibrated("calibration").get("source") or "healthy validation scans")
 
     @property

@@ -2,7 +2,7 @@
 
 Each scan's brain is found once and given to every method; each method runs through a ``Detector`` as a user's
 scan does; and the intensity baseline always runs beside, as good as it is known to be. What is judged is the anomaly
-map on the scan's own grid. What the columns mean is said in ``evaluation_table``.
+map on the scan's own grid. What the columns mean is said in ``table``.
 
     pairs = find_pairs("lgg-flair/test")
     table = run(pairs, [RunSpec("unsupervised"), RunSpec("guided")], Path("evaluation"))
@@ -56,7 +56,7 @@ class RunSpec:
     Attributes:
         method: its name.
         model: model package by name or folder; None takes the method's default.
-        options: further fields of ``detect.Options``; ``overrides`` holds options of the method.
+        options: further fields of ``detection.planning.Options``; ``overrides`` holds options of the method.
         label: how the table calls it; made from method and model when empty.
     """
 
@@ -99,7 +99,7 @@ def run(
         The table, already written.
 
     Raises:
-        InputError: for a scan or mask that cannot be used, before any method has run; and as ``detect``.
+        InputError: for a scan or mask that cannot be used, before any method has run; and as a ``Detector``.
     """
     if not pairs:
         raise InputError("There are no scans to evaluate on.", "Give at least one scan with its reference.")

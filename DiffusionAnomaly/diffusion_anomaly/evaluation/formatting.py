@@ -44,5 +44,5 @@ def finite(value: Any) -> Any:
 
 
 def text_writer(text: str) -> Callable[[Path], object]:
-    """What writes the text, in UTF-8 with Unix line ends, for ``publishing.publish``."""
+    """What writes the text, in UTF-8 with Unix line ends, for ``io.files.publish``."""
     return lambda path: path.write_bytes(text.encode("utf-8"))

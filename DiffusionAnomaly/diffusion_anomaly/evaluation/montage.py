@@ -34,7 +34,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a patient's scan, anomaly scores, brain mask and reference mask lie."""
+    """Where a patient's scan, anomaly map, brain mask and reference mask lie."""
 
     scan: Path
     anomaly_map: Path
@@ -45,7 +45,7 @@ class Files:
 def writer(
     run: str, cases: Sequence[Case], files: Mapping[str, Files], threshold: float, min_volume_ml: float
 ) -> dict[str, Writer]:
-    """A run's picture for ``publishing.publish``; none where no patient has a reference.
+    """A run's picture for ``io.files.publish``; none where no patient has a reference.
 
     Args:
         run: as file names call it.

@@ -1,7 +1,7 @@
-"""Whether anomaly scores are as frequent as expected on scans it was not calibrated on.
+"""Whether anomaly scores are as frequent as expected on scans that they were not calibrated on.
 
-The anomaly score is ``-log10`` of a share: of healthy voxels, one in ``10 ** anomaly scores`` should be at least that
-high. And the stored threshold should mark no more than a stated volume of a healthy scan. Both can be counted on slices
+A score is ``-log10`` of a share: of healthy voxels, one in ``10 ** score`` should score at least so high. And the
+stored threshold should mark no more than a stated volume of a healthy scan. Both can be counted on slices
 that are far from any tumour, and both are counted here from what an evaluation has in memory anyway. Torch-free.
 """
 
@@ -91,7 +91,7 @@ class Reliability:
     """What was expected and what was counted.
 
     Attributes:
-        curve: one a run and anomaly scores: the rate over all patients, its interval, and its ratio to the promise.
+        curve: one a run and score: the rate over all patients, its interval, and its ratio to the expected one.
         alarms: one a run: false alarms at the stored threshold.
         patients: one a run and patient with tumour-free slices.
         about: how it was counted.
@@ -207,7 +207,7 @@ class Reliability:
         figure.savefig(path, format="png")
 
     def writers(self) -> dict[str, Writer]:
-        """The files, for ``publishing.publish``."""
+        """The files, for ``io.files.publish``."""
         texts = {
             "reliability.md": self.markdown(),
             "reliability.json": json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n",
@@ -229,11 +229,11 @@ DEFINITIONS = {
 
 
 def _rate_row(run: str, parts: Sequence[FreeSlices], place: int, draws: np.ndarray) -> dict[str, Any]:
-    anomaly_map = float(HEATS[place])
-    expected = 10.0**-anomaly_map
+    score = float(HEATS[place])
+    expected = 10.0**-score
     marked = np.array([part.marked_ml[place] for part in parts])
     brain = np.array([part.brain_ml for part in parts])
-    row: dict[str, Any] = {"run": run, "heat": anomaly_map, "promised": expected}
+    row: dict[str, Any] = {"run": run, "heat": score, "promised": expected}
     row |= _with_ends("measured", lambda chosen: float(marked[chosen].sum() / brain[chosen].sum()), len(parts), draws)
     row |= {key.replace("measured", "ratio"): row[key] / expected for key in list(row) if key.startswith("measured")}
     ratios = marked / brain / expected

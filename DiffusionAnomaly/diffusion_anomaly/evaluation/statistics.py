@@ -47,7 +47,7 @@ class Case:
         seconds: from the scan in memory to findings, finding the brain included.
         brain_given: whether the brain mask came with the scan.
         input_sha256: of the scan's file.
-        lesion_heat: ascending anomaly scores of the reference's voxels in the brain.
+        lesion_scores: ascending anomaly scores of the reference's voxels in the brain.
         slice_scores, slice_has_lesion: of the slices with tumour, and of the tumour-free ones.
     """
 

@@ -48,8 +48,15 @@ def read(
     if isinstance(source, (Volume, Scan)):
         return source
     if isinstance(source, Mapping):
-        channels = {str(name): read(one, spacing=spacing, title=title) for name, one in source.items()}
-        return Scan({name: channel for name, channel in channels.items() if isinstance(channel, Volume)})
+        options: dict[str, Any] = {"series": series, "frame": frame, "title": title}
+        volumes = {}
+        for name, one in source.items():
+            is_array = isinstance(one, np.ndarray)
+            channel = read(one, **options, spacing=spacing if is_array else None)
+            if not isinstance(channel, Volume):
+                raise InputError(f"The channel {name} is itself several channels.", "Give one volume a channel.")
+            volumes[str(name)] = channel
+        return Scan(volumes)
     if isinstance(source, (str, os.PathLike)):
         if spacing is not None:
             raise InputError("A spacing was given for a file, which states its own.", "Leave it out.")
@@ -75,12 +82,17 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
                 "Give an array of the scan's shape (slices, rows, columns).",
             )
         return binary(source, like)
+    if not isinstance(source, sitk.Image):
+        raise InputError(
+            f"A {type(source).__name__} is no brain mask.", "Give a path, a SimpleITK image, or a NumPy array."
+        )
+    check_grey_image(source)
     if not same_grid(source, like.image):
         raise InputError(
             f"The brain mask's grid ({describe_grid(source)}) is not the scan's ({describe_grid(like.image)}).",
             "Resample the mask onto the scan with nearest neighbours.",
         )
-    return source
+    return binary(sitk.GetArrayViewFromImage(source), like)
 
 
 def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:

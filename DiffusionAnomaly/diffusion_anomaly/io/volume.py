@@ -178,7 +178,7 @@ def read_anomaly_map(path: PathLike) -> Volume:
     """Read an anomaly map that the engine wrote.
 
     Raises:
-        InputError: as `read_volume`, and when there are negative values, which anomaly scores never has.
+        InputError: as `read_volume`, and when there are negative values, which an anomaly map never has.
     """
     anomaly_map = read_volume(path)
     lowest = float(sitk.GetArrayViewFromImage(anomaly_map.image).min())

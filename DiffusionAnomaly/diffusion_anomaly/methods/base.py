@@ -1,7 +1,6 @@
 """What a method is: slices in, anomaly scores out; and the noise, ranges and residual that the methods share.
 
-Kept apart from the registry in ``__init__`` so that a method's file imports from here and never from its
-siblings.
+A method's file imports from here and never from its siblings.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Restore:
 
         Raises:
             ModelError: when the model has no restorer.
-            InputError: for an anomaly score that the restorer cannot give, or more levels than it was trained on.
+            InputError: for a probability that the restorer cannot give, or more levels than it was trained on.
         """
         model = require_model(model, "restore")
         require_levels(model, levels=options.levels)

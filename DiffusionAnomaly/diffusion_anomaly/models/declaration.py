@@ -261,9 +261,9 @@ def _check_postprocess(package: str, anomaly: Mapping[str, Any]) -> None:
 def _check_calibration(package: str, anomaly: Mapping[str, Any]) -> None:
     for holder in (anomaly, anomaly.get("intensity", {})):
         table = holder.get("calibration", {"raw": [0, 1], "heat": [0, 1]})
-        raw, anomaly_map = table["raw"], table["heat"]
-        if len(raw) != len(anomaly_map):
-            found = f"has {len(raw)} raw and {len(anomaly_map)} scores in its calibration"
+        raw, scores = table["raw"], table["heat"]
+        if len(raw) != len(scores):
+            found = f"has {len(raw)} raw and {len(scores)} scores in its calibration"
             fail(package, ANOMALY, found, WRONG)
         for key in ("raw", "heat"):
             knots = table[key]

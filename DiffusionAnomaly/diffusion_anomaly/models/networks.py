@@ -107,7 +107,7 @@ class Codec(nn.Module):
         return self.network is None
 
     def encode(self, x: Tensor) -> Tensor:
-        """``(N, 1, H, W)`` in [-1, 1] to ``(N, C, H / factor, W / factor)``.
+        """``(N, C, H, W)`` in [-1, 1] to ``(N, C, H / factor, W / factor)``.
 
         In pixel space ``(N, slices, H, W)`` to ``(N, slices * factor**2, H / factor, W / factor)``, slice by slice.
         """
@@ -123,7 +123,7 @@ class Codec(nn.Module):
         return (raw.float() - self.shift) * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
-        """``(N, C, h, w)`` back to ``(N, 1, H, W)``."""
+        """``(N, C, h, w)`` back to ``(N, C, H, W)``."""
         raw = z / self.scale + self.shift
         if self._kind == "VQVAE":
             quantised, _ = self.network.quantize(raw)
@@ -200,12 +200,12 @@ class Model:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """``(N, 1, H, W)`` in [-1, 1] to latents ``(N, C, h, w)`` on the model's device."""
+        """``(N, C, H, W)`` in [-1, 1] to latents ``(N, C, h, w)`` on the model's device."""
         return self._chunks(self.codec.encode, x.to(self.device))
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents ``(N, C, h, w)`` to ``(N, 1, H, W)``."""
+        """Latents ``(N, C, h, w)`` to ``(N, C, H, W)``."""
         return self._chunks(self.codec.decode, z)
 
     @torch.no_grad()

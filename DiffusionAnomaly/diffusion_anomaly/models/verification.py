@@ -15,7 +15,7 @@ def verify(bundle: Bundle) -> None:
 
     Each file is there, has its size and SHA256, and lies in the package; nothing else lies beside
     configurations and weights; every JSON passes its schema; each network can be built, and its tensors have
-    the names, shapes and kinds of number that the built network has, and finite values; anomaly scores have a scale.
+    the names, shapes and kinds of number that the built network has, and finite values; scores are calibrated.
 
     Raises:
         ModelError: for the first fault, in one line naming the package, the file and what to do.

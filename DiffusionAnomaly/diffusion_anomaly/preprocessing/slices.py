@@ -1,9 +1,9 @@
-"""A scan as the slices a network reads, and the anomaly score on those slices back on exactly the scan's grid.
+"""A scan as the slices a network reads, and anomaly scores on those slices back on exactly the scan's grid.
 
 The model's grid is parallel to the scan's own axes, so in-plane resampling is one small sparse matrix per
 axis, and the way back another. Both directions weigh by the brain mask (normalised convolution, Knutsson &
 Westin 1993): what lies outside the brain never bleeds into a slice, so a scan with skull and the same scan
-stripped give the same pixels, and the anomaly score does not fade towards the brain's edge. Slices are made on demand:
+stripped give the same pixels, and scores do not fade towards the brain's edge. Slices are made on demand:
 beside the scan itself only the brain mask on the model's grid is held.
 """
 
@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..io.orientation import Orientation, describe_grid, same_grid
 
 MOST_NEIGHBOURS = 8
-# Of a voxel's surroundings on the model's grid at least this share is brain where the voxel gets anomaly scores.
+# Of a voxel's surroundings on the model's grid at least this share is brain where the voxel gets a score.
 _LEAST_WEIGHT = 1e-6
 
 
@@ -152,7 +152,7 @@ class SliceStack:
 
     @cached_property
     def coverage(self) -> float:
-        """Share of the brain's voxels that get the anomaly score from `to_volume`.
+        """Share of the brain's voxels that get a score from `to_volume`.
 
         It is less than 1 where the brain is larger than the grid, where it ends in parts smaller than half a pixel,
         and where such parts lie scattered.
@@ -208,10 +208,10 @@ class SliceStack:
         return other if unbroken else None
 
     def to_volume(self, anomaly_map: np.ndarray) -> sitk.Image:
-        """The anomaly score on all slices, back on the scan.
+        """Anomaly scores on all slices, back on the scan.
 
         Linear in-plane and between neighbouring slices; a thin slice of an outermost slab, beyond its centre,
-        takes the slab's own value. Weighed by the brain mask, so the anomaly score that is one value throughout the
+        takes the slab's own value. Weighed by the brain mask, so a score that is one value throughout the
         brain comes back as that value.
 
         Args:

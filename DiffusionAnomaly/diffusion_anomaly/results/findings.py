@@ -58,7 +58,7 @@ class Finding:
 def segment(
     anomaly_map: sitk.Image, threshold: float, min_volume_ml: float = 0.05, brain: sitk.Image | None = None
 ) -> tuple[sitk.Image, sitk.Image, list[Finding]]:
-    """Threshold anomaly scores and list what is left.
+    """Apply a threshold to an anomaly map and list what is left.
 
     Voxels belong together when they touch by face, edge or corner (26 neighbours): in scans with thick slices
     a slanting lesion steps sideways by more than a voxel from slice to slice, and with faces alone it would
@@ -66,10 +66,9 @@ def segment(
 
     Args:
         anomaly_map: 3-D anomaly map, not negative.
-        threshold: Voxels with the anomaly map of at least this much, and above 0, are marked.
+        threshold: Voxels with a score of at least this much, and above 0, are marked.
         min_volume_ml: Smaller components are dropped.
-        brain: On the grid of the anomaly map; what lies outside (0) is not marked. Scores that the engine made is 0
-            there.
+        brain: On the grid of the anomaly map; what lies outside (0) is not marked. The engine's own maps are 0 there.
 
     Returns:
         Mask (uint8, 0 or 1), labels (uint16, or uint32 for more than 65535 findings; the value is the

@@ -1,8 +1,8 @@
 """A report drawn again: at the threshold that the user has moved to, with the names that the user gave.
 
-Slicer has anomaly scores and scan but neither matplotlib nor Jinja, so it writes a folder and asks a process of its
+Slicer has anomaly map and scan but neither matplotlib nor Jinja, so it writes a folder and asks a process of its
 own, see
-``probe``. The anomaly score is not computed again, and mask and findings come from the same function as in a detection.
+``probe``. The map is not computed again, and mask and findings come from the same function as in a detection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures of a result: axial slices as a radiologist hangs them, anomaly scores over the scan, and where in the scan
+"""Pictures of a result: axial slices as a radiologist hangs them, the anomaly map over the scan, and where in the scan
 it lies.
 
 Slices are painted as arrays and scale and profile written as SVG: drawing the two dozen pictures of a report with
@@ -62,7 +62,7 @@ class SlicePicture:
 
 
 class SliceView:
-    """Canonical slices of scan, anomaly scores and mask: right of the patient on the left, anterior on top."""
+    """Canonical slices of scan, anomaly map and mask: right of the patient on the left, anterior on top."""
 
     def __init__(self, scan: sitk.Image, anomaly_map: sitk.Image, mask: sitk.Image, brain: sitk.Image) -> None:
         orientation = Orientation.of(scan)
@@ -134,7 +134,7 @@ def coloured_from(threshold: float) -> float:
 
 
 def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: float) -> list[SlicePicture]:
-    """Pictures of the slices, anomaly scores coloured up to ``top``."""
+    """Pictures of the slices, the map coloured up to ``top``."""
     marked, peaks = view.marked_ml(), view.peaks()
     width_mm, height_mm = extent(view)
     height = PICTURE_HEIGHT
@@ -164,7 +164,7 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
 
 
 def draw_colour_bar(threshold: float, top: float) -> str:
-    """The anomaly map scale, with the threshold marked, as a data URI."""
+    """The colour scale, with the threshold marked, as a data URI."""
     width, left, bar = 420, 12, 396
     low = coloured_from(threshold)
 

@@ -33,7 +33,7 @@ class Shown:
 
     Attributes:
         name: what the user calls the scan.
-        scan, anomaly scores, mask, brain: on one grid.
+        scan, anomaly_map, mask, brain: on one grid.
         findings: of the mask, by rank.
         threshold: the anomaly score from which a voxel is in the mask.
         provenance: how the anomaly map was made; with the options, the score and the warnings.

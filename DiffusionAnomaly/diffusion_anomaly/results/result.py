@@ -32,7 +32,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Started:
-    """The model is ready: what runs where. See ``job.Started``."""
+    """The model is ready: what runs where. See ``worker.protocol.Started``."""
 
     device: str
     model: str | None

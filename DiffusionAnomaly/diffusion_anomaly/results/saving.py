@@ -1,4 +1,4 @@
-"""A detection's files: anomaly scores, mask, brain, findings, report and provenance, which appear together or not at
+"""A detection's files: anomaly map, mask, brain, findings, report and provenance, which appear together or not at
 all.
 """
 

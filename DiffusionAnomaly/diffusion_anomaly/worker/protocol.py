@@ -56,7 +56,7 @@ class Job:
         method: name of a method.
         model: name of a model package or its directory; None takes the method's default.
         mask: brain mask on the scan's grid; None lets the bundled network find the brain.
-        options: every other option of ``detect.Options`` by its name.
+        options: every other option of ``detection.planning.Options`` by its name.
         title: what the user calls the scan, for messages and the report; empty for the name of its file.
     """
 
