@@ -96,8 +96,10 @@ def threshold(result: Result, at: float, min_volume_ml: float | None = None) -> 
     Raises:
         InputError: for a number that cannot be.
     """
-    if not 0 < at < math.inf:
-        raise InputError(f"The threshold is {at}.", "It must be an anomaly score above 0.")
+    if not isinstance(result, Result):
+        raise InputError(f"A {type(result).__name__} is no result.", "Give what a detector returned.")
+    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 < at < math.inf:
+        raise InputError(f"The threshold is {at!r}.", "It must be an anomaly score above 0.")
     return result.at(at, min_volume_ml)
 
 

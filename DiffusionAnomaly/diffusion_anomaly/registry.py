@@ -280,7 +280,8 @@ class MethodEntry:
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise InputError(
-                f"The method {self.name!r} has no option {', '.join(unknown)}.", f"It has {', '.join(known) or 'none'}."
+                f"The method {self.name!r} has no option {', '.join(unknown)}.",
+                f"It has {', '.join(known)}." if known else "It has no options of its own.",
             )
         return dict(given)
 

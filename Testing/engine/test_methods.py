@@ -698,7 +698,7 @@ def test_user_overrides_package_overrides_default() -> None:
             {"heat": "probability", "min_reference_intensity": 0.4},
             r"side and min_reference_intensity are both and 0.4; heat, a probability",
         ),
-        ("localise", {"steps": 3}, r"no option steps.*It has none"),
+        ("localise", {"steps": 3}, r"no option steps.*It has no options of its own"),
         ("restore", {"side": "left"}, r"side is 'left'"),
         ("restore", {"min_reference_intensity": 1.5}, r"min_reference_intensity is 1\.5"),
         ("localise", {"steps": 3}, r"no option steps"),

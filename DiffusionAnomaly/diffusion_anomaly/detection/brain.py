@@ -257,7 +257,8 @@ class BrainFinder:
         values = sitk.GetArrayViewFromImage(volume.image)
         if values.min() == values.max():
             raise InputError(
-                f"No brain was found in {volume.title or volume.source}: every voxel is {values.flat[0]:g}.",
+                f"No brain was found in {volume.title or volume.source or volume.name}: "
+                f"every voxel is {values.flat[0]:g}.",
                 "Choose another scan.",
             )
         device = choose_device(self.device, warn)
@@ -289,7 +290,7 @@ class BrainFinder:
         image, on_grid, probability, piece = _plausible(volume.image, self._network, dtype)
         if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
             raise InputError(
-                f"No brain was found in {volume.title or volume.source}.",
+                f"No brain was found in {volume.title or volume.source or volume.name}.",
                 "Is it a head MR? If it is, give a brain mask with --mask.",
             )
         # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.

@@ -305,6 +305,8 @@ class Detector:
             reconstruction = np.stack(
                 [scale.inverse(reconstruction[:, channel]) for channel, scale in enumerate(scales)], axis=1
             )
+        elif plan.asked.keep_reconstruction:
+            watch.warn(f"The method {plan.method.name} makes no pseudo-healthy reconstruction, so none is kept.")
         watch.leave()
         return RawMap(stack, raw, run.scores, replace(run, raw=raw, reconstruction=reconstruction), plan)
 

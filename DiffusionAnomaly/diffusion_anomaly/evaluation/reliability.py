@@ -131,7 +131,7 @@ class Reliability:
     def markdown(self) -> str:
         """Both tables and what they mean."""
         lines = markdown_table(
-            ["method", "heat", "promised", "measured", "measured / expected", f"patients within × {FACTOR:g}"],
+            ["method", "score", "expected", "observed", "observed / expected", f"patients within × {FACTOR:g}"],
             [
                 [
                     row["run"],

@@ -111,11 +111,14 @@ def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
             f"An array of shape {source.shape} and type {source.dtype} is no scan.",
             "Give numbers as (slices, rows, columns) or (rows, columns).",
         )
-    numbers = [] if spacing is None else [float(value) for value in spacing]
+    try:
+        numbers = [] if spacing is None else [float(value) for value in spacing]
+    except (TypeError, ValueError):
+        numbers = []
     if len(numbers) != source.ndim or not all(np.isfinite(numbers)) or min(numbers) <= 0:
         raise InputError(
             f"The spacing of an array is {spacing}; expected {source.ndim} numbers of mm above 0.",
-            "Give spacing=(x, y, z): the distance of columns, rows and slices.",
+            f"Give spacing=({'x, y, z' if source.ndim == 3 else 'x, y'}), the distance of columns, rows and slices.",
         )
     image = sitk.GetImageFromArray(np.ascontiguousarray(source, dtype=np.float32))
     image.SetSpacing(numbers)
