@@ -50,6 +50,7 @@ class Request:
         wanted: which forms of the mask to make.
         keepReconstruction: whether the pseudo-healthy reconstruction of the scan becomes a volume too.
         keepFiles: whether the working files stay.
+        anonymous: whether the scan's name is left out of provenance and report.
         overrides: other options of the method, by name.
     """
 
@@ -66,6 +67,7 @@ class Request:
     wanted: Wanted = field(default_factory=Wanted)
     keepReconstruction: bool = False
     keepFiles: bool = False
+    anonymous: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Request:
             "min_volume_ml": self.minVolumeMl,
             "overrides": overrides or None,
             "keep_reconstruction": self.keepReconstruction or None,
+            "anonymous": self.anonymous or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 

@@ -49,6 +49,7 @@ class RunParameters:
         minVolumeMl: smaller findings are dropped.
         keepHealed: whether the pseudo-healthy reconstruction becomes a volume.
         keepFiles: whether the working files stay.
+        anonymous: whether the scan's name is left out of provenance and report.
     """
 
     device: str = "auto"
@@ -57,6 +58,7 @@ class RunParameters:
     minVolumeMl: Annotated[float, WithinRange(0, 100)] = 0.05
     keepHealed: bool = False
     keepFiles: bool = False
+    anonymous: bool = False
 
 
 @parameterPack
@@ -115,6 +117,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
         wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation, brain=output.brain),
         keepReconstruction=run.keepHealed,
         keepFiles=run.keepFiles,
+        anonymous=run.anonymous,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -45,6 +46,15 @@ def scan(scene: Any, tmp_path: Path) -> Any:
 @pytest.fixture
 def brain(scene: Any, scan: Any) -> Any:
     return mrmlscene.addLabels(scene, jobs.brain(), scan, "brain")
+
+
+def test_a_run_may_leave_out_the_scans_name(detection: Detection, scan: Any, brain: Any, tmp_path: Path) -> None:
+    scan.SetName("Doe^John")
+    entry = detection.add(scan, Request("intensity", threshold=1.5, anonymous=True), brain)
+    nodes = detection.wait(entry)
+    made = attributes.document(nodes.anomalyMap)
+    assert (made["input"]["title"], made["input"]["path"]) == ("scan", "")
+    assert "Doe^John" not in nodes.report.GetText() and "Doe^John" not in json.dumps(made)
 
 
 def test_a_script_gets_map_mask_table_and_report(

@@ -117,11 +117,13 @@ def _write(nodes: ResultNodes, workspace: Workspace) -> None:
     live = liveThresholdOf(nodes)
     found = live.at(nodes.threshold, nodes.minVolumeMl)
     names = findingsTable.namesOf(nodes.table, live, found) if nodes.table is not None else {}
+    made = attributes.document(nodes.anomalyMap)
     request = redrawing.Request(
-        nodes.inputNode.GetName(),
+        # A run that left out the scan's name wrote none of its file either.
+        nodes.inputNode.GetName() if made["input"].get("path", True) else made["input"]["title"],
         nodes.threshold,
         nodes.minVolumeMl,
-        attributes.document(nodes.anomalyMap),
+        made,
         {str(number): name for number, name in names.items()},
     )
     redrawing.write_request(request, workspace.folder)
