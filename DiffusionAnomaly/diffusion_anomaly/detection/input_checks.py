@@ -91,6 +91,7 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
         volume: the scan.
         modality: what the model knows; None for a method without a model.
     """
+    yield from volume.warnings
     if volume.non_finite:
         yield (
             f"{volume.non_finite} voxels are no finite numbers and were set to the scan's minimum; "

@@ -26,6 +26,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from .dicom import read_series
 from .files import partial_name, whole_file
+from .geometry import MOST_SHEAR, geometry_of
 from .headers import check_whole, files_of, keep_grid_fields, suffix_of
 from .itk import itk_errors, last_words, quiet, read_file
 from .orientation import describe_grid, same_grid
@@ -48,6 +49,7 @@ class Volume:
         non_finite: Number of voxels that were NaN or infinite and now hold the smallest finite value.
         metadata: `modality` and `description`, where the file states them. Nothing that names a patient.
         title: What the user calls it; empty where nobody calls it otherwise than its file.
+        warnings: What reading it had to settle, such as header fields that contradict each other; for the user to see.
     """
 
     image: sitk.Image
@@ -57,6 +59,7 @@ class Volume:
     non_finite: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -136,13 +139,14 @@ def as_volume(image: sitk.Image, source: str, sha256: str, metadata: Mapping[str
     dimension = image.GetDimension()
     if dimension == 2:
         image = sitk.JoinSeries([image])
-    spacing = image.GetSpacing()
     what = source or "The image"
-    if not (np.all(np.isfinite(spacing)) and min(spacing) > 0):
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    # Direction and spacing apart: a direction that scales would hide in their product.
+    if not np.allclose(np.linalg.norm(direction, axis=0), 1.0, atol=MOST_SHEAR):
         raise InputError(
-            f"{what} has a voxel spacing of {spacing} mm; expected positive numbers.",
-            "Correct the spacing in the file's header.",
+            f"{what}: its direction matrix is no rotation: it scales.", "Export or convert the scan again."
         )
+    geometry_of(direction * image.GetSpacing(), np.array(image.GetOrigin()), what)
     image, non_finite = _finite(image, what)
     return Volume(image, source, sha256, dimension, non_finite, metadata, title)
 
