@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,26 +176,48 @@ def test_slices_of_8_mm_keep_the_mask(known: Known) -> None:
     assert dice(found_in(thick), merged(known.mask) > ENOUGH) > 0.98
 
 
-def test_the_range_of_an_ordinary_scan_is_its_own() -> None:
-    rng = np.random.default_rng(0)
-    head = np.where(rng.random(200_000) < 0.5, rng.rayleigh(10.0, 200_000), rng.normal(400.0, 100.0, 200_000))
-    stripped = np.where(rng.random(200_000) < 0.7, 0.0, rng.normal(700.0, 80.0, 200_000))
-    for values in (head, stripped, rng.normal(0.0, 1.0, 200_000)):
-        low, high = intensity_range(values)
-        assert low - values.min() <= 0.01 * np.ptp(values) or (values < low).mean() <= 5e-4
-        assert (values > high).mean() <= 5e-4
-        shifted = intensity_range(3.0 * values - 500.0)
-        assert shifted == pytest.approx((3.0 * low - 500.0, 3.0 * high - 500.0), abs=1e-6)
-    assert intensity_range(stripped)[0] == 0.0
+def head_values(rng: np.random.Generator) -> np.ndarray:
+    return np.where(rng.random(200_000) < 0.5, rng.rayleigh(10.0, 200_000), rng.normal(400.0, 100.0, 200_000))
 
 
-@pytest.mark.parametrize("padding", [-1024.0, -32768.0])
-def test_the_range_leaves_padding_and_outliers_out(padding: float) -> None:
+def stripped_values(rng: np.random.Generator, background: float = 0.0) -> np.ndarray:
+    return np.where(rng.random(200_000) < 0.7, background, rng.normal(700.0, 80.0, 200_000))
+
+
+def test_the_range_of_an_ordinary_scan_is_its_own_and_follows_its_unit() -> None:
     rng = np.random.default_rng(0)
-    head = np.concatenate([np.zeros(100_000), rng.normal(2000.0, 600.0, 100_000).clip(0.0)])
-    padded = np.concatenate([head, np.full(50_000, padding), [99_999.0, -99_999.0]])
-    assert intensity_range(padded) == pytest.approx(intensity_range(head), rel=0.05, abs=1.0)
-    assert intensity_range(np.full(10, 7.0)) == (7.0, 7.0)
+    for values in (head_values(rng), stripped_values(rng), rng.normal(0.0, 1.0, 200_000)):
+        limits = intensity_range(values)
+        assert (values > limits.high).mean() <= 5e-4 and limits.padding == np.inf
+        assert (values < limits.low).mean() <= 5e-4 or limits.fill == values.min()
+        other = intensity_range(3.0 * values - 500.0)
+        expected = (3.0 * limits.low - 500.0, 3.0 * limits.high - 500.0)
+        assert (other.low, other.high) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("background", [-1.0, -1024.0, -32768.0, 20.0])
+def test_what_a_stripped_scan_is_filled_with_changes_nothing(background: float) -> None:
+    plain = intensity_range(stripped_values(np.random.default_rng(0)))
+    other = intensity_range(stripped_values(np.random.default_rng(0), background))
+    assert (other.low, other.high, other.fill) == pytest.approx((plain.low, plain.high, background))
+
+
+@pytest.mark.parametrize("kind", [head_values, stripped_values])
+@pytest.mark.parametrize("padding", [-1024.0, -32768.0, 32767.0, 65535.0])
+def test_padding_and_outliers_are_put_where_the_background_is(
+    kind: Callable[[np.random.Generator], np.ndarray], padding: float
+) -> None:
+    scan = kind(np.random.default_rng(0))
+    padded = np.concatenate([scan, np.full(50_000, padding), [99_999.0, -99_999.0]]).astype(np.float32)
+    limits, plain = intensity_range(padded), intensity_range(scan)
+    assert (limits.low, limits.high) == pytest.approx((plain.low, plain.high), rel=0.05, abs=2.0)
+    shown = sitk.GetArrayFromImage(limits(sitk.GetImageFromArray(padded[None, None])))
+    assert (shown[0, 0, len(scan) : -2] == np.float32(limits.low)).all()
+
+
+def test_a_scan_of_one_value_has_a_range_of_none() -> None:
+    limits = intensity_range(np.full(10, 7.0))
+    assert (limits.low, limits.high) == (7.0, 7.0)
 
 
 class Threshold(torch.nn.Module):

@@ -6,6 +6,8 @@ scan with skull and a stripped one look alike to the models.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
 OUTLIERS = 0.05
 RANGE_FROM = 1_000_000  # voxels that range is taken from, evenly spread
 # The lowest value is padding, no air, when it is further below all else than this share of the rest's range, and the
-# rest has air of its own: 5 and 15 in 100 of its voxels are as good as alike. Without such air (a stripped brain) it is
-# background and keeps its distance, unless that is so large that no contrast would be left.
-PADDING_GAP, AIR_ALIKE, LARGEST_GAP = 0.1, 0.05, 3.0
+# rest has air of its own: 5 and 15 in 100 of its voxels are as good as alike. The highest is padding when it is further
+# above all else than that range.
+PADDING_GAP, AIR_ALIKE, BRIGHT_GAP = 0.1, 0.05, 1.0
+# Without air of its own (a stripped brain), what one value fills is put this far below the rest, whatever the value.
+FILL_SHARE, FILL_GAP = 0.2, 0.15
+PADDING_SHARE = 0.001  # of a scan's voxels; fewer at one far value are outliers
 WINDOW_MOVES = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
 # A voxel counts as brain from this probability on. Below one half, because what is cut off is never looked at, while
@@ -47,25 +52,57 @@ TALL = 0.95
 ORDINARY = 0.75
 
 
-def intensity_range(values: np.ndarray) -> tuple[float, float]:
-    """What intensities of a scan are clipped to: without far outliers, and with constant padding raised to air.
+@dataclass(frozen=True)
+class IntensityRange:
+    """What intensities of a scan are clipped to, and what is not its own.
 
-    On an ordinary scan it is the range of the scan, but for five voxels in ten thousand.
+    Attributes:
+        low: clipped to; what the background has then.
+        high: clipped to.
+        fill: the value and all below it become ``low``.
+        padding: the value and all above it become ``low``; infinity in an ordinary scan.
+    """
+
+    low: float
+    high: float
+    fill: float
+    padding: float = math.inf
+
+    def __call__(self, image: sitk.Image) -> sitk.Image:
+        """The image without far outliers and padding, float32."""
+        values = np.clip(sitk.GetArrayViewFromImage(image), self.low, self.high, dtype=np.float32)
+        raw = sitk.GetArrayViewFromImage(image)
+        values[(raw <= self.fill) | (raw >= self.padding)] = self.low
+        clean = sitk.GetImageFromArray(values)
+        clean.CopyInformation(image)
+        return clean
+
+
+def intensity_range(values: np.ndarray) -> IntensityRange:
+    """The range of intensities without far outliers and padding.
+
+    On an ordinary scan it is the range of the scan, but for five voxels in ten thousand at either end.
 
     Args:
         values: of any shape.
     """
     values = values.ravel()[:: max(1, values.size // RANGE_FROM)]
-    low = float(np.percentile(values, OUTLIERS))
-    rest = values[values > low]
+    low, top = (float(v) for v in np.percentile(values, (OUTLIERS, 100.0 - OUTLIERS)))
+    rest = values[(values > low) & (values < top)]
     if rest.size == 0:
-        return low, low
+        return IntensityRange(low, top, low)
     darkest, dark, bright, high = (float(v) for v in np.percentile(rest, (5.0, 15.0, 99.0, 100.0 - OUTLIERS)))
-    gap, extent = darkest - low, bright - darkest
-    has_air = dark - darkest <= AIR_ALIKE * extent
-    if gap > LARGEST_GAP * extent or (has_air and gap > PADDING_GAP * extent):
-        low = darkest
-    return low, high
+    extent = bright - darkest
+    padding = top if top - high > BRIGHT_GAP * extent and (values == top).mean() > PADDING_SHARE else math.inf
+    high = high if padding < math.inf else max(top, high)
+    if dark - darkest <= AIR_ALIKE * extent:
+        if darkest - low <= PADDING_GAP * extent:
+            return IntensityRange(low, high, low, padding)
+        # Padding below: what lies above it may be a stripped brain's background.
+        above = intensity_range(values[values > low])
+        return replace(above, fill=max(above.fill, low), padding=min(above.padding, padding))
+    fill = low if (values <= low).mean() >= FILL_SHARE else -math.inf
+    return IntensityRange(darkest - FILL_GAP * extent if fill == low else low, high, fill, padding)
 
 
 def network_grid(image: sitk.Image) -> sitk.Image:
@@ -73,8 +110,8 @@ def network_grid(image: sitk.Image) -> sitk.Image:
 
     Fine input is smoothed first, so that a 2 mm voxel stands for what it covers; intensities are clipped before that.
     """
-    low, high = intensity_range(sitk.GetArrayViewFromImage(image))
-    oriented = sitk.Clamp(sitk.Cast(sitk.DICOMOrient(image, "RAS"), sitk.sitkFloat32), sitk.sitkFloat32, low, high)
+    limits = intensity_range(sitk.GetArrayViewFromImage(image))
+    oriented = sitk.DICOMOrient(limits(image), "RAS")
     spacing = np.array(oriented.GetSpacing())
     size = np.array(oriented.GetSize())
     for axis in range(3):
@@ -91,7 +128,7 @@ def network_grid(image: sitk.Image) -> sitk.Image:
     grid.SetDirection(direction.ravel().tolist())
     # The outermost slices are repeated outwards, so that interpolation covers whole voxels, a single slice's too.
     thickened = sitk.ZeroFluxNeumannPad(oriented, [1, 1, 1], [1, 1, 1])
-    return sitk.Resample(thickened, grid, sitk.Transform(), sitk.sitkLinear, low, sitk.sitkFloat32)
+    return sitk.Resample(thickened, grid, sitk.Transform(), sitk.sitkLinear, limits.low, sitk.sitkFloat32)
 
 
 def brain_probability(network: torch.nn.Module, image: np.ndarray, dtype: torch.dtype | None = None) -> np.ndarray:
