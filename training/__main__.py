@@ -22,6 +22,7 @@ Limit = Annotated[float | None, typer.Option(min=0.0, help="minutes after which 
 # The stages that train a network. Stage ``x`` is the module ``stages.x`` with an ``XConfig`` and an ``XTask``.
 TRAININGS = {
     "brain": "The network that finds the brain, from label maps.",
+    "recognition": "The network that tells contrasts, and what is no brain, from label maps.",
     "codec": "The autoencoder whose latents the diffusion model learns.",
     "diffusion": "The diffusion model, on latents or on pixels.",
     "classifier": "The classifier of noised slices that guides towards healthy.",

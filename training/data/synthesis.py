@@ -87,33 +87,43 @@ def synthesise(
     # In 16-bit precision, places in a map of 100 voxels would be off by half a voxel.
     with torch.autocast(generator.device.type, enabled=False):
         head = draw.whole(0, len(maps))
-        tissue, brain = maps.look_up(head, _places(maps.centres[head], draw, config, window))
-        image = _paint(tissue, brain, draw, config)
+        tissue, brain = maps.look_up(head, places(maps.centres[head], draw, config, window))
+        image = paint(tissue, brain, _tissue_intensities(draw, config), draw, config)
         for _ in range(config.lesions):
-            image = _plant_lesion(image, brain, draw, config)
+            image = plant_lesion(image, brain, draw, config)
         image = image.clamp_min(0.0)
         stripped = per_sample(draw.chance(config.stripped_share))
         image = torch.where(stripped & ~brain, 0.0, image)
-        image = _acquire(image, draw, config)
+        image = acquire(image, draw, config)
         # Exact zeros around the head and noise around a stripped brain must be as common as the reverse, or the
         # network takes a black background as the sign of a stripped image.
         outside = torch.where(stripped, ~brain, tissue == 0)
         image = torch.where(outside & per_sample(draw.chance(config.black_air_share)), 0.0, image)
-        seen = _field_of_view(draw, config, window[2])
+        seen = field_of_view(draw, config, window[2])
         image, brain = torch.where(seen, image, 0.0), brain & seen
         return _rescale(image, draw)[:, None], brain[:, None].float()
 
 
-def _axes(window: tuple[int, ...], device: torch.device) -> list[Tensor]:
+def axes(window: tuple[int, ...], device: torch.device) -> list[Tensor]:
     """Voxel numbers along each axis, shaped to broadcast to ``(1, X, Y, Z)``."""
     shapes = [(1, -1, 1, 1), (1, 1, -1, 1), (1, 1, 1, -1)]
     return [torch.arange(count, device=device).float().view(shape) for count, shape in zip(window, shapes, strict=True)]
 
 
-def _places(centre: Tensor, draw: Draw, config: SynthesisConfig, window: tuple[int, int, int]) -> Tensor:
-    """Which voxel of its label map each voxel of an image shows, ``(B, X, Y, Z, 3)``."""
+def places(
+    centre: Tensor, draw: Draw, config: SynthesisConfig, window: tuple[int, int, int], step: float = 1.0
+) -> Tensor:
+    """Which voxel of its label map each voxel of an image shows, ``(B, X, Y, Z, 3)``.
+
+    Args:
+        centre: ``(B, 3)`` the voxel that the middle of the image shows.
+        draw: source of every number.
+        config: how far images vary.
+        window: the image's voxels along each axis.
+        step: edge of the image's voxels by that of the map's.
+    """
     turn = rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
-    scale = draw.uniform(-config.scale, config.scale, 3).exp()
+    scale = step * draw.uniform(-config.scale, config.scale, 3).exp()
     wrong = draw.chance(config.wrong_spacing_share)
     scale[:, 2] *= torch.where(wrong, draw.log_uniform(*config.wrong_spacing), 1.0)
     matrix = turn * scale[:, None]  # columns: steps along the image's axes in the map
@@ -123,15 +133,25 @@ def _places(centre: Tensor, draw: Draw, config: SynthesisConfig, window: tuple[i
     bend = enlarge(draw.uniform(-1.0, 1.0, 3, 6, 6, 6), window)
     bend = bend * (draw.uniform(0.0, config.bend) * draw.chance(config.bend_share))[:, None, None, None, None]
     place = bend.permute(0, 2, 3, 4, 1) + start[:, None, None, None]
-    for number, (axis, count) in enumerate(zip(_axes(window, draw.device), window, strict=True)):
+    for number, (axis, count) in enumerate(zip(axes(window, draw.device), window, strict=True)):
         place = place + (axis - (count - 1) / 2.0)[..., None] * matrix[:, None, None, None, :, number]
     return place
 
 
-def _paint(tissue: Tensor, brain: Tensor, draw: Draw, config: SynthesisConfig) -> Tensor:
-    """A Gaussian a tissue, as in SynthSeg; patches over what surrounds the brain, slow variation inside it."""
+def paint(
+    tissue: Tensor, brain: Tensor, intensities: tuple[Tensor, Tensor], draw: Draw, config: SynthesisConfig
+) -> Tensor:
+    """A Gaussian a tissue, as in SynthSeg; patches over what surrounds the brain, slow variation inside it.
+
+    Args:
+        tissue: numbers ``(B, X, Y, Z)``.
+        brain: the same shape, bool.
+        intensities: mean and standard deviation of each tissue number, ``(B, tissues)``.
+        draw: source of every number.
+        config: how far images vary.
+    """
     window = tuple(tissue.shape[1:])
-    mean, width = _tissue_intensities(draw, config)
+    mean, width = intensities
     flat = tissue.flatten(1)
     image = (mean.gather(1, flat) + width.gather(1, flat) * draw.normal(flat.shape[1])).view(tissue.shape)
     patches = draw.field((14, 16, 14), window) * per_sample(draw.uniform(0.0, config.patches))
@@ -173,7 +193,7 @@ def _mr_means(draw: Draw, config: SynthesisConfig) -> dict[str, Tensor]:
     }
 
 
-def _plant_lesion(image: Tensor, brain: Tensor, draw: Draw, config: SynthesisConfig) -> Tensor:
+def plant_lesion(image: Tensor, brain: Tensor, draw: Draw, config: SynthesisConfig) -> Tensor:
     """A tumour, a cavity or oedema of any intensity in some of the brains, with a core of another one in some."""
     window = tuple(image.shape[1:])
     there = draw.chance(config.lesion_share)
@@ -182,7 +202,7 @@ def _plant_lesion(image: Tensor, brain: Tensor, draw: Draw, config: SynthesisCon
     centre = [voxel // (window[1] * window[2]), voxel // window[2] % window[1], voxel % window[2]]
     radius = draw.log_uniform(*config.lesion_radius, 3)
     square = torch.zeros((), device=draw.device)
-    for number, axis in enumerate(_axes(window, draw.device)):
+    for number, axis in enumerate(axes(window, draw.device)):
         square = square + ((axis - per_sample(centre[number])) / per_sample(radius[:, number])) ** 2
     depth = square.sqrt() + 0.3 * draw.field((12, 14, 12), window)  # 1 at the lesion's edge
     cover = ((1.0 - depth) / 0.2).clamp(0.0, 1.0) * (brain & per_sample(there))
@@ -191,7 +211,7 @@ def _plant_lesion(image: Tensor, brain: Tensor, draw: Draw, config: SynthesisCon
     return torch.lerp(image, intensity, cover)
 
 
-def _acquire(image: Tensor, draw: Draw, config: SynthesisConfig) -> Tensor:
+def acquire(image: Tensor, draw: Draw, config: SynthesisConfig) -> Tensor:
     """Bias field, blur, thick slices, gamma, noise: what scanners do to an image."""
     window = tuple(image.shape[1:])
     bias = per_sample(draw.uniform(0.0, config.bias) * draw.chance(config.bias_share))
@@ -245,7 +265,7 @@ def slice_matrix(slices: Tensor, count: int) -> Tensor:
     return torch.lerp(lower, upper, (place - below)[..., None])
 
 
-def _field_of_view(draw: Draw, config: SynthesisConfig, height: int) -> Tensor:
+def field_of_view(draw: Draw, config: SynthesisConfig, height: int) -> Tensor:
     """What is inside the scan, ``(B, 1, 1, height)``: some end across the head, some are slabs of a few slices."""
     third = height // 3
     low, high = draw.whole(0, third), height - draw.whole(0, third)

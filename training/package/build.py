@@ -6,11 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from diffusion_anomaly.detection.recognition import SPACING
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.models.verification import verify
 from diffusion_anomaly.models.writing import write_bundle
 
 from ..stages.brain_check import check_brain
+from ..stages.recognition_check import check_recognition
 from .calibrate import calibrate, calibration_scans, learn_latent_threshold
 from .cards import metadata_of, render_card
 from .config import PackageConfig
@@ -18,7 +20,7 @@ from .declaration import read_networks, uncalibrated
 
 
 def package(config: PackageConfig, output: Path) -> Bundle:
-    """Write the package ``output / name``, calibrated (except for a brain mask) and verified.
+    """Write the package ``output / name``, calibrated (but for what finds brains or recognises scans) and verified.
 
     What it declares is learnt with a copy in a hidden folder beside: an earlier package stays until that is known.
     """
@@ -36,6 +38,11 @@ def _learnt(config: PackageConfig, directory: Path) -> dict[str, Any]:
         declared: dict[str, Any] = {"orientation": "any", "grid3d": {"spacing": 2.0}}
         if config.checks:
             declared["quality"] = check_brain(_write(config, directory, declared), config.checks)
+        return declared
+    if config.method == "recognition":
+        declared = {"orientation": "any", "grid3d": {"spacing": SPACING}}
+        if config.sets:
+            declared["quality"] = check_recognition(_write(config, directory, declared), config.sets)
         return declared
     anomaly = uncalibrated(config)
     scans = list(calibration_scans(config))

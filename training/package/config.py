@@ -13,6 +13,7 @@ from diffusion_anomaly.models.declaration import needed_networks
 
 from ..data.preparation import GridConfig, NormalisationConfig, PrepareConfig
 from ..stages.brain_check import BrainCheck
+from ..stages.recognition_check import ScanSet
 from ..trainer.checkpoints import averaged_weights
 from ..trainer.configuration import read_yaml
 
@@ -80,15 +81,16 @@ class PackageConfig(BaseModel):
 
     name: str
     version: str
-    method: str = Field(pattern="^(unsupervised|guided|restore|localise|intensity|brain)$")
+    method: str = Field(pattern="^(unsupervised|guided|restore|localise|intensity|brain|recognition)$")
     modality: str
-    stages: dict[str, Stage] = Field(description="codec, diffusion, classifier, restorer or brain")
+    stages: dict[str, Stage] = Field(description="codec, diffusion, classifier, restorer, brain or recogniser")
     prepare: Path | None = Field(default=None, description="configuration of the stage 'prepare'")
     brains: Path | None = Field(default=None, description="where 'prepare' keeps the brains it found")
     grid: GridConfig | None = Field(default=None, description="of the slices, where it is not that of 'prepare'")
     normalisation: NormalisationConfig | None = Field(default=None, description="the same")
     options: dict[str, Any] = {}
     postprocess: dict[str, Any] = {}
+    sets: list[ScanSet] = Field(default=[], description="of what recognises scans: sets to measure it on")
     checks: list[BrainCheck] = Field(default=[], description="of a brain mask: scans to measure it on")
     healthy: list[Path] = Field(
         default=[], description="scans of healthy people, to set the threshold with; else the healthy slices serve"

@@ -13,6 +13,7 @@ from ..stages.codec import CodecConfig, load_codec
 from ..stages.denoise import DenoiseConfig
 from ..stages.diffusion import DiffusionConfig
 from ..stages.localise import LocaliseConfig
+from ..stages.recognition import RecognitionConfig
 from ..stages.restore import RestoreConfig
 from ..trainer.configuration import read_yaml
 from .config import PackageConfig
@@ -22,6 +23,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "classifier": ClassifierConfig,
     "codec": CodecConfig,
     "localiser": LocaliseConfig,
+    "recogniser": RecognitionConfig,
 }
 
 

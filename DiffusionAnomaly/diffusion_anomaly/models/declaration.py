@@ -24,12 +24,13 @@ SCHEMA_DIRECTORY = Path(__file__).parent / "schema"
 METADATA = "configs/metadata.json"
 ANOMALY = "configs/anomaly.json"
 WRONG = "Correct the declaration and write the package again, or get the package again."
-BRAIN = "brain"  # no method of slices: the networks that find brains
+HELPERS = {"brain": "brain", "recognition": "recogniser"}
+"""Kinds of package that are no method of slices, and the network of each: one finds brains, one recognises scans."""
 
 
 def needed_networks(method: str) -> tuple[str, ...]:
-    """The networks that a package of that method, or of kind ``brain``, must hold."""
-    return (BRAIN,) if method == BRAIN else get_method(method).networks
+    """The networks that a package of that method, or of a kind of ``HELPERS``, must hold."""
+    return (HELPERS[method],) if method in HELPERS else get_method(method).networks
 
 
 def network_file(part: str) -> str:
@@ -88,18 +89,18 @@ def check_anomaly(package: str, anomaly: Mapping[str, Any], networks: Iterable[s
         networks: the names of those that the package holds.
 
     Returns:
-        The method; None for a package that finds brains.
+        The method; None for a package of ``HELPERS``.
 
     Raises:
         ModelError: for the first fault.
     """
     check_schema(package, ANOMALY, "anomaly", anomaly)
-    if anomaly["method"] == BRAIN:
-        _require(package, anomaly, networks, (BRAIN,), ("grid3d",))
+    if anomaly["method"] in HELPERS:
+        _require(package, anomaly, networks, needed_networks(anomaly["method"]), ("grid3d",))
         return None
     method = METHODS.get(anomaly["method"])
     if method is None:
-        known = ", ".join((*METHODS, BRAIN))
+        known = ", ".join((*METHODS, *HELPERS))
         fail(package, ANOMALY, f"has the method {anomaly['method']!r}, this version knows {known}", NEWER)
     _require(package, anomaly, networks, method.networks, method.declared)
     needless = "" if method.networks else ", ".join(networks)

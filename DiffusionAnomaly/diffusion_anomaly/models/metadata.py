@@ -14,7 +14,7 @@ MONAI_SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
 REQUIRED_PACKAGES = ("einops", "safetensors", "scipy", "SimpleITK")
-MAIN_NETWORKS = ("diffusion", "restorer", "localiser", "brain")
+MAIN_NETWORKS = ("diffusion", "restorer", "localiser", "brain", "recogniser")
 
 
 def complete_metadata(
@@ -57,7 +57,7 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
     """A network's inputs and outputs as MONAI's tensor specifiers.
 
     Args:
-        part: ``codec``, ``diffusion``, ``classifier``, ``restorer``, ``localiser`` or ``brain``.
+        part: ``codec``, ``diffusion``, ``classifier``, ``restorer``, ``localiser``, ``brain`` or ``recogniser``.
         config: the network's configuration, which says its channels.
         anomaly: the content of ``anomaly.json``, which says the grid.
     """
@@ -66,6 +66,11 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
         return {
             "inputs": {"image": _tensor("image", "magnitude", inputs, ["*", "*", "*"], [0, 1], modality="MR")},
             "outputs": {"pred": _tensor("image", "segmentation", outputs, ["*", "*", "*"], [])},
+        }
+    if part == "recogniser":
+        return {
+            "inputs": {"image and brain": _tensor("image", "magnitude", inputs, ["*", "*", "*"], [0, 1.2])},
+            "outputs": {"logits": _tensor("probabilities", "classes", outputs, [], [])},
         }
     width, height = anomaly["grid"]["size"]
     if part == "codec":

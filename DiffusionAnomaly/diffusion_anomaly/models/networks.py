@@ -28,6 +28,7 @@ NETWORKS = {
     "AutoEncoder": "monai.networks.nets.autoencoder",
     "AutoencoderKL": "monai.networks.nets.autoencoderkl",
     "BasicUNet": "monai.networks.nets.basic_unet",
+    "ConvEncoder": "diffusion_anomaly.models.encoder",
     "DiffusionModelEncoder": "monai.networks.nets.diffusion_model_unet",
     "DiffusionModelUNet": "monai.networks.nets.diffusion_model_unet",
     "VQVAE": "monai.networks.nets.vqvae",

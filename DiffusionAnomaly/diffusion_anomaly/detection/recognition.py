@@ -1,0 +1,150 @@
+"""Which contrast a scan has, whether it shows a brain, and which way up: from the image, whatever its name says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+from .brain import intensity_range
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from ..models.package import Bundle
+
+SPACING, WINDOW = 3.0, (64, 76, 64)  # as in recognition_network, which imports torch
+NO_BRAIN = "no brain"
+CONTRASTS = ("FLAIR", "T1", "T2", "PD", "diffusion-weighted", "CT", "angiography")
+"""The modalities of models that the network can tell scans by."""
+# A scan is doubted below the first likeness and refused below the second.
+DOUBTED, REFUSED = 0.5, 0.05
+UPRIGHT = "upright"
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a scan looks like.
+
+    Attributes:
+        kinds: probability of each contrast, and of "no brain".
+        poses: probability of "upright" and of each way that a header can be wrong about directions.
+    """
+
+    kinds: Mapping[str, float]
+    poses: Mapping[str, float]
+
+    @property
+    def kind(self) -> str:
+        """The likeliest contrast, or "no brain"."""
+        return max(self.kinds, key=lambda name: self.kinds[name])
+
+    @property
+    def pose(self) -> str:
+        """The likeliest pose."""
+        return max(self.poses, key=lambda name: self.poses[name])
+
+    def likeness(self, modality: str) -> float:
+        """Probability that the scan is an upright brain of that contrast."""
+        return self.kinds.get(modality, 0.0) * self.poses[UPRIGHT]
+
+    def verdict(self, modality: str, what: str = "scan") -> Verdict | None:
+        """What to say of a scan for a model of that contrast; None where it is what the model knows.
+
+        Args:
+            modality: as the package states it; of one that the network was not taught, nothing is said.
+            what: whom the sentence is about, such as "scan" or "channel T1".
+        """
+        if modality not in self.kinds or self.likeness(modality) >= DOUBTED:
+            return None
+        if self.kind == NO_BRAIN:
+            seen = "shows no brain that the program knows"
+        elif self.kind != modality:
+            seen = f"looks like {self.kind}, the model knows {modality}"
+        elif self.pose != UPRIGHT:
+            seen = f"shows a head {self.pose} by what its header says of directions"
+        else:
+            seen = f"hardly looks like {modality}, which is all that the model knows"
+        likeness = self.likeness(modality)
+        return Verdict(f"The {what} {seen} (likeness {likeness:.2g}); scores may mean nothing.", likeness < REFUSED)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A doubt about a scan: what is said, and whether it is grave enough to stop."""
+
+    message: str
+    refused: bool
+
+
+def recognition_window(image: sitk.Image, brain: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    """What is shown to the network: 3 mm voxels around the middle of the brain, axes towards right, anterior, superior.
+
+    Args:
+        image: 3-D, float32, any orientation.
+        brain: mask on its grid, not 0 inside.
+
+    Returns:
+        float32 image and bool mask, both of shape ``WINDOW``. Beyond the scan the image has its lowest value.
+    """
+    limits = intensity_range(sitk.GetArrayViewFromImage(image))
+    shrink = [max(1, int(SPACING / spacing)) for spacing in image.GetSpacing()]
+    shrink = [min(factor, size) for factor, size in zip(shrink, image.GetSize(), strict=True)]
+    coarse = sitk.BinShrink(limits(image), shrink)
+    mask = sitk.BinShrink(sitk.Cast(brain != 0, sitk.sitkFloat32), shrink)
+    coarse, mask = sitk.DICOMOrient(coarse, "RAS"), sitk.DICOMOrient(mask, "RAS")
+    weights = sitk.GetArrayViewFromImage(mask)
+    places = np.argwhere(weights >= min(0.5, weights.max())) if weights.max() > 0 else np.argwhere(weights >= 0)
+    middle = coarse.TransformContinuousIndexToPhysicalPoint([float(v) for v in places.mean(0)[::-1]])
+    direction = np.array(coarse.GetDirection()).reshape(3, 3)
+    grid = sitk.Image(list(WINDOW), sitk.sitkUInt8)
+    grid.SetSpacing([SPACING] * 3)
+    grid.SetDirection(coarse.GetDirection())
+    grid.SetOrigin((np.array(middle) - direction @ (SPACING * (np.array(WINDOW) - 1) / 2.0)).tolist())
+    # The outermost slices are repeated outwards, so that interpolation covers whole voxels, a single slice's too.
+    windows = [
+        sitk.Resample(
+            sitk.ZeroFluxNeumannPad(part, [1, 1, 1], [1, 1, 1]),
+            grid,
+            sitk.Transform(),
+            sitk.sitkLinear,
+            outside,
+            sitk.sitkFloat32,
+        )
+        for part, outside in ((coarse, limits.low), (mask, 0.0))
+    ]
+    shown, inside = (sitk.GetArrayViewFromImage(window).transpose(2, 1, 0) for window in windows)
+    return np.ascontiguousarray(shown), np.ascontiguousarray(inside >= 0.5)
+
+
+class Recogniser:
+    """Recognises scans with a small network that stays loaded, always on the CPU.
+
+    Args:
+        bundle: a package of kind ``recognition``; the built-in one by default.
+    """
+
+    def __init__(self, bundle: Bundle | None = None) -> None:
+        self._bundle = bundle
+        self._network: torch.nn.Module | None = None
+
+    def __call__(self, image: sitk.Image, brain: sitk.Image) -> Recognition:
+        """What a scan looks like; arguments as of ``recognition_window``."""
+        import torch
+
+        from ..models.loading import load_network
+        from ..models.package import open_bundle
+        from .recognition_network import KINDS, POSES, recognise
+
+        if self._network is None:
+            self._network = load_network(self._bundle or open_bundle("scan-recognition"), "recogniser")
+        shown, inside = (torch.from_numpy(part)[None] for part in recognition_window(image, brain))
+        with torch.no_grad():
+            kinds, poses = recognise(self._network, shown, inside)
+        return Recognition(
+            dict(zip(KINDS, kinds[0].tolist(), strict=True)), dict(zip(POSES, poses[0].tolist(), strict=True))
+        )
