@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import EngineError, ModelError
-from .console import err, out
+from .console import SafeConsole, err, out
 
 if TYPE_CHECKING:
     from ..models.package import Bundle, BundleSummary
@@ -134,7 +133,7 @@ def _show_table(summaries: list[BundleSummary]) -> None:
             continue
         cells = (summary.name, summary.version, summary.method, _expects(summary), summary.license)
         table.add_row(*map(Text, cells), _size(summary.size_mb), Text(_headline(summary.quality)))
-    console = out if out.is_terminal else Console(file=out.file, width=_PIPED_WIDTH)
+    console = out if out.is_terminal else SafeConsole(file=out.file, width=_PIPED_WIDTH)
     console.print(table, soft_wrap=False)
     out.print()
     for summary in summaries:

@@ -6,13 +6,13 @@ been read and its brain found.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
+from ..options import is_finite, shown
 from ..precision import choose_dtype
 from ..registry import DEFAULT_METHOD, get_method
 from ..system import choose_device
@@ -76,13 +76,13 @@ class Options:
         if self.slice_spacing is not None:
             _check_number("slice_spacing", self.slice_spacing, lambda value: value > 0, "a number of mm above 0")
         if not isinstance(self.overrides, Mapping):
-            raise InputError(f"overrides is {self.overrides!r}.", "Give method options by name.")
+            raise InputError(f"overrides is {shown(self.overrides)}.", "Give method options by name.")
 
 
 def _check_number(name: str, value: Any, fits: Callable[[Any], bool], expected: str, *, whole: bool = False) -> None:
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not fits(value):
-        raise InputError(f"Option {name} is {value!r}.", f"It must be {expected}.")
+    if not is_number or not is_finite(value) or not fits(value):
+        raise InputError(f"Option {name} is {shown(value)}.", f"It must be {expected}.")
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
             if bundle.method != "brain"
             else "It finds brains; choose another model.",
         )
+    bundle.check()
     overrides = dict(options.overrides)
     if options.steps is not None:
         overrides["steps"] = options.steps
