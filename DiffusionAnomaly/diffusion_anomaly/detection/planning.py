@@ -6,9 +6,11 @@ been read and its brain found.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+_KINDS: dict[str, Any] = {
+    "method": str,
+    "model": (str, os.PathLike, NoneType),
+    "device": str,
+    "precision": str,
+    "keep_reconstruction": bool,
+    "anonymous": bool,
+}
+_KIND_NAMES = {str: "text", bool: "true or false", (str, os.PathLike, NoneType): "a name or a folder"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,11 @@ class Options:
     def __post_init__(self) -> None:
         _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)
         _check_number("min_volume_ml", self.min_volume_ml, lambda value: value >= 0, "a number of ml, at least 0")
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise InputError(f"Option {name} is {shown(value)}.", f"It must be {_KIND_NAMES[kind]}.")
         if self.precision not in PRECISIONS:
-            raise InputError(f"Unknown precision {self.precision!r}.", f"Use {', '.join(PRECISIONS)}.")
+            raise InputError(f"Unknown precision {shown(self.precision)}.", f"Use {', '.join(PRECISIONS)}.")
         if self.threshold is not None:
             _check_number("threshold", self.threshold, lambda value: value > 0, "an anomaly score above 0")
         if self.batch_size is not None:
