@@ -22,7 +22,7 @@ from .pool import Verdict
 
 KILL = "kill"
 KILL_SHARE = 0.3
-SHORT_KILLS = 12
+SHORT_KILLS = 8
 KINDS = (*POOLED, KILL)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import inputs, packages, texts
+from .verdict import Failed
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,37 @@ POOLED = {
     "job": Kind("mutated job files", packages.prepare_jobs, packages.load_jobs, 0.05, 200),
     "text": Kind("hostile text", lambda folder: None, _texts, 0.05, 16),
 }
+
+
+def _self_test() -> Callable[[random.Random, Path], str]:
+    """Every end that a case can have, in turn: what a campaign must not overlook."""
+    import os
+
+    from diffusion_anomaly.errors import InputError
+
+    ends = iter(range(1, 100))
+
+    def case(chance: random.Random, folder: Path) -> str:
+        marks = sorted((folder.parent / "seeds-self-test").iterdir())
+        number = len(marks)
+        (folder.parent / "seeds-self-test" / f"{next(ends):03}-{os.getpid()}-{number}").touch()
+        if number == 1:
+            raise InputError("The case is refused.", "Leave it.")
+        if number == 2:
+            os.abort()
+        while number == 3:
+            pass
+        if number == 4:
+            return str(len(bytearray(10**10)))
+        if number == 5:
+            os.write(2, b"from a library")
+        if number == 6:
+            raise KeyError("x")
+        if number == 7:
+            raise Failed("as asked")
+        return "result"
+
+    return case
+
+
+SELF_TEST = {"self-test": Kind("every end", lambda folder: None, _self_test, 0.0, 8)}
