@@ -5,6 +5,7 @@ Torch is only looked at when it has been imported already, so that commands with
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import platform
@@ -44,7 +45,7 @@ _PACKAGES = {"torch": "torch", "monai": "monai", "numpy": "numpy", "scipy": "sci
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of any library says that memory, of the GPU or of the machine, is gone."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):

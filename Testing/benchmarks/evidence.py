@@ -27,7 +27,8 @@ from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.evaluation import evaluate
 from diffusion_anomaly.evaluation.dataset import Pair
 from diffusion_anomaly.evaluation.formatting import finite
-from diffusion_anomaly.io.files import prepare_folder, write_text
+from diffusion_anomaly.io.files import write_text
+from diffusion_anomaly.io.outputs import prepare_folder
 from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import device_name, versions

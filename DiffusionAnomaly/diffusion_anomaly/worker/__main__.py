@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import sys
 
-from .main import main
+from ..errors import Cancelled
+from ..process import end_like_interrupt, take_streams
+
+
+def run() -> int:
+    """Run the worker; a signal before it stands ends it without a traceback."""
+    take_streams()
+    end_like_interrupt()
+    try:
+        from .main import main
+
+        return main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by a signal\n")
+        return Cancelled.exit_code
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run())
