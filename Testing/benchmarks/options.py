@@ -176,7 +176,7 @@ def compare(
         ``rows``, one a setting; ``cases``, one a setting and patient; ``about``.
     """
     runs = _distinct_runs(settings)
-    folder = prepare_folder(prepare_folder(output) / "raw")
+    folder = prepare_folder(prepare_folder(output, evidence.files("options")) / "raw")
     progress = Progress(len(pairs) * len(runs))
     looked: list[Slices] = []
     files: dict[int, list[tuple[Path, str]]] = {which: [] for which in range(len(runs))}

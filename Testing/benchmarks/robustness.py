@@ -74,7 +74,7 @@ def robustness(
     Returns:
         ``rows``, one a perturbation and run; ``cases``, one a perturbation, run and patient; ``about``.
     """
-    known = Known(prepare_folder(output) / "cases")
+    known = Known(prepare_folder(output, evidence.files("robustness")) / "cases")
     detectors = {label: Detector(plan) for label, plan in plans.items()}
     stamps = {label: evidence.fingerprint(plan, seed) for label, plan in plans.items()}
     device = next(iter(plans.values())).device

@@ -91,7 +91,7 @@ def compare(
     Raises:
         InputError: when no run can take more steps.
     """
-    prepare_folder(output)
+    prepare_folder(output, evidence.files("steps"))
     variants = {label: _variants(plan, times, everything) for label, plan in plans.items()}
     complete = [label for label, named in variants.items() if len(named) == 1]
     if len(complete) == len(plans):

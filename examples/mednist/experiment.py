@@ -27,7 +27,7 @@ from training.trainer.configuration import ConfigurationError, read_yaml
 
 from .measures import score_row, sprite_row
 from .picture import draw_examples
-from .sprites import Sprites, contaminate
+from .sprites import Contaminated, contaminate
 from .ways import Pictures, learn_latent_threshold, learn_threshold, load_model, ways
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _measure(
     options: UnsupervisedOptions,
     split: str,
     pictures: tuple[Pictures, Pictures, Pictures | None],
-    sprites: Sprites,
+    sprites: Contaminated,
     pasted: Pictures,
     model: Model,
     output: OutputFolder,

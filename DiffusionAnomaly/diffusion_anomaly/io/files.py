@@ -9,7 +9,8 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +57,29 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with whole_file(path) as partial:
         partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def keep_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Make sure that writing a file replaces nothing but an earlier one of its kind.
+
+    Raises:
+        InputError: when something else has its name.
+    """
+    try:
+        ours = not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and is_ours(path))
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise InputError(
+            f"{path} is there already and is not known as a result of this program.",
+            "Choose another name, or move that file away.",
+        )
+
+
+def holds_arrays(names: Iterable[str]) -> Callable[[Path], bool]:
+    """Tells whether a file is a NumPy archive of exactly these arrays."""
+    wanted = {f"{name}.npy" for name in names}
+    return lambda path: zipfile.is_zipfile(path) and set(zipfile.ZipFile(path).namelist()) == wanted
 
 
 def file_stem(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The folder that results go into: one run at a time, all of a result or nothing, and nothing that is not ours replaced.
+"""The folder that results go into: one run at a time, all of a result or nothing, nothing of the user's replaced.
 
 A result is written into a hidden folder in its own and then renamed, the record last: a JSON file that holds the SHA256
 of every other file. What such a record names, and still has the bytes it names, is an earlier result and may be
@@ -237,13 +237,18 @@ def publish(directory: Path | str, writers: Mapping[str, Writer]) -> dict[str, P
         return folder.publish(writers)
 
 
-def prepare_folder(directory: Path | str) -> Path:
+def prepare_folder(directory: Path | str, names: Iterable[str] = ()) -> Path:
     """Make the folder for results if need be and try a file in it, before a long computation.
 
+    Args:
+        directory: the folder.
+        names: of files that are published later, the record last.
+
     Raises:
-        InputError: when it cannot be made or written to.
+        InputError: when it cannot be made or written to, or what such a file would replace is no earlier result.
     """
     directory = _as_path(directory)
+    OutputFolder(directory).check(names)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -253,7 +258,7 @@ def prepare_folder(directory: Path | str) -> Path:
 
 
 def record(content: Mapping[str, Any]) -> Writer:
-    """What writes the file that speaks for the others: JSON of the content and of the SHA256 of every file beside it."""
+    """What writes the file that speaks for the others: JSON of the content and the SHA256 of every file beside it."""
 
     def write(path: Path) -> None:
         beside = sorted(other for other in path.parent.rglob("*") if other.is_file() and other != path)
@@ -396,10 +401,14 @@ def _exchange(directory: Path, new: Path, old: Path, going: list[str], coming: l
             remove_if_empty(folder)
         raise
     for name in going:  # folders that held stale files alone
-        for folder in list((directory / name).parents):
-            if folder == directory:
-                break
-            remove_if_empty(folder)
+        _remove_empty_above(directory / name, directory)
+
+
+def _remove_empty_above(path: Path, top: Path) -> None:
+    for folder in path.parents:
+        if folder == top:
+            break
+        remove_if_empty(folder)
 
 
 def _undo(leftover: Path, directory: Path) -> None:
@@ -416,6 +425,7 @@ def _undo(leftover: Path, directory: Path) -> None:
             path = directory / name
             if not (new / name).exists() and path.is_file() and not path.is_symlink() and _sha256(path) == digest:
                 path.unlink()
+                _remove_empty_above(path, directory)
     if waiting:
         moved = sorted(path.relative_to(old).as_posix() for path in old.rglob("*") if path.is_file())
         for name in sorted(moved, key=lambda name: name in RECORDS):  # records last

@@ -187,7 +187,7 @@ def listen(descriptor: int, heard: Callable[[str], None], ended: Callable[[str],
 
 @contextlib.contextmanager
 def signals_to(stop: Callable[[str], None]) -> Iterator[None]:
-    """Termination, interrupt and the terminal's end as requests to stop, where signals may be asked for: in the main thread."""
+    """Termination, interrupt and hang-up as requests to stop, where signals may be asked for: in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
