@@ -148,8 +148,9 @@ def choose_device(device: str = "auto", warn: Callable[[str], None] = lambda mes
     count = sum(other.type == chosen.type for other in here)
     if (chosen.index or 0) >= count:
         why = f": {reason}" if reason else ""
+        noun = "device" if count == 1 else "devices"
         raise InputError(
-            f"The device {device!r} was asked for, but torch sees {count} {_TITLES[chosen.type]} devices{why}.",
+            f"The device {device!r} was asked for, but torch sees {count} {_TITLES[chosen.type]} {noun}{why}.",
             "Use auto or cpu, or install a torch build and a driver for this machine's GPU.",
         )
     fault = _fault(chosen)

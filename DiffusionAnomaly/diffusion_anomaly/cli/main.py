@@ -23,7 +23,7 @@ from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter
 from . import models
 from .batch import FAULT, output_folders, run_batch
-from .console import JsonLines, Terminal, out, show_error
+from .console import JsonLines, Terminal, err, out, plain, show_error
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -152,6 +152,9 @@ def detect(
         )
         end_like_interrupt()
         folders = [output] if len(scans) == 1 else output_folders(scans, output, anonymous)
+        if anonymous and len(scans) > 1 and not json_lines:  # told here alone, so that nothing written names a scan
+            for folder, scan in zip(folders, scans, strict=True):
+                err.print(plain(f"{folder.name}: {scan}"))
         requests = [ScanRequest(scan, folder, mask, series, frame) for scan, folder in zip(scans, folders, strict=True)]
         raise typer.Exit(run_batch(Detector(options), requests, listener))
     except EngineError as error:  # of no one scan: every consumer of events gets its last line

@@ -6,14 +6,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from .. import __version__
 from ..errors import InputError
-from ..io.outputs import OutputFolder, record
+from ..io.masks import is_binary
+from ..io.outputs import OutputFolder, is_recorded, record
 from ..io.volume import read_anomaly_map, read_mask, write_like
 from ..results.findings import segment, write_findings_csv, write_findings_json
 from ..results.saving import PROVENANCE, image_suffix
-from .console import out, plain, show_findings
+from .console import err, out, plain, show_findings
 
 RECORD = "threshold.json"
 
@@ -31,7 +33,8 @@ def rethreshold(
         brain: mask file on the anomaly map's grid; None takes all scores.
 
     Raises:
-        InputError: when something cannot be read or written, or a number is out of range.
+        InputError: when something cannot be read or written, is a mask instead of an anomaly map, or a number is out of
+            range.
     """
     if not at > 0:
         raise InputError(f"The threshold is {at}.", "It must be an anomaly score above 0.")
@@ -45,6 +48,11 @@ def rethreshold(
     with OutputFolder(output, inputs) as folder:
         folder.check(names)
         volume = read_anomaly_map(anomaly_map)
+        if not is_recorded(anomaly_map):
+            if is_binary(sitk.GetArrayViewFromImage(volume.image)):
+                raise InputError(f"{anomaly_map} is a mask: it has no values but 0 and 1.", "Give an anomaly map.")
+            message = f"warning: {anomaly_map} has no record of this program beside it; is it an anomaly map?"
+            err.print(plain(message, "yellow"))
         inside = None if brain is None else read_mask(brain, volume)
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside)
         about = {

@@ -268,6 +268,17 @@ def record(content: Mapping[str, Any]) -> Writer:
     return write
 
 
+def is_recorded(path: Path) -> bool:
+    """Whether a record in a file's folder, or in one of the two above it, says that this program wrote its bytes."""
+    path = path.absolute()
+    for folder in list(path.parents)[:3]:
+        for files in _earlier(folder, RECORDS).values():
+            digest = files.get(path.relative_to(folder).as_posix())
+            if digest is not None and digest == _sha256(path):
+                return True
+    return False
+
+
 def remove_if_empty(directory: Path) -> None:
     """Take away a folder that was made for results that did not come."""
     with contextlib.suppress(OSError):  # not empty, or already gone: both are fine
@@ -425,7 +436,7 @@ def _undo(leftover: Path, directory: Path) -> None:
             path = directory / name
             if not (new / name).exists() and path.is_file() and not path.is_symlink() and _sha256(path) == digest:
                 path.unlink()
-                _remove_empty_above(path, directory)
+            _remove_empty_above(path, directory)
     if waiting:
         moved = sorted(path.relative_to(old).as_posix() for path in old.rglob("*") if path.is_file())
         for name in sorted(moved, key=lambda name: name in RECORDS):  # records last
