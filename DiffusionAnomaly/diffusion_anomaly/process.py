@@ -66,6 +66,16 @@ def take_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+def has_current_folder() -> bool:
+    """Whether there is a current folder; where it was removed, torch's MKL ends the process without a word."""
+    try:
+        os.getcwd()
+    except OSError:
+        sys.stderr.write("error: The current folder does not exist any more. Change to another one.\n")
+        return False
+    return True
+
+
 def stream_failure() -> OSError | None:
     """Why something that was printed on stdout did not arrive; None when all did, or nobody wanted it."""
     sys.stdout.flush()

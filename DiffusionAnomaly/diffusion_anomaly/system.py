@@ -37,6 +37,7 @@ _OUT_OF_MEMORY_WORDS = (
     "out_of_memory",
     "out_of_device_memory",
     "out_of_host_memory",
+    "failed to map segment",  # of a library that is loaded
 )
 ACCELERATORS = ("cuda", "mps", "xpu")
 _TITLES = {"cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
@@ -51,7 +52,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and any(
+        words in text for words in _OUT_OF_MEMORY_WORDS
+    )
 
 
 def free_gpu_memory() -> None:

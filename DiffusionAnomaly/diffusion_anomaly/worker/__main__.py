@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import Cancelled
-from ..process import end_like_interrupt, take_streams
+from ..errors import Cancelled, InputError
+from ..process import end_like_interrupt, has_current_folder, take_streams
 
 
 def run() -> int:
     """Run the worker; a signal before it stands ends it without a traceback."""
     take_streams()
     end_like_interrupt()
+    if not has_current_folder():
+        return InputError.exit_code
     try:
         from .main import main
 
