@@ -18,6 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import Cancelled, EngineError, InputError
+from ..io.outputs import keep_out_of
 from ..process import end_like_interrupt, stream_failure
 from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter
@@ -152,6 +153,8 @@ def detect(
         )
         end_like_interrupt()
         folders = [output] if len(scans) == 1 else output_folders(scans, output, anonymous)
+        for folder in folders:
+            keep_out_of(scans, folder)
         if anonymous and len(scans) > 1 and not json_lines:  # told here alone, so that nothing written names a scan
             for folder, scan in zip(folders, scans, strict=True):
                 err.print(plain(f"{folder.name}: {scan}"))

@@ -156,7 +156,7 @@ class Plan:
     def calibration_warning(self) -> str | None:
         """Which options differ so much from those that the package was calibrated with that its scores mean little.
 
-        Another word, or a number of less than half or more than twice as much.
+        Another word, or a number of less than half or more than three times as much.
         """
         usual = asdict(self.method.make_options(_packaged_options(self.bundle)))
         now = asdict(self.method_options)
@@ -257,7 +257,7 @@ def _is_far(value: Any, usual: Any) -> bool:
     numbers = [isinstance(number, (int, float)) and not isinstance(number, bool) for number in (value, usual)]
     if not all(numbers) or min(value, usual) <= 0:
         return value != usual
-    return not 0.5 <= value / usual <= 2.0
+    return not 1 / 2 <= value / usual <= 3
 
 
 def _short(value: Any) -> str:

@@ -34,15 +34,15 @@ def check_mask(values: np.ndarray, what: str) -> None:
 
 def is_binary(values: np.ndarray) -> bool:
     """Whether there is nothing but 0 and 1, and both."""
-    ones = np.count_nonzero(values == 1)
-    return 0 < ones < values.size and ones + np.count_nonzero(values == 0) == values.size
+    ones, zeros = (int(np.count_nonzero(values == value)) for value in (1, 0))
+    return min(ones, zeros) > 0 and ones + zeros == values.size
 
 
 def _in_regions(values: np.ndarray) -> bool:
-    alike = pairs = 0
+    alike, pairs = 0, 0
     for plane in values:
         left, right = plane[:, :-1], plane[:, 1:]
         inside = (left != 0) & (right != 0)
-        pairs += np.count_nonzero(inside)
-        alike += np.count_nonzero(inside & (left == right))
+        pairs += int(np.count_nonzero(inside))
+        alike += int(np.count_nonzero(inside & (left == right)))
     return pairs == 0 or alike >= ALIKE * pairs

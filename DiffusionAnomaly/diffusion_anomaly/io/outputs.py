@@ -76,12 +76,7 @@ class OutputFolder:
         self._place = self.path
 
     def __enter__(self) -> OutputFolder:
-        for given in self._inputs:
-            if given.is_dir() and _is_inside(self.path, given):
-                raise InputError(
-                    f"The output folder {self.path} lies in {given}, which is read as one scan.",
-                    "Results there would be taken for a part of it; choose an output folder elsewhere.",
-                )
+        keep_out_of(self._inputs, self.path)
         try:
             self._open()
         except BaseException as error:
@@ -225,6 +220,20 @@ class OutputFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def keep_out_of(inputs: Iterable[Path], directory: Path) -> None:
+    """Make sure that results do not go into a folder that is read.
+
+    Raises:
+        InputError: naming it.
+    """
+    for given in inputs:
+        if given.is_dir() and _is_inside(directory, given):
+            raise InputError(
+                f"The output folder {directory} lies in {given}, which is read as one scan.",
+                "Results there would be taken for a part of it; choose an output folder elsewhere.",
+            )
 
 
 def publish(directory: Path | str, writers: Mapping[str, Writer]) -> dict[str, Path]:
