@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,23 @@ class Plan:
         return self._calibrated("threshold")
 
     @property
+    def calibration_warning(self) -> str | None:
+        """Which options differ so much from those that the package was calibrated with that its scores mean little.
+
+        Another word, or a number of less than half or more than three times as much.
+        """
+        usual = asdict(self.method.make_options(_packaged_options(self.bundle)))
+        now = asdict(self.method_options)
+        far = [name for name in now if _is_far(now[name], usual[name])]
+        if not far:
+            return None
+        named = ", ".join(f"{name} {_short(now[name])} instead of {_short(usual[name])}" for name in far)
+        return (
+            f"The scores of {self.bundle.name} are not calibrated for {named}: they are no tail probabilities then, "
+            "and the stored threshold does not keep its rate of false alarms."
+        )
+
+    @property
     def score_range(self) -> dict[str, Any] | None:
         """The range of the whole-image score on healthy validation; None where the score is no such warning."""
         return self._calibrated("score_range") if self.method.score_is_familiarity else None
@@ -206,9 +223,7 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
             else "It finds brains; choose another model.",
         )
     bundle.check()
-    overrides = dict(options.overrides)
-    if options.steps is not None:
-        overrides["steps"] = options.steps
+    overrides = _overrides(options)
     try:
         settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}))
     except InputError as error:
@@ -224,12 +239,45 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
     )
 
 
+def _overrides(options: Options) -> dict[str, Any]:
+    """The user's options of the method, ``steps`` among them."""
+    overrides = dict(options.overrides)
+    own = [option.name for option in fields(Options) if option.name in overrides and option.name != "steps"]
+    if own:
+        name = own[0]
+        flag = {"min_volume_ml": "min-volume"}.get(name, name.replace("_", "-"))
+        raise InputError(
+            f"Option {name} is none of the method's, so it cannot be set with --set or in overrides.",
+            f"Use --{flag}, or from Python Options({name}=…).",
+        )
+    if options.steps is not None:
+        if overrides.get("steps", options.steps) != options.steps:
+            raise InputError(
+                f"Option steps is given twice: {options.steps} and, with --set or in overrides, {overrides['steps']}.",
+                "Give it once.",
+            )
+        overrides["steps"] = options.steps
+    return overrides
+
+
 def _packaged_options(bundle: Bundle) -> dict[str, Any]:
     """What the package sets of the method's options. The latent threshold is learnt, so it has its own entry."""
     packaged = dict(bundle.anomaly.get("options", {}))
     if "latent_threshold" in bundle.anomaly:
         packaged["latent_threshold"] = bundle.anomaly["latent_threshold"]
     return packaged
+
+
+def _is_far(value: Any, usual: Any) -> bool:
+    numbers = [isinstance(number, (int, float)) and not isinstance(number, bool) for number in (value, usual)]
+    if not all(numbers) or min(value, usual) <= 0:
+        return value != usual
+    return not 1 / 2 <= value / usual <= 3
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:40]} …"
 
 
 def resolved_options(plan: Plan) -> dict[str, Any]:

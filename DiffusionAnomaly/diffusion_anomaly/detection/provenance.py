@@ -134,7 +134,11 @@ def threshold_source(plan: Plan) -> str:
     stored = plan.stored_threshold
     allowed = stored.get("false_alarm_ml")
     source = str(stored.get("source") or "healthy validation scans")
-    return source if allowed is None else f"at most {allowed:g} ml of false alarms a scan on {source}"
+    text = source if allowed is None else f"at most {allowed:g} ml of false alarms a scan on {source}"
+    end = float(plan.calibration.scores[-1])
+    if plan.threshold > end:  # no healthy voxel was that rare: the table goes on there as a straight line
+        text += f"; beyond the calibration table, which ends at {end:.2f}"
+    return text
 
 
 def volume_ml(mask: sitk.Image) -> float:

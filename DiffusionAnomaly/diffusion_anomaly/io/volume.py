@@ -29,6 +29,7 @@ from .files import partial_name, whole_file
 from .geometry import MOST_SHEAR, geometry_of
 from .headers import check_whole, files_of, keep_grid_fields, suffix_of
 from .itk import itk_errors, last_words, quiet, read_file
+from .masks import check_mask
 from .orientation import describe_grid, same_grid
 
 PathLike = str | os.PathLike[str]
@@ -159,7 +160,7 @@ def read_mask(path: PathLike, like: Volume) -> sitk.Image:
         exactly the scan's grid.
 
     Raises:
-        InputError: as `read_volume`, and when the mask has another grid than the scan.
+        InputError: as `read_volume`, and when it is no mask or has another grid than the scan.
     """
     mask = read_volume(path)
     if not same_grid(mask.image, like.image):
@@ -168,6 +169,7 @@ def read_mask(path: PathLike, like: Volume) -> sitk.Image:
             f"Mask: {describe_grid(mask.image)}. Scan: {describe_grid(like.image)}.",
             "Resample the mask onto the scan with nearest neighbours, or give the mask drawn on this scan.",
         )
+    check_mask(sitk.GetArrayViewFromImage(mask.image), f"The mask {path}")
     return binary(sitk.GetArrayViewFromImage(mask.image), like)
 
 
