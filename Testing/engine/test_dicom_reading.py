@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import SimpleITK as sitk
 
 import phantom
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.dicom import reading, series
 from diffusion_anomaly.io.volume import read_volume
 
 SERIES, SLICES = 4, 3
@@ -36,55 +38,47 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def header_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file's header is asked for, with those that a look through a whole folder opens."""
-    reads: Counter[str] = Counter()
-    read_one = sitk.ImageFileReader.ReadImageInformation
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """How often each file is opened for its header, and for all of it."""
+    found: Counter[tuple[str, str]] = Counter()
+    read_header, read_all = series.read_header, reading.read_bytes
 
-    def counted(reader: sitk.ImageFileReader) -> None:
-        reads[Path(reader.GetFileName()).name] += 1
-        read_one(reader)
+    def counted_header(file: BinaryIO, path: Path, tags: list[int] | None = None) -> object:
+        found["header", path.name] += 1
+        return read_header(file, path, tags)
 
-    def counted_folder(name: str) -> None:
-        read_all = getattr(sitk.ImageSeriesReader, name)
+    def counted_all(path: Path) -> bytes:
+        found["all", path.name] += 1
+        return read_all(path)
 
-        def read(directory: str, *arguments: object) -> object:
-            reads.update(path.name for path in Path(directory).iterdir())
-            return read_all(directory, *arguments)
-
-        monkeypatch.setattr(sitk.ImageSeriesReader, name, staticmethod(read))
-
-    monkeypatch.setattr(sitk.ImageFileReader, "ReadImageInformation", counted)
-    counted_folder("GetGDCMSeriesIDs")
-    counted_folder("GetGDCMSeriesFileNames")
-    return reads
+    monkeypatch.setattr(series, "read_header", counted_header)
+    monkeypatch.setattr(reading, "read_bytes", counted_all)
+    return found
 
 
-def test_each_header_is_read_once_whatever_is_asked_for(folder: Path, header_reads: Counter[str]) -> None:
+def test_each_header_is_read_once_and_each_chosen_file_once_more(folder: Path, reads: Counter[tuple[str, str]]) -> None:
+    headers = Counter({("header", path.name): 1 for path in folder.iterdir()})
     volume = read_volume(folder, series="1.2.3.3")
     assert np.array_equal(sitk.GetArrayFromImage(volume.image), sitk.GetArrayFromImage(scan(2)))
-    assert header_reads == Counter({path.name: 1 for path in folder.iterdir()})
+    assert reads == headers + Counter({("all", path.name): 1 for path in folder.glob("2-*")})
 
-    header_reads.clear()
+    reads.clear()
     with pytest.raises(InputError, match="4 DICOM series"):
         read_volume(folder)
-    assert header_reads == Counter({path.name: 1 for path in folder.iterdir()})
+    assert reads == headers
 
 
 def test_what_is_no_image_is_passed_over(folder: Path) -> None:
     slices = sorted(folder.iterdir())
     (folder / "notes.txt").write_text("something", encoding="utf-8")
     (folder / "empty").touch()
-    (folder / "beginning.dcm").write_bytes(slices[0].read_bytes()[:600])
-    (folder / "deeper").mkdir()
-    shutil.copy(slices[0], folder / "deeper")
     shutil.copy(slices[0], folder / "._hidden.dcm")
     volume = read_volume(folder, series="Series 0")
     assert np.array_equal(sitk.GetArrayFromImage(volume.image), sitk.GetArrayFromImage(scan(0)))
     with pytest.raises(InputError) as caught:
         read_volume(folder)
     assert "4 DICOM series" in caught.value.what
-    assert "1.2.3.1 (Series 0, 3 images)" in caught.value.what
+    assert "1.2.3.1 (Series 0, axial, 3 images)" in caught.value.what
 
 
 def test_a_dicom_file_without_preamble_is_read(folder: Path) -> None:
