@@ -288,9 +288,7 @@ def read_header(file: BinaryIO, path: Path, tags: list[int] | None = None) -> tu
             little,
         )
     except PARSE_ERRORS as error:
-        raise InputError(
-            f"{path} is damaged: its elements cannot be told apart.", "Copy or export it again."
-        ) from error
+        raise Header({}, path).damaged() from error
     if not found:
         return header, None, 0
     tag, length = found[0]

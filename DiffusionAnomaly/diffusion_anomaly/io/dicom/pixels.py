@@ -250,9 +250,7 @@ def _format(header: Header) -> _Format:
     if photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
         raise InputError(f"{path} is a colour image ({photometric}); expected one grey value.", _GREY)
     if "ModalityLUTSequence" in header:
-        raise InputError(
-            f"{path} turns its numbers into values by a table (Modality LUT), which is not read.", _CONVERT
-        )
+        raise InputError(f"{path} has a table of values (Modality LUT), which is not read.", _CONVERT)
     name = PIXEL_TAGS.get(pixel_tag(header) or 0, "PixelData")
     kind = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}.get(name, "")
     allocated = int(kind[1]) * 8 if kind else header.integer("BitsAllocated") or 0

@@ -7,7 +7,7 @@ silence would move or hide a lesion.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def place(stack: Sequence[Plane], where: Path) -> tuple[Geometry, list[str]]:
     Raises:
         InputError: when a slice is missing, the distances vary, or the slices are shifted sideways.
     """
-    first, last = stack[0], stack[-1]
+    first = stack[0]
     fields = "the DICOM header"
     warnings: list[str] = []
     if len(stack) == 1:
@@ -240,7 +240,7 @@ def _volumes(places: list[list[Plane]], where: Path) -> tuple[list[list[Plane]],
 
     for place_ in places:
         place_.sort(key=key)
-        for one, other in zip(place_, place_[1:]):  # noqa: B905 - pairs of neighbours
+        for one, other in pairwise(place_):
             if key(one) == key(other):
                 raise InputError(
                     f"{where}: {one.name} and {other.name} lie at one position, and no header says which belongs to "
