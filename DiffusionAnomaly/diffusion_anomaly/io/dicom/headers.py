@@ -207,7 +207,7 @@ class Header:
         return UID((self._meta.code("MediaStorageSOPClassUID") if self._meta else "") or self.code("SOPClassUID"))
 
     def cut_short(self) -> InputError:
-        return InputError(f"{self.path} is cut short: it ends within its header.", "Copy or export it again.")
+        return InputError(f"{self.path} is cut short: it ends within an element.", "Copy or export it again.")
 
     def damaged(self) -> InputError:
         return InputError(f"{self.path} is damaged: its elements cannot be told apart.", "Copy or export it again.")
@@ -287,6 +287,8 @@ def read_header(file: BinaryIO, path: Path, tags: list[int] | None = None) -> tu
             implicit,
             little,
         )
+    except EOFError as error:
+        raise Header({}, path).cut_short() from error
     except PARSE_ERRORS as error:
         raise Header({}, path).damaged() from error
     if not found:
@@ -340,8 +342,8 @@ def read_bytes(path: Path) -> bytes:
 def silence(path: Path) -> Iterator[None]:
     """pydicom's warnings off, and the system's errors told in the engine's words."""
     logger = logging.getLogger("pydicom")
-    before = logger.disabled
-    logger.disabled = True
+    before = logger.propagate
+    logger.propagate = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -355,7 +357,7 @@ def silence(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise MemoryExhausted(f"{path} does not fit into memory.", "Close other programs.") from error
     finally:
-        logger.disabled = before
+        logger.propagate = before
 
 
 def _inflated(file: BinaryIO, path: Path) -> BinaryIO:

@@ -6,8 +6,10 @@ of plain pixels, and against the size that each compressed image states itself.
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,30 +195,27 @@ class Pixels:
         if self._syntax != syntax.RLELossless:
             self._check_coded(coded)
         try:
-            pixels, _ = get_decoder(self._syntax).as_array(
-                encapsulate([coded], has_bot=False),
-                index=0,
-                raw=True,
-                decoding_plugin=_DECODERS[self._syntax],
-                transfer_syntax_uid=self._syntax,
-                rows=form.rows,
-                columns=form.columns,
-                number_of_frames=1,
-                samples_per_pixel=1,
-                photometric_interpretation="MONOCHROME2",
-                bits_allocated=form.allocated,
-                bits_stored=form.stored,
-                pixel_representation=int(form.signed),
-                pixel_keyword="PixelData",
-            )
-        except NotImplementedError as error:
-            raise InputError(
-                f"{path}: {self._syntax.name} with {form.stored} bits cannot be read.", _CONVERT
-            ) from error
+            with _decoders_silenced():
+                pixels, _ = get_decoder(self._syntax).as_array(
+                    encapsulate([coded], has_bot=False),
+                    index=0,
+                    raw=True,
+                    decoding_plugin=_DECODERS[self._syntax],
+                    transfer_syntax_uid=self._syntax,
+                    rows=form.rows,
+                    columns=form.columns,
+                    number_of_frames=1,
+                    samples_per_pixel=1,
+                    photometric_interpretation="MONOCHROME2",
+                    bits_allocated=form.allocated,
+                    bits_stored=form.stored,
+                    pixel_representation=int(form.signed),
+                    pixel_keyword="PixelData",
+                )
         except PARSE_ERRORS as error:
-            if "NotImplementedError" in str(error) or "does not support" in str(error):
+            if "does not support" in str(error):
                 raise InputError(
-                    f"{path}: {self._syntax.name} with {form.stored} bits cannot be read here.", _CONVERT
+                    f"{path}: {self._syntax.name} with {form.stored} bits is not read here.", _CONVERT
                 ) from error
             raise self._damaged() from error
         if pixels.shape != (form.rows, form.columns):
@@ -288,6 +287,23 @@ def _inverted(header: Header, warnings: list[str]) -> bool:
 
 def _complement(stored: np.ndarray, form: _Format) -> np.ndarray:
     return -1 - stored if form.signed else (1 << form.stored) - 1 - stored
+
+
+@contextmanager
+def _decoders_silenced() -> Iterator[None]:
+    """What GDCM's libraries print of a damaged image goes nowhere: they write past Python."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is no stderr
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _coded_size(coded: bytes) -> tuple[int, int, int] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from pydicom.datadict import tag_for_keyword
 
 from ...errors import InputError
-from ..geometry import MOST_SHEAR
+from ..geometry import MOST_SHEAR, check_spacing
 from .headers import Header
 
 # X-ray pictures: projections, of which many state no place in the body.
@@ -301,6 +301,7 @@ def _place(
         if not spacing:
             spacing = (1.0, 1.0)
             warnings.append("The picture does not state its pixel spacing; 1 mm is assumed, so sizes mean nothing.")
+    check_spacing(np.array(spacing), what, "PixelSpacing")
     return _unit_axes(axes, what), place, spacing
 
 

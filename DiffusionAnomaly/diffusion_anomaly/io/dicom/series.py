@@ -148,7 +148,7 @@ def read_one(path: Path, tags: list[int]) -> DicomFile | None:
         kind = header.sop_class
         series = header.code("SeriesInstanceUID") if "SeriesInstanceUID" in header else None
     except InputError:  # it ends within one of them
-        return DicomFile(path, None, None, "is cut short: it ends within its header")
+        return DicomFile(path, None, None, "is cut short: it ends within an element")
     if kind == _DIRECTORY or kind in _NO_IMAGES:
         return DicomFile(path, None, series)
     if missing:
