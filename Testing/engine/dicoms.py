@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
@@ -130,3 +131,21 @@ def write(folder: Path, *series: list[Dataset]) -> Path:
         for k, data in enumerate(files):
             save(data, folder / f"{(k * 7 + 3) % 97:02d}-{number}.dcm")
     return folder
+
+
+def compressed(data: Dataset, syntax: int, path: Path) -> Path:
+    """Through GDCM, which knows the syntax by its number."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(save(data, path.with_suffix(".plain"))))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    path.with_suffix(".plain").unlink()
+    return path

@@ -190,33 +190,17 @@ class Pixels:
         return frames
 
     def _decoded(self, frame: int) -> np.ndarray:
-        form, path, coded = self._format, self._header.path, self._content[frame]
+        form, coded = self._format, self._content[frame]
         assert isinstance(coded, bytes)
         if self._syntax != syntax.RLELossless:
             self._check_coded(coded)
         try:
             with _decoders_silenced():
-                pixels, _ = get_decoder(self._syntax).as_array(
-                    encapsulate([coded], has_bot=False),
-                    index=0,
-                    raw=True,
-                    decoding_plugin=_DECODERS[self._syntax],
-                    transfer_syntax_uid=self._syntax,
-                    rows=form.rows,
-                    columns=form.columns,
-                    number_of_frames=1,
-                    samples_per_pixel=1,
-                    photometric_interpretation="MONOCHROME2",
-                    bits_allocated=form.allocated,
-                    bits_stored=form.stored,
-                    pixel_representation=int(form.signed),
-                    pixel_keyword="PixelData",
-                )
+                if self._syntax == syntax.JPEGExtended12Bit and form.stored > 8:
+                    pixels = _twelve_bits(coded, form)
+                else:
+                    pixels = _with_pydicom(coded, form, self._syntax)
         except PARSE_ERRORS as error:
-            if "does not support" in str(error):
-                raise InputError(
-                    f"{path}: {self._syntax.name} with {form.stored} bits is not read here.", _CONVERT
-                ) from error
             raise self._damaged() from error
         if pixels.shape != (form.rows, form.columns):
             raise self._damaged()
@@ -287,6 +271,47 @@ def _inverted(header: Header, warnings: list[str]) -> bool:
 
 def _complement(stored: np.ndarray, form: _Format) -> np.ndarray:
     return -1 - stored if form.signed else (1 << form.stored) - 1 - stored
+
+
+def _with_pydicom(coded: bytes, form: _Format, kind: syntax.UID) -> np.ndarray:
+    pixels, _ = get_decoder(kind).as_array(
+        encapsulate([coded], has_bot=False),
+        index=0,
+        raw=True,
+        decoding_plugin=_DECODERS[kind],
+        transfer_syntax_uid=kind,
+        rows=form.rows,
+        columns=form.columns,
+        number_of_frames=1,
+        samples_per_pixel=1,
+        photometric_interpretation="MONOCHROME2",
+        bits_allocated=form.allocated,
+        bits_stored=form.stored,
+        pixel_representation=int(form.signed),
+        pixel_keyword="PixelData",
+    )
+    return pixels
+
+
+def _twelve_bits(coded: bytes, form: _Format) -> np.ndarray:
+    """JPEG Extended with 12 bits, which GDCM reads, though pydicom does not ask it."""
+    import gdcm
+
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(coded)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((form.columns, form.rows, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, form.stored, form.stored - 1, int(form.signed)))
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")
+    return np.frombuffer(content, "<i2" if form.signed else "<u2").reshape(form.rows, form.columns)
 
 
 @contextmanager
