@@ -127,11 +127,12 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
     if is_dicom(path):
         scan = read_dicom(path, None, frame)
         return as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
-    if zipfile.is_zipfile(path):
-        raise InputError(
-            f"{path} is an archive.", "Unpack it, and give the scan in it or the folder of its DICOM files."
-        )
     with itk_errors(path):
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\3\4":
+                raise InputError(
+                    f"{path} is a zip archive.", "Unpack it, and give the scan, or the folder of its files."
+                )
         files = files_of(path)
         image, metadata = read_file(path, frame)
     return as_volume(image, os.fspath(path), _sha256(files), metadata)
