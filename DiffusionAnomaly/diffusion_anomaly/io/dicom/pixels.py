@@ -6,10 +6,8 @@ of plain pixels, and against the size that each compressed image states itself.
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from pydicom.encaps import encapsulate, generate_frames, parse_basic_offsets
 from pydicom.pixels import get_decoder
 
 from ...errors import InputError
+from .decompression import SYNTAXES, Decompressor
 from .headers import PARSE_ERRORS, PIXEL_TAGS, UNDEFINED_LENGTH, Header, pixel_tag
 from .planes import Plane, frames_of
 
@@ -28,22 +27,15 @@ _PLAIN = (
     syntax.ExplicitVRBigEndian,
     syntax.DeflatedExplicitVRLittleEndian,
 )
-# Named decoders, so that an image has the same values whatever else is installed.
-_DECODERS = {
-    syntax.RLELossless: "pydicom",
-    **dict.fromkeys(
-        (
-            syntax.JPEGBaseline8Bit,
-            syntax.JPEGExtended12Bit,
-            syntax.JPEGLossless,
-            syntax.JPEGLosslessSV1,
-            syntax.JPEGLSLossless,
-            syntax.JPEGLSNearLossless,
-            syntax.JPEG2000Lossless,
-            syntax.JPEG2000,
-        ),
-        "gdcm",
-    ),
+_COMPRESSED = (syntax.RLELossless, *SYNTAXES)
+# The markers that begin a frame of each kind of JPEG.
+_FRAME_MARKERS = {
+    syntax.JPEGBaseline8Bit: (0xC0,),
+    syntax.JPEGExtended12Bit: (0xC0, 0xC1),
+    syntax.JPEGLossless: (0xC3,),
+    syntax.JPEGLosslessSV1: (0xC3,),
+    syntax.JPEGLSLossless: (0xF7,),
+    syntax.JPEGLSNearLossless: (0xF7,),
 }
 # Compressed images may swell to this many bytes, or by this factor: an empty slice shrinks to almost nothing.
 _MOST_DECODED, _MOST_SWELLING = 1 << 28, 1000
@@ -77,14 +69,15 @@ class Pixels:
 
     Args:
         header: of the whole file.
+        decompressor: decodes its images, where they are compressed.
 
     Raises:
         InputError: when they are no grey numbers, when there are fewer bytes than the header states, or when their
             compression cannot be read.
     """
 
-    def __init__(self, header: Header) -> None:
-        self._header = header
+    def __init__(self, header: Header, decompressor: Decompressor) -> None:
+        self._header, self._decompressor = header, decompressor
         self._format = _format(header)
         tag = pixel_tag(header)
         element: Any = header.element(tag) if tag else None
@@ -101,9 +94,9 @@ class Pixels:
             self._content: bytes | Sequence[bytes] = (
                 np.frombuffer(content[: len(content) // 2 * 2], "u2").byteswap().tobytes() if swapped else content
             )
-        elif self._syntax in _DECODERS and element.length == UNDEFINED_LENGTH:
+        elif self._syntax in _COMPRESSED and element.length == UNDEFINED_LENGTH:
             self._content = self._compressed_frames(content)
-        elif self._syntax in _PLAIN or self._syntax in _DECODERS:
+        elif self._syntax in _PLAIN or self._syntax in _COMPRESSED:
             raise InputError(
                 f"{header.path}: its transfer syntax ({self._syntax.name}) does not fit the form of its pixels.",
                 _EXPORT,
@@ -157,7 +150,7 @@ class Pixels:
         form = self._format
         plain = isinstance(self._content, bytes) or self._syntax == syntax.RLELossless
         shift = form.high_bit + 1 - form.stored if plain else 0
-        if form.stored == form.allocated:
+        if form.stored == form.allocated and plain:
             return stored.astype(np.int64)
         stored = (stored.astype(np.int64) >> shift) & ((1 << form.stored) - 1)
         if form.signed:
@@ -192,34 +185,38 @@ class Pixels:
     def _decoded(self, frame: int) -> np.ndarray:
         form, coded = self._format, self._content[frame]
         assert isinstance(coded, bytes)
-        if self._syntax != syntax.RLELossless:
-            self._check_coded(coded)
+        bits = 0 if self._syntax == syntax.RLELossless else self._check_coded(coded)
         try:
-            with _decoders_silenced():
-                if self._syntax == syntax.JPEGExtended12Bit and form.stored > 8:
-                    pixels = _twelve_bits(coded, form)
-                else:
-                    pixels = _with_pydicom(coded, form, self._syntax)
+            if self._syntax == syntax.RLELossless:
+                pixels = _run_lengths(coded, form)
+            else:
+                pixels = self._decompressor.decode(self._syntax, coded, form.rows, form.columns, bits, form.signed)
         except PARSE_ERRORS as error:
             raise self._damaged() from error
         if pixels.shape != (form.rows, form.columns):
             raise self._damaged()
         return pixels
 
-    def _check_coded(self, coded: bytes) -> None:
-        """Hold a JPEG image's own size against the header's, and see that it has an end."""
+    def _check_coded(self, coded: bytes) -> int:
+        """Hold a JPEG image's own size against the header's, and see that it has an end. Returns its bits."""
         form, path = self._format, self._header.path
-        size = _coded_size(coded)
+        size = _coded_size(coded, self._syntax)
         if size is None:
             raise self._damaged()
-        if size != (form.rows, form.columns, 1):
+        rows, columns, components, bits = size
+        if (rows, columns, components) != (form.rows, form.columns, 1):
             raise InputError(
-                f"{path} holds a compressed image of {size[1]} x {size[0]} pixels with {size[2]} values each; "
+                f"{path} holds a compressed image of {columns} x {rows} pixels with {components} values each; "
                 f"its header promises {form.columns} x {form.rows} with 1.",
                 _EXPORT,
             )
+        if not form.stored <= bits <= form.allocated:
+            raise InputError(
+                f"{path} holds a compressed image of {bits} bits; its header promises {form.stored}.", _EXPORT
+            )
         if b"\xff\xd9" not in coded.rstrip(b"\0")[-4:]:
             raise InputError(f"{path} is cut short: a compressed image in it has no end.", _EXPORT)
+        return bits
 
     def _damaged(self) -> InputError:
         return InputError(f"{self._header.path} is damaged: its compressed pixels cannot be decoded.", _EXPORT)
@@ -273,13 +270,13 @@ def _complement(stored: np.ndarray, form: _Format) -> np.ndarray:
     return -1 - stored if form.signed else (1 << form.stored) - 1 - stored
 
 
-def _with_pydicom(coded: bytes, form: _Format, kind: syntax.UID) -> np.ndarray:
-    pixels, _ = get_decoder(kind).as_array(
+def _run_lengths(coded: bytes, form: _Format) -> np.ndarray:
+    pixels, _ = get_decoder(syntax.RLELossless).as_array(
         encapsulate([coded], has_bot=False),
         index=0,
         raw=True,
-        decoding_plugin=_DECODERS[kind],
-        transfer_syntax_uid=kind,
+        decoding_plugin="pydicom",
+        transfer_syntax_uid=syntax.RLELossless,
         rows=form.rows,
         columns=form.columns,
         number_of_frames=1,
@@ -293,51 +290,15 @@ def _with_pydicom(coded: bytes, form: _Format, kind: syntax.UID) -> np.ndarray:
     return pixels
 
 
-def _twelve_bits(coded: bytes, form: _Format) -> np.ndarray:
-    """JPEG Extended with 12 bits, which GDCM reads, though pydicom does not ask it."""
-    import gdcm
-
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(coded)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((form.columns, form.rows, 1))
-    image.SetDataElement(element)
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, form.stored, form.stored - 1, int(form.signed)))
-    content = image.GetBuffer().encode("utf-8", "surrogateescape")
-    return np.frombuffer(content, "<i2" if form.signed else "<u2").reshape(form.rows, form.columns)
-
-
-@contextmanager
-def _decoders_silenced() -> Iterator[None]:
-    """What GDCM's libraries print of a damaged image goes nowhere: they write past Python."""
+def _coded_size(coded: bytes, kind: syntax.UID) -> tuple[int, int, int, int] | None:
+    """Rows, columns, components and bits as a compressed image states them; None where it is not of its kind."""
     try:
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is no stderr
-        yield
-        return
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _coded_size(coded: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components as a JPEG, JPEG-LS or JPEG 2000 image states them; None where it is none."""
-    try:
-        if coded[:4] == b"\xff\x4f\xff\x51":  # SIZ follows the start of a JPEG 2000 codestream
+        if kind in (syntax.JPEG2000Lossless, syntax.JPEG2000):
+            if coded[:4] != b"\xff\x4f\xff\x51":  # SIZ follows the start of the codestream
+                return None
             width, height, left, top = struct.unpack_from(">4I", coded, 8)
-            (components,) = struct.unpack_from(">H", coded, 40)
-            return height - top, width - left, components
+            components, depth = struct.unpack_from(">HB", coded, 40)
+            return height - top, width - left, components, (depth & 0x7F) + 1
         if coded[:2] != b"\xff\xd8":
             return None
         position = 2
@@ -345,9 +306,9 @@ def _coded_size(coded: bytes) -> tuple[int, int, int] | None:
             marker = coded[position + 1]
             if marker == 0xFF:
                 position += 1
-            elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-                rows, columns, components = struct.unpack_from(">HHB", coded, position + 5)
-                return rows, columns, components
+            elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+                bits, rows, columns, components = struct.unpack_from(">BHHB", coded, position + 4)
+                return (rows, columns, components, bits) if marker in _FRAME_MARKERS[kind] else None
             elif marker in (0x01, *range(0xD0, 0xD9)):
                 position += 2
             else:

@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ...errors import InputError
+from .decompression import Decompressor
 from .headers import Header, parse, read_bytes, silence
 from .pixels import Pixels
 from .planes import HEADER_TAGS, Plane, is_multiframe, plane_of, planes_of
@@ -50,7 +51,8 @@ def read(path: Path, series: str | None, frame: int | None) -> DicomScan:
             files = chosen.files
             # Messages about one file name that file.
             shown = files[0].path if len(files) == 1 else shown
-        return _read_files(files, frame, shown, warnings)
+        with Decompressor() as decompressor:
+            return _read_files(files, frame, shown, warnings, decompressor)
 
 
 def _single(path: Path) -> DicomFile | None:
@@ -69,7 +71,9 @@ def _single(path: Path) -> DicomFile | None:
     return file
 
 
-def _read_files(files: Sequence[DicomFile], frame: int | None, where: Path, warnings: list[str]) -> DicomScan:
+def _read_files(
+    files: Sequence[DicomFile], frame: int | None, where: Path, warnings: list[str], decompressor: Decompressor
+) -> DicomScan:
     headers = [file.header for file in files if file.header is not None]
     _check_common(headers, where)
     multiframe = [is_multiframe(header) for header in headers]
@@ -81,10 +85,10 @@ def _read_files(files: Sequence[DicomFile], frame: int | None, where: Path, warn
         )
     if all(multiframe):
         _check_concatenation(headers, where)
-        reader = _Reader(kept=True)
+        reader = _Reader(decompressor, kept=True)
         planes = [plane for header in headers for plane in reader.open(header.path).planes]
     else:
-        reader = _Reader(alone=len(headers) == 1)
+        reader = _Reader(decompressor, alone=len(headers) == 1)
         planes = [plane_of(header, alone=len(headers) == 1) for header in headers]
     stack, notes = choose_volume(planes, frame, where, reader.values)
     geometry, more = place(stack, where)
@@ -127,12 +131,13 @@ class _Reader:
     """Reads files whole.
 
     Args:
+        decompressor: for compressed images.
         kept: whether they hold many frames, and are read once for all of them.
         alone: whether the only file is a single image.
     """
 
-    def __init__(self, kept: bool = False, alone: bool = False) -> None:
-        self._kept, self._alone = kept, alone
+    def __init__(self, decompressor: Decompressor, kept: bool = False, alone: bool = False) -> None:
+        self._decompressor, self._kept, self._alone = decompressor, kept, alone
         self._opened: dict[Path, _Opened] = {}
 
     def open(self, path: Path) -> _Opened:
@@ -147,7 +152,7 @@ class _Reader:
         content = read_bytes(path)
         header = parse(content, path)
         planes = planes_of(header) if self._kept else [plane_of(header, self._alone)]
-        opened = _Opened(content, planes, Pixels(header))
+        opened = _Opened(content, planes, Pixels(header, self._decompressor))
         if self._kept:
             self._opened[path] = opened
         return opened
