@@ -282,3 +282,25 @@ def test_an_image_that_states_the_size_of_a_house(tmp_path: Path) -> None:
     data["PixelData"].is_undefined_length = True
     data.file_meta.TransferSyntaxUID = JPEG2000Lossless
     assert "cannot be" in refused(dicoms.save(data, tmp_path / "one.dcm"))
+
+
+def test_one_damaged_image_does_not_end_the_process(tmp_path: Path) -> None:
+    """A marker amid the Huffman codes makes GDCM throw where nothing catches."""
+    data = single(smooth("u2", 4095), BitsStored=12, HighBit=11)
+    path = dicoms.compressed(data, gdcm.TransferSyntax.JPEGExtendedProcess2_4, tmp_path / "one.dcm")
+    content = path.read_bytes()
+    start = content.index(b"\xff\xda")
+    path.write_bytes(content[: start - 9] + bytes(9) + content[start:])
+    refused(path)
+    path.write_bytes(content)
+    assert values_of(path).shape == (32, 40)
+
+
+@pytest.mark.parametrize("syntax", [gdcm.TransferSyntax.JPEGLosslessProcess14_1, gdcm.TransferSyntax.JPEG2000Lossless])
+def test_what_a_decoder_fills_up_is_no_image(tmp_path: Path, syntax: int) -> None:
+    """Its end kept, its second half left out: the libraries print a warning and give grey or zeros."""
+    path = dicoms.compressed(single(noise("u2", 12), BitsStored=12, HighBit=11), syntax, tmp_path / "one.dcm")
+    data = pydicom.dcmread(path)
+    (frame,) = pydicom.encaps.generate_frames(data.PixelData, number_of_frames=1)
+    data.PixelData = encapsulate([frame[: len(frame) // 2] + b"\xff\xd9"])
+    assert "damaged" in refused(dicoms.save(data, path))

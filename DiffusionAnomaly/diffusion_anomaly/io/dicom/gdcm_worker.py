@@ -6,12 +6,16 @@ imports GDCM and nothing else.
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 import sys
+import tempfile
 from typing import BinaryIO
 
 REQUEST = struct.Struct("<32s5IQ")  # transfer syntax, rows, columns, container, bits, signed, length of what follows
 ANSWER = struct.Struct("<Q")
+_COMPLAINT = re.compile(rb"corrupt|premature|truncated|error", re.IGNORECASE)
 
 
 def decode(kind: bytes, rows: int, columns: int, container: int, bits: int, signed: int, coded: bytes) -> bytes:
@@ -34,15 +38,27 @@ def decode(kind: bytes, rows: int, columns: int, container: int, bits: int, sign
     return (image.GetBuffer() or "").encode("utf-8", "surrogateescape")
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more. What cannot be decoded gets an empty answer."""
+def serve(requests: BinaryIO, answers: BinaryIO, printed: int) -> None:
+    """Answer requests until there are no more. What cannot be decoded gets an empty answer.
+
+    Args:
+        requests, answers: the other end's.
+        printed: descriptor of the file into which the libraries print. They fill up what they cannot decode, and only
+            say so there.
+    """
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
         *form, length = REQUEST.unpack(head)
+        start = os.lseek(printed, 0, os.SEEK_END)
         pixels = decode(*form, requests.read(length))
+        os.lseek(printed, start, os.SEEK_SET)
+        if _COMPLAINT.search(os.read(printed, 1 << 16)):
+            pixels = b""
         answers.write(ANSWER.pack(len(pixels)))
         answers.write(pixels)
         answers.flush()
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        serve(sys.stdin.buffer, sys.stdout.buffer, file.fileno())
