@@ -47,9 +47,9 @@ def serve(requests: BinaryIO, answers: BinaryIO, printed: int) -> None:
             say so there.
     """
     while len(head := requests.read(REQUEST.size)) == REQUEST.size:
-        *form, length = REQUEST.unpack(head)
+        kind, rows, columns, container, bits, signed, length = REQUEST.unpack(head)
         start = os.lseek(printed, 0, os.SEEK_END)
-        pixels = decode(*form, requests.read(length))
+        pixels = decode(kind, rows, columns, container, bits, signed, requests.read(length))
         os.lseek(printed, start, os.SEEK_SET)
         if _COMPLAINT.search(os.read(printed, 1 << 16)):
             pixels = b""

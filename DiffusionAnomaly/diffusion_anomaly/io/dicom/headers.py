@@ -48,7 +48,8 @@ _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}
 _LONGEST_NUMBER = 64
-_LONGEST_TEXT = 200
+_LONGEST_TEXT, _LONGEST_CODE = 200, 1024
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa1-\xff]")
 # A deflated file may swell to this, or by this factor.
 _MOST_INFLATED, _MOST_SWELLING = 1 << 28, 20
 # The length field of an element allows no more.
@@ -105,7 +106,8 @@ class Header:
 
     def strings(self, name: str | int) -> list[str]:
         """The values of an element of codes or numbers, as text."""
-        text = self.raw(name).decode("latin-1").strip(" \0")
+        text = self.raw(name)[:_LONGEST_CODE].decode("latin-1").strip(" \0")
+        text = _UNPRINTABLE.sub("?", text)  # some of it is shown in messages
         return [part.strip(" \0") for part in text.split("\\")] if text else []
 
     def code(self, name: str | int) -> str:
@@ -136,7 +138,7 @@ class Header:
             values = None
         if values is None or (count is not None and values and len(values) != count):
             shown = content[:_LONGEST_NUMBER].decode("latin-1") if not self._binary(name, kind) else content[:16].hex()
-            shown = re.sub(r"[^\x20-\x7e\xa1-\xff]", "?", shown)
+            shown = _UNPRINTABLE.sub("?", shown)
             expected = f"{count} finite number{'s' * (count != 1)}" if count else "finite numbers"
             raise InputError(
                 f"{self.path}: its {name if isinstance(name, str) else 'private element'} is '{shown}'; "
@@ -184,7 +186,7 @@ class Header:
         try:
             if isinstance(element, RawDataElement):
                 element = convert_raw_data_element(element)
-            datasets = list(element.value or ())
+            datasets: list[Any] = list(element.value or ())
             charsets = self._charsets()
             return [
                 Header({int(tag): item.get_item(tag) for tag in item.keys()}, self.path, charsets=charsets)  # noqa: SIM118

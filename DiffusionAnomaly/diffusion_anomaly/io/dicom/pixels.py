@@ -271,23 +271,22 @@ def _complement(stored: np.ndarray, form: _Format) -> np.ndarray:
 
 
 def _run_lengths(coded: bytes, form: _Format) -> np.ndarray:
-    pixels, _ = get_decoder(syntax.RLELossless).as_array(
-        encapsulate([coded], has_bot=False),
-        index=0,
-        raw=True,
-        decoding_plugin="pydicom",
-        transfer_syntax_uid=syntax.RLELossless,
-        rows=form.rows,
-        columns=form.columns,
-        number_of_frames=1,
-        samples_per_pixel=1,
-        photometric_interpretation="MONOCHROME2",
-        bits_allocated=form.allocated,
-        bits_stored=form.stored,
-        pixel_representation=int(form.signed),
-        pixel_keyword="PixelData",
-    )
-    return pixels
+    options: dict[str, Any] = {
+        "transfer_syntax_uid": syntax.RLELossless,
+        "rows": form.rows,
+        "columns": form.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": form.allocated,
+        "bits_stored": form.stored,
+        "pixel_representation": int(form.signed),
+        "pixel_keyword": "PixelData",
+    }
+    decoder = get_decoder(syntax.RLELossless)
+    return decoder.as_array(
+        encapsulate([coded], has_bot=False), index=0, raw=True, decoding_plugin="pydicom", **options
+    )[0]
 
 
 def _coded_size(coded: bytes, kind: syntax.UID) -> tuple[int, int, int, int] | None:

@@ -109,11 +109,6 @@ class Plane:
     def normal(self) -> np.ndarray:
         return np.cross(self.axes[:3], self.axes[3:])
 
-    @property
-    def height(self) -> float:
-        """Position along the slice normal in mm."""
-        return float(self.normal @ self.position)
-
 
 def is_multiframe(header: Header) -> bool:
     """Whether a file holds several images or describes one in functional groups.

@@ -98,7 +98,7 @@ def _read_files(
     read: dict[Path, None] = {}
     for index, plane in enumerate(stack):
         file = reader.open(plane.path)
-        if plane not in file.planes:
+        if file.planes[plane.frame] != plane:
             raise InputError(f"{plane.path} was changed while it was read.", "Read it again when it is complete.")
         if plane.path not in read:
             read[plane.path] = None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import SimpleITK as sitk
 
-_HEAD_BYTES = 140
+HEAD_BYTES = 140
 # The first two letters of an element's value representation, where a file begins without preamble.
 _REPRESENTATIONS = re.compile(b"A[EST]|CS|D[AST]|F[DL]|IS|L[OT]|O[BW]|PN|S[HLQST]|TM|U[CILNRST]")
 
@@ -35,7 +35,7 @@ def is_dicom(path: Path) -> bool:
     """Whether a file's first bytes are DICOM's, with or without the preamble. False for what cannot be opened."""
     try:
         with open(path, "rb") as file:
-            return has_dicom_head(file.read(_HEAD_BYTES))
+            return has_dicom_head(file.read(HEAD_BYTES))
     except OSError:
         return False
 
@@ -53,4 +53,4 @@ def has_dicom_head(head: bytes) -> bool:
     if _REPRESENTATIONS.match(head, 4):
         return True
     # Implicit representation: a low element number, and the length of a short value.
-    return head[:2] == b"\x08\0" and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 128
+    return head[:2] == b"\x08\0" and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 1024

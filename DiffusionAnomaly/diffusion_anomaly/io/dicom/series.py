@@ -16,9 +16,8 @@ import numpy as np
 
 from ...errors import InputError
 from .headers import Header, read_header
-from .recognition import has_dicom_head
+from .recognition import HEAD_BYTES, has_dicom_head
 
-_HEAD_BYTES = 140
 _DEEPEST_FOLDER, _MOST_FILES = 12, 30_000
 _DIRECTORY = "1.2.840.10008.1.3.10"
 # Objects that have pixels and are no image of a body: segmentations and a dose.
@@ -135,7 +134,7 @@ def read_one(path: Path, tags: list[int]) -> DicomFile | None:
     """A file's header. None for what is no DICOM; without header and fault for DICOM that is no image of a body."""
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
             if not has_dicom_head(head):
                 return None
             file.seek(0)
@@ -243,7 +242,7 @@ def _files(folder: Path) -> Iterator[Path]:
                         "Give the folder of the scan's own series.",
                     )
                 below.append((Path(entry.path), depth + 1))
-            elif entry.is_file() or entry.is_symlink():
+            elif entry.is_file() or not os.path.exists(entry.path):  # a link to nowhere may stand for a slice
                 yield Path(entry.path)
         waiting.extend(reversed(below))
 

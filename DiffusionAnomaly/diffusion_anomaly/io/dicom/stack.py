@@ -140,10 +140,12 @@ def _check_alike(planes: Sequence[Plane], where: Path) -> None:
     for plane in planes:
         for kind in kinds:
             first = kind[0]
-            if (
-                plane.size == first.size
-                and np.allclose(plane.axes, first.axes, atol=_SAME_AXES)
-                and np.allclose(plane.spacing, first.spacing, rtol=1e-3)
+            if plane.size == first.size and (
+                (plane.axes, plane.spacing) == (first.axes, first.spacing)
+                or (
+                    np.allclose(plane.axes, first.axes, atol=_SAME_AXES)
+                    and np.allclose(plane.spacing, first.spacing, rtol=1e-3)
+                )
             ):
                 kind.append(plane)
                 break
@@ -181,18 +183,20 @@ def _without_doubles(places: list[list[Plane]], values: Values) -> tuple[list[li
     """Leave out copies: images at one position with the same values, and with one UID, or one number in the series
     and nothing else that tells them apart. An empty slice looks alike at every time point.
     """
+    result: list[list[Plane]] = []
     dropped: list[Plane] = []
-
-    def is_copy(one: Plane, other: Plane) -> bool:
-        alike = one.uid == other.uid or (one.number, one.distinctions) == (other.number, other.distinctions)
-        return alike and one.size == other.size and np.array_equal(values(one), values(other))
-
-    result = []
     for place_ in places:
-        kept: list[Plane] = []
+        kept: dict[object, list[Plane]] = {}
         for plane in place_:
-            (dropped if any(is_copy(plane, other) for other in kept) else kept).append(plane)
-        result.append(kept)
+            names = plane.uid, (plane.number, plane.distinctions)
+            alike = {id(other): other for name in names for other in kept.get(name, ())}.values()
+            if any(other.size == plane.size and np.array_equal(values(other), values(plane)) for other in alike):
+                dropped.append(plane)
+                continue
+            for name in names:
+                kept.setdefault(name, []).append(plane)
+        copies = set(map(id, dropped))
+        result.append([plane for plane in place_ if id(plane) not in copies])
     return result, dropped
 
 
