@@ -180,8 +180,8 @@ def test_two_series_in_a_folder_are_named(tmp_path):
     phantom.write_dicom(tmp_path, scan((6, 6, 3)), uid="1.2.3.1")
     phantom.write_dicom(tmp_path, scan((6, 6, 4)), uid="1.2.3.2", description="T1 sagittal", first_number=50)
     message = refused(tmp_path)
-    assert "1.2.3.1 (FLAIR axial, 3 images)" in message
-    assert "1.2.3.2 (T1 sagittal, 4 images)" in message
+    assert "1.2.3.1 (FLAIR axial, axial, 3 images)" in message
+    assert "1.2.3.2 (T1 sagittal, axial, 4 images)" in message
     with pytest.raises(InputError, match="--series"):
         read_volume(tmp_path)
     assert "no series '9.9'" in refused(tmp_path, series="9.9")

@@ -43,6 +43,8 @@ def test_what_is_missing_or_too_old_is_found_without_importing_it(monkeypatch: p
         "monai": "1.6.0",
         "einops": "0.8",
         "safetensors": "0.5",
+        "pydicom": "3.0.1",
+        "python-gdcm": "3.0.26",
         "jinja2": "3.1.0",
         "pillow": "12",
     }

@@ -24,7 +24,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
-from .dicom import read_series
+from .dicom import is_dicom, read_dicom
 from .files import partial_name, whole_file
 from .geometry import MOST_SHEAR, geometry_of
 from .headers import check_whole, files_of, keep_grid_fields, suffix_of
@@ -117,21 +117,36 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
         raise InputError(f"There is no file or folder {path}.", "Check the path.")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} may not be read: no permission.", "Ask its owner for read permission.")
+    if path.is_dir() or (path.name.upper() == "DICOMDIR" and is_dicom(path)):
+        scan = read_dicom(path, series, frame)
+        return as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
+    if series is not None:
+        raise InputError(
+            f"{path} is a file; a series ({series}) can be chosen in a DICOM folder only.",
+            "Leave out --series, or give the folder.",
+        )
+    if is_dicom(path):
+        scan = read_dicom(path, None, frame)
+        return as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
     with itk_errors(path):
-        if path.is_dir():
-            image, files, metadata = read_series(path, series, frame)
-        elif series is not None:
-            raise InputError(
-                f"{path} is a file; a series ({series}) can be chosen in a DICOM folder only.",
-                "Leave out --series, or give the folder.",
-            )
-        else:
-            files = files_of(path)
-            image, metadata = read_file(path, frame)
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\3\4":
+                raise InputError(
+                    f"{path} is a zip archive.", "Unpack it, and give the scan, or the folder of its files."
+                )
+        files = files_of(path)
+        image, metadata = read_file(path, frame)
     return as_volume(image, os.fspath(path), _sha256(files), metadata)
 
 
-def as_volume(image: sitk.Image, source: str, sha256: str, metadata: Mapping[str, str], title: str = "") -> Volume:
+def as_volume(
+    image: sitk.Image,
+    source: str,
+    sha256: str,
+    metadata: Mapping[str, str],
+    title: str = "",
+    warnings: tuple[str, ...] = (),
+) -> Volume:
     """A 2-D or 3-D float32 image as a volume, its spacing and its values checked.
 
     Raises:
@@ -149,7 +164,7 @@ def as_volume(image: sitk.Image, source: str, sha256: str, metadata: Mapping[str
         )
     geometry_of(direction * image.GetSpacing(), np.array(image.GetOrigin()), what)
     image, non_finite = _finite(image, what)
-    return Volume(image, source, sha256, dimension, non_finite, metadata, title)
+    return Volume(image, source, sha256, dimension, non_finite, metadata, title, warnings)
 
 
 def read_mask(path: PathLike, like: Volume) -> sitk.Image:

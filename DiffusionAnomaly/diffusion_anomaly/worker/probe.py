@@ -23,6 +23,7 @@ NEEDED = (
     "numpy",
     "scipy",
     "SimpleITK",
+    "pydicom",
     "torch",
     "monai",
     "einops",
