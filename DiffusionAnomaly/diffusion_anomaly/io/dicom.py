@@ -15,7 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
-from .itk import check_grey, choose_frame, describe_file, read_file
+from .itk import check_grey, describe_file, read_file
+from .reading import choose_frame
 
 # Named, since ITK's search for the right reader takes a file without the 128 bytes of preamble for no image.
 _IMAGE_IO = "GDCMImageIO"

@@ -30,6 +30,8 @@ NEEDED = (
     "jsonschema",
     "jinja2",
     "matplotlib",
+    "nibabel",
+    "nrrd",
 )
 
 
