@@ -147,7 +147,9 @@ def _place(header: _Header, axes: int, what: str) -> tuple[Geometry, list[str]]:
         raise InputError(f"{what}: the direction matrix in its header is no rotation: it scales.", _CONVERT)
     if (steps < 0).any():
         raise InputError(f"{what}: its header states a negative voxel size.", _CONVERT)
-    geometry = geometry_of(direction * steps, start, what, "its header")
+    with np.errstate(invalid="ignore"):  # 0 times infinity, which is refused
+        columns = direction * steps
+    geometry = geometry_of(columns, start, what, "its header")
     x, y, z = (float(value) for value in steps)  # as stated: products and their roots are off in the last digit
     return replace(geometry, spacing=(x, y, z), direction=tuple(float(v) for v in direction.ravel())), warnings
 

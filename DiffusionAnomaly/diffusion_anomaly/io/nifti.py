@@ -299,7 +299,9 @@ def _qform(header: Any, what: str) -> np.ndarray:
         )
     if not np.isfinite(vector).all():  # the check of the whole says it
         return np.full((3, 4), np.nan)
-    rotation = quat2mat(np.array([np.sqrt(max(0.0, 1 - squared)), *vector]))
+    # What a header's precision leaves of a half turn's first part is rounding, whose root would turn the scan.
+    first = 0.0 if 1 - squared < abs(header.quaternion_threshold) else np.sqrt(1 - squared)
+    rotation = quat2mat(np.array([first, *vector]))
     if header["pixdim"][0] < 0:
         sizes[2] = -sizes[2]
     return np.column_stack([rotation * sizes, offset])
