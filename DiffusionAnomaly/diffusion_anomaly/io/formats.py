@@ -11,10 +11,12 @@ import os
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import InputError
 from .content import ScanFile, shown
 from .metaimage import read_metaimage
-from .nifti import is_mgh, is_nifti, needs_partner, read_mgh, read_nifti
+from .nifti import NIFTI1_BYTES, is_mgh, is_nifti, needs_partner, read_mgh, read_nifti
 from .nrrd import read_nrrd
 from .pictures import picture_kind, read_picture
 from .reading import Reading
@@ -113,7 +115,8 @@ def read_scan(path: Path, frame: int | None) -> tuple[Reading, str]:
     digest = hashlib.sha256()
     given = suffix_of(path)
     header = _partner(path, _HEADERS) if given in _VOXELS else path
-    with ScanFile(header, digest) as file:
+    # What arithmetic makes of absurd numbers in a header is looked at, and refused.
+    with ScanFile(header, digest) as file, np.errstate(all="ignore"):
         reading = _read(file, path, header, frame, digest)
         file.finish()
     return reading, digest.hexdigest()
@@ -124,7 +127,9 @@ def _read(file: ScanFile, path: Path, header: Path, frame: int | None, digest: h
     compressed = head.startswith(GZIP)
     if compressed:
         head = _inflated_head(file)
-    if is_nifti(head) and len(head) >= 8:
+    if is_nifti(head):
+        if len(head) < NIFTI1_BYTES:
+            raise InputError(f"{file.what} is cut short: its header is not whole.", "Copy or download it again.")
         if not needs_partner(head):
             return read_nifti(file, compressed, frame, None)
         if suffix_of(header) not in _HEADERS:

@@ -141,15 +141,13 @@ def _place(header: _Header, axes: int, what: str) -> tuple[Geometry, list[str]]:
     direction, steps, start = np.eye(3), np.ones(3), np.zeros(3)
     kept = min(axes, 3)
     direction[:kept, :kept], steps[:kept], start[:kept] = matrix[:kept, :kept], spacing[:kept], origin[:kept]
-    # A matrix that scales hides in its product with the spacing, and nobody knows which of the two is meant.
-    lengths = np.linalg.norm(direction, axis=0)
-    if np.isfinite(direction).all() and np.abs(lengths - 1).max() > MOST_SHEAR:
-        raise InputError(f"{what}: the direction matrix in its header is no rotation: it scales.", _CONVERT)
     if (steps < 0).any():
         raise InputError(f"{what}: its header states a negative voxel size.", _CONVERT)
-    with np.errstate(invalid="ignore"):  # 0 times infinity, which is refused
-        columns = direction * steps
-    geometry = geometry_of(columns, start, what, "its header")
+    geometry = geometry_of(direction * steps, start, what, "its header")
+    # A matrix that scales hides in its product with the spacing, and nobody knows which of the two is meant.
+    lengths = np.linalg.norm(direction, axis=0)
+    if np.abs(lengths - 1).max() > MOST_SHEAR:
+        raise InputError(f"{what}: the direction matrix in its header is no rotation: it scales.", _CONVERT)
     x, y, z = (float(value) for value in steps)  # as stated: products and their roots are off in the last digit
     return replace(geometry, spacing=(x, y, z), direction=tuple(float(v) for v in direction.ravel())), warnings
 

@@ -311,10 +311,13 @@ def _compare_forms(
     header: Any, sform: np.ndarray, geometry: Geometry, shape: tuple[int, ...], scale: float, what: str
 ) -> list[str]:
     """What to say when the qform puts the volume elsewhere than the sform, which is in use."""
+    damaged = ["The header's qform is damaged; the sform was used."]
     try:
         qform = _qform(header, what)
     except InputError:
-        return ["The header's qform is damaged; the sform was used."]
+        return damaged
+    if not np.isfinite(qform).all():
+        return damaged
     corners = np.array([[*(np.array(corner) * (np.array(shape) - 1)), 1] for corner in np.ndindex(2, 2, 2)])
     apart = np.linalg.norm(corners @ (sform - qform).T, axis=1).max() * scale
     if apart <= _SAME_PLACE * min(geometry.spacing):

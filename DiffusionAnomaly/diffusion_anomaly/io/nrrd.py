@@ -103,6 +103,8 @@ def _parse(lines: list[bytes], file: ScanFile) -> tuple[Mapping[str, Any], list[
         elif name in _FIELDS | {"data file", "datafile"}:
             if name in seen or len(line) > MOST_FIELD:
                 raise InputError(f"{file.what}: its header states '{name}' twice, or at length.", _CONVERT)
+            if name == "sizes" and not re.fullmatch(r"[0-9 \t]{1,200}", value.strip()):
+                raise InputError(f"{file.what}: its header states sizes that are no whole numbers.", _CONVERT)
             seen.add(name)
             if name in ("data file", "datafile"):
                 data = value.strip()
@@ -117,9 +119,8 @@ def _parse(lines: list[bytes], file: ScanFile) -> tuple[Mapping[str, Any], list[
         if name not in fields:
             raise InputError(f"{file.what}: its header states no {name}.", _CONVERT)
     if not 1 <= fields["dimension"] == len(fields["sizes"]) <= 16:
-        raise InputError(
-            f"{file.what}: its header states {fields['dimension']} dimensions, not as many sizes.", _CONVERT
-        )
+        stated = f"{fields['dimension']} dimensions and {len(fields['sizes'])} sizes"
+        raise InputError(f"{file.what}: its header states {stated}, which is impossible.", _CONVERT)
     return fields, None if data is None else _data_files(data, file), metadata
 
 

@@ -191,7 +191,7 @@ def _beside(header: ScanFile, name: str) -> Path:
     path = PurePosixPath(plain)
     if path.is_absolute() or PureWindowsPath(name).anchor or ".." in path.parts or "\0" in name or not name:
         raise InputError(
-            f"{header.what} takes its voxels from {name!a}; a header may name files of its own folder only.",
+            f"{header.what} takes its voxels from {name[:60]!a}; a header may name files of its own folder only.",
             "Copy that file beside the header, and name it in the header without its folder.",
         )
     found = header.path.parent / path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from io import BytesIO
 
@@ -37,11 +38,13 @@ def read_picture(file: ScanFile, kind: str, frame: int | None) -> Reading:
     """
     from PIL import Image
 
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it prints what is raised here too
     if file.size > MOST_BYTES:
         raise InputError(f"{file.what} is no picture of a scan: it has {file.size:,} bytes.", "Give a smaller one.")
     content = b"".join(file.chunks())
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if kind == "PNG":  # compares the checksum of each part, which decoding does not
                 Image.open(BytesIO(content), formats=[kind]).verify()
