@@ -41,7 +41,10 @@ _OUT_OF_MEMORY_WORDS = (
 )
 ACCELERATORS = ("cuda", "mps", "xpu")
 _TITLES = {"cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
-_PACKAGES = {"torch": "torch", "monai": "monai", "numpy": "numpy", "scipy": "scipy", "SimpleITK": "SimpleITK"}
+_PACKAGES = {
+    **{"torch": "torch", "monai": "monai", "numpy": "numpy", "scipy": "scipy", "SimpleITK": "SimpleITK"},
+    **{"nibabel": "nibabel", "pynrrd": "pynrrd"},
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

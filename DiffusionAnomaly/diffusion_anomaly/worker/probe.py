@@ -31,6 +31,8 @@ NEEDED = (
     "jsonschema",
     "jinja2",
     "matplotlib",
+    "nibabel",
+    "nrrd",
 )
 
 
