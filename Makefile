@@ -6,6 +6,7 @@
 #   make lint      ruff (lint and format) and pyright
 #   make format    what ruff can mend by itself
 #   make docs      the documentation's site, into build/site; `make docs-serve` shows it while it is written
+#   make faults    mutated inputs, hostile packages, killed processes at random: MINUTES (default 20), SEED (default 1)
 #   make bench     speed and memory on this machine
 #   make figures   the documentation's pictures, from the demo's results and from the tests of the Slicer module
 #   make clean     remove everything that the commands above have made, .venv too
@@ -29,7 +30,7 @@ TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 
 SAMPLE := Resources/SampleData/open-ms-patient26-FLAIR.nii.gz
 CHECKED := DiffusionAnomaly training examples Testing docs
 
-.PHONY: demo test test-slicer lint format docs docs-serve bench figures clean
+.PHONY: demo test test-slicer lint format docs docs-serve faults bench figures clean
 
 demo: $(VENV)/engine.installed
 	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
@@ -62,6 +63,12 @@ docs: $(VENV)/docs.installed
 docs-serve: $(VENV)/docs.installed
 	$(BIN)/mkdocs serve
 
+MINUTES ?= 20
+SEED ?= 1
+
+faults: $(VENV)/all.installed
+	$(BIN)/python -m Testing.faults --minutes $(MINUTES) --seed $(SEED) --json faults.json
+
 bench: $(VENV)/all.installed
 	$(BIN)/python -m Testing.benchmarks
 
@@ -71,7 +78,7 @@ figures: demo $(VENV)/all.installed
 	cp Testing/output/slicer-views.png docs/images/
 
 clean:
-	rm -rf $(VENV) demo build dist Testing/output DiffusionAnomaly/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo faults.json build dist Testing/output DiffusionAnomaly/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: a second run installs nothing until a requirement changes. Torch goes first and alone, so that its index

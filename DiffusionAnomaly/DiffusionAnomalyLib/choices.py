@@ -81,8 +81,7 @@ def defaultOf(number: NumberRange, model: Path | None) -> float:
     """The default of a number: the package's, else the method's."""
     if model is None:
         return number.default
-    value = _anomaly(model).get("options", {}).get(number.name)
-    return number.default if not isinstance(value, (int, float)) else value
+    return _number(_anomaly(model).get("options", {}).get(number.name), number.default)
 
 
 def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: float | None = None) -> float:
@@ -92,8 +91,7 @@ def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: fl
         level = defaultOf(guide.noise_level, model) if noiseLevel is None else noiseLevel
         return level + 1 if guide.noise_level.low == 0 else level  # counted from 0: so many levels and one
     if number == guide.steps and model is not None:
-        levels = _anomaly(model).get("options", {}).get("levels", 10)
-        return min(number.high, levels)
+        return min(number.high, _number(_anomaly(model).get("options", {}).get("levels"), 10))
     return number.high
 
 
@@ -130,7 +128,7 @@ def numberProblem(number: NumberRange | None, value: float | None) -> str:
 def sliceSpacing(model: Path | None) -> float:
     """How far apart slices lie by default, in mm."""
     grid = _anomaly(model).get("grid", {}) if model is not None else {}
-    return float(grid.get("max_slice_spacing", DEFAULT_SLICE_SPACING))
+    return float(_number(grid.get("max_slice_spacing"), DEFAULT_SLICE_SPACING))
 
 
 def card(summary: BundleSummary, time: str) -> str:
@@ -173,6 +171,7 @@ def wholeCard(summary: BundleSummary) -> str:
         ModelError: when the package cannot be read any more.
     """
     facts = open_bundle(summary.path).metadata
+    limits = facts.get("limits")
     parts = [
         _("{name} {version}, {size:.0f} MB, in {folder}").format(
             name=summary.name, version=summary.version, size=summary.size_mb, folder=summary.path
@@ -180,8 +179,8 @@ def wholeCard(summary: BundleSummary) -> str:
         str(facts.get("intended_use", "")),
         _("Expects: {text}").format(text=expects(summary)),
         _("Learnt from: {text}").format(text=facts["data_source"]) if facts.get("data_source") else "",
-        _("Limits:") if facts.get("limits") else "",
-        *(f"- {limit}" for limit in facts.get("limits", [])),
+        _("Limits:") if limits else "",
+        *(f"- {limit}" for limit in (limits if isinstance(limits, list) else [limits] if limits else [])),
         _("Measured:"),
         *(f"- {name}: {_value(value)}" for name, value in summary.quality.items()),
         _("Licence of the weights: {text}").format(text=summary.license),
@@ -249,6 +248,11 @@ def _anomaly(model: Path) -> Mapping[str, Any]:
 @lru_cache(maxsize=64)
 def _read(model: Path, stamp: int) -> Mapping[str, Any]:
     return open_bundle(model).anomaly
+
+
+def _number(value: Any, default: float) -> float:
+    """What a package says, which no schema has looked at yet, if it is a number."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 
 
 def _declaration(model: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from .process.workerjob import DetectionJob, State
@@ -89,6 +90,15 @@ def percent(job: DetectionJob) -> int:
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     """A name that leaves room for a sentence around it, and that a narrow panel can show on one line."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def plain(text: str) -> str:
+    """A text for a widget that guesses whether it was given HTML: shown as it is, whatever tags a package put into it.
+
+    >>> plain("<img src='file:///etc/hosts'>")
+    "<span>&lt;img src=&#x27;file:///etc/hosts&#x27;&gt;</span>"
+    """
+    return text if "<" not in text else f"<span>{escape(text)}</span>".replace("\n", "<br>")
 
 
 def clock(seconds: float) -> str:

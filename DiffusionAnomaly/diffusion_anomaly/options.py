@@ -57,13 +57,30 @@ def check_number(name: str, value: Any, low: float, high: float, *, whole: bool)
         InputError: naming the option, the value found and the range, if it is not.
     """
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
+    if not is_number or not low <= value <= high:  # neither NaN nor an integer beyond floats is between the two
         kind = "a whole number" if whole else "a number"
-        raise InputError(f"Option {name} is {value!r}.", f"It must be {kind} from {low:g} to {high:g}.")
+        raise InputError(f"Option {name} is {shown(value)}.", f"It must be {kind} from {low:g} to {high:g}.")
     return value if whole else float(value)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite as a float; integers may be beyond them."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it, however large it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of thousands of digits; nested without end
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 100 else f"{text[:80]}…"
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Refuse a value that is not one of the allowed ones."""
     if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
-        raise InputError(f"Option {name} is {value!r}.", f"It must be one of {', '.join(map(str, allowed))}.")
+        raise InputError(f"Option {name} is {shown(value)}.", f"It must be one of {', '.join(map(str, allowed))}.")

@@ -54,8 +54,8 @@ class RestoreOptions(MethodOptions):
         super().__post_init__()
         if self.heat == "probability" and (self.side != "both" or self.min_reference_intensity > 0):
             raise InputError(
-                f"Options side and min_reference_intensity are {self.side} and {self.min_reference_intensity:g}; "
-                "heat, a probability, has neither.",
+                f"Option side is {self.side} and min_reference_intensity is {self.min_reference_intensity:g}; "
+                "with heat=probability there is neither.",
                 "Leave them out, or set heat to residual or product.",
             )
         if self.steps > self.levels:

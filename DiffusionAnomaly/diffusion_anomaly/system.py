@@ -5,6 +5,7 @@ Torch is only looked at when it has been imported already, so that commands with
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import platform
@@ -36,21 +37,27 @@ _OUT_OF_MEMORY_WORDS = (
     "out_of_memory",
     "out_of_device_memory",
     "out_of_host_memory",
+    "failed to map segment",  # of a library that is loaded
 )
 ACCELERATORS = ("cuda", "mps", "xpu")
 _TITLES = {"cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
-_PACKAGES = {"torch": "torch", "monai": "monai", "numpy": "numpy", "scipy": "scipy", "SimpleITK": "SimpleITK"}
+_PACKAGES = {
+    **{"torch": "torch", "monai": "monai", "numpy": "numpy", "scipy": "scipy", "SimpleITK": "SimpleITK"},
+    **{"nibabel": "nibabel", "pynrrd": "pynrrd"},
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of any library says that memory, of the GPU or of the machine, is gone."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY_WORDS)
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and any(
+        words in text for words in _OUT_OF_MEMORY_WORDS
+    )
 
 
 def free_gpu_memory() -> None:
@@ -147,8 +154,9 @@ def choose_device(device: str = "auto", warn: Callable[[str], None] = lambda mes
     count = sum(other.type == chosen.type for other in here)
     if (chosen.index or 0) >= count:
         why = f": {reason}" if reason else ""
+        noun = "device" if count == 1 else "devices"
         raise InputError(
-            f"The device {device!r} was asked for, but torch sees {count} {_TITLES[chosen.type]} devices{why}.",
+            f"The device {device!r} was asked for, but torch sees {count} {_TITLES[chosen.type]} {noun}{why}.",
             "Use auto or cpu, or install a torch build and a driver for this machine's GPU.",
         )
     fault = _fault(chosen)

@@ -30,7 +30,6 @@ rate, and with it the shares, smaller: leave the machine alone meanwhile. Needs 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -42,6 +41,7 @@ import torch
 
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.io.outputs import prepare_folder, publish, record
 from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import choose_device, device_name, versions
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.child:
         return child(asked)
     asked.device = str(choose_device(asked.device))
+    file = f"benchmark-{asked.what}.json"
+    if asked.output is not None:
+        prepare_folder(asked.output, [file])
     about = machine(asked.device)
     report: dict[str, Any] = {"machine": about, "scan": str(asked.scan)}
     say("\n".join(f"- {name}: {value}" for name, value in about.items()))
@@ -74,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The baseline's package has no network to measure.
         report["models"] = [speed(asked, model) for model in models if open_bundle(model).networks]
     if asked.output is not None:
-        asked.output.mkdir(parents=True, exist_ok=True)
-        path = asked.output / f"benchmark-{asked.what}.json"
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        publish(asked.output, {file: record(report)})
     return 0
 
 

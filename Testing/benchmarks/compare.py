@@ -17,7 +17,6 @@ Other work on the machine slows every run; its load is printed before and after.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import tempfile
@@ -31,7 +30,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.io.files import prepare_folder, write_text
+from diffusion_anomaly.io.outputs import prepare_folder, publish, record
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS
 from diffusion_anomaly.worker.protocol import Job, write_job
@@ -40,19 +39,22 @@ from . import measure
 from .measure import CLINICAL, GIBIBYTE, resampled, say, table
 from .worker_times import JobTime, WarmWorker, cold
 
+FILE = "compare.json"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     try:
         if asked.runs < 1:
             raise InputError(f"{asked.runs} runs were asked for.", "Ask for at least 1.")
+        if asked.output is not None:
+            prepare_folder(asked.output, [FILE])
         report = compare(asked)
     except EngineError as error:
         measure.complain(error)
         return error.exit_code
     if asked.output is not None:
-        folder = prepare_folder(asked.output)
-        write_text(folder / "compare.json", json.dumps(report, indent=2) + "\n")
+        publish(asked.output, {FILE: record(report)})
     return 0
 
 

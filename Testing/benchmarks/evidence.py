@@ -26,8 +26,9 @@ from diffusion_anomaly.detection.provenance import describe_brain_model, describ
 from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.evaluation import evaluate
 from diffusion_anomaly.evaluation.dataset import Pair
-from diffusion_anomaly.evaluation.formatting import finite
-from diffusion_anomaly.io.files import prepare_folder, write_text
+from diffusion_anomaly.evaluation.formatting import finite, text_writer
+from diffusion_anomaly.io.files import write_text
+from diffusion_anomaly.io.outputs import prepare_folder, publish, record
 from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import device_name, versions
@@ -213,10 +214,15 @@ def hardware(plans: Iterable[Plan]) -> str:
     return f"{', '.join(devices)}, {os.cpu_count()} processor cores"
 
 
+def files(name: str) -> tuple[str, str]:
+    """What ``write`` writes, the record last: to be looked for before a long computation."""
+    return f"{name}.md", f"{name}.json"
+
+
 def write(output: Path, name: str, content: Mapping[str, Any], markdown: str) -> None:
     """``name.json`` and ``name.md``, and the latter on stdout."""
-    write_text(output / f"{name}.json", json.dumps(finite(content), indent=2, allow_nan=False, default=str) + "\n")
-    write_text(output / f"{name}.md", markdown)
+    plain = json.loads(json.dumps(finite(content), allow_nan=False, default=str))
+    publish(output, dict(zip(files(name), (text_writer(markdown), record(plain)), strict=True)))
     sys.stdout.write(markdown)
 
 

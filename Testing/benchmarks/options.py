@@ -38,7 +38,7 @@ from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number, with_interval
-from diffusion_anomaly.io.files import prepare_folder
+from diffusion_anomaly.io.outputs import prepare_folder
 from diffusion_anomaly.models.filters import IN_MM, PostprocessSettings, renamed
 from diffusion_anomaly.registry import FORMER_NAMES
 from diffusion_anomaly.system import versions
@@ -176,7 +176,7 @@ def compare(
         ``rows``, one a setting; ``cases``, one a setting and patient; ``about``.
     """
     runs = _distinct_runs(settings)
-    folder = prepare_folder(prepare_folder(output) / "raw")
+    folder = prepare_folder(prepare_folder(output, evidence.files("options")) / "raw")
     progress = Progress(len(pairs) * len(runs))
     looked: list[Slices] = []
     files: dict[int, list[tuple[Path, str]]] = {which: [] for which in range(len(runs))}

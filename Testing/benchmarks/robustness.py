@@ -32,7 +32,7 @@ from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number
-from diffusion_anomaly.io.files import prepare_folder
+from diffusion_anomaly.io.outputs import prepare_folder
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.results.result import Result
 
@@ -74,7 +74,7 @@ def robustness(
     Returns:
         ``rows``, one a perturbation and run; ``cases``, one a perturbation, run and patient; ``about``.
     """
-    known = Known(prepare_folder(output) / "cases")
+    known = Known(prepare_folder(output, evidence.files("robustness")) / "cases")
     detectors = {label: Detector(plan) for label, plan in plans.items()}
     stamps = {label: evidence.fingerprint(plan, seed) for label, plan in plans.items()}
     device = next(iter(plans.values())).device

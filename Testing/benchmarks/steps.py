@@ -32,7 +32,7 @@ from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number
-from diffusion_anomaly.io.files import prepare_folder
+from diffusion_anomaly.io.outputs import prepare_folder
 
 from . import evidence
 from .anomaly_map import Slices, filtered, keep, read_known, run_method
@@ -91,7 +91,7 @@ def compare(
     Raises:
         InputError: when no run can take more steps.
     """
-    prepare_folder(output)
+    prepare_folder(output, evidence.files("steps"))
     variants = {label: _variants(plan, times, everything) for label, plan in plans.items()}
     complete = [label for label, named in variants.items() if len(named) == 1]
     if len(complete) == len(plans):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -665,7 +666,7 @@ def test_a_file_that_cannot_be_replaced_leaves_the_earlier_results(
 ) -> None:
     baseline.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    replace_file = results.publish.__globals__["os"].replace
+    replace_file = os.replace
 
     def locked(source: Path, target: Path) -> None:
         if Path(target) == tmp_path / "findings.csv" and "new" in Path(source).parts:

@@ -47,6 +47,8 @@ WINGS = (
     "options",
     "precision",
     "system",
+    "process",
+    "text",
     "errors",
 )
 # What Slicer's own process may import of the engine.

@@ -144,7 +144,7 @@ def test_an_event_comes_back_from_its_line(event: job.Event) -> None:
     assert job.decode((line + "\r\n").encode()) == event
 
 
-@given(st.text(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
+@given(st.text(), st.integers(-(2**63) + 1, 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
 def test_any_text_and_number_survives_the_line(text: str, whole: int, number: float) -> None:
     event = job.Progress(text, whole, whole, number)
     assert "\n" not in job.encode(event)

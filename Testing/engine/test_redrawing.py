@@ -73,3 +73,15 @@ def test_a_damaged_request_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / redrawing.REQUEST).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"report\.json"):
         redraw(tmp_path)
+
+
+@pytest.mark.parametrize("theirs", ["report.html", "provenance.json"])
+def test_a_page_replaces_nothing_but_a_page(
+    theirs: str, tmp_path: Path, result: Result, flair_like_volume: Volume
+) -> None:
+    folder = folder_with(tmp_path, result, flair_like_volume, result.threshold)
+    redraw(redraw(folder).parent)
+    (folder / theirs).write_text("{}")
+    with pytest.raises(InputError):
+        redraw(folder)
+    assert (folder / theirs).read_text() == "{}"

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices, Reliability
-from diffusion_anomaly.io.files import publish
+from diffusion_anomaly.io.outputs import publish
 
 SLICES, FREE = 40, 30
 SHAPE = (SLICES, 50, 50)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -177,6 +180,35 @@ def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_hea
         false_alarm_ml(anomaly_map, plan.threshold - less, found.stack.voxel_ml, 0.05) for less in (0.0, 0.01)
     )
     assert kept <= 0.4 < lower
+
+
+def test_a_kill_while_scores_are_calibrated_leaves_the_verified_package(
+    trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_yaml(configure(trained, "killed", method="intensity", stages={}), PackageConfig)
+    before = build(config, tmp_path).sha256
+    read_end, write_end = os.pipe()
+
+    def stands_still(*given: Any) -> Any:
+        os.write(write_end, b"!")
+        time.sleep(600)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.package.build.calibrate", stands_still)
+        child = os.fork()
+        if child == 0:
+            try:
+                build(config, tmp_path)
+            finally:
+                os._exit(0)
+    assert os.read(read_end, 1) == b"!"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    bundle = open_bundle(tmp_path / "toy")
+    verify(bundle)
+    assert bundle.sha256 == before
+    build(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
 def test_a_scan_goes_through_the_package(trained: Workplace, bundle: Bundle) -> None:

@@ -6,7 +6,6 @@ pixel counts as found. Options are chosen on the split ``val``, which carries ot
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion_anomaly.evaluation.formatting import finite, markdown_table, text_writer, with_interval
-from diffusion_anomaly.io.files import prepare_folder, publish
+from diffusion_anomaly.io.outputs import OutputFolder, record
 from diffusion_anomaly.models.networks import Model
 from diffusion_anomaly.registry import UnsupervisedOptions, get_method
 from diffusion_anomaly.system import device_name
@@ -28,10 +27,11 @@ from training.trainer.configuration import ConfigurationError, read_yaml
 
 from .measures import score_row, sprite_row
 from .picture import draw_examples
-from .sprites import contaminate
+from .sprites import Contaminated, contaminate
 from .ways import Pictures, learn_latent_threshold, learn_threshold, load_model, ways
 
 logger = logging.getLogger(__name__)
+FILES = ("mednist.png", "mednist.md", "mednist.json")  # the record last
 
 # Heading, decimals and meaning of the table's columns.
 COLUMNS = {
@@ -83,7 +83,22 @@ def experiment(config: MednistConfig, output: Path, split: str = "test") -> dict
     sprites = contaminate(own.images, own.seed)
     pasted = Pictures(sprites.images, own.brain[sprites.numbers], sprites.numbers, own.seed)
     model = load_model(diffusion, config.diffusion_run)
-    prepare_folder(output)
+    with OutputFolder(output) as folder:
+        folder.check(FILES)
+        return _measure(config, options, split, (healthy, own, alien), sprites, pasted, model, folder)
+
+
+def _measure(
+    config: MednistConfig,
+    options: UnsupervisedOptions,
+    split: str,
+    pictures: tuple[Pictures, Pictures, Pictures | None],
+    sprites: Contaminated,
+    pasted: Pictures,
+    model: Model,
+    output: OutputFolder,
+) -> dict[str, Any]:
+    healthy, own, alien = pictures
     options = replace(options, latent_threshold=learn_latent_threshold(model, options, healthy))
 
     rows, anomaly_maps = [], []
@@ -97,17 +112,15 @@ def experiment(config: MednistConfig, output: Path, split: str = "test") -> dict
             row |= score_row(own.each(way.score), alien.each(way.score), config.seed)
         rows.append(row | {"seconds": seconds, "network_calls": way.network_calls})
         logger.info("%s: %s", name, ", ".join(f"{key} {row[key]:.3f}" for key in COLUMNS if key in row))
-    pictures = {"healthy": len(own), "with a sprite": len(pasted), "of other classes": len(alien or ())}
-    about = {"split": split, "pictures": pictures} | _about(config, options, model)
+    counts = {"healthy": len(own), "with a sprite": len(pasted), "of other classes": len(alien or ())}
+    about = {"split": split, "pictures": counts} | _about(config, options, model)
     table = finite({"about": about, "rows": rows})
-    publish(
-        output,
-        {
-            "mednist.png": lambda path: draw_examples(own.images, sprites, anomaly_maps[0], rows[0]["threshold"], path),
-            "mednist.md": text_writer(markdown(table)),
-            "mednist.json": text_writer(json.dumps(table, indent=2, allow_nan=False) + "\n"),
-        },
+    writers = (
+        lambda path: draw_examples(own.images, sprites, anomaly_maps[0], rows[0]["threshold"], path),
+        text_writer(markdown(table)),
+        record(table),
     )
+    output.publish(dict(zip(FILES, writers, strict=True)))
     return table
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from diffusion_anomaly.detection.brain_network import SPACING
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.io.files import holds_arrays, keep_foreign, whole_file
 
 from .head_maps import BRAIN_BIT, SLAB_SPACING, bounding_box
 from .tissues import BRAIN_GROUPS, OUTSIDE, RIM, TISSUES
 
 logger = logging.getLogger(__name__)
+ARRAYS = ("labels", "shapes", "centres", "spacing", "names")
 
 FLUID_MM = 4.0  # fluid this close to the brain belongs to the mask, so that no cortex is cut off
 SULCUS_MM = 6.0  # closing this far fills the sulci as hand-made and DLMUSE masks do
@@ -80,9 +81,11 @@ def prepare_labels(folder: Path, output: Path, slabs: bool = False) -> None:
         slabs: for FLAIR slabs, from voxels of 1 mm, in place of the brain's network, from voxels of 2 mm.
 
     Raises:
-        InputError: when the folder holds no label map, or one with voxels of another size.
+        InputError: when the folder holds no label map, or one with voxels of another size, or ``output`` is another
+            file.
     """
     wanted, load = (SLAB_SPACING, load_slab_head) if slabs else (SPACING, load_head)
+    keep_foreign(output, holds_arrays(ARRAYS))
     paths = sorted(folder.glob("*.nii.gz"))
     if not paths:
         raise InputError(f"{folder} holds no label map (*.nii.gz).", "Name the folder that does.")

@@ -96,6 +96,8 @@ def prepare(config: PrepareConfig, output: Path) -> None:
         InputError: when a scan is in both splits, has no labels, or cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val"):  # before hours of work
+        Slices.keep_foreign(output / f"{split}.npz")
     labels = read_labels(config.labels) if config.labels else None
     splits = {}
     for split, folder in (("train", config.train), ("val", config.val)):

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.io.files import keep_foreign, whole_file
 
 from .slices import DISEASED, HEALTHY, UNUSED
+
+COLUMNS = ("scan", "slice", "label")
 
 
 def slab_labels(labels: Mapping[tuple[str, int], int], scan: str, index: np.ndarray, thickness: int) -> np.ndarray:
@@ -61,15 +63,16 @@ def label_tumour_slices(slices_csv: Path, output: Path, distance: int = 3) -> No
     """Labels of the LGG set: diseased with tumour, healthy at least ``distance`` slices away from any, else unused.
 
     Raises:
-        InputError: when the table lacks the columns patient, slice and tumour_px.
+        InputError: when the table lacks the columns patient, slice and tumour_px, or ``output`` is another file.
     """
+    keep_foreign(output, lambda path: path.read_text(encoding="utf-8").startswith(",".join(COLUMNS)))
     rows: dict[str, list[tuple[int, int]]] = {}
     for _, row in _rows(slices_csv, ("patient", "slice", "tumour_px")):
         rows.setdefault(row["patient"], []).append((int(row["slice"]), int(row["tumour_px"])))
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["scan", "slice", "label"])
+        writer.writerow(COLUMNS)
         for patient, slices in rows.items():
             tumour = np.array([index for index, pixels in slices if pixels > 0])
             for index, pixels in slices:

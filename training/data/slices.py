@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.io.files import holds_arrays, keep_foreign, whole_file
 
 HEALTHY, DISEASED, UNUSED = 0, 1, -1
 HEALTHY_HALF = 2  # a healthy half and its mirror image, see ``halves``
@@ -47,7 +47,22 @@ class Slices:
     def select(self, keep: np.ndarray) -> Slices:
         return Slices(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
 
+    @classmethod
+    def keep_foreign(cls, path: Path) -> None:
+        """Make sure that ``save`` replaces nothing but what it wrote.
+
+        Raises:
+            InputError: when something else has that name.
+        """
+        keep_foreign(path, holds_arrays(cls.__dataclass_fields__))
+
     def save(self, path: Path) -> None:
+        """Write them, whole or not at all.
+
+        Raises:
+            InputError: when it cannot be written, or something else has that name.
+        """
+        self.keep_foreign(path)
         arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
         arrays["brain"] = np.packbits(self.brain, axis=-1)
         with whole_file(path) as partial:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.io.files import holds_arrays, keep_foreign, whole_file
 from diffusion_anomaly.io.orientation import Orientation
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
@@ -44,6 +44,9 @@ class ScanSet(BaseModel):
     slabs: tuple[float, ...] = Field(default=(), description="mm of slabs that scans of thin slices are averaged to")
 
 
+ARRAYS = ("images", "brain", "known", "gap", "stack", "restricted", "names", "spacing")
+
+
 class PrepareSlabsConfig(BrainSource):
     """Configuration file of the stage ``prepare-slabs``."""
 
@@ -62,6 +65,7 @@ def prepare_slabs(config: PrepareSlabsConfig, output: Path) -> None:
         InputError: when two scans have one name, or one cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
+    keep_foreign(output / "stacks.npz", holds_arrays(ARRAYS))
     found = [(path, scans) for scans in config.scans for path in _paths(scans)]
     names = [path.name for path, _ in found]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffusion_anomaly.detection.recognition import SPACING
+from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.models.package import Bundle
-from diffusion_anomaly.models.verification import verify
-from diffusion_anomaly.models.writing import write_bundle
+from diffusion_anomaly.models.writing import may_replace, outputs_beside, write_bundle
 
 from ..stages.brain_check import check_brain
 from ..stages.recognition_check import check_recognition
@@ -24,12 +23,14 @@ def package(config: PackageConfig, output: Path) -> Bundle:
 
     What it declares is learnt with a copy in a hidden folder beside: an earlier package stays until that is known.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{config.name}-", dir=output) as workshop:
-        anomaly = _learnt(config, Path(workshop) / config.name)
-    bundle = _write(config, output / config.name, anomaly)
-    verify(bundle)
-    return bundle
+    if not may_replace(output / config.name):  # before hours of calibration
+        raise InputError(
+            f"{output / config.name} holds something else than a model package.",
+            "Choose another folder, or move what is there away.",
+        )
+    with outputs_beside(output / f"{config.name}-learnt") as workshop:
+        anomaly = _learnt(config, workshop / config.name)
+    return _write(config, output / config.name, anomaly, complete=True)
 
 
 def _learnt(config: PackageConfig, directory: Path) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _learnt(config: PackageConfig, directory: Path) -> dict[str, Any]:
     return anomaly | calibrate(_write(config, directory, anomaly), scans, config)
 
 
-def _write(config: PackageConfig, directory: Path, anomaly: dict[str, Any]) -> Bundle:
+def _write(config: PackageConfig, directory: Path, anomaly: dict[str, Any], complete: bool = False) -> Bundle:
     networks, facts = read_networks(config)
     anomaly = {"modality": config.modality, **anomaly, "training": {**facts, "data": config.texts.data_source}}
     texts = config.texts.model_dump(mode="json")
@@ -65,4 +66,5 @@ def _write(config: PackageConfig, directory: Path, anomaly: dict[str, Any]) -> B
         model_card=render_card(head | anomaly, texts),
         data_license=config.texts.data_license,
         license_text=config.texts.license_file.read_text(encoding="utf-8"),
+        complete=complete,
     )

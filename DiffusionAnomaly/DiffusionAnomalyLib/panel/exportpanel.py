@@ -11,6 +11,7 @@ import slicer
 
 from ..process.qtprocess import QtProcess
 from ..process.workspace import Workspace
+from ..progresstext import plain
 from ..scene import exporting, reporting
 from ..scene.results import ResultNodes
 from ..translation import tr as _
@@ -61,7 +62,7 @@ class ExportPanel:
             self._drawing = None
             self._context.refreshSoon()
             if problem:
-                slicer.util.warningDisplay(problem, _("The report could not be written"))
+                slicer.util.warningDisplay(plain(problem), _("The report could not be written"))
             else:
                 andThen()
 
@@ -102,7 +103,7 @@ class ExportPanel:
     @staticmethod
     def _mayReplace(path: Path) -> bool:
         """The dialog has asked for the name that was typed, not for the one with a suffix."""
-        return slicer.util.confirmYesNoDisplay(_("{path} exists. Replace it?").format(path=path))
+        return slicer.util.confirmYesNoDisplay(plain(_("{path} exists. Replace it?").format(path=path)))
 
     def _onOpenReport(self, checked: bool = False) -> None:
         with slicer.util.tryWithErrorDisplay(_("The report could not be opened.")):

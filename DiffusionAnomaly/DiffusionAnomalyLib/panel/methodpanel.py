@@ -15,7 +15,7 @@ from .. import choices
 from ..parameters import MODEL_DEFAULT, requestOf
 from ..process.environment import Question
 from ..process.qtprocess import QtProcess
-from ..progresstext import expectedSeconds, timeInWords
+from ..progresstext import expectedSeconds, plain, timeInWords
 from ..scene.volumes import axialSlices, problemWith
 from ..translation import tr as _
 from .context import PanelContext
@@ -198,11 +198,13 @@ class MethodPanel:
         with slicer.util.tryWithErrorDisplay(_("The model package cannot be read.")):
             if link == "licence":
                 slicer.util.messageBox(
-                    _("Licence of the weights of {name}: {licence}").format(name=model.name, licence=model.license),
+                    plain(
+                        _("Licence of the weights of {name}: {licence}").format(name=model.name, licence=model.license)
+                    ),
                     detailedText=choices.licence(model),
                 )
             else:
-                slicer.util.messageBox(choices.wholeCard(model))
+                slicer.util.messageBox(plain(choices.wholeCard(model)))
 
     def _onRemoveModel(self, checked: bool = False) -> None:
         parameters = self._context.parameters
@@ -222,7 +224,7 @@ class MethodPanel:
     def addModel(self, folder: Path) -> None:
         """Verify a package in the background, then list it; say what is wrong with it otherwise."""
         folder = folder.absolute()  # the process that verifies it has another working directory
-        self._ui.modelCardLabel.setText(_("Verifying {folder}…").format(folder=folder))
+        self._ui.modelCardLabel.setText(plain(_("Verifying {folder}…").format(folder=folder)))
         self._probe(["verify", str(folder)], lambda answer: self._onVerified(folder, answer))
 
     def _onVerified(self, folder: Path, answer: dict[str, Any]) -> None:
@@ -236,7 +238,7 @@ class MethodPanel:
             problem = answer.get("problem") or _(
                 "The package could not be verified. Are all Python packages installed?"
             )
-            slicer.util.warningDisplay(problem, _("This model cannot be used"))
+            slicer.util.warningDisplay(plain(problem), _("This model cannot be used"))
         else:
             choices.remember(folder, self._settings)
             self._shownFor = ""

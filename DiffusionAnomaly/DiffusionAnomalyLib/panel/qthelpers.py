@@ -8,7 +8,7 @@ from typing import Any
 
 import qt
 
-from ..progresstext import shortened
+from ..progresstext import plain, shortened
 
 LONGEST_IN_CELL = 24
 
@@ -93,7 +93,7 @@ class Table:
                 for column, text in enumerate(texts):
                     # A long text would push the other columns out of sight; the last column is as wide as may be.
                     item = qt.QTableWidgetItem(text if column == len(texts) - 1 else shortened(text, LONGEST_IN_CELL))
-                    item.setToolTip(text)
+                    item.setToolTip(plain(text))
                     self._widget.setItem(row, column, item)
         if self._rowsShown is not None:
             height = self._widget.verticalHeader().defaultSectionSize * min(len(wanted), self._rowsShown)

@@ -12,7 +12,7 @@ from diffusion_anomaly.errors import EngineError, InputError
 
 from ..detection import Detection
 from ..process.jobqueue import Entry
-from ..progresstext import percent, progressLine, shortened, stateTitle
+from ..progresstext import percent, plain, progressLine, shortened, stateTitle
 from ..translation import tr as _
 from .context import PanelContext
 from .inputpanel import InputPanel
@@ -59,11 +59,11 @@ class RunPanel:
         if running is not None:
             button.setText(_("Cancel"))
             button.setEnabled(True)
-            button.setToolTip(_("Stop the analysis of {name}.").format(name=running.title))
+            button.setToolTip(plain(_("Stop the analysis of {name}.").format(name=running.title)))
         else:
             button.setText(_("Add to queue") if self._queue.isBusy else _("Run"))
             button.setEnabled(not problem)
-            button.setToolTip(problem or _("Analyse the volume in the background; Slicer stays usable."))
+            button.setToolTip(plain(problem) or _("Analyse the volume in the background; Slicer stays usable."))
         last = self._queue.entries[-1] if self._queue.entries else None
         said = f"{shortened(last.title)}: {last.message}" if last is not None and last.message else ""
         say(self._ui.messageLabel, problem or said)
@@ -122,7 +122,7 @@ class RunPanel:
                 self._startedAt = time.monotonic()
         except EngineError as error:
             say(self._ui.messageLabel, str(error))
-            slicer.util.warningDisplay(str(error), _("DiffusionAnomaly"))
+            slicer.util.warningDisplay(plain(str(error)), _("DiffusionAnomaly"))
 
     def _entryOfInput(self, parameters: Any) -> Entry | None:
         """The entry of the chosen volume that runs or waits."""

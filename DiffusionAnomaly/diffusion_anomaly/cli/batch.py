@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..detection.scan import ScanRequest, as_engine_error, run_scan
 from ..errors import Cancelled
-from ..io.files import remove_if_empty
+from ..text import distinct_names, safe_name
 
 if TYPE_CHECKING:
     from ..detection.detector import Detector
@@ -38,41 +39,39 @@ def run_batch(detector: Detector, requests: Sequence[ScanRequest], listener: Lis
     with listener:
         for request in requests:
             listener.begin(request.scan, len(requests) > 1)
-            start, parent, there = time.perf_counter(), request.output.parent, request.output.parent.exists()
+            start = time.perf_counter()
             try:
                 result, files = run_scan(detector, request, listener)
             except Exception as error:
                 log.debug("%s failed", request.scan, exc_info=True)
-                if not there:
-                    remove_if_empty(parent)
                 failure = as_engine_error(error, FAULT)
                 if isinstance(failure, Cancelled):
                     raise failure from error
                 listener.failed(failure)
                 first_failure = first_failure or failure.exit_code
-            except KeyboardInterrupt:
-                if not there:
-                    remove_if_empty(parent)
-                raise Cancelled(f"Stopped by the user; nothing was written for {request.scan}.") from None
             else:
                 listener.stage("write", 1, 1)
                 listener.result(result, files, time.perf_counter() - start)
     return first_failure
 
 
-def output_folders(scans: Sequence[Path], output: Path) -> list[Path]:
+def output_folders(scans: Sequence[Path], output: Path, anonymous: bool = False) -> list[Path]:
     """A folder for each scan, named after it; scans of the same name get -2, -3 and so on, in order.
 
-    Names that differ in upper and lower case alone count as the same: on Windows and macOS they are.
+    Args:
+        scans: files or folders.
+        output: where the folders will be. Whatever a scan is called, its folder is directly in it.
+        anonymous: whether folders are numbered instead.
     """
-    taken: set[str] = set()
-    folders = []
-    for scan in scans:
-        name = stem = _IMAGE_SUFFIXES.sub("", scan.absolute().name) or "scan"
-        number = 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.casefold())
-        folders.append(output / name)
-    return folders
+    if anonymous:
+        return [output / f"scan-{number:03d}" for number in range(1, len(scans) + 1)]
+    return [output / name for name in distinct_names(safe_name(_stem(scan)) for scan in scans)]
+
+
+def _stem(scan: Path) -> str:
+    """What a scan is called, without the suffix of its format; for ``.`` and ``..`` the folder's own name."""
+    try:
+        name = os.path.basename(os.path.abspath(scan))
+    except OSError:  # the current folder is gone
+        name = scan.name
+    return _IMAGE_SUFFIXES.sub("", name)

@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..detection.scan import Listener as ScanListener
 from ..errors import EngineError
 from ..results.result import statistics
+from ..text import printable
 from ..worker import protocol
 
 if TYPE_CHECKING:
@@ -44,8 +46,22 @@ _STAGES = {
     "table": "comparing",
 }
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class SafeConsole(Console):
+    """Shows text of scans and packages as text: what a terminal would obey, or cannot be encoded, is replaced."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, "\n\t"), segment.style)
+
+
+out = SafeConsole(highlight=False, soft_wrap=True)
+err = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
+
+
+def plain(text: object, style: str = "", *, keep: str = "") -> Text:
+    """A text to print as it is, without markup and without anything that a terminal obeys."""
+    return Text(printable(text, keep), style=style)
 
 
 class Listener(ScanListener, Protocol):
@@ -113,7 +129,7 @@ class Terminal:
         self._show(now.stage, now.done, now.total, now.remaining)
 
     def _show(self, stage: str, done: int, total: int, left: float | None) -> None:
-        description = f"{self._scan.name}: {_STAGES[stage]}" if self._several else _STAGES[stage]
+        description = f"{printable(self._scan.name)}: {_STAGES[stage]}" if self._several else _STAGES[stage]
         # A stage of one unit, such as finding the brain, has no measure of how far it is: the bar pulses. Set on the
         # task itself, because rich's update takes None for "as before".
         self._bar.tasks[0].total = total if total > 1 else None
@@ -123,22 +139,22 @@ class Terminal:
         return None  # a person sees the bar; provenance keeps what runs where
 
     def warning(self, message: str) -> None:
-        err.print(Text(self._named("warning", message), style="yellow"))
+        err.print(plain(self._named("warning", message), "yellow"))
 
     def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None:
         self._bar.stop()
         if self._several:
-            out.print(Text(str(self._scan), style="bold"))
+            out.print(plain(self._scan, "bold"))
         show_findings(result.findings, result.threshold)
-        out.print(Text(f"{seconds:.0f} s on {result.provenance['device']['name']}"))
+        out.print(plain(f"{seconds:.0f} s on {result.provenance['device']['name']}"))
         for kind in ("heat", "mask", "findings_csv", "report"):
-            out.print(Text(str(files[kind])))
+            out.print(plain(files[kind]))
 
     def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
         self._bar.stop()
-        out.print(Text(table.markdown()))
+        out.print(plain(table.markdown(), keep="\n"))
         for path in files.values():
-            out.print(Text(str(path)))
+            out.print(plain(path))
 
     def failed(self, error: EngineError) -> None:
         self._bar.stop()
@@ -150,7 +166,7 @@ class Terminal:
 
 def _bar() -> RichProgress:
     return RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TaskProgressColumn(),
         TimeElapsedColumn(),
@@ -255,9 +271,9 @@ def show_findings(findings: Sequence[Finding], threshold: float) -> None:
 def show_error(error: EngineError, scan: Path | None = None) -> None:
     """What happened, and on a second line what to do, on stderr."""
     where = f"{scan}: " if scan is not None else ""
-    err.print(Text(f"error: {where}{_one_line(error.what)}", style="red"))
+    err.print(plain(f"error: {where}{_one_line(error.what)}", "red"))
     if error.hint:
-        err.print(Text(_one_line(error.hint)))
+        err.print(plain(_one_line(error.hint)))
 
 
 def _one_line(text: str) -> str:

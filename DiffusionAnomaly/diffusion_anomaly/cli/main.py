@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +18,13 @@ import typer
 
 from .. import __version__
 from ..errors import Cancelled, EngineError, InputError
+from ..io.outputs import keep_out_of
+from ..process import end_like_interrupt, stream_failure
 from ..registry import DEFAULT_METHOD, METHODS
+from ..text import PrintableFormatter
 from . import models
 from .batch import FAULT, output_folders, run_batch
-from .console import JsonLines, Terminal, out, show_error
+from .console import JsonLines, Terminal, err, out, plain, show_error
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -37,6 +37,8 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 log = logging.getLogger("diffusion_anomaly")
+# The commands whose result is files; of the others it is what they print.
+WRITING = ("detect", "threshold", "evaluate", "worker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        code = command.main(given, prog_name="diffusion-anomaly", standalone_mode=False)
-        sys.stdout.flush()
-        return int(code or 0)
-    except BrokenPipeError:
-        # Whoever read stdout has gone; the interpreter must not trip over it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EngineError.exit_code
+        code = int(command.main(given, prog_name="diffusion-anomaly", standalone_mode=False) or 0)
+        lost = stream_failure()
+        if lost is not None:
+            show_error(EngineError(f"What was printed did not all arrive: {lost.strerror}."))
+            # A command that writes files has done what it is there for.
+            code = code or (0 if given[0] in WRITING else EngineError.exit_code)
+        return code
     except SystemExit as end:  # typer's own way out for the same
         return end.code if isinstance(end.code, int) else EngineError.exit_code
     except _ClickError as error:
@@ -76,7 +78,9 @@ def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
 ) -> None:
     if debug:
-        logging.basicConfig(level=logging.WARNING)
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter(logging.BASIC_FORMAT))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         log.setLevel(logging.DEBUG)
     if version:
         out.print(f"diffusion-anomaly {__version__}")
@@ -147,8 +151,13 @@ def detect(
             keep_reconstruction=keep_reconstruction,
             anonymous=anonymous,
         )
-        _end_like_interrupt(signal.SIGTERM)
-        folders = [output] if len(scans) == 1 else output_folders(scans, output)
+        end_like_interrupt()
+        folders = [output] if len(scans) == 1 else output_folders(scans, output, anonymous)
+        for folder in folders:
+            keep_out_of(scans, folder)
+        if anonymous and len(scans) > 1 and not json_lines:  # told here alone, so that nothing written names a scan
+            for folder, scan in zip(folders, scans, strict=True):
+                err.print(plain(f"{folder.name}: {scan}"))
         requests = [ScanRequest(scan, folder, mask, series, frame) for scan, folder in zip(scans, folders, strict=True)]
         raise typer.Exit(run_batch(Detector(options), requests, listener))
     except EngineError as error:  # of no one scan: every consumer of events gets its last line
@@ -221,7 +230,7 @@ def evaluate(
         ]
         pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
         healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
-        _end_like_interrupt(signal.SIGTERM)
+        end_like_interrupt()
         with listener:
             listener.begin(source, several=False)
             start = time.perf_counter()
@@ -265,9 +274,3 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             parsed[name.strip()] = value.strip()
     return parsed
-
-
-def _end_like_interrupt(kind: signal.Signals) -> None:
-    """Let a polite request to end take the way of Ctrl-C, so that unfinished files go."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(kind, signal.default_int_handler)

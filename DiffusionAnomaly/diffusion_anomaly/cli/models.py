@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import EngineError, ModelError
-from .console import err, out
+from ..text import printable
+from .console import SafeConsole, err, out, plain
 
 if TYPE_CHECKING:
     from ..models.package import Bundle, BundleSummary
@@ -43,7 +43,7 @@ def models(
 
     summaries = available(folders or [])
     if as_json:
-        out.print_json(json.dumps([_plain(summary) for summary in summaries]))
+        out.print_json(json.dumps([_plain(summary) for summary in summaries]), ensure_ascii=True)
         return
     if not summaries:
         out.print("No model package is here. Give a folder of packages with --folder.")
@@ -70,10 +70,11 @@ def show(
                     "metadata": bundle.metadata,
                     "model_card": bundle.model_card,
                 }
-            )
+            ),
+            ensure_ascii=True,
         )
         return
-    page = f"{bundle.model_card.rstrip()}\n\n{_declaration(bundle)}"
+    page = printable(f"{bundle.model_card.rstrip()}\n\n{_declaration(bundle)}", keep="\n\t")
     if out.is_terminal:
         from rich.markdown import Markdown
 
@@ -102,13 +103,13 @@ def verify(
         except EngineError as error:
             rows.append({"package": package, "ok": False, "problem": str(error)})
             if not as_json:
-                err.print(Text(f"error: {error}", style="red"))
+                err.print(plain(f"error: {error}", "red"))
         else:
             rows.append({"package": bundle.name, "version": bundle.version, "sha256": bundle.sha256, "ok": True})
             if not as_json:
-                out.print(f"{bundle.name} {bundle.version}: ok")
+                out.print(plain(f"{bundle.name} {bundle.version}: ok"))
     if as_json:
-        out.print_json(json.dumps(rows))
+        out.print_json(json.dumps(rows), ensure_ascii=True)
     if not chosen:
         raise ModelError("There is no model package to verify.", "Name a package's folder.")
     if not all(row["ok"] for row in rows):
@@ -130,18 +131,18 @@ def _show_table(summaries: list[BundleSummary]) -> None:
     table.add_column("quality")
     for summary in summaries:
         if summary.problem:
-            table.add_row(Text(summary.name), "", "", "", "", "", Text("problem, see below", style="red"))
+            table.add_row(plain(summary.name), "", "", "", "", "", Text("problem, see below", style="red"))
             continue
         cells = (summary.name, summary.version, summary.method, _expects(summary), summary.license)
-        table.add_row(*map(Text, cells), _size(summary.size_mb), Text(_headline(summary.quality)))
-    console = out if out.is_terminal else Console(file=out.file, width=_PIPED_WIDTH)
+        table.add_row(*map(plain, cells), _size(summary.size_mb), plain(_headline(summary.quality)))
+    console = out if out.is_terminal else SafeConsole(file=out.file, width=_PIPED_WIDTH)
     console.print(table, soft_wrap=False)
     out.print()
     for summary in summaries:
         if summary.problem:
-            out.print(Text(f"problem with {summary.path}: {summary.problem}", style="red"))
+            out.print(plain(f"problem with {summary.path}: {summary.problem}", "red"))
         elif summary.path.parent != builtin_directory():
-            out.print(Text(f"{summary.name} is in {summary.path}"))
+            out.print(plain(f"{summary.name} is in {summary.path}"))
     out.print("AP: average precision. All that was measured: diffusion-anomaly models show NAME")
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from rich.text import Text
+import SimpleITK as sitk
 
 from .. import __version__
 from ..errors import InputError
-from ..io.files import publish
+from ..io.masks import is_binary
+from ..io.outputs import OutputFolder, is_recorded, record
 from ..io.volume import read_anomaly_map, read_mask, write_like
 from ..results.findings import segment, write_findings_csv, write_findings_json
 from ..results.saving import PROVENANCE, image_suffix
-from .console import out, show_findings
+from .console import err, out, plain, show_findings
 
 RECORD = "threshold.json"
 
@@ -33,7 +33,8 @@ def rethreshold(
         brain: mask file on the anomaly map's grid; None takes all scores.
 
     Raises:
-        InputError: when something cannot be read or written, or a number is out of range.
+        InputError: when something cannot be read or written, is a mask instead of an anomaly map, or a number is out of
+            range.
     """
     if not at > 0:
         raise InputError(f"The threshold is {at}.", "It must be an anomaly score above 0.")
@@ -42,27 +43,35 @@ def rethreshold(
             f"{output} holds the results of a detection, and its provenance tells of their threshold.",
             "Choose another output folder.",
         )
-    volume = read_anomaly_map(anomaly_map)
-    mask, _, findings = segment(volume.image, at, min_volume_ml, None if brain is None else read_mask(brain, volume))
-    record = {
-        "heat": str(anomaly_map.absolute()),
-        "heat_sha256": volume.sha256,
-        "threshold": at,
-        "min_volume_ml": min_volume_ml,
-        "brain": None if brain is None else str(brain.absolute()),
-        "diffusion_anomaly": __version__,
-        "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    files = publish(
-        output,
-        {
-            f"mask{image_suffix(volume)}": lambda path: write_like(mask, volume, path, dtype=np.uint8),
-            "findings.csv": lambda path: write_findings_csv(findings, path),
-            "findings.json": lambda path: write_findings_json(findings, path),
-            RECORD: lambda path: path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8"),
-        },
-    )
+    names = (f"mask{image_suffix(str(anomaly_map))}", "findings.csv", "findings.json", RECORD)
+    inputs = [path for path in (anomaly_map, brain) if path is not None]
+    with OutputFolder(output, inputs) as folder:
+        folder.check(names)
+        volume = read_anomaly_map(anomaly_map)
+        if not is_recorded(anomaly_map):
+            if is_binary(sitk.GetArrayViewFromImage(volume.image)):
+                raise InputError(f"{anomaly_map} is a mask: it has no values but 0 and 1.", "Give an anomaly map.")
+            message = f"warning: {anomaly_map} has no record of this program beside it; is it an anomaly map?"
+            err.print(plain(message, "yellow"))
+        inside = None if brain is None else read_mask(brain, volume)
+        mask, _, findings = segment(volume.image, at, min_volume_ml, inside)
+        about = {
+            "heat": str(anomaly_map.absolute()),
+            "heat_sha256": volume.sha256,
+            "threshold": at,
+            "min_volume_ml": min_volume_ml,
+            "brain": None if brain is None else str(brain.absolute()),
+            "diffusion_anomaly": __version__,
+            "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        writers = (
+            lambda path: write_like(mask, volume, path, dtype=np.uint8),
+            lambda path: write_findings_csv(findings, path),
+            lambda path: write_findings_json(findings, path),
+            record(about),
+        )
+        files = folder.publish(dict(zip(names, writers, strict=True)))
     show_findings(findings, at)
     for path in files.values():
-        out.print(Text(str(path)))
+        out.print(plain(path))
     return files

@@ -26,6 +26,7 @@ from ..system import is_out_of_memory
 from .brain import BrainFinder
 from .input_checks import (
     brain_warnings,
+    hemisphere_warnings,
     mask_warnings,
     proportion_warnings,
     scale_warnings,
@@ -209,6 +210,8 @@ class Detector:
         for name, volume in scan.channels.items():
             for warning in scan_warnings(volume, name if len(plan.channels) > 1 else plan.bundle.modality):
                 watch.warn(warning)
+        if plan.calibration_warning is not None:
+            watch.warn(plan.calibration_warning)
         watch.enter("brain")
         brain = mask if mask is not None else self._brain_finder(reference, watch.warn)
         watch.report(1, 1)
@@ -264,6 +267,7 @@ class Detector:
             *brain_warnings(stack, values[0]),
             *mask_warnings(reference, brain),
             *proportion_warnings(brain),
+            *hemisphere_warnings(brain),
         ):
             watch.warn(warning)
         if plan.bundle.normalisation.kind == ModeNormalisation.kind:

@@ -32,6 +32,10 @@ NO_FLUID = 0.6
 # Brains are about 0.75 as tall as they are long.
 TALL = 1.05
 
+# Brains are about 0.8 times as wide as long, a hemisphere half of that. Shorter masks are a tip of the brain.
+NARROW = 0.6
+LEAST_LENGTH_MM = 80.0
+
 # Brain masks of a hundred adults held 820 to 1690 ml.
 LEAST_BRAIN_ML, MOST_BRAIN_ML = 700.0, 2200.0
 USUAL_BRAIN_ML = "900 to 1900 ml"
@@ -93,10 +97,12 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
     """
     yield from volume.warnings
     if volume.non_finite:
-        yield (
-            f"{volume.non_finite} voxels are no finite numbers and were set to the scan's minimum; "
-            "scores near them mean little."
+        found = (
+            "1 voxel is no finite number and was"
+            if volume.non_finite == 1
+            else (f"{volume.non_finite} voxels are no finite numbers and were")
         )
+        yield f"{found} set to the scan's minimum; scores nearby mean little."
     other = contrast_of(volume.name, volume.metadata)
     if modality and other and other != modality.upper():
         yield f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
@@ -184,6 +190,22 @@ def proportion_warnings(brain: sitk.Image) -> Iterator[str]:
         yield (
             f"The brain is {height:.0f} mm tall and {length:.0f} mm long, which no brain is; the header's slice "
             "spacing is probably wrong, and so are volumes and positions in mm."
+        )
+
+
+def hemisphere_warnings(brain: sitk.Image) -> Iterator[str]:
+    """What the mask's width says: a mask of one hemisphere leaves the other without scores."""
+    orientation = Orientation.of(brain)
+    inside = orientation.view(sitk.GetArrayViewFromImage(brain)) != 0
+    rows, columns = (np.flatnonzero(np.any(inside, axis=others)) for others in ((0, 2), (0, 1)))
+    if not rows.size:
+        return
+    _, row_mm, column_mm = orientation.spacing(brain)
+    length, width = (np.ptp(rows) + 1) * row_mm, (np.ptp(columns) + 1) * column_mm
+    if length > LEAST_LENGTH_MM and width < NARROW * length:
+        yield (
+            f"The brain mask is {width:.0f} mm wide and {length:.0f} mm long; a whole brain is about 0.8 times as wide "
+            f"as long. If the mask holds one hemisphere alone, the other gets no score. {LOOK_AT_THE_MASK}"
         )
 
 

@@ -6,13 +6,15 @@ been read and its brain found.
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
+from ..options import is_finite, shown
 from ..precision import choose_dtype
 from ..registry import DEFAULT_METHOD, get_method
 from ..system import choose_device
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+_KINDS: dict[str, Any] = {
+    "method": str,
+    "model": (str, os.PathLike, NoneType),
+    "device": str,
+    "precision": str,
+    "keep_reconstruction": bool,
+    "anonymous": bool,
+}
+_KIND_NAMES = {str: "text", bool: "true or false", (str, os.PathLike, NoneType): "a name or a folder"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,11 @@ class Options:
     def __post_init__(self) -> None:
         _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)
         _check_number("min_volume_ml", self.min_volume_ml, lambda value: value >= 0, "a number of ml, at least 0")
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise InputError(f"Option {name} is {shown(value)}.", f"It must be {_KIND_NAMES[kind]}.")
         if self.precision not in PRECISIONS:
-            raise InputError(f"Unknown precision {self.precision!r}.", f"Use {', '.join(PRECISIONS)}.")
+            raise InputError(f"Unknown precision {shown(self.precision)}.", f"Use {', '.join(PRECISIONS)}.")
         if self.threshold is not None:
             _check_number("threshold", self.threshold, lambda value: value > 0, "an anomaly score above 0")
         if self.batch_size is not None:
@@ -76,13 +90,13 @@ class Options:
         if self.slice_spacing is not None:
             _check_number("slice_spacing", self.slice_spacing, lambda value: value > 0, "a number of mm above 0")
         if not isinstance(self.overrides, Mapping):
-            raise InputError(f"overrides is {self.overrides!r}.", "Give method options by name.")
+            raise InputError(f"overrides is {shown(self.overrides)}.", "Give method options by name.")
 
 
 def _check_number(name: str, value: Any, fits: Callable[[Any], bool], expected: str, *, whole: bool = False) -> None:
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not fits(value):
-        raise InputError(f"Option {name} is {value!r}.", f"It must be {expected}.")
+    if not is_number or not is_finite(value) or not fits(value):
+        raise InputError(f"Option {name} is {shown(value)}.", f"It must be {expected}.")
 
 
 @dataclass(frozen=True)
@@ -153,6 +167,23 @@ class Plan:
         return self._calibrated("threshold")
 
     @property
+    def calibration_warning(self) -> str | None:
+        """Which options differ so much from those that the package was calibrated with that its scores mean little.
+
+        Another word, or a number of less than half or more than three times as much.
+        """
+        usual = asdict(self.method.make_options(_packaged_options(self.bundle)))
+        now = asdict(self.method_options)
+        far = [name for name in now if _is_far(now[name], usual[name])]
+        if not far:
+            return None
+        named = ", ".join(f"{name} {_short(now[name])} instead of {_short(usual[name])}" for name in far)
+        return (
+            f"The scores of {self.bundle.name} are not calibrated for {named}: they are no tail probabilities then, "
+            "and the stored threshold does not keep its rate of false alarms."
+        )
+
+    @property
     def score_range(self) -> dict[str, Any] | None:
         """The range of the whole-image score on healthy validation; None where the score is no such warning."""
         return self._calibrated("score_range") if self.method.score_is_familiarity else None
@@ -191,9 +222,8 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
             if bundle.method != "brain"
             else "It finds brains; choose another model.",
         )
-    overrides = dict(options.overrides)
-    if options.steps is not None:
-        overrides["steps"] = options.steps
+    bundle.check()
+    overrides = _overrides(options)
     try:
         settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}))
     except InputError as error:
@@ -209,12 +239,45 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
     )
 
 
+def _overrides(options: Options) -> dict[str, Any]:
+    """The user's options of the method, ``steps`` among them."""
+    overrides = dict(options.overrides)
+    own = [option.name for option in fields(Options) if option.name in overrides and option.name != "steps"]
+    if own:
+        name = own[0]
+        flag = {"min_volume_ml": "min-volume"}.get(name, name.replace("_", "-"))
+        raise InputError(
+            f"Option {name} is none of the method's, so it cannot be set with --set or in overrides.",
+            f"Use --{flag}, or from Python Options({name}=…).",
+        )
+    if options.steps is not None:
+        if overrides.get("steps", options.steps) != options.steps:
+            raise InputError(
+                f"Option steps is given twice: {options.steps} and, with --set or in overrides, {overrides['steps']}.",
+                "Give it once.",
+            )
+        overrides["steps"] = options.steps
+    return overrides
+
+
 def _packaged_options(bundle: Bundle) -> dict[str, Any]:
     """What the package sets of the method's options. The latent threshold is learnt, so it has its own entry."""
     packaged = dict(bundle.anomaly.get("options", {}))
     if "latent_threshold" in bundle.anomaly:
         packaged["latent_threshold"] = bundle.anomaly["latent_threshold"]
     return packaged
+
+
+def _is_far(value: Any, usual: Any) -> bool:
+    numbers = [isinstance(number, (int, float)) and not isinstance(number, bool) for number in (value, usual)]
+    if not all(numbers) or min(value, usual) <= 0:
+        return value != usual
+    return not 1 / 2 <= value / usual <= 3
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:40]} …"
 
 
 def resolved_options(plan: Plan) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
+from ..io.content import shown
 from ..system import device_name, versions
 from .planning import resolved_options
 
@@ -90,7 +91,7 @@ def describe_input(volume: Volume, anonymous: bool = False) -> dict[str, Any]:
     modality = {name: value for name, value in volume.metadata.items() if name == "modality"}
     return {
         "title": "scan" if anonymous else volume.name,
-        "path": "" if anonymous else Path(volume.source).name,
+        "path": "" if anonymous else shown(Path(volume.source).name),
         "sha256": volume.sha256,
         "dimension": volume.dimension,
         "size": list(image.GetSize()),
@@ -134,7 +135,11 @@ def threshold_source(plan: Plan) -> str:
     stored = plan.stored_threshold
     allowed = stored.get("false_alarm_ml")
     source = str(stored.get("source") or "healthy validation scans")
-    return source if allowed is None else f"at most {allowed:g} ml of false alarms a scan on {source}"
+    text = source if allowed is None else f"at most {allowed:g} ml of false alarms a scan on {source}"
+    end = float(plan.calibration.scores[-1])
+    if plan.threshold > end:  # no healthy voxel was that rare: the table goes on there as a straight line
+        text += f"; beyond the calibration table, which ends at {end:.2f}"
+    return text
 
 
 def volume_ml(mask: sitk.Image) -> float:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import EngineError, MemoryExhausted
-from ..io.files import prepare_folder, remove_if_empty
+from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
+from ..io.outputs import OutputFolder
 from ..io.volume import read_mask, read_volume
 from ..results.result import Progress, Result, Started
+from ..results.saving import file_names, save
 from ..system import is_out_of_memory
 from .detector import Detector
 
@@ -56,28 +57,32 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
         The result and its files by kind, see ``results.saving.save``.
 
     Raises:
+        InputError: before anything is computed, when a file that is no earlier result is in the way of one.
         EngineError: as reading, a detection and writing raise it. A folder that was made for results is gone then.
     """
-    existed = request.output.exists()
     listener.stage("read", 0, 1)
+    inputs = [path for path in (request.scan, request.brain) if path is not None]
+    folder = OutputFolder(request.output, inputs)
     try:
-        volume = replace(read_volume(request.scan, series=request.series, frame=request.frame), title=request.title)
-        brain = None if request.brain is None else read_mask(request.brain, volume)
-        prepare_folder(request.output)
-        listener.stage("read", 1, 1)
-        result = detector(
-            volume,
-            brain=brain,
-            progress=listener.progress,
-            on_started=listener.started,
-            on_warning=listener.warning,
-        )
-        listener.stage("write", 0, 1)
-        files = result.save(request.output)
-    except BaseException:
-        if not existed:
-            remove_if_empty(request.output)
-        raise
+        with folder:
+            kept = ["scan"] if detector.plan.asked.keep_reconstruction else []
+            folder.check(file_names(str(request.scan), kept).values())
+            volume = read_volume(request.scan, series=request.series, frame=request.frame)
+            volume = replace(volume, title=request.title)
+            brain = None if request.brain is None else read_mask(request.brain, volume)
+            listener.stage("read", 1, 1)
+            result = detector(
+                volume,
+                brain=brain,
+                progress=listener.progress,
+                on_started=listener.started,
+                on_warning=listener.warning,
+            )
+            listener.stage("write", 0, 1)
+            files = save(result, folder)
+    except KeyboardInterrupt:
+        became = "its results are complete" if folder.published else "nothing was written"
+        raise Cancelled(f"Stopped by the user; for {request.scan}, {became}.") from None
     return result, files
 
 
@@ -92,4 +97,7 @@ def as_engine_error(error: Exception, hint: str) -> EngineError:
         return error
     if is_out_of_memory(error):
         return MemoryExhausted(f"Memory ran out ({error}).", "Close other programs, or use a machine with more memory.")
+    if isinstance(error, OSError) and error.errno is not None:  # the machine's fault or the user's, not the program's
+        where = f"{error.filename}: " if error.filename else ""
+        return InputError(f"{where}{error.strerror}.", "The operating system refused; see to that and try again.")
     return EngineError(f"{type(error).__name__}: {error}", hint)

@@ -26,11 +26,13 @@ from ..detection.brain import BrainFinder
 from ..detection.detector import Detector
 from ..detection.planning import Options, Plan, make_plan
 from ..errors import InputError
-from ..io.files import Writer, file_stem, prepare_folder
+from ..io.files import Writer, file_stem
 from ..io.orientation import Orientation
+from ..io.outputs import OutputFolder, prepare_folder
 from ..io.typed_json import checked
 from ..io.volume import Volume, read_anomaly_map, read_mask, read_volume, write_like
 from ..results.result import Progress, Result
+from ..text import distinct_names
 from . import metrics, montage
 from .dataset import HealthyScan, Pair
 from .reliability import FreeSlices, Reliability
@@ -38,6 +40,13 @@ from .statistics import Case, HealthyCase, RunResult, Sweep
 from .table import Table
 
 BASELINE = "intensity"
+# What is written besides images and pictures, the record last.
+FILES = (
+    *(f"reliability.{kind}" for kind in ("png", "md", "json")),
+    *(f"evaluation{kind}.csv" for kind in ("", "_strata", "_patients", "_healthy")),
+    "evaluation.md",
+    "evaluation.json",
+)
 # A slice counts as tumour-free when it is at least this many slices, and this far, from any with tumour.
 FREE_SLICES = 3
 FREE_MM = 15.0
@@ -103,10 +112,27 @@ def run(
     """
     if not pairs:
         raise InputError("There are no scans to evaluate on.", "Give at least one scan with its reference.")
-    output = prepare_folder(output)
-    detectors = {label: Detector(plan) for label, plan in plan_runs(runs, device, seed, steps).items()}
-    clock = _Clock(progress)
-    brains = _find_brains(pairs, healthy, output, device, clock)
+    inputs = [path for pair in pairs for path in (pair.scan, pair.reference, pair.brain) if path is not None]
+    with OutputFolder(output, [*inputs, *(scan.scan for scan in healthy)]) as folder:
+        detectors = {label: Detector(plan) for label, plan in plan_runs(runs, device, seed, steps).items()}
+        return _evaluate(pairs, healthy, detectors, folder, _Clock(progress), seed, resamples)
+
+
+def _evaluate(
+    pairs: Sequence[Pair],
+    healthy: Sequence[HealthyScan],
+    detectors: Mapping[str, Detector],
+    folder: OutputFolder,
+    clock: _Clock,
+    seed: int,
+    resamples: int,
+) -> Table:
+    places = _Places(folder.new, list(detectors), [pair.name for pair in pairs])
+    healthy_places = _Places(folder.new / "healthy", list(detectors), [scan.name for scan in healthy])
+    pictures = [f"montage-{label}.png" for label in places.labels.values()]
+    folder.check([*places.files(), *(f"healthy/{name}" for name in healthy_places.files()), *pictures, *FILES])
+    device = next(iter(detectors.values())).plan.asked.device
+    brains = _find_brains(pairs, healthy, places, healthy_places, device, clock)
     weights = {
         label: max(1, detector.plan.method.network_calls(detector.plan.method_options))
         for label, detector in detectors.items()
@@ -120,26 +146,26 @@ def run(
         truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain.path, volume))
         for label, detector in detectors.items():
             result, seconds = _detect(detector, volume, truth.brain_image, clock, weights[label])
-            write_like(result.anomaly_map, volume, _map_file(output, label, pair.name), dtype=np.float32)
+            write_like(result.anomaly_map, volume, places.anomaly_map(label, pair.name), dtype=np.float32)
             cases[label].append(_compare(pair.name, truth, result, seconds + brain.seconds, brain.given))
             provenance[label] = result.provenance
-    false_alarms = _count_false_alarms(healthy, detectors, brains, output / "healthy", clock, weights)
+    false_alarms = _count_false_alarms(healthy, detectors, brains, healthy_places, clock, weights)
     clock.enter("table", len(detectors))
     results = []
     montages: dict[str, Writer] = {}
     for done, (label, detector) in enumerate(detectors.items()):
         plan = detector.plan
-        truths = ((_map_file(output, label, pair.name), _read_truth(pair, brains[pair.scan].path)) for pair in pairs)
+        truths = ((places.anomaly_map(label, pair.name), _read_truth(pair, brains[pair.scan].path)) for pair in pairs)
         swept = sweep(cases[label], truths, plan.threshold, plan.asked.min_volume_ml)
         is_baseline = label == BASELINE
         results.append(RunResult(label, is_baseline, cases[label], swept, provenance[label], false_alarms[label]))
         files = {
             pair.name: montage.Files(
-                pair.scan, _map_file(output, label, pair.name), brains[pair.scan].path, pair.reference
+                pair.scan, places.anomaly_map(label, pair.name), brains[pair.scan].path, pair.reference
             )
             for pair in pairs
         }
-        montages |= montage.writer(file_stem(label), cases[label], files, plan.threshold, plan.asked.min_volume_ml)
+        montages |= montage.writer(places.labels[label], cases[label], files, plan.threshold, plan.asked.min_volume_ml)
         clock.report(done + 1)
     table = Table.of(results, seed=seed, resamples=resamples)
     reliability = Reliability.of(
@@ -148,7 +174,7 @@ def run(
         seed=seed,
         resamples=resamples,
     )
-    table.write(output, reliability.writers() | montages)
+    table.write(folder, reliability.writers() | montages)
     return table
 
 
@@ -274,7 +300,7 @@ def _count_false_alarms(
     healthy: Sequence[HealthyScan],
     detectors: Mapping[str, Detector],
     brains: Mapping[Path, _Brain],
-    output: Path,
+    places: _Places,
     clock: _Clock,
     weights: Mapping[str, int],
 ) -> dict[str, list[HealthyCase]]:
@@ -285,7 +311,7 @@ def _count_false_alarms(
         mask = read_mask(brain.path, volume)
         for label, detector in detectors.items():
             result, seconds = _detect(detector, volume, mask, clock, weights[label])
-            write_like(result.anomaly_map, volume, _map_file(output, label, scan.name), dtype=np.float32)
+            write_like(result.anomaly_map, volume, places.anomaly_map(label, scan.name), dtype=np.float32)
             found[label].append(_count(scan.name, volume, result, seconds + brain.seconds))
     return found
 
@@ -345,7 +371,12 @@ class _Brain:
 
 
 def _find_brains(
-    pairs: Sequence[Pair], healthy: Sequence[HealthyScan], output: Path, device: str, clock: _Clock
+    pairs: Sequence[Pair],
+    healthy: Sequence[HealthyScan],
+    places: _Places,
+    healthy_places: _Places,
+    device: str,
+    clock: _Clock,
 ) -> dict[Path, _Brain]:
     """Check every scan and what belongs to it, and find the brains of those without a mask."""
     find = BrainFinder(device=device)
@@ -363,8 +394,7 @@ def _find_brains(
         start = time.perf_counter()
         brain = find(volume)
         seconds = time.perf_counter() - start
-        folder = output / "brain" if isinstance(scan, Pair) else output / "healthy" / "brain"
-        path = prepare_folder(folder) / f"{file_stem(scan.name)}.nii.gz"
+        path = (places if isinstance(scan, Pair) else healthy_places).brain(scan.name)
         write_like(brain, volume, path, dtype=np.uint8)
         brains[scan.scan] = _Brain(path, seconds, False)
     return brains
@@ -375,8 +405,27 @@ def _read_truth(pair: Pair, brain: Path) -> Truth:
     return Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain, volume))
 
 
-def _map_file(output: Path, label: str, name: str) -> Path:
-    return prepare_folder(output / "heat" / file_stem(label)) / f"{file_stem(name)}.nii.gz"
+class _Places:
+    """Where the images of an evaluation lie: every run and every scan has a name of its own that each system takes."""
+
+    def __init__(self, root: Path, labels: Sequence[str], names: Sequence[str]) -> None:
+        self._root = root
+        self.labels = dict(zip(labels, distinct_names(map(file_stem, labels)), strict=True))
+        self._names = dict(zip(names, distinct_names(map(file_stem, names)), strict=True))
+
+    def files(self) -> list[str]:
+        """All names that may come to be."""
+        folders = ["brain", *(f"heat/{label}" for label in self.labels.values())]
+        return [f"{folder}/{name}.nii.gz" for folder in folders for name in self._names.values()]
+
+    def anomaly_map(self, label: str, name: str) -> Path:
+        return self._file(Path("heat", self.labels[label]), name)
+
+    def brain(self, name: str) -> Path:
+        return self._file(Path("brain"), name)
+
+    def _file(self, folder: Path, name: str) -> Path:
+        return prepare_folder(self._root / folder) / f"{self._names[name]}.nii.gz"
 
 
 class _Clock:

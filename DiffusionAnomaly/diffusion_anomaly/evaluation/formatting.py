@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..io.files import write_text
+
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, all columns but the first set to the right."""
@@ -44,5 +46,5 @@ def finite(value: Any) -> Any:
 
 
 def text_writer(text: str) -> Callable[[Path], object]:
-    """What writes the text, in UTF-8 with Unix line ends, for ``io.files.publish``."""
-    return lambda path: path.write_bytes(text.encode("utf-8"))
+    """What writes the text, in UTF-8 with Unix line ends, for ``io.outputs.publish``."""
+    return lambda path: write_text(path, text)

@@ -45,7 +45,7 @@ class Files:
 def writer(
     run: str, cases: Sequence[Case], files: Mapping[str, Files], threshold: float, min_volume_ml: float
 ) -> dict[str, Writer]:
-    """A run's picture for ``io.files.publish``; none where no patient has a reference.
+    """A run's picture for ``io.outputs.publish``; none where no patient has a reference.
 
     Args:
         run: as file names call it.

@@ -207,7 +207,7 @@ class Reliability:
         figure.savefig(path, format="png")
 
     def writers(self) -> dict[str, Writer]:
-        """The files, for ``io.files.publish``."""
+        """The files, for ``io.outputs.publish``."""
         texts = {
             "reliability.md": self.markdown(),
             "reliability.json": json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n",

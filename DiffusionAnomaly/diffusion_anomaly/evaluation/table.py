@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..io.files import Writer, publish
+from ..io.files import Writer
+from ..io.outputs import OutputFolder, record
 from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
 from .statistics import RunResult, case_row, healthy_case_row, healthy_row, run_row, strata_rows
@@ -135,17 +135,21 @@ class Table:
             content |= {"healthy": self.healthy, "healthy_scans": self.healthy_cases}
         return finite(content)
 
-    def write(self, output: Path, beside: Mapping[str, Writer] | None = None) -> dict[str, Path]:
-        """Write all forms of the table, and what goes with them, together or not at all."""
+    def write(self, output: OutputFolder, beside: Mapping[str, Writer] | None = None) -> dict[str, Path]:
+        """Write all forms of the table, and what goes with them, together or not at all.
+
+        Raises:
+            InputError: as publishing raises it.
+        """
         texts = {
             "evaluation.csv": _csv(self.rows),
             "evaluation_strata.csv": _csv(self.strata),
             "evaluation_patients.csv": _csv(self.cases),
             **({"evaluation_healthy.csv": _csv(self.healthy_cases)} if self.healthy else {}),
             "evaluation.md": self.markdown(),
-            "evaluation.json": json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n",
         }
-        return publish(output, {**(beside or {}), **{name: text_writer(text) for name, text in texts.items()}})
+        tables = {name: text_writer(text) for name, text in texts.items()}
+        return output.publish({**(beside or {}), **tables, "evaluation.json": record(self.to_dict())})
 
 
 def _about(runs: Sequence[RunResult], seed: int, resamples: int) -> dict[str, Any]:

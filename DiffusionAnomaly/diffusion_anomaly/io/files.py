@@ -1,25 +1,21 @@
-"""Files that are whole or not there, one by one or several together. A reader never meets half a result.
-
-Files that belong together are first written into a hidden folder beside their place, so a full disk, a cancel or a kill
-leaves nothing under the final names; only then are they renamed, and the file that speaks for the others last. Whoever
-finds that file finds a complete set.
+"""Files that are whole or not there, one by one. A reader never meets half a file; ``outputs`` does it with several.
 
 Needs the standard library only, so that every part of the engine and Slicer's own process can use it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import EngineError, InputError, MemoryExhausted
+from ..text import safe_name
 
 
 @contextmanager
@@ -54,13 +50,36 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a UTF-8 text file with Unix line ends, whole or not at all.
+    """Write a UTF-8 text file with Unix line ends, whole or not at all. What is no character becomes its escape.
 
     Raises:
         InputError: when the operating system refuses.
     """
     with whole_file(path) as partial:
-        partial.write_bytes(text.encode("utf-8"))
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def keep_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Make sure that writing a file replaces nothing but an earlier one of its kind.
+
+    Raises:
+        InputError: when something else has its name.
+    """
+    try:
+        ours = not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and is_ours(path))
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise InputError(
+            f"{path} is there already and is not known as a result of this program.",
+            "Choose another name, or move that file away.",
+        )
+
+
+def holds_arrays(names: Iterable[str]) -> Callable[[Path], bool]:
+    """Tells whether a file is a NumPy archive of exactly these arrays."""
+    wanted = {f"{name}.npy" for name in names}
+    return lambda path: zipfile.is_zipfile(path) and set(zipfile.ZipFile(path).namelist()) == wanted
 
 
 def file_stem(text: str) -> str:
@@ -69,7 +88,7 @@ def file_stem(text: str) -> str:
     >>> file_stem("T1 + contrast")
     'T1_contrast'
     """
-    return re.sub(r"[^\w.()-]+", "_", text)
+    return safe_name(re.sub(r"[^\w.()-]+", "_", text), "_")
 
 
 def partial_name(path: Path, suffix: str | None = None) -> Path:
@@ -78,7 +97,7 @@ def partial_name(path: Path, suffix: str | None = None) -> Path:
     return path.with_name(f".partial-{secrets.token_hex(6)}{suffix}")
 
 
-def write_error(path: Path, error: OSError) -> InputError:
+def write_error(path: Path, error: OSError) -> EngineError:
     """What to tell the user when the operating system refuses a write."""
     folder = path.parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -91,89 +110,16 @@ def write_error(path: Path, error: OSError) -> InputError:
             f"{path} could not be written: no permission to write in {folder}.",
             "Choose an output folder that you may write to.",
         )
+    if error.errno == errno.ENOMEM:
+        return MemoryExhausted(f"Memory ran out while {path} was written.", "Close other programs.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return InputError(f"{path} could not be written: too many open files.", "Raise the limit, see ulimit -n.")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{path} could not be written: the name is too long.", "Choose a shorter one.")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return InputError(f"{path} could not be written: there is no folder {folder}.", "Create the folder first.")
     return InputError(f"{path} could not be written: {error.strerror or error}.", "Choose another output folder.")
 
 
-UNFINISHED = ".unfinished-"
-"""How the hidden folders begin, for whoever has to end a writer by force and tidy up."""
-
 Writer = Callable[[Path], object]
 """Writes one file at the path it is given."""
-
-
-def prepare_folder(directory: Path | str) -> Path:
-    """Make the folder for results if need be and try a file in it, before a long computation.
-
-    Raises:
-        InputError: when it cannot be made or written to.
-    """
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return directory
-    except OSError as error:
-        raise write_error(directory / "results", error) from error
-
-
-def publish(directory: Path | str, writers: Mapping[str, Writer]) -> dict[str, Path]:
-    """Write files and put them in place together, replacing those of an earlier run.
-
-    Args:
-        directory: the folder; made if it does not exist.
-        writers: for each file name what writes it, run in this order. The last file speaks for the others: an
-            earlier one of that name goes first, and the new one comes last.
-
-    Returns:
-        For each name its final path.
-
-    Raises:
-        InputError: when the disk is full or a file cannot be written or replaced. The folder is then as it was.
-    """
-    directory = prepare_folder(directory)
-    name, new = "", directory
-    try:
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=directory) as staging:
-            new, old = Path(staging) / "new", Path(staging) / "old"
-            new.mkdir()
-            old.mkdir()
-            for name, write in writers.items():
-                write(new / name)
-                _flush_to_disk(new / name)
-            _exchange(directory, new, old, list(writers))
-    except OSError as error:
-        raise write_error(directory / Path(str(error.filename or name)).name, error) from error
-    except InputError as error:  # the user asked for no hidden folder, so no message names one
-        raise InputError(error.what.replace(str(new), str(directory)), error.hint) from error
-    return {name: directory / name for name in writers}
-
-
-def _exchange(directory: Path, new: Path, old: Path, names: list[str]) -> None:
-    """Move the old files aside and the new ones in; on a failure, everything back."""
-    try:
-        for name in reversed(names):
-            if os.path.lexists(directory / name):
-                os.replace(directory / name, old / name)
-        for name in names:
-            os.replace(new / name, directory / name)
-    except OSError:
-        for name in names:
-            if not (new / name).exists() and (directory / name).exists():
-                os.replace(directory / name, new / name)
-            if os.path.lexists(old / name):
-                os.replace(old / name, directory / name)
-        raise
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Wait until the bytes are on the disk: some file systems only then find out that they are full."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def remove_if_empty(directory: Path) -> None:
-    """Take away a folder that was made for results that did not come."""
-    with contextlib.suppress(OSError):  # not empty, or already gone: both are fine
-        directory.rmdir()

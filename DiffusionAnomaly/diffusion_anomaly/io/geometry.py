@@ -40,7 +40,8 @@ class Geometry:
         """The 3-D image itself, placed here."""
         image.SetSpacing(self.spacing)
         image.SetOrigin(self.origin)
-        image.SetDirection(self.direction)
+        # ITK's inverse takes long over numbers next to 0, and prints them.
+        image.SetDirection([0.0 if abs(part) < 1e-12 else part for part in self.direction])
         return image
 
 

@@ -1,73 +1,41 @@
-"""One image file through ITK, with errors that name the file and the way out."""
+"""One DICOM file through ITK, with errors that name the file and the way out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import SimpleITK as sitk
 
 from ..errors import InputError, MemoryExhausted
-from .headers import check_whole, suffix_of
+from .reading import choose_frame
 
 
 def read_file(path: Path, frame: int | None) -> tuple[sitk.Image, dict[str, str]]:
-    """A 2-D or 3-D grey image as float32, and `modality` and `description` where its header has them.
+    """A single DICOM file as a float32 image, and `modality` and `description` where its header has them.
 
     Raises:
-        InputError: when the file is empty, cut short, in colour, or has several frames and none is chosen.
+        InputError: when the file is in colour, or has several frames and none is chosen.
     """
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes).", "Copy or download it again.")
-    if suffix_of(path) in (".mgh", ".mgz") and "MGHImageIO" not in sitk.ImageFileReader().GetRegisteredImageIOs():
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    reader.SetOutputPixelType(sitk.sitkFloat32)
+    reader.ReadImageInformation()
+    check_grey(reader, path)
+    size = list(reader.GetSize())
+    if any(extent > 1 for extent in size[4:]):
         raise InputError(
-            f"{path} is in FreeSurfer's MGH format, which cannot be read here.",
-            f"Convert it with FreeSurfer: mri_convert {path.name} {path.stem}.nii.gz",
+            f"{path} has {len(size)} dimensions ({'x'.join(map(str, size))}); expected 2, 3 or 4.",
+            "Save one volume of it to a file.",
         )
-    with _whole(path) as readable:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(readable))
-        reader.SetOutputPixelType(sitk.sitkFloat32)
-        reader.ReadImageInformation()
-        check_grey(reader, path)
-        size = list(reader.GetSize())
-        if any(extent > 1 for extent in size[4:]):
-            raise InputError(
-                f"{path} has {len(size)} dimensions ({'x'.join(map(str, size))}); expected 2, 3 or 4.",
-                "Save one volume of it to a file.",
-            )
-        chosen = choose_frame(frame, size[3] if len(size) > 3 else 1, path)
-        if len(size) > 3:
-            more = [0] * (len(size) - 4)
-            reader.SetExtractSize([*size[:3], 0, *more])
-            reader.SetExtractIndex([0, 0, 0, chosen, *more])
-        return reader.Execute(), describe_file(reader)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Check that a file is whole, and give the one for ITK to read.
-
-    Only all of a compressed NIfTI, inflated, tells whether it is whole. It is kept for that moment in a temporary file,
-    so that ITK need not inflate it again.
-    """
-    with ExitStack() as stack:
-        readable = path
-        if suffix_of(path) == ".nii.gz":
-            try:
-                folder = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
-                if check_whole(path, folder / "content.nii"):
-                    readable = folder / "content.nii"
-            except OSError:  # no room for it: then it is inflated twice
-                check_whole(path)
-        else:
-            check_whole(path)
-        try:
-            yield readable
-        except RuntimeError as error:  # the user knows of no temporary file
-            raise RuntimeError(str(error).replace(str(readable), str(path))) from error
+    chosen = choose_frame(frame, size[3] if len(size) > 3 else 1, path)
+    if len(size) > 3:
+        more = [0] * (len(size) - 4)
+        reader.SetExtractSize([*size[:3], 0, *more])
+        reader.SetExtractIndex([0, 0, 0, chosen, *more])
+    return reader.Execute(), describe_file(reader)
 
 
 def check_grey(reader: sitk.ImageFileReader, path: Path) -> None:
@@ -102,23 +70,9 @@ def check_grey_image(image: sitk.Image) -> None:
         )
 
 
-def choose_frame(frame: int | None, frames: int, path: Path) -> int:
-    """The frame to read out of `frames`.
-
-    Raises:
-        InputError: when there are several and none is chosen, or the chosen one does not exist.
-    """
-    choice = f"Choose one with --frame, from 0 to {frames - 1}." if frames > 1 else "Leave out --frame."
-    if frame is None and frames > 1:
-        raise InputError(f"{path} is 4-D: it holds {frames} volumes.", choice)
-    if frame is not None and not 0 <= frame < frames:
-        raise InputError(f"{path} has no frame {frame}: it holds {frames} volume{'s' * (frames > 1)}.", choice)
-    return frame or 0
-
-
 def describe_file(reader: sitk.ImageFileReader) -> dict[str, str]:
-    """Modality and description out of a DICOM or NIfTI header. Nothing that names a patient."""
-    keys = (("modality", "0008|0060"), ("description", "0008|103e"), ("description", "descrip"))
+    """Modality and description out of a DICOM header. Nothing that names a patient."""
+    keys = (("modality", "0008|0060"), ("description", "0008|103e"))
     return {
         name: text
         for name, key in keys

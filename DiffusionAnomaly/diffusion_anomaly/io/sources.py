@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from ..errors import InputError
 from .itk import check_grey_image
+from .masks import check_mask
 from .orientation import describe_grid, same_grid
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
@@ -71,7 +72,7 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
     """A brain mask on a scan's grid, uint8 0/1, from a file, an image or an array of the scan's shape.
 
     Raises:
-        InputError: when it cannot be read, or has another grid than the scan.
+        InputError: when it cannot be read, is no mask, or has another grid than the scan.
     """
     if isinstance(source, (str, os.PathLike)):
         return read_mask(source, like)
@@ -81,7 +82,7 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
                 f"The brain mask has the shape {source.shape}, the scan {like.image.GetSize()[::-1]}.",
                 "Give an array of the scan's shape (slices, rows, columns).",
             )
-        return binary(source, like)
+        return _binary(source, like)
     if not isinstance(source, sitk.Image):
         raise InputError(
             f"A {type(source).__name__} is no brain mask.", "Give a path, a SimpleITK image, or a NumPy array."
@@ -92,7 +93,12 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
             f"The brain mask's grid ({describe_grid(source)}) is not the scan's ({describe_grid(like.image)}).",
             "Resample the mask onto the scan with nearest neighbours.",
         )
-    return binary(sitk.GetArrayViewFromImage(source), like)
+    return _binary(sitk.GetArrayViewFromImage(source), like)
+
+
+def _binary(values: np.ndarray, like: Volume) -> sitk.Image:
+    check_mask(values, "The brain mask")
+    return binary(values, like)
 
 
 def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:

@@ -1,16 +1,85 @@
-"""JSON objects as dataclasses: unknown, missing and ill-typed entries are refused by name. Standard library only."""
+"""JSON from strangers: read within bounds, then made dataclasses, where unknown, missing and ill-typed entries are
+refused by name. Standard library only.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import InputError
 
+# Beyond what anything here writes: the largest, a calibration table, has tens of kilobytes and thousands of values.
+MAX_BYTES = 8_000_000
+MAX_VALUES = 200_000
+MAX_DEPTH = 32
+MAX_INTEGER = 2**63 - 1
+
 _JSON_NAMES = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a whole number"}
+
+
+def parse(data: bytes) -> Any:
+    """JSON read strictly: UTF-8, finite numbers, whole ones within 64 bits, no repeated keys, bounded size and depth.
+
+    Raises:
+        ValueError: saying what is at fault.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{len(data)} bytes are more than the {MAX_BYTES} that are read as JSON")
+    if data.count(b",") > MAX_VALUES:  # before any is made
+        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    try:
+        content = json.loads(
+            data.decode(),
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_unique_keys,
+        )
+        _check_depth(content)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+    return content
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large for a float")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > MAX_INTEGER:
+        raise ValueError(f"a whole number of {len(text)} digits is beyond 64 bits")
+    return int(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice[:60]!r} is given twice")
+    return content
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if not isinstance(value, (dict, list)):
+        return
+    if depth == MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    for entry in value.values() if isinstance(value, dict) else value:
+        _check_depth(entry, depth + 1)
 
 
 def checked(kind: type, content: Mapping[str, Any], where: str) -> Any:
@@ -19,7 +88,8 @@ def checked(kind: type, content: Mapping[str, Any], where: str) -> Any:
     known = {entry.name: hints[entry.name] for entry in fields(kind)}
     unknown = sorted(set(content) - set(known))
     if unknown:
-        raise InputError(f"{where} has the unknown entries {', '.join(unknown)}.", f"Known are {', '.join(known)}.")
+        names = ", ".join(name[:40] for name in unknown[:10]) + (" …" if len(unknown) > 10 else "")
+        raise InputError(f"{where} has the unknown entries {names}.", f"Known are {', '.join(known)}.")
     for name, value in content.items():
         if not _fits(value, known[name]):
             raise InputError(

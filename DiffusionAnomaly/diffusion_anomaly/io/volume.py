@@ -12,29 +12,29 @@ exactly the same grid. What a network reads of it is the duty of `preprocessing`
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import InputError
-from .dicom import read_series
-from .files import partial_name, whole_file
+from ..errors import InputError, MemoryExhausted
+from . import dicom
+from .content import shown
+from .dicom import read_dicom
+from .files import whole_file
+from .formats import read_scan, suffix_of
 from .geometry import MOST_SHEAR, geometry_of
-from .headers import check_whole, files_of, keep_grid_fields, suffix_of
-from .itk import itk_errors, last_words, quiet, read_file
+from .masks import check_mask
 from .orientation import describe_grid, same_grid
+from .reading import GridFields
+from .writing import write_image
 
 PathLike = str | os.PathLike[str]
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
-# On an anomaly map of 16 MB level 1 took 0.18 s for 5.98 MB, level 6 0.32 s for 5.85 MB.
-GZIP_LEVEL = 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Volume:
         metadata: `modality` and `description`, where the file states them. Nothing that names a patient.
         title: What the user calls it; empty where nobody calls it otherwise than its file.
         warnings: What reading it had to settle, such as header fields that contradict each other; for the user to see.
+        grid_fields: How its header writes its grid, for results in the same format.
     """
 
     image: sitk.Image
@@ -60,11 +61,12 @@ class Volume:
     metadata: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     warnings: tuple[str, ...] = ()
+    grid_fields: GridFields | None = None
 
     @property
     def name(self) -> str:
         """What to call it in a sentence or a heading."""
-        return self.title or Path(self.source).name or "scan"
+        return self.title or shown(Path(self.source).name) or "scan"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Scan:
 
 
 def read_volume(path: PathLike, *, series: str | None = None, frame: int | None = None) -> Volume:
-    """Read a scan: a file in any format of this SimpleITK, or a folder with one DICOM series.
+    """Read a scan: NIfTI, Analyze, MGH, NRRD, MetaImage, a grey picture, or DICOM: a file, or a folder with one series.
 
     Args:
         path: File or folder.
@@ -112,25 +114,43 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
         MemoryExhausted: when it does not fit into memory.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"There is no file or folder {path}.", "Check the path.")
+    try:
+        is_folder = path.is_dir() if os.stat(path) else False
+    except (OSError, ValueError) as error:
+        reason = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
+        raise InputError(f"There is no file or folder {shown(path)}{reason}.", "Check the path.") from error
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path} may not be read: no permission.", "Ask its owner for read permission.")
-    with itk_errors(path):
-        if path.is_dir():
-            image, files, metadata = read_series(path, series, frame)
-        elif series is not None:
+        raise InputError(f"{shown(path)} may not be read: no permission.", "Ask its owner for read permission.")
+    if is_folder or dicom.is_dicom(path):
+        if series is not None and not is_folder and path.name.upper() != "DICOMDIR":
             raise InputError(
-                f"{path} is a file; a series ({series}) can be chosen in a DICOM folder only.",
+                f"{shown(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
                 "Leave out --series, or give the folder.",
             )
-        else:
-            files = files_of(path)
-            image, metadata = read_file(path, frame)
-    return as_volume(image, os.fspath(path), _sha256(files), metadata)
+        scan = read_dicom(path, series, frame)
+        return as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
+    if series is not None:
+        raise InputError(
+            f"{shown(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
+            "Leave out --series, or give the folder.",
+        )
+    source = os.fspath(path)
+    try:
+        reading, sha256 = read_scan(path, frame)
+        volume = as_volume(reading.image(), source, sha256, reading.metadata)
+    except MemoryError as error:
+        raise MemoryExhausted(f"{shown(path)} does not fit into memory.", "Close other programs.") from error
+    return replace(volume, dimension=reading.dimension, warnings=reading.warnings, grid_fields=reading.grid_fields)
 
 
-def as_volume(image: sitk.Image, source: str, sha256: str, metadata: Mapping[str, str], title: str = "") -> Volume:
+def as_volume(
+    image: sitk.Image,
+    source: str,
+    sha256: str,
+    metadata: Mapping[str, str],
+    title: str = "",
+    warnings: tuple[str, ...] = (),
+) -> Volume:
     """A 2-D or 3-D float32 image as a volume, its spacing and its values checked.
 
     Raises:
@@ -139,7 +159,7 @@ def as_volume(image: sitk.Image, source: str, sha256: str, metadata: Mapping[str
     dimension = image.GetDimension()
     if dimension == 2:
         image = sitk.JoinSeries([image])
-    what = source or "The image"
+    what = shown(source) if source else "The image"
     direction = np.reshape(image.GetDirection(), (3, 3))
     # Direction and spacing apart: a direction that scales would hide in their product.
     if not np.allclose(np.linalg.norm(direction, axis=0), 1.0, atol=MOST_SHEAR):
@@ -148,7 +168,7 @@ def as_volume(image: sitk.Image, source: str, sha256: str, metadata: Mapping[str
         )
     geometry_of(direction * image.GetSpacing(), np.array(image.GetOrigin()), what)
     image, non_finite = _finite(image, what)
-    return Volume(image, source, sha256, dimension, non_finite, metadata, title)
+    return Volume(image, source, sha256, dimension, non_finite, metadata, title, warnings)
 
 
 def read_mask(path: PathLike, like: Volume) -> sitk.Image:
@@ -159,7 +179,7 @@ def read_mask(path: PathLike, like: Volume) -> sitk.Image:
         exactly the scan's grid.
 
     Raises:
-        InputError: as `read_volume`, and when the mask has another grid than the scan.
+        InputError: as `read_volume`, and when it is no mask or has another grid than the scan.
     """
     mask = read_volume(path)
     if not same_grid(mask.image, like.image):
@@ -168,6 +188,7 @@ def read_mask(path: PathLike, like: Volume) -> sitk.Image:
             f"Mask: {describe_grid(mask.image)}. Scan: {describe_grid(like.image)}.",
             "Resample the mask onto the scan with nearest neighbours, or give the mask drawn on this scan.",
         )
+    check_mask(sitk.GetArrayViewFromImage(mask.image), f"The mask {path}")
     return binary(sitk.GetArrayViewFromImage(mask.image), like)
 
 
@@ -197,9 +218,9 @@ def read_anomaly_map(path: PathLike) -> Volume:
 def write_like(values: np.ndarray | sitk.Image, volume: Volume, path: PathLike, *, dtype: np.typing.DTypeLike) -> None:
     """Write values on a scan's grid, whole or not at all.
 
-    The grid is the scan's bit for bit: read back, a file in the scan's own format has the same size, spacing,
-    origin and direction; MetaImage keeps every grid exactly; NIfTI rounds foreign ones to float32. A 2-D scan
-    gets a 2-D file.
+    The grid is the scan's bit for bit, as it was when the scan was read: read back, a file in the scan's own format has
+    the same size, spacing, origin and direction; MetaImage keeps every grid exactly; NIfTI rounds foreign ones to
+    float32. A 2-D scan gets a 2-D file.
 
     Args:
         values: (slices, rows, columns) in the order of `sitk.GetArrayFromImage(volume.image)`, or an image.
@@ -216,42 +237,9 @@ def write_like(values: np.ndarray | sitk.Image, volume: Volume, path: PathLike, 
     array = sitk.GetArrayViewFromImage(values) if isinstance(values, sitk.Image) else values
     if array.shape != volume.image.GetSize()[::-1]:
         raise ValueError(f"values have shape {array.shape}, the scan has {volume.image.GetSize()[::-1]}")
-    image = sitk.GetImageFromArray(np.asarray(array, dtype=dtype))
-    image.CopyInformation(volume.image)
-    if volume.dimension == 2:
-        image = image[:, :, 0]
-    suffix = suffix_of(path)
-    with whole_file(path) as partial:
-        if suffix != ".nii.gz":
-            _write_itk(image, partial, path, volume)
-            return
-        plain = partial_name(path, ".nii")
-        try:
-            _write_itk(image, plain, path, volume)
-            # No name and no time in the gzip header: the same result has the same bytes.
-            with (
-                open(plain, "rb") as source,
-                open(partial, "wb") as raw,
-                gzip.GzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=raw, mtime=0) as target,
-            ):
-                shutil.copyfileobj(source, target, 1 << 20)
-        finally:
-            plain.unlink(missing_ok=True)
-
-
-def _write_itk(image: sitk.Image, partial: Path, path: Path, volume: Volume) -> None:
-    """Write with ITK, make sure that all of it arrived, and restore what ITK rounds."""
-    partial.touch()  # raises the plain OSError that ITK would bury in its own words
-    try:
-        with quiet():
-            sitk.WriteImage(image, str(partial), useCompression=suffix_of(partial) != ".nii")
-        check_whole(partial)
-    except (RuntimeError, InputError) as error:
-        reason = "the disk took only a part of it" if isinstance(error, InputError) else last_words(error)
-        raise InputError(
-            f"{path} could not be written: {reason}.", "Free some space, or choose another output folder."
-        ) from error
-    keep_grid_fields(Path(volume.source), partial)
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        stored = np.asarray(array, dtype=dtype)
+        write_image(file, suffix_of(path), stored, volume.image, volume.dimension, volume.grid_fields)
 
 
 def _finite(image: sitk.Image, what: str) -> tuple[sitk.Image, int]:

@@ -6,13 +6,14 @@ jsonschema is imported when a check is asked for, because Slicer's own Python li
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..io.files import file_stem
 from ..registry import METHODS, MethodEntry, get_method
 from .manifest import NEWER, fail
@@ -26,6 +27,19 @@ ANOMALY = "configs/anomaly.json"
 WRONG = "Correct the declaration and write the package again, or get the package again."
 HELPERS = {"brain": "brain", "recognition": "recogniser"}
 """Kinds of package that are no method of slices, and the network of each: one finds brains, one recognises scans."""
+# What is read before any schema is asked, in Slicer's own process too: what must be an object, and the short texts.
+OBJECTS = {
+    *("grid", "grid3d", "normalisation", "schedule", "codec", "options", "postprocess", "latent_threshold"),
+    *("intensity", "calibration", "score_range", "threshold", "quality", "training"),
+}
+NAMES = {
+    "name": re.compile(r"[a-z0-9][a-z0-9-]{0,63}"),
+    "version": re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}([+.-][0-9A-Za-z.+-]{1,40})?"),
+    "method": re.compile(r"[a-z][a-z0-9_-]{0,39}"),
+    "modality": re.compile(r".{1,40}"),
+    "license": re.compile(r".{1,80}"),
+}
+_ERRORS_COMPARED = 100  # of however many a declaration has
 
 
 def needed_networks(method: str) -> tuple[str, ...]:
@@ -61,6 +75,10 @@ def check_declaration(
     check_schema(package, METADATA, "metadata", metadata)
     for part, config in networks.items():
         check_schema(package, network_file(part), "network", config)
+        dimensions = 3 if part == BRAIN else 2
+        if config.get("spatial_dims", dimensions) != dimensions:
+            found = f"has spatial_dims {config['spatial_dims']}, expected {dimensions}"
+            fail(package, network_file(part), found, WRONG)
     if metadata["version"] != anomaly["version"]:
         found = f"says version {metadata['version']}, {ANOMALY} says {anomaly['version']}"
         fail(package, METADATA, found, WRONG)
@@ -75,6 +93,8 @@ def check_declaration(
         fail(package, ANOMALY, found, WRONG)
     else:
         _check_latents(package, anomaly, networks)
+        _check_diffusion(package, anomaly, networks)
+    _check_options(package, anomaly, method)
     _check_normalisation(package, anomaly)
     _check_postprocess(package, anomaly)
     _check_calibration(package, anomaly)
@@ -126,7 +146,7 @@ def check_schema(package: str, file: str, schema: str, content: Mapping[str, Any
     """
     from jsonschema.exceptions import best_match
 
-    error = best_match(_validator(schema).iter_errors(content))
+    error = best_match(islice(_validator(schema).iter_errors(content), _ERRORS_COMPARED))
     if error is not None:
         # The message quotes the value at fault, which may be a whole table.
         message = error.message
@@ -208,6 +228,36 @@ def _check_latents(package: str, anomaly: Mapping[str, Any], networks: Mapping[s
         if found != wanted:
             counted = f"{channels} channel{'s' if channels > 1 else ''} of a slice, folded, are {wanted}"
             fail(package, network_file(part), f"has {found} channels in; {counted}", WRONG)
+
+
+def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the networks on latents hand each other: as many channels, and a threshold at each position."""
+    if "diffusion" not in networks:
+        return
+    latent = networks["diffusion"].get("in_channels")
+    for part, key in (("diffusion", "out_channels"), ("classifier", "in_channels")):
+        if part in networks and networks[part].get(key) != latent:
+            found = f"has {key} {networks[part].get(key)}; the latents have {latent} channels"
+            fail(package, network_file(part), found, WRONG)
+    if networks.get("classifier", {}).get("out_channels", 2) != 2:
+        found = f"has out_channels {networks['classifier']['out_channels']}; the classes are healthy and diseased"
+        fail(package, network_file("classifier"), found, WRONG)
+    for key in ("shift", "scale"):
+        values = anomaly["codec"].get(key)
+        if isinstance(values, list) and len(values) not in (1, latent):
+            fail(package, ANOMALY, f"has a codec with {len(values)} values of {key} for {latent} channels", WRONG)
+    rows = anomaly.get("latent_threshold", {}).get("value")
+    if isinstance(rows, list):
+        width, height = (pixels // anomaly["codec"]["factor"] for pixels in anomaly["grid"]["size"])
+        if len(rows) != height or any(len(row) != width for row in rows):
+            fail(package, ANOMALY, f"has a latent_threshold whose value is not {height} rows of {width} numbers", WRONG)
+
+
+def _check_options(package: str, anomaly: Mapping[str, Any], method: MethodEntry) -> None:
+    try:
+        method.make_options(anomaly.get("options"))
+    except ModelError as error:
+        fail(package, ANOMALY, f"has options that do not fit: {error}".rstrip("."), WRONG)
 
 
 def _check_folded(

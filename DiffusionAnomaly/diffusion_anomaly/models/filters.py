@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import InputError
+from ..options import shown
 
 # A width in mm may fall short of a whole number of pixels by this share of one: on a grid of 1.067 mm, which is 16/15
 # rounded, 3.2 mm are 2.999 pixels and mean 3.
@@ -90,6 +91,8 @@ class PostprocessSettings:
             InputError: for an unknown key or a value out of range.
         """
         known = [setting.name for setting in fields(cls)]
+        if not isinstance(settings, Mapping):
+            raise InputError(f"The post-processing is {shown(settings)}.", "Give settings by name.")
         settings = renamed(settings)
         unknown = sorted(set(settings) - set(known))
         if unknown:
@@ -148,4 +151,4 @@ def _check(name: str, value: Any, low: float, high: float, *, whole: bool) -> No
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
-        raise InputError(f"Option {name} is {value!r}.", f"It must be {kind} from {low:g} to {high:g}.")
+        raise InputError(f"Option {name} is {shown(value)}.", f"It must be {kind} from {low:g} to {high:g}.")

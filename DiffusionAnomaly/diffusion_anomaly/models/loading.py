@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import ModelError
 from ..precision import choose_dtype
 from ..system import choose_device
 from .networks import Codec, Model, build_network
 from .schedule import Schedule
+from .weights import fitting_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,23 +52,15 @@ def load_model(bundle: Bundle, device: str | torch.device = "auto", precision: s
 
 
 def load_network(bundle: Bundle, part: str) -> nn.Module:
-    """One network of a package with its weights, as float32 in evaluation mode."""
+    """One network of a package with its weights, as float32 in evaluation mode.
+
+    Raises:
+        ModelError: when the network cannot be built, or its weights do not fit it.
+    """
     config = bundle.network_config(part)
-    with torch.device("meta"):  # shapes alone: initial weights would be drawn only to be replaced
-        network = build_network(config)
-    expected = network.state_dict()
-    weights = {
-        name: tensor.to(expected[name].dtype) if name in expected else tensor
-        for name, tensor in bundle.weights(part).items()
-    }
-    try:
-        network.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise ModelError(
-            f"Package {bundle.name}: models/{part}.safetensors does not fit configs/{part}.json: {first}",
-            "The package is damaged or was put together by hand; get it again.",
-        ) from error
+    # Shapes alone: initial weights would be drawn only to be replaced.
+    network, weights = fitting_network(config, lambda most: bundle.weights(part, most), bundle.name, part)
+    network.load_state_dict(weights, strict=True, assign=True)
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):  # what is no part of the weights
         network = build_network(config)
         network.load_state_dict(weights, strict=True)

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import ModelError
+from ..errors import ModelError, printable
+from ..io.typed_json import MAX_BYTES, parse
 
 MANIFEST = "configs/manifest.json"
 AGAIN = "The package was changed, cut short or put together by hand; get it again."
 NEWER = "It was written for a newer DiffusionAnomaly; update DiffusionAnomaly."
 
-# The largest JSON of a real package is its calibration table, tens of kilobytes.
-MAX_JSON_BYTES = 8_000_000
+# What is read of a file at most, by what it is. The card and the licences are texts that somebody is shown; weights
+# are compared with their network before they are read, so theirs only keeps a sparse file from being taken for some.
+MAX_TEXT_BYTES = 1_000_000
+MAX_WEIGHTS_BYTES = 16_000_000_000
+MAX_FILES = 100
 PICKLES = frozenset(
     {
         ".bin",
@@ -41,7 +46,7 @@ PICKLES = frozenset(
     }
 )
 
-_FILE_NAME = re.compile(r"(?:(?:configs|docs|models)/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FILE_NAME = re.compile(r"(?:(?:configs|docs|models)/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _EVALUATED = ("$", "@", "%")  # MONAI's expressions, references and macros
 
@@ -57,6 +62,8 @@ class FileRecord:
 def fail(package: str, file: str, what: str, hint: str = AGAIN) -> NoReturn:
     """Raise the one-line error that every fault of a package ends in."""
     found = " ".join(what.split())
+    if len(found) > 400:  # it quotes the value at fault, which may be a whole table
+        found = f"{found[:300]} … {found[-80:]}"
     raise ModelError(f"Package {package}: {file} {found}.", hint)
 
 
@@ -87,19 +94,34 @@ def read_file(root: Path, package: str, name: str, record: FileRecord | None = N
         ModelError: when the file is missing, leads out of the package, cannot be read, or is not as recorded.
     """
     path = inside(root, package, name)
-    if not path.is_file():
-        fail(package, name, "is missing")
+    most = _most_bytes(name)
     try:
-        size = path.stat().st_size
+        # Looked at before it is opened, since opening a pipe waits for its writer and a device may do anything.
+        found_kind, size = stat.S_IFMT(os.stat(path).st_mode), os.stat(path).st_size
+        if found_kind != stat.S_IFREG:
+            fail(package, name, "is no regular file")
         if record is not None and size != record.size:
             fail(package, name, f"has {size} bytes, the manifest says {record.size}")
-        data = path.read_bytes()
+        if size > most:
+            fail(package, name, f"has {size} bytes, more than the {most} that are read of such a file")
+        with path.open("rb") as file:
+            data = file.read(size + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        fail(package, name, "is missing")
     except OSError as error:
         fail(package, name, f"cannot be read: {error.strerror}", "Check its permissions and the disk.")
+    if len(data) != size:
+        fail(package, name, "changed while it was read", "Try again.")
     found = sha256(data)
     if record is not None and found != record.sha256:
         fail(package, name, f"has SHA256 {found[:12]}…, the manifest says {record.sha256[:12]}…")
     return data
+
+
+def _most_bytes(name: str) -> int:
+    if name.endswith(".json"):
+        return MAX_BYTES
+    return MAX_WEIGHTS_BYTES if name.startswith("models/") else MAX_TEXT_BYTES
 
 
 def read_listed(root: Path, package: str, name: str, files: Mapping[str, FileRecord]) -> bytes:
@@ -124,6 +146,8 @@ def read_manifest(root: Path, package: str, newest: int) -> tuple[dict[str, File
     files = manifest.get("files")
     if set(manifest) != {"schema_version", "files"} or not isinstance(files, dict):
         fail(package, MANIFEST, "must hold schema_version and files, and nothing else")
+    if len(files) > MAX_FILES:
+        fail(package, MANIFEST, f"lists {len(files)} files, more than the {MAX_FILES} that a package may have")
     return {name: _record(package, name, entry) for name, entry in files.items()}, sha256(data)
 
 
@@ -152,22 +176,20 @@ def _record(package: str, name: str, entry: object) -> FileRecord:
 
 
 def parse_json(data: bytes, package: str, file: str) -> dict[str, Any]:
-    """A JSON object read strictly: UTF-8, finite numbers, no repeated keys, and plain values only.
+    """A JSON object read strictly, see ``typed_json.parse``, with plain values only.
 
-    Plain means that MONAI's ``ConfigParser`` would evaluate nothing in it: no string that begins with ``$``
-    (expression), ``@`` (reference) or ``%`` (macro), no key that begins with those, with ``+`` (merge) or
-    with ``_`` (instruction). The one exception is ``_target_`` at the top, where a network's configuration
-    names its class.
+    Plain means no character that a terminal would obey, and that MONAI's ``ConfigParser`` would evaluate nothing in it:
+    no string that begins with ``$`` (expression), ``@`` (reference) or ``%`` (macro), no key that begins with those,
+    with ``+`` (merge) or with ``_`` (instruction). The one exception is ``_target_`` at the top, where a network's
+    configuration names its class.
 
     Raises:
         ModelError: naming the place, the number, the key or the string at fault.
     """
-    if len(data) > MAX_JSON_BYTES:
-        fail(package, file, f"has {len(data)} bytes, more than the {MAX_JSON_BYTES} that are read as JSON")
     try:
-        content = json.loads(data.decode(), parse_constant=_no_constant, object_pairs_hook=_unique_keys)
+        content = parse(data)
         _check_plain(content, top=True)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         fail(package, file, f"is not JSON that a package may hold: {error}")
     if not isinstance(content, dict):
         fail(package, file, f"holds a {type(content).__name__} where an object is expected")
@@ -179,28 +201,22 @@ def to_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a finite number")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return content
-
-
 def _check_plain(value: object, top: bool = False) -> None:
-    if isinstance(value, str) and value.lstrip().startswith(_EVALUATED):
-        raise ValueError(f"{value[:60]!r} is an expression, and a package is only data")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number is too large for a float")
-    if isinstance(value, list):
+    if isinstance(value, str):
+        _check_text(value)
+        if value.lstrip().startswith(_EVALUATED):
+            raise ValueError(f"{value[:60]!r} is an expression, and a package is only data")
+    elif isinstance(value, list):
         for item in value:
             _check_plain(item)
-    if isinstance(value, dict):
+    elif isinstance(value, dict):
         for key, item in value.items():
+            _check_text(key)
             if key.lstrip().startswith((*_EVALUATED, "+", "_")) and not (top and key == "_target_"):
                 raise ValueError(f"the key {key[:60]!r} is an instruction, and a package is only data")
             _check_plain(item)
+
+
+def _check_text(text: str) -> None:
+    if printable(text) != text:
+        raise ValueError(f"{text[:60]!r} holds control characters")

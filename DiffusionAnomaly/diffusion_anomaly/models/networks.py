@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..system import without_garbage_collection
+from ..options import shown
+from ..system import is_out_of_memory, without_garbage_collection
 from .schedule import Schedule, network_level, to_epsilon
 from .unet import PlainUNet
 
@@ -22,6 +23,12 @@ from .unet import PlainUNet
 # differently, so every call has this size (the last is filled up) and a slice never depends on its companions.
 CPU_CHUNK = 8
 CUDA_CHUNK = 256
+
+# The largest published networks of these classes have 1280 channels, 5 levels, 3 blocks a level and codebooks of 16384.
+MOST_CHANNELS = 16384
+MOST_LEVELS = 12
+MOST_BLOCKS = 16
+_DEPTHS = ("num_res_blocks", "num_res_layers", "num_res_units", "num_layers", "inter_", "spatial_dims")
 
 # Classes by name and the module of each, which is imported when a package asks for it: MONAI takes seconds.
 NETWORKS = {
@@ -42,22 +49,43 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         config: ``{"_target_": class name, **keyword arguments}`` with plain JSON values.
 
     Raises:
-        ModelError: for a class that is not on the allow-list, or for arguments it does not take.
+        ModelError: for a class that is not on the allow-list, or for arguments it does not take or that are out of all
+            proportion.
     """
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     target = config.get("_target_")
-    if target not in NETWORKS:
+    if not isinstance(target, str) or target not in NETWORKS:
         raise ModelError(
             f"The network class {target!r} is not one this version builds.", f"Known are {', '.join(sorted(NETWORKS))}."
         )
+    for name, value in arguments.items():
+        _check_proportion(target, name, value)
     network = _network_class(target, arguments)
     unknown = sorted(set(arguments) - set(inspect.signature(network.__init__).parameters))
     if unknown:
         raise ModelError(f"{target} does not take {', '.join(unknown)}.", "Check the package's configuration.")
     try:
         return network(**arguments)
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
-        raise ModelError(f"{target} cannot be built as declared: {error}.") from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ModelError(
+            f"{target} cannot be built as declared: {reason}.", "Check the package's configuration."
+        ) from error
+
+
+def _check_proportion(target: str, name: str, value: Any) -> None:
+    """Refuse what takes long to build even where it takes no memory: each level and block is Python objects."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        if len(value) > MOST_LEVELS:
+            raise ModelError(f"{target}: {name} has {len(value)} entries.", f"It may have {MOST_LEVELS}.")
+        for entry in value:
+            _check_proportion(target, name, entry)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        most = MOST_BLOCKS if any(word in name for word in _DEPTHS) else MOST_CHANNELS
+        if not abs(value) <= most:
+            raise ModelError(f"{target}: {name} is {shown(value)}.", f"It may be {most} at most.")
 
 
 def _network_class(name: str, arguments: Mapping[str, Any]) -> type[nn.Module]:
@@ -191,8 +219,20 @@ class Model:
                 pieces = [torch.cat([p, p[-1:].expand(self.chunk - real, *p.shape[1:])]) for p in pieces]
             pieces = [p.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p for p in pieces]
             with self._autocast():
-                results.append(function(*pieces)[:real].float())
+                results.append(self._called(function, *pieces)[:real].float())
         return torch.cat(results)
+
+    @staticmethod
+    def _called(function: Any, *pieces: Tensor) -> Tensor:
+        try:
+            return function(*pieces)
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"A network of the model package cannot take slices of shape {tuple(pieces[0].shape)}: {error}.",
+                "The package's configuration does not fit its grid; choose another package.",
+            ) from error
 
     def _levels(self, x: Tensor, t: int | Tensor) -> Tensor:
         if isinstance(t, int):

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
-from .declaration import ANOMALY, METADATA, check_declaration, network_file, weights_file
+from ..errors import ModelError, printable
+from .declaration import ANOMALY, METADATA, NAMES, OBJECTS, check_declaration, network_file, weights_file
 from .manifest import MANIFEST, FileRecord, check_version, fail, parse_json, read_listed, read_manifest
 
 if TYPE_CHECKING:
@@ -103,19 +103,34 @@ class Bundle:
         self._check_part(part)
         return dict(self._checked_configs[part])
 
-    def weights(self, part: str) -> dict[str, Tensor]:
+    def check(self) -> None:
+        """Check the whole declaration against the schemas, which nobody has looked at when a package is opened.
+
+        Raises:
+            ModelError: for the first fault, naming the file and the place in it.
+        """
+        _ = self._checked_configs
+
+    def weights(self, part: str, most_bytes: int | None = None) -> dict[str, Tensor]:
         """One network's tensors on the CPU, as stored (mostly float16).
 
         The bytes whose hash is compared are the bytes that are parsed.
 
+        Args:
+            part: the network.
+            most_bytes: how large the file can be; None for a network that nobody has built.
+
         Raises:
-            ModelError: when the file is missing or changed, is not safetensors, or holds another type than
+            ModelError: when the file is missing or changed, is larger, is not safetensors, or holds another type than
                 float16, bfloat16, float32 or int64, or a value that is not finite.
         """
         from .weights import read_tensors
 
         self._check_part(part)
         file = weights_file(part)
+        record = self.files.get(file)
+        if record is not None and most_bytes is not None and record.size > most_bytes:
+            fail(self.name, file, f"has {record.size} bytes, its network cannot fill more than {most_bytes}")
         return read_tensors(self._bytes(file), self.name, file)
 
     @cached_property
@@ -140,7 +155,7 @@ class Bundle:
         return read_listed(self.path, self.name, name, self.files)
 
     def _text(self, name: str) -> str:
-        return self._bytes(name).decode(errors="replace")
+        return printable(self._bytes(name).decode(errors="replace"))
 
     def _json(self, name: str) -> dict[str, Any]:
         return parse_json(self._bytes(name), self.name, name)
@@ -182,7 +197,7 @@ def available(extra: Sequence[Path | str] = ()) -> list[BundleSummary]:
 
     A package that cannot be opened is listed with its problem, so that the user learns of it.
     """
-    return [_summarise(path) for path in _packages([builtin_directory(), *map(Path, extra)])]
+    return [summary for folder in (builtin_directory(), *map(Path, extra)) for summary in _summaries(folder)]
 
 
 def open_bundle(name_or_path: str | Path) -> Bundle:
@@ -205,6 +220,9 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
     networks = anomaly.get("networks")
     if not isinstance(networks, list) or not all(isinstance(part, str) for part in networks):
         fail(package, ANOMALY, "has no list of networks")
+    for key in OBJECTS & anomaly.keys():  # the rest waits for the schemas, but this is looked into before
+        if not isinstance(anomaly[key], dict):
+            fail(package, ANOMALY, f"has {key} {anomaly[key]!r}, expected an object")
     return Bundle(
         path=root,
         name=_text(package, ANOMALY, anomaly, "name"),
@@ -220,7 +238,7 @@ def open_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def _locate(name_or_path: str | Path) -> Path:
-    known = {path.name: path for path in _packages([builtin_directory()])}
+    known = {path.name: path for path in _packages(builtin_directory())}
     if isinstance(name_or_path, str) and name_or_path in known:
         return known[name_or_path]
     path = Path(name_or_path)
@@ -229,27 +247,40 @@ def _locate(name_or_path: str | Path) -> Path:
     if not os.path.exists(path):
         is_name = isinstance(name_or_path, str) and len(path.parts) == 1
         raise ModelError(f"{'Unknown model' if is_name else 'There is no model package at'} {str(path)!r}.", choose)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ModelError(f"{str(path)!r} is a file; a model package is a folder.", choose)
-    if not (path / MANIFEST).is_file():
+    if not os.path.lexists(path / MANIFEST):
         raise ModelError(f"{str(path)!r} is not a model package: {MANIFEST} is missing.", choose)
     # Absolute, so that a later change of the working directory does not matter, and "." has a name.
     return path.resolve()
 
 
-def _packages(folders: Sequence[Path]) -> Iterator[Path]:
-    for folder in folders:
-        if (folder / MANIFEST).is_file():
-            yield folder
-        elif folder.is_dir():
-            children = sorted(path for path in folder.iterdir() if path.is_dir())
-            yield from (path for path in children if not path.name.startswith((".", "__")))
+def _summaries(folder: Path) -> Iterator[BundleSummary]:
+    try:
+        paths = _packages(folder)
+    except OSError as error:
+        problem = ModelError(f"{folder} cannot be read: {error.strerror}.", "Check its permissions and the disk.")
+        yield BundleSummary(name=printable(folder.name), path=folder, problem=str(problem))
+        return
+    yield from map(_summarise, paths)
+
+
+def _packages(folder: Path) -> list[Path]:
+    # os.path, because pathlib raises for folders that may not be looked into, and one must not hide the others.
+    if os.path.lexists(folder / MANIFEST):
+        return [folder]
+    if not os.path.isdir(folder):
+        return []
+    children = sorted(path for path in folder.iterdir() if os.path.isdir(path))
+    return [path for path in children if not path.name.startswith((".", "__"))]
 
 
 def _text(package: str, file: str, content: Mapping[str, Any], key: str) -> str:
     value = content.get(key)
     if not isinstance(value, str) or not value:
         fail(package, file, f"has {key} {value!r}, expected a text")
+    if not NAMES[key].fullmatch(value):
+        fail(package, file, f"has {key} {value!r}, expected {NAMES[key].pattern}")
     return value
 
 
@@ -257,20 +288,19 @@ def _summarise(path: Path) -> BundleSummary:
     try:
         bundle = open_bundle(path)
     except ModelError as error:
-        return BundleSummary(name=path.name, path=path, problem=str(error))
+        return BundleSummary(name=printable(path.name), path=path, problem=str(error))
     # No schema has seen these yet, and one odd package must not hide the others.
-    grid = bundle.anomaly.get("grid", bundle.anomaly.get("grid3d"))
-    spacing = grid.get("spacing") if isinstance(grid, dict) else None
-    quality = bundle.anomaly.get("quality")
+    spacing = bundle.anomaly.get("grid", bundle.anomaly.get("grid3d", {})).get("spacing")
+    orientation = bundle.anomaly.get("orientation")
     return BundleSummary(
         name=bundle.name,
         path=bundle.path,
         version=bundle.version,
         method=bundle.method,
         modality=bundle.modality,
-        orientation=str(bundle.anomaly.get("orientation", "")),
+        orientation=orientation if isinstance(orientation, str) else "",
         spacing=float(spacing) if isinstance(spacing, int | float) else 0.0,
         license=bundle.license,
-        quality=quality if isinstance(quality, dict) else {},
+        quality=bundle.anomaly.get("quality", {}),
         size_mb=sum(record.size for record in bundle.files.values()) / 1e6,
     )

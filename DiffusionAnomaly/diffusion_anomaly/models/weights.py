@@ -6,17 +6,21 @@ The only part of the packages that imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from .declaration import WRONG, network_file, weights_file
 from .manifest import fail
+
+# Of a tensor's name, type, shape and place in the header of a file, generously.
+_HEADER_BYTES = 1000
+_MOST_TENSORS = 20_000
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int64)
 
@@ -27,9 +31,12 @@ def read_tensors(data: bytes, package: str, file: str) -> dict[str, Tensor]:
     Raises:
         ModelError: naming the file and the tensor.
     """
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    if header.count(b'"dtype"') > _MOST_TENSORS:
+        fail(package, file, f"holds more than {_MOST_TENSORS} tensors")
     try:
         tensors = load(data)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         fail(package, file, f"is not a whole safetensors file: {error}")
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
@@ -59,10 +66,18 @@ def write_tensors(state: Mapping[str, Tensor], package: str, file: str) -> bytes
     return save(stored, metadata={"format": "pt"})
 
 
-def check_fit(tensors: Mapping[str, Tensor], config: Mapping[str, Any], package: str, part: str) -> None:
-    """Compare tensors with those of the network that ``config`` builds: names, shapes, float or integer.
+def fitting_network(
+    config: Mapping[str, Any], read: Callable[[int], Mapping[str, Tensor]], package: str, part: str
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network that ``config`` declares, without memory, and its weights: names, shapes, float or integer compared.
 
-    The network is built on torch's meta device, where tensors have shapes and no memory.
+    The network is built on torch's meta device, where tensors have shapes and no memory, and says how large its weights
+    can be before they are read.
+
+    Args:
+        config: the network's configuration.
+        read: gives the tensors, from a file of at most so many bytes.
+        package, part: the names used in errors.
 
     Raises:
         ModelError: naming the tensor, and what was expected of it.
@@ -71,9 +86,11 @@ def check_fit(tensors: Mapping[str, Tensor], config: Mapping[str, Any], package:
 
     try:
         with torch.device("meta"):
-            expected = build_network(config).state_dict()
+            network = build_network(config)
     except ModelError as error:
         fail(package, network_file(part), f"cannot be followed: {error.what.rstrip('.')}", WRONG)
+    expected = network.state_dict()
+    tensors = read(sum(8 * tensor.numel() + _HEADER_BYTES for tensor in expected.values()) + _HEADER_BYTES)
     file = weights_file(part)
     for name in sorted(expected.keys() - tensors.keys()):
         fail(package, file, f"lacks the tensor {name!r}")
@@ -85,6 +102,7 @@ def check_fit(tensors: Mapping[str, Tensor], config: Mapping[str, Any], package:
             fail(package, file, f"holds {name!r} of shape {tuple(found.shape)}, expected {tuple(tensor.shape)}")
         if found.is_floating_point() != tensor.is_floating_point():
             fail(package, file, f"holds {name!r} as {_name(found.dtype)}, expected {_name(tensor.dtype)}")
+    return network, {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
 
 
 def _compact(tensor: Tensor) -> Tensor:

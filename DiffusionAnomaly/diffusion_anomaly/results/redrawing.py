@@ -16,9 +16,10 @@ from typing import Any
 import SimpleITK as sitk
 
 from ..errors import InputError
-from ..io.files import write_text
+from ..io.files import keep_foreign, write_text
 from ..io.typed_json import checked
 from .findings import segment
+from .saving import PROVENANCE
 
 REQUEST = "report.json"
 SCAN, ANOMALY_MAP, BRAIN = "scan.nrrd", "heat.nrrd", "brain.nrrd"
@@ -59,10 +60,17 @@ def redraw(folder: Path) -> Path:
         The page's path.
 
     Raises:
-        InputError: when something in the folder is missing or damaged, or the page cannot be written.
+        InputError: when something in the folder is missing or damaged, or the page cannot be written or would replace
+            what is none.
     """
     from .report import Shown, render
 
+    keep_foreign(folder / PAGE, lambda page: b'content="DiffusionAnomaly' in page.read_bytes()[:1000])
+    if (folder / PROVENANCE).exists():
+        raise InputError(
+            f"{folder} holds the results of a detection, and its report tells of their threshold.",
+            "Choose another folder.",
+        )
     request = _read(folder / REQUEST)
     scan, anomaly_map, brain = (_image(folder / name) for name in (SCAN, ANOMALY_MAP, BRAIN))
     mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain)

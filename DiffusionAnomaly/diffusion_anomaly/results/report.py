@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import printable
 from ..io.files import write_text
 from ..registry import METHODS
 from .rendering import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
@@ -92,7 +93,7 @@ def render(shown: Shown) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(TEMPLATE).render(
+    page = environment.get_template(TEMPLATE).render(
         name=shown.name,
         purpose=provenance["purpose"],
         provenance=provenance,
@@ -114,6 +115,7 @@ def render(shown: Shown) -> str:
         sides=view.sides,
         rows=list(_flat(provenance)),
     )
+    return printable(page)
 
 
 def _title_of(method: str) -> str:

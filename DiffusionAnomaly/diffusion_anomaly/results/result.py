@@ -124,11 +124,15 @@ def statistics(result: Result) -> dict[str, Any]:
     return {
         "findings": [_record(finding) for finding in result.findings],
         "volume_ml": sum(finding.volume_ml for finding in result.findings),
-        "peak_heat": max((finding.peak_score for finding in result.findings), default=0.0),
+        "peak_heat": max((finding.peak_score for finding in result.findings), default=_peak(result.anomaly_map)),
         "threshold": result.threshold,
         "score": result.score,
         "score_warning": result.score_warning,
     }
+
+
+def _peak(anomaly_map: sitk.Image) -> float:
+    return float(sitk.GetArrayViewFromImage(anomaly_map).max())
 
 
 def _record(finding: Finding) -> dict[str, Any]:

@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import Cancelled
-from .protocol import GRACE_SECONDS, Event, ExitCode, Progress, encode
+from ..text import PrintableFormatter
+from .protocol import GRACE_SECONDS, RUN_COMMAND, Event, ExitCode, Progress, encode
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 0.2
+# Bytes of a command; one that names a folder may be longer. Of what is longer so much is shown.
+LONGEST_LINE, LONGEST_RUN_LINE, SHOWN_OF_LINE = 4096, 1 << 20, 200
 
 
 class Stop:
@@ -147,31 +150,48 @@ def listen(descriptor: int, heard: Callable[[str], None], ended: Callable[[str],
 
     Args:
         descriptor: of a pipe.
-        heard: takes each line.
+        heard: takes each line; of one that is longer than any command its beginning and an ellipsis.
         ended: takes the reason, once.
     """
-    pending = b""
+    pending, too_long = bytearray(), False
+
+    def take(part: bytes) -> None:
+        nonlocal too_long
+        if too_long:
+            return
+        pending.extend(part)
+        longest = LONGEST_RUN_LINE if pending.startswith(RUN_COMMAND.encode()) else LONGEST_LINE
+        if len(pending) > longest:
+            del pending[SHOWN_OF_LINE:]
+            too_long = True
+
     while True:
         try:
-            received = os.read(descriptor, 4096)
+            received = os.read(descriptor, 1 << 16)
         except OSError as error:
             ended(f"its input cannot be read ({error.strerror})")
             return
         if not received:
             ended("its input ended")
             return
-        *whole, pending = (pending + received).split(b"\n")
-        for line in whole:
-            heard(line.decode("utf-8", "replace").strip())
+        *whole, rest = received.split(b"\n")
+        for part in whole:
+            take(part)
+            line = pending.decode("utf-8", "replace").strip()
+            if too_long:
+                log.warning("a line of more than %d bytes on the input was dropped", LONGEST_LINE)
+            heard(f"{line} …" if too_long else line)
+            pending, too_long = bytearray(), False
+        take(rest)
 
 
 @contextlib.contextmanager
 def signals_to(stop: Callable[[str], None]) -> Iterator[None]:
-    """Termination and interrupt as requests to stop, where signals may be asked for: in the main thread."""
+    """Termination, interrupt and hang-up as requests to stop, where signals may be asked for: in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kinds = (signal.SIGTERM, signal.SIGINT)
+    kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
     before = {kind: signal.signal(kind, lambda number, frame: stop("by a signal")) for kind in kinds}
     try:
         yield
@@ -204,7 +224,7 @@ def logging_to(log_file: Path) -> Iterator[int]:
         logging.captureWarnings(True)
         at_end.callback(logging.captureWarnings, False)
         for handler in handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+            handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
             root.addHandler(handler)
             at_end.callback(root.removeHandler, handler)
         yield descriptor

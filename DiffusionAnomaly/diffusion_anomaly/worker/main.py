@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import Cancelled, InputError
-from ..io.files import UNFINISHED, remove_if_empty
+from ..errors import EngineError, InputError
+from ..io.outputs import UNFINISHED, remove_if_empty
 from ..io.typed_json import checked
 from .channel import EventLines, Reports, Stop, listen, logging_to, signals_to, take_over
 from .protocol import (
@@ -204,7 +204,7 @@ def _run_job(directory: Path | str, lines: EventLines, stop: Stop, workbench: Wo
         from ..detection.scan import as_engine_error
 
         failure = as_engine_error(error, f"Please report it, with {Path(directory) / LOG_FILE}.")
-        log.error("%s", failure, exc_info=not isinstance(failure, Cancelled))
+        log.error("%s", failure, exc_info=type(failure) is EngineError)  # what the user can mend needs no traceback
         lines.send(Failure(failure.code, failure.what, failure.hint))
         code = failure.exit_code
     stop.too_late()

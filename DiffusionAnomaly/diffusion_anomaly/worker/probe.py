@@ -23,6 +23,7 @@ NEEDED = (
     "numpy",
     "scipy",
     "SimpleITK",
+    "pydicom",
     "torch",
     "monai",
     "einops",
@@ -30,6 +31,8 @@ NEEDED = (
     "jsonschema",
     "jinja2",
     "matplotlib",
+    "nibabel",
+    "nrrd",
 )
 
 

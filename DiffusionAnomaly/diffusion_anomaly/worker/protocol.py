@@ -13,6 +13,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import InputError
-from ..io.typed_json import checked, kind_of
+from ..io.typed_json import MAX_BYTES, checked, kind_of, parse
+from ..options import shown
 from ..registry import DEFAULT_METHOD
 
 SCHEMA_VERSION = 2
@@ -97,22 +99,23 @@ def read_job(directory: Path | str) -> Job:
     directory = Path(directory)
     path = directory / JOB_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse(_read(path))
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}.",
             f"Start the worker with a folder that holds {JOB_FILE}.",
         ) from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+    except ValueError as error:  # not UTF-8, not JSON, or beyond all bounds
         raise InputError(
-            f"{path} is not JSON: {error}.", "The file was cut short or edited; start the job anew."
+            f"{path} is not JSON that a job may hold: {error}.", "The file was cut short or edited; start the job anew."
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {kind_of(content)}, expected a JSON object.", "Start the job anew.")
     version = content.pop("schema_version", None)
-    if version not in READABLE or isinstance(version, bool):
+    if type(version) is not int or version not in READABLE:
         raise InputError(
-            f"{path} has schema version {version!r}, this worker reads versions {' and '.join(map(str, READABLE))}.",
+            f"{path} has schema version {shown(version)}, "
+            f"this worker reads versions {' and '.join(map(str, READABLE))}.",
             "Slicer module and engine are of different versions; update both and start Slicer anew.",
         )
     job = checked(Job, content, str(path))
@@ -120,6 +123,9 @@ def read_job(directory: Path | str) -> Job:
         options = dict(job.options)
         options["keep_reconstruction"] = options.pop("keep_healed")
         job = replace(job, options=options)
+    for name in ("input", "output", "model", "mask"):
+        if "\0" in (getattr(job, name) or ""):
+            raise InputError(f"{path}: {name} holds a null character, which no path can.", "Start the job anew.")
     base = directory.absolute()
     if not job.input or not job.output:
         raise InputError(f"{path}: input and output must not be empty.", "Name the scan and the folder for results.")
@@ -128,6 +134,17 @@ def read_job(directory: Path | str) -> Job:
         model = str(base / model)
     mask = None if job.mask is None else str(base / job.mask)
     return replace(job, input=str(base / job.input), output=str(base / job.output), model=model, mask=mask)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a job file; ``ValueError`` for what is no file or too large for one, before it is opened or read."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > MAX_BYTES:
+        raise ValueError(f"{found.st_size} bytes are more than the {MAX_BYTES} of a job")
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def run_line(directory: Path | str) -> str:
@@ -143,10 +160,10 @@ def job_of(line: str) -> Path:
     """
     command, _, argument = line.partition(" ")
     try:
-        directory = json.loads(argument) if command == RUN_COMMAND else None
+        directory = parse(argument.encode()) if command == RUN_COMMAND else None
     except ValueError:
         directory = None
-    if not isinstance(directory, str) or not directory:
+    if not isinstance(directory, str) or not directory or "\0" in directory:
         raise InputError(
             f"The command {line[:200]!r} is not known.",
             f'Send {RUN_COMMAND} "JOBDIR", {CANCEL_LINE} or {RELEASE_LINE}.',
@@ -249,15 +266,17 @@ def decode(line: str | bytes) -> Event:
     Raises:
         InputError: when the line is no event of this version.
     """
-    text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    data = line if isinstance(line, bytes) else line.encode(errors="replace")
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse(data)
+    except ValueError:
         content = {}
     content = content if isinstance(content, dict) else {}
     name = content.pop("event", None)
     if not isinstance(name, str) or name not in _EVENTS:
-        raise InputError(f"Not an event line: {text.strip()[:200]!r}.", "Look into worker.log.")
+        raise InputError(
+            f"Not an event line: {data.strip()[:200].decode(errors='replace')!r}.", "Look into worker.log."
+        )
     return checked(_EVENTS[name], content, f"event {name}")
 
 

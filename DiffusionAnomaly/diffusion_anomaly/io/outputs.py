@@ -1,0 +1,461 @@
+"""The folder that results go into: one run at a time, all of a result or nothing, nothing of the user's replaced.
+
+A result is written into a hidden folder in its own and then renamed, the record last: a JSON file that holds the SHA256
+of every other file. What such a record names, and still has the bytes it names, is an earlier result and may be
+replaced; everything else is the user's and is never touched. A run that was killed half way through the renames is
+undone by the next one, which finds its record in the hidden folder.
+
+Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from ..errors import InputError
+from .files import Writer, write_error, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+UNFINISHED = ".unfinished-"
+"""How the hidden folders begin, for whoever has to end a writer by force and tidy up."""
+
+RECORDS = ("provenance.json", "threshold.json", "evaluation.json")
+"""Files that speak for the others of a result."""
+
+DIGESTS = "files_sha256"
+ELSEWHERE = "Choose another output folder, or move that file away."
+# Beyond this no record of ours comes near; a foreign JSON file is not read to its end.
+LONGEST_RECORD = 64 << 20
+
+
+class OutputFolder:
+    """Results' folder while one run writes into it.
+
+        with OutputFolder("out", inputs=[scan]) as folder:
+            folder.check(["heat.nii.gz", "provenance.json"])
+            ...
+            folder.publish({"heat.nii.gz": write_map, "provenance.json": record(about)})
+
+    Folders that it made are gone again when nothing came into them.
+
+    Args:
+        directory: made if it does not exist.
+        inputs: files and folders that the run reads.
+
+    Raises:
+        InputError: on entry, when it is no folder or cannot be written to, another run writes into it, or it lies in a
+            folder that is read as a whole.
+    """
+
+    def __init__(self, directory: Path | str, inputs: Iterable[Path | str] = ()) -> None:
+        self.path = _as_path(directory)
+        self.published = False
+        self._inputs = [Path(given) for given in inputs]
+        self._made: list[Path] = []
+        self._lock: int | None = None
+        self._staging: Path | None = None
+        self._elsewhere: Path | None = None
+        self._place = self.path
+
+    def __enter__(self) -> OutputFolder:
+        keep_out_of(self._inputs, self.path)
+        try:
+            self._open()
+        except BaseException as error:
+            self._close()
+            if isinstance(error, OSError):
+                raise write_error(self.path / "results", error) from error
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with uninterrupted():
+            self._close()
+
+    @property
+    def new(self) -> Path:
+        """A hidden folder for files that are published later, on the same disk."""
+        if self._staging is None:
+            try:
+                with uninterrupted():
+                    self._staging = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.path))
+                    (self._staging / "old").mkdir()
+                    (self._staging / "new").mkdir()
+                    self._place = self._pronounceable(self._staging / "new")
+            except OSError as error:
+                raise write_error(self.path / "results", error) from error
+        return self._place
+
+    def check(self, names: Iterable[str]) -> list[str]:
+        """Make sure that files of these names would replace nothing but an earlier result.
+
+        Args:
+            names: of the files, relative to the folder.
+
+        Returns:
+            The files of the earlier result that must make room, its records first.
+
+        Raises:
+            InputError: naming the file that is in the way.
+        """
+        names = list(names)
+        for name, given in ((name, given) for name in names for given in self._inputs):
+            if _same_file(self.path / name, given):
+                raise InputError(
+                    f"{self.path / name} is read by this run and would be replaced by its result.",
+                    "Choose another output folder.",
+                )
+        earlier = _earlier(self.path, {*RECORDS, *names[-1:]})
+        # A record goes when it is written anew, or when it speaks of a file that is.
+        going = {name: files for name, files in earlier.items() if name in names or set(files) & set(names)}
+        ours = {name: digest for files in going.values() for name, digest in files.items()}
+        for name in dict.fromkeys((*names, *ours)):
+            path = self.path / name
+            if not os.path.lexists(path) or name in going:
+                continue
+            if name not in ours:
+                raise InputError(f"{path} is there already and is not known as a result of this program.", ELSEWHERE)
+            if path.is_symlink() or not path.is_file() or _sha256(path) != ours[name]:
+                raise InputError(f"{path} was changed since this program wrote it.", ELSEWHERE)
+        return [name for name in (*going, *ours) if os.path.lexists(self.path / name)]
+
+    def publish(self, writers: Mapping[str, Writer]) -> dict[str, Path]:
+        """Write files and put them in place together with those in ``new``, instead of an earlier result.
+
+        Args:
+            writers: for each file name what writes it, run in this order. The last file speaks for the others and
+                comes into place last; make it with ``record``, so that a later run may replace them all.
+
+        Returns:
+            For each name its final path.
+
+        Raises:
+            InputError: when a file that is no earlier result is in the way, the disk is full or a file cannot be
+                written or replaced. The folder is then as it was.
+        """
+        new, name = self.new, ""
+        names = [*sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()), *writers]
+        self.check(names)
+        try:
+            for name, write in writers.items():
+                write(new / name)
+                _flush_to_disk(new / name)
+            with uninterrupted():
+                _exchange(self.path, new, self._old, self.check(names), names)
+                self.published = True
+        except OSError as error:
+            raise write_error(self.path / Path(str(error.filename or name)).name, error) from error
+        except InputError as error:  # the user asked for no hidden folder, so no message names one
+            raise InputError(error.what.replace(str(new), str(self.path)), error.hint) from error
+        return {name: self.path / name for name in names}
+
+    @property
+    def _old(self) -> Path:
+        assert self._staging is not None
+        return self._staging / "old"
+
+    def _pronounceable(self, folder: Path) -> Path:
+        """A path to the folder that C++ libraries take too: they end the process over one that is no UTF-8."""
+        try:
+            str(folder.absolute()).encode("utf-8")
+        except UnicodeEncodeError:
+            self._elsewhere = Path(tempfile.mkdtemp())
+            (self._elsewhere / "results").symlink_to(folder.absolute(), target_is_directory=True)
+            return self._elsewhere / "results"
+        return folder
+
+    def _open(self) -> None:
+        while True:
+            self._make()
+            self._lock = _locked(self.path)
+            if self._lock is None or _is_open_on(self._lock, self.path):
+                break
+            os.close(self._lock)  # the run that had it took the folder away: it is another one now
+        if self._lock is not None:
+            # Without the lock a hidden folder may belong to a run that is still at work.
+            for leftover in self.path.glob(f"{UNFINISHED}*"):
+                _undo(leftover, self.path)
+        with tempfile.TemporaryFile(dir=self.path):
+            pass
+
+    def _make(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"The output folder {self.path} is a file.", "Choose a folder.")
+        missing = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                self._made.append(folder)
+
+    def _close(self) -> None:
+        if self._staging is not None:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+        if self._elsewhere is not None:
+            shutil.rmtree(self._elsewhere, ignore_errors=True)
+            self._elsewhere = None
+        for folder in reversed(self._made):
+            remove_if_empty(folder)
+        self._made.clear()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def keep_out_of(inputs: Iterable[Path], directory: Path) -> None:
+    """Make sure that results do not go into a folder that is read.
+
+    Raises:
+        InputError: naming it.
+    """
+    for given in inputs:
+        if given.is_dir() and _is_inside(directory, given):
+            raise InputError(
+                f"The output folder {directory} lies in {given}, which is read as one scan.",
+                "Results there would be taken for a part of it; choose an output folder elsewhere.",
+            )
+
+
+def publish(directory: Path | str, writers: Mapping[str, Writer]) -> dict[str, Path]:
+    """Write files into a folder and put them in place together, see ``OutputFolder.publish``.
+
+    Raises:
+        InputError: as an ``OutputFolder``.
+    """
+    with OutputFolder(directory) as folder:
+        return folder.publish(writers)
+
+
+def prepare_folder(directory: Path | str, names: Iterable[str] = ()) -> Path:
+    """Make the folder for results if need be and try a file in it, before a long computation.
+
+    Args:
+        directory: the folder.
+        names: of files that are published later, the record last.
+
+    Raises:
+        InputError: when it cannot be made or written to, or what such a file would replace is no earlier result.
+    """
+    directory = _as_path(directory)
+    OutputFolder(directory).check(names)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return directory
+    except OSError as error:
+        raise write_error(directory / "results", error) from error
+
+
+def record(content: Mapping[str, Any]) -> Writer:
+    """What writes the file that speaks for the others: JSON of the content and the SHA256 of every file beside it."""
+
+    def write(path: Path) -> None:
+        beside = sorted(other for other in path.parent.rglob("*") if other.is_file() and other != path)
+        digests = {other.relative_to(path.parent).as_posix(): _sha256(other) for other in beside}
+        write_text(path, json.dumps({**content, DIGESTS: digests}, indent=2, allow_nan=False) + "\n")
+
+    return write
+
+
+def is_recorded(path: Path) -> bool:
+    """Whether a record in a file's folder, or in one of the two above it, says that this program wrote its bytes."""
+    path = path.absolute()
+    for folder in list(path.parents)[:3]:
+        for files in _earlier(folder, RECORDS).values():
+            digest = files.get(path.relative_to(folder).as_posix())
+            if digest is not None and digest == _sha256(path):
+                return True
+    return False
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Take away a folder that was made for results that did not come."""
+    with contextlib.suppress(OSError):  # not empty, or already gone: both are fine
+        directory.rmdir()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that Python handles wait until the body has ended: a few renames are not to be left half done."""
+    if threading.current_thread() is not threading.main_thread():  # others are never interrupted
+        yield
+        return
+    came: list[int] = []
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {kind: handler for kind in kinds if callable(handler := signal.getsignal(kind))}
+    for kind in before:
+        signal.signal(kind, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for kind in came[:1]:
+            before[signal.Signals(kind)](kind, None)
+
+
+def _as_path(directory: Any) -> Path:
+    if not isinstance(directory, (str, os.PathLike)):
+        raise InputError(f"The output folder is {directory!r}.", "Give the path of a folder.")
+    if "\0" in os.fspath(directory):
+        raise InputError(f"The output folder {os.fspath(directory)!r} has a null character.", "Give another name.")
+    return Path(directory)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path that may not exist yet is the folder or lies in it, whatever links lead there."""
+    path = path.resolve()
+    return any(_same_file(place, folder) for place in (path, *path.parents))
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them does not exist
+        return False
+
+
+def _locked(directory: Path) -> int | None:
+    """A lock on the folder itself, which ends with the process, and leaves no file; None where there are none."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise InputError(
+                f"Another run writes into {directory} just now.", "Wait for its end, or choose another output folder."
+            ) from error
+        return None  # some network file systems lock no folders
+    return descriptor
+
+
+def _is_open_on(descriptor: int, directory: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(directory))
+    except OSError:
+        return False
+
+
+def _earlier(directory: Path, records: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The records in a folder, and for each what it says of its files."""
+    found = {name: _digests(directory / name) for name in records}
+    return {name: files for name, files in found.items() if files is not None}
+
+
+def _digests(path: Path) -> dict[str, str] | None:
+    """The files that a record names, with their SHA256; None for what is no record."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST_RECORD:
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    files = content.get(DIGESTS) if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(_is_entry(path.parent, *entry) for entry in files.items()):
+        return None
+    return files
+
+
+def _is_entry(directory: Path, name: str, digest: Any) -> bool:
+    """Whether this names a file in the folder itself: a record from elsewhere must not lead out of it."""
+    parts = PurePosixPath(name).parts
+    if not parts or "\\" in name or "\0" in name or name.startswith("/") or {"..", ".", ""} & set(name.split("/")):
+        return False
+    if any((directory / Path(*parts[:count])).is_symlink() for count in range(1, len(parts))):
+        return False
+    return isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _exchange(directory: Path, new: Path, old: Path, going: list[str], coming: list[str]) -> None:
+    """Move the old files aside, their records first, and the new ones in, their record last; on a failure, all back."""
+    made: list[Path] = []
+    try:
+        for name in going:
+            (old / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(directory / name, old / name)
+        for name in coming:
+            for folder in reversed((directory / name).parents):
+                if not folder.exists():
+                    folder.mkdir()
+                    made.append(folder)
+            os.replace(new / name, directory / name)
+    except OSError:
+        for name in reversed(coming):
+            if not (new / name).exists() and (directory / name).exists():
+                os.replace(directory / name, new / name)
+        for name in going:
+            if os.path.lexists(old / name):
+                os.replace(old / name, directory / name)
+        for folder in reversed(made):
+            remove_if_empty(folder)
+        raise
+    for name in going:  # folders that held stale files alone
+        _remove_empty_above(directory / name, directory)
+
+
+def _remove_empty_above(path: Path, top: Path) -> None:
+    for folder in path.parents:
+        if folder == top:
+            break
+        remove_if_empty(folder)
+
+
+def _undo(leftover: Path, directory: Path) -> None:
+    """Take away what a killed run left, and bring back what it had moved aside.
+
+    While a record waits in ``new``, the renames had not ended: what it names and is in place already came from there.
+    """
+    new, old = leftover / "new", leftover / "old"
+    if leftover.is_symlink() or not leftover.is_dir() or {path.name for path in leftover.iterdir()} - {"new", "old"}:
+        return  # not ours
+    waiting = _earlier(new, {*RECORDS, *(path.name for path in new.glob("*.json"))})
+    for files in waiting.values():
+        for name, digest in files.items():
+            path = directory / name
+            if not (new / name).exists() and path.is_file() and not path.is_symlink() and _sha256(path) == digest:
+                path.unlink()
+            _remove_empty_above(path, directory)
+    if waiting:
+        moved = sorted(path.relative_to(old).as_posix() for path in old.rglob("*") if path.is_file())
+        for name in sorted(moved, key=lambda name: name in RECORDS):  # records last
+            if not os.path.lexists(directory / name):
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(old / name, directory / name)
+    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until the bytes are on the disk: some file systems only then find out that they are full."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

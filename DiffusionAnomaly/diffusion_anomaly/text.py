@@ -1,0 +1,85 @@
+"""Texts that come from outside, such as file names, headers and licences: as a terminal and a file system take them.
+
+Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable
+
+# Controls, invisible and direction-changing characters, halves of characters, private ones, separators of lines.
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_NO_FILE = re.compile(r'[<>:"/\\|?*]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?=\.|$)", re.IGNORECASE)
+LONGEST_NAME = 150  # bytes; file systems take 255, and something is appended
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""A text without anything that a terminal would obey: such characters become their escapes.
+
+    Args:
+        text: any.
+        keep: characters that stay, such as line ends of a longer text.
+
+    >>> printable("a\x1b[31m.nii")
+    'a\\x1b[31m.nii'
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _HIDDEN and character not in keep
+        else character
+        for character in text
+    )
+
+
+def safe_name(text: str, otherwise: str = "scan") -> str:
+    """A text as the name of a file or folder that every system takes, and that leads nowhere else.
+
+    >>> safe_name("NUL"), safe_name(".."), safe_name("-rf x:1. ")
+    ('_NUL', 'scan', '_-rf x_1')
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = "".join("_" if unicodedata.category(character) in _HIDDEN else character for character in text)
+    text = _NO_FILE.sub("_", text).strip(" .")
+    text = text.encode("utf-8")[:LONGEST_NAME].decode("utf-8", "ignore").rstrip(" .")
+    if text.startswith(("-", "~")) or _RESERVED.match(text):
+        text = f"_{text}"
+    return text or otherwise
+
+
+def distinct_names(names: Iterable[str]) -> list[str]:
+    """The same names, with -2, -3 and so on where one is taken, in order.
+
+    Names that differ in upper and lower case or in how their letters are encoded count as the same: on Windows and
+    macOS they are.
+
+    >>> distinct_names(["Scan", "scan", "x"])
+    ['Scan', 'scan-2', 'x']
+    """
+    taken: set[str] = set()
+    distinct = []
+    for stem in names:
+        name, number = stem, 1
+        while _folded(name) in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(_folded(name))
+        distinct.append(name)
+    return distinct
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log lines without anything that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")

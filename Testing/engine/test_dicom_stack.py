@@ -1,0 +1,323 @@
+"""Files of one image each: where they lie, which belong together, and what is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import Dataset
+
+import dicoms
+import phantom
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.volume import Volume, read_volume
+
+
+def array_of(volume: Volume) -> np.ndarray:
+    return sitk.GetArrayFromImage(volume.image)
+
+
+def refused(path: Path, **choice: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read_volume(path, **choice)
+    assert str(path) in caught.value.what and caught.value.hint
+    assert "Secret" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_stack_lies_where_its_positions_say(tmp_path: Path) -> None:
+    turned = phantom.rotation((12, -20, 33))
+    axes = (*turned[:, 0], *turned[:, 1])
+    files = dicoms.classic(dicoms.voxels(), axes=axes)
+    volume = read_volume(dicoms.write(tmp_path, files[::-1]))
+    assert np.array_equal(array_of(volume), dicoms.voxels())
+    assert volume.image.GetSpacing() == pytest.approx((1.25, 1.5, 3.0), abs=1e-6)
+    expected = np.array((-10.0, -20.0, 30.0)) + 2 * 1.25 * turned[:, 0] + 4 * 1.5 * turned[:, 1] + 3 * 3 * turned[:, 2]
+    assert volume.image.TransformIndexToPhysicalPoint((2, 4, 3)) == pytest.approx(expected, abs=1e-4)
+    assert volume.warnings == ()
+
+
+def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
+    files = dicoms.classic(dicoms.voxels())
+    for k, data in enumerate(files):
+        dicoms.changed(data, RescaleSlope=str(0.5 + k), RescaleIntercept=str(-10 * k))
+    expected = dicoms.voxels() * (0.5 + np.arange(4))[:, None, None] - 10 * np.arange(4)[:, None, None]
+    assert np.array_equal(array_of(read_volume(dicoms.write(tmp_path, files))), expected)
+
+
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        ({"PixelSpacing": None}, "PixelSpacing"),
+        ({"PixelSpacing": None, "ImagerPixelSpacing": [1, 1]}, "PixelSpacing"),
+        ({"ImagePositionPatient": None}, "ImagePositionPatient"),
+        ({"ImageOrientationPatient": None}, "ImageOrientationPatient"),
+        ({"ImageOrientationPatient": [0] * 6}, "ImageOrientationPatient"),
+        ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, "ImageOrientationPatient"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "ImageOrientationPatient"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 1, 0]}, "ImageOrientationPatient"),
+        ({"PixelSpacing": [0, 1]}, "spacing"),
+        ({"PixelSpacing": [-1, 1]}, "spacing"),
+        ({"PixelSpacing": [1000, 1000]}, "spacing"),
+        ({"RescaleSlope": "0"}, "RescaleSlope"),
+    ],
+)
+def test_what_places_the_voxels_must_be_there_and_sound(tmp_path: Path, elements: dict[str, Any], words: str) -> None:
+    files = [dicoms.changed(data, **elements) for data in dicoms.classic(dicoms.voxels())]
+    assert words in refused(dicoms.write(tmp_path, files))
+
+
+@pytest.mark.parametrize("number", [b"0x10", b"\xb2", b"1,5 ", b"nan ", b"inf ", b"1_0 ", b"1e999", b"--", b"1 2 "])
+@pytest.mark.parametrize("name", ["PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope"])
+def test_what_is_no_decimal_number_is_refused_by_name(tmp_path: Path, name: str, number: bytes) -> None:
+    files = dicoms.classic(dicoms.voxels(), RescaleSlope="1")
+    folder = dicoms.write(tmp_path, files)
+    count = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6, "RescaleSlope": 1}[name]
+    path = folder / "10-0.dcm"
+    spoil(path, files[1], name, b"\\".join([number.strip()] * count))
+    assert name in refused(folder)
+
+
+def spoil(path: Path, data: Dataset, name: str, value: bytes) -> None:
+    """Put bytes that pydicom would not write in the place of an element's value."""
+    element = data[name]
+    start = int(element.tag.group).to_bytes(2, "little") + int(element.tag.elem).to_bytes(2, "little")
+    content = path.read_bytes()
+    at = content.index(start + element.VR.encode())
+    length = int.from_bytes(content[at + 6 : at + 8], "little")
+    value += b" " * (len(value) % 2)
+    path.write_bytes(content[: at + 6] + len(value).to_bytes(2, "little") + value + content[at + 8 + length :])
+
+
+@pytest.mark.parametrize("number", [b"--", b"0x10", b"\xb2", b"1,5", b"", b"nan", b"9" * 300])
+def test_an_instance_number_that_is_none_does_no_harm(tmp_path: Path, number: bytes) -> None:
+    files = dicoms.classic(dicoms.voxels())
+    folder = dicoms.write(tmp_path, files)
+    for k in range(4):
+        spoil(folder / f"{k * 7 + 3:02d}-0.dcm", files[k], "InstanceNumber", number)
+    assert np.array_equal(array_of(read_volume(folder)), dicoms.voxels())
+
+
+# Which images belong together
+
+
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        ({"PatientID": "8"}, "different patients"),
+        ({"PatientName": "Other^Name"}, "different patients"),
+        ({"FrameOfReferenceUID": "1.2.9"}, "different frames of reference"),
+        ({"StudyInstanceUID": "1.2.9"}, "different studies"),
+        ({"Rows": 4}, "different size or orientation"),
+        ({"ImageOrientationPatient": ["0", "1", "0", "0", "0", "-1"]}, "different size or orientation"),
+        ({"PixelSpacing": ["2", "2"]}, "orientation or pixel spacing"),
+    ],
+)
+def test_an_image_of_something_else_is_named(tmp_path: Path, elements: dict[str, Any], words: str) -> None:
+    files = dicoms.classic(dicoms.voxels())
+    dicoms.changed(files[2], **elements)
+    message = refused(dicoms.write(tmp_path, files))
+    assert words in message and "17-0.dcm" in message
+
+
+def test_copies_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    shutil.copy(folder / "10-0.dcm", folder / "copy.dcm")
+    volume = read_volume(folder)
+    assert np.array_equal(array_of(volume), dicoms.voxels())
+    assert any("there twice" in warning for warning in volume.warnings)
+
+
+def test_copies_with_new_uids_are_left_out_too(tmp_path: Path) -> None:
+    files, again = dicoms.classic(dicoms.voxels()), dicoms.classic(dicoms.voxels())
+    volume = read_volume(dicoms.write(tmp_path, files, again))
+    assert np.array_equal(array_of(volume), dicoms.voxels())
+    assert any(warning.startswith("4 images are there twice") for warning in volume.warnings)
+
+
+def test_two_images_with_one_uid_that_differ_are_no_copies(tmp_path: Path) -> None:
+    files = dicoms.classic(dicoms.voxels())
+    other = dicoms.classic(dicoms.voxels(seed=1))[1]
+    other.SOPInstanceUID = files[1].SOPInstanceUID
+    assert "1 to 2 images at a position" in refused(dicoms.write(tmp_path, files, [other]))
+
+
+def test_empty_slices_of_two_time_points_are_no_copies(tmp_path: Path) -> None:
+    first, second = dicoms.voxels(), dicoms.voxels(seed=1)
+    first[0] = second[0] = 0
+    early = dicoms.classic(first, TemporalPositionIdentifier="1")
+    late = dicoms.classic(second, TemporalPositionIdentifier="2")
+    folder = dicoms.write(tmp_path, early, late)
+    assert np.array_equal(array_of(read_volume(folder, frame=1)), second)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("EchoTime", ("90", "10"), "echo time (10, 90)"),
+        ("AcquisitionNumber", ("2", "1"), "acquisition number (1, 2)"),
+        ("TemporalPositionIdentifier", ("2", "1"), "temporal position (1, 2)"),
+        ("TriggerTime", ("700", "30.5"), "trigger time (30.5, 700)"),
+        ("DiffusionBValue", (1000.0, 0.0), "b-value (0, 1000)"),
+        ("InversionTime", ("2500", "900"), "inversion time (900, 2500)"),
+    ],
+)
+def test_volumes_are_asked_for_and_ordered_by_what_tells_them_apart(
+    tmp_path: Path, name: str, values: tuple[Any, Any], words: str
+) -> None:
+    """Instance numbers say the opposite, and alternate: slices of both volumes were taken in turns."""
+    high, low = dicoms.voxels(seed=1), dicoms.voxels(seed=2)
+    files = [
+        [dicoms.changed(data, InstanceNumber=str(2 * k + n + 1), **{name: value}) for k, data in enumerate(stack)]
+        for n, (stack, value) in enumerate(zip((dicoms.classic(high), dicoms.classic(low)), values, strict=True))
+    ]
+    folder = dicoms.write(tmp_path, *files)
+    message = refused(folder)
+    assert "2 volumes" in message and words in message and "--frame" in message
+    assert np.array_equal(array_of(read_volume(folder, frame=0)), low)
+    assert np.array_equal(array_of(read_volume(folder, frame=1)), high)
+
+
+def test_acquisitions_numbered_by_slice_do_not_mix_volumes(tmp_path: Path) -> None:
+    early, late = dicoms.voxels(seed=1), dicoms.voxels(seed=2)
+    stacks = [dicoms.classic(early, EchoTime="90"), dicoms.classic(late, EchoTime="10")]
+    for n, stack in enumerate(stacks):
+        for k, data in enumerate(stack):
+            data.AcquisitionNumber = str((k * 5 + n * (3 if k % 2 else 1)) % 7)
+    folder = dicoms.write(tmp_path, *stacks)
+    assert np.array_equal(array_of(read_volume(folder, frame=0)), late)
+
+
+def test_volumes_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
+    stacks = [dicoms.classic(dicoms.voxels(seed=n), InstanceNumber=None) for n in range(2)]
+    assert "which belongs to which volume" in refused(dicoms.write(tmp_path, *stacks), frame=0)
+
+
+# Regular or not
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_missing_slice_is_named_by_its_neighbours(tmp_path: Path, missing: int) -> None:
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    (folder / f"{missing * 7 + 3:02d}-0.dcm").unlink()
+    message = refused(folder)
+    assert "3 mm apart, but 6 mm" in message
+    assert f"{(missing - 1) * 7 + 3:02d}-0.dcm" in message and f"{(missing + 1) * 7 + 3:02d}-0.dcm" in message
+
+
+def shifted(move: Callable[[int], tuple[float, float, float]]) -> list[Dataset]:
+    files = dicoms.classic(dicoms.voxels((6, 5, 6)))
+    for k, data in enumerate(files):
+        data.ImagePositionPatient = dicoms.rounded(np.array(data.ImagePositionPatient, float) + move(k))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("move", "words"),
+    [
+        (lambda k: (0, 0.3 * k, 0), "tilted gantry"),
+        (lambda k: (0, 0, 0.4 * k * k), "mm apart, but"),
+        (lambda k: (0, 0, 0.058 * k * k), "distance of its slices varies"),
+        (lambda k: (0.4 * (k == 3), 0, 0), "24-0.dcm"),
+    ],
+)
+def test_what_is_no_straight_regular_stack_is_refused(
+    tmp_path: Path, move: Callable[[int], tuple[float, float, float]], words: str
+) -> None:
+    message = refused(dicoms.write(tmp_path, shifted(move)))
+    assert words in message
+
+
+def test_distances_that_vary_a_little_are_said(tmp_path: Path) -> None:
+    volume = read_volume(dicoms.write(tmp_path, shifted(lambda k: (0, 0, 0.1 * (k == 3)))))
+    assert any("vary" in warning for warning in volume.warnings)
+
+
+def test_every_second_slice_missing_is_suspected(tmp_path: Path) -> None:
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels(), SpacingBetweenSlices="1.5"))
+    assert any("missing" in warning for warning in read_volume(folder).warnings)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.35, 0.6, 0.9, 0.98, 0.999])
+def test_no_slice_that_is_cut_short_drops_out(tmp_path: Path, k: int, share: float) -> None:
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    path = folder / f"{k * 7 + 3:02d}-0.dcm"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert path.name in refused_below(folder)
+
+
+def refused_below(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_volume(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(2000), b"This is a report"])
+def test_a_file_named_like_a_slice_must_be_one(tmp_path: Path, content: bytes) -> None:
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    (folder / "24-0.dcm").write_bytes(content)
+    assert "24-0.dcm" in refused_below(folder)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    (folder / "24-0.dcm").unlink()
+    (folder / "24-0.dcm").symlink_to(tmp_path / "nowhere")
+    assert "24-0.dcm" in refused_below(folder)
+
+
+@pytest.mark.parametrize("elements", [{"Rows": 200}, {"Columns": 60000, "Rows": 60000}, {"Rows": 0}, {"Columns": None}])
+def test_a_header_is_not_believed_about_its_pixels(tmp_path: Path, elements: dict[str, Any]) -> None:
+    files = [dicoms.changed(data, **elements) for data in dicoms.classic(dicoms.voxels())]
+    assert "pixels" in refused_below(dicoms.write(tmp_path, files))
+
+
+def test_a_file_replaced_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_anomaly.io.dicom import reading
+
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    read = reading.read_bytes
+
+    def replaced(path: Path) -> bytes:
+        if path.name == "10-0.dcm":
+            dicoms.save(dicoms.classic(dicoms.voxels(seed=3), step=5.0)[1], path)
+        return read(path)
+
+    monkeypatch.setattr(reading, "read_bytes", replaced)
+    assert "10-0.dcm was changed while it was read" in refused_below(folder)
+
+
+# Pictures without a place in the body
+
+
+@pytest.mark.parametrize(
+    ("elements", "spacing", "words"),
+    [
+        ({"PixelSpacing": ["0.2", "0.3"]}, (0.3, 0.2), "made up"),
+        ({"ImagerPixelSpacing": ["0.2", "0.3"]}, (0.3, 0.2), "ImagerPixelSpacing"),
+        ({"NominalScannedPixelSpacing": ["0.2", "0.3"]}, (0.3, 0.2), "NominalScannedPixelSpacing"),
+        ({}, (1.0, 1.0), "1 mm is assumed"),
+    ],
+)
+def test_a_projection_may_lack_its_place(
+    tmp_path: Path, elements: dict[str, Any], spacing: tuple[float, float], words: str
+) -> None:
+    data = dicoms.image(dicoms.voxels((5, 6)), "1.2.840.10008.5.1.4.1.1.1", Modality="CR", **elements)
+    volume = read_volume(dicoms.save(data, tmp_path / "chest.dcm"))
+    assert volume.image.GetSpacing()[:2] == pytest.approx(spacing)
+    assert any(words in warning for warning in volume.warnings)
+
+
+def test_a_picture_of_a_screen_is_no_scan(tmp_path: Path) -> None:
+    data = dicoms.image(dicoms.voxels((5, 6)), "1.2.840.10008.5.1.4.1.1.7", Modality="OT", PixelSpacing=["1", "1"])
+    assert "ImageOrientationPatient" in refused(dicoms.save(data, tmp_path / "screen.dcm"))

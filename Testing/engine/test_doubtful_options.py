@@ -1,0 +1,178 @@
+"""What runs but means something else than the user thinks: options, masks and maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import packages
+import phantom
+from diffusion_anomaly.cli import main as cli
+from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.input_checks import hemisphere_warnings
+from diffusion_anomaly.detection.planning import Options, make_plan
+from diffusion_anomaly.detection.provenance import threshold_source
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.masks import check_mask
+from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.models.package import available
+from diffusion_anomaly.results.result import statistics
+
+# --- Options
+
+
+def test_steps_given_twice_is_an_error_only_where_they_differ() -> None:
+    with pytest.raises(InputError, match="steps is given twice: 3 and, with --set or in overrides, 4"):
+        make_plan(Options("guided", steps=3, overrides={"steps": 4}))
+    assert make_plan(Options("guided", steps=10, overrides={"steps": 10})).method_options.steps == 10  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "flag"), [("threshold", "--threshold"), ("min_volume_ml", "--min-volume")])
+def test_an_option_that_is_none_of_the_methods_is_told_its_own(name: str, flag: str) -> None:
+    with pytest.raises(InputError, match=f"Option {name} is none of the method's") as caught:
+        make_plan(Options("intensity", overrides={name: 1}))
+    assert flag in caught.value.hint
+    assert f"Options({name}=" in caught.value.hint
+
+
+def test_a_probability_has_no_side() -> None:
+    with pytest.raises(InputError, match=r"Option side is both and min_reference_intensity is 0\.2"):
+        make_plan(Options("restore", overrides={"heat": "probability", "min_reference_intensity": 0.2}))
+
+
+@pytest.mark.parametrize("name", [summary.name for summary in available() if summary.method != "brain"])
+def test_a_package_as_it_is_has_no_warning(name: str) -> None:
+    (method,) = (summary.method for summary in available() if summary.name == name)
+    assert make_plan(Options(method, model=name)).calibration_warning is None
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "named"),
+    [
+        ("guided", {"steps": 2}, "steps 2 instead of 10"),
+        ("guided", {"guidance_scale": 1000}, "guidance_scale 1000 instead of 30"),
+        ("guided", {"min_reference_intensity": 0}, "min_reference_intensity 0 instead of 0.4"),
+        ("guided", {"steps": 9}, None),
+        ("guided", {"steps": 25}, None),
+        ("restore", {"heat": "residual"}, "heat residual instead of probability"),
+        ("intensity", {"side": "dark"}, "side dark instead of bright"),
+    ],
+)
+def test_options_far_from_those_of_the_calibration_are_named(
+    method: str, overrides: dict[str, Any], named: str | None
+) -> None:
+    warning = make_plan(Options(method, overrides=overrides)).calibration_warning
+    assert (warning is None) == (named is None)
+    assert named is None or (named in (warning or "") and "not calibrated" in (warning or ""))
+
+
+def test_the_warning_is_the_results_too(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> None:
+    result = Detector(Options("intensity", overrides={"side": "dark"}))(flair_like_volume, brain=flair_like_brain)
+    assert any("not calibrated for side dark" in warning for warning in result.provenance["warnings"])
+
+
+@pytest.mark.parametrize(("threshold", "beyond"), [(2.0, False), (3.5, True)])
+def test_a_threshold_beyond_the_calibration_table_is_said(threshold: float, beyond: bool, tmp_path: Path) -> None:
+    bundle = packages.intensity(tmp_path / "toy", threshold={"heat": threshold})
+    source = threshold_source(make_plan(Options("intensity"), bundle))
+    assert ("beyond the calibration table, which ends at 3.00" in source) == beyond
+
+
+def test_without_a_finding_the_peak_is_the_maps(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> None:
+    result = Detector(Options("intensity", threshold=1000.0))(flair_like_volume, brain=flair_like_brain)
+    assert not result.findings
+    highest = float(sitk.GetArrayViewFromImage(result.anomaly_map).max())
+    assert statistics(result)["peak_heat"] == highest > 0
+
+
+# --- Masks
+
+
+def head(**changes: Any) -> np.ndarray:
+    return sitk.GetArrayFromImage(phantom.paint(phantom.grid((40, 48, 18), (4.0, 4.0, 7.0)), **changes))
+
+
+def labels() -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 14_000, (6, 8, 8)).astype(np.float32)
+    return coarse.repeat(5, axis=1).repeat(5, axis=2)
+
+
+NOISE = np.random.default_rng(0).normal(0, 3, (18, 48, 40)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        (np.arange(8.0).reshape(2, 2, 2) % 2, True),
+        (255 * (head() > 0), True),
+        (labels(), True),
+        (np.random.default_rng(0).random((4, 8, 8)), True),
+        (np.zeros((2, 4, 4)), True),
+        (head() + NOISE, False),
+        (np.rint(head() + NOISE), False),
+        (np.rint(head() + NOISE).clip(0, 255).astype(np.uint8), False),
+        ((head() + NOISE) / 200, False),
+        (np.random.default_rng(0).random((4, 8, 8)) - 0.5, False),
+    ],
+    ids=["0 1", "0 255", "labels", "probabilities", "empty", "scan", "whole", "8 bits", "scaled", "negative"],
+)
+def test_a_scan_is_no_mask(values: np.ndarray, fits: bool) -> None:
+    if fits:
+        check_mask(values, "The mask")
+    else:
+        with pytest.raises(InputError, match="The mask is no mask: it has many values"):
+            check_mask(values, "The mask")
+
+
+@pytest.mark.parametrize("kind", ["array", "image", "file"])
+def test_a_scan_given_as_the_brain_is_refused(kind: str, flair_like_volume: Volume, tmp_path: Path) -> None:
+    image = flair_like_volume.image
+    sitk.WriteImage(image, str(tmp_path / "scan.nii.gz"))
+    given = {"array": sitk.GetArrayFromImage(image), "image": image, "file": tmp_path / "scan.nii.gz"}[kind]
+    with pytest.raises(InputError, match="is no mask"):
+        Detector(Options("intensity"))(flair_like_volume, brain=given)
+
+
+@pytest.mark.parametrize(("keep", "warned"), [(slice(None), False), (slice(0, 32), True), (slice(30, None), True)])
+def test_a_mask_of_one_hemisphere_is_told(keep: slice, warned: bool, flair_like_brain: sitk.Image) -> None:
+    values = sitk.GetArrayFromImage(flair_like_brain)
+    half = np.zeros_like(values)
+    half[:, :, keep] = values[:, :, keep]
+    for image in phantom.orientations(phantom.on_grid(half, flair_like_brain)):
+        warnings = list(hemisphere_warnings(image))
+        assert bool(warnings) == warned
+        assert not warned or "one hemisphere" in warnings[0]
+
+
+# --- Maps
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "says"), [("mask", 2, "is a mask"), ("scan", 0, "is it an anomaly map?"), ("map", 0, "")]
+)
+def test_threshold_tells_a_map_from_a_mask_and_a_scan(
+    what: str,
+    code: int,
+    says: str,
+    flair_like_volume: Volume,
+    flair_like_brain: sitk.Image,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("diffusion_anomaly.results.report.write_report", lambda result, path: path.write_text("page"))
+    place = tmp_path / "given.nii.gz"
+    if what == "map":
+        result = Detector(Options("intensity"))(flair_like_volume, brain=flair_like_brain)
+        place = result.save(tmp_path / "result")["heat"]
+    else:
+        image = flair_like_brain if what == "mask" else sitk.Clamp(flair_like_volume.image, sitk.sitkFloat32, 0, 1e6)
+        sitk.WriteImage(image, str(place))
+    capsys.readouterr()
+    assert cli.main(["threshold", str(place), "--at", "3", "-o", str(tmp_path / "out")]) == code
+    error = capsys.readouterr().err
+    assert (says in error) if says else error == ""

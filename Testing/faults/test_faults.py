@@ -1,0 +1,96 @@
+"""The short form of the campaigns of faults, with fixed seeds; ``make faults`` is the long one."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from Testing.faults import campaign, inputs, kills, pool
+from Testing.faults.verdict import Failed
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and processes as Linux has them")
+
+
+@pytest.mark.parametrize("kind", campaign.KINDS)
+def test_no_case_of_the_short_campaign_fails(kind: str, tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    failed = campaign.main(["--only", kind, "--short", "--processes", "2", "--json", str(found)])
+    summary = json.loads(found.read_text(encoding="utf-8"))
+    assert summary["failures"] == [] and failed == 0
+    assert summary["kinds"][kind]["cases"] == campaign.short_count(kind)
+
+
+def test_every_wrong_end_of_a_case_is_a_failure_of_that_case_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MOST_SECONDS", 1.0)
+    (tmp_path / "seeds-self-test").mkdir()
+    found = {v.seed: v for v in pool.run("self-test", tmp_path / "seeds-self-test", iter(range(8)), 1)}
+    outcomes = {seed: verdict.outcome for seed, verdict in found.items()}
+    assert outcomes == {
+        0: "result",
+        1: "InputError",
+        2: "crash",
+        3: "hang",
+        4: "memory",
+        5: "noise",
+        6: "KeyError",
+        7: "wrong",
+    }
+    assert [seed for seed, verdict in sorted(found.items()) if not verdict.failure] == [0, 1]
+    assert campaign.summary(list(found.values()), 0)["kinds"]["self-test"]["failures"] == 6  # type: ignore[index]
+
+
+def test_a_case_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds-input"
+    seeds.mkdir()
+    inputs.prepare(seeds)
+    made = []
+    for turn in ("one", "two"):
+        contents = {}
+        for seed in range(40):
+            folder = tmp_path / turn / str(seed)
+            folder.mkdir(parents=True)
+            inputs.mutated(seeds, folder, pool.chance_of("input", seed))
+            contents |= {path.relative_to(tmp_path / turn): path.read_bytes() for path in _files(folder)}
+        made.append(contents)
+    assert made[0] == made[1]
+    originals = {path.read_bytes() for path in _files(seeds)}
+    changed = {path.parts[0] for path, data in made[0].items() if data not in originals}
+    assert len(changed) > 30, "hardly anything was mutated"
+
+
+def test_half_a_result_and_litter_are_told_from_a_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    assert kills._results(tmp_path / "results", True) == ""
+    (tmp_path / "results" / "heat.nii.gz").write_bytes(b"")
+    with pytest.raises(Failed, match="without provenance"):
+        kills._results(tmp_path / "results", True)
+    (tmp_path / "results" / kills.RECORD).write_text("{}")
+    with pytest.raises(Failed, match="without its whole result"):
+        kills._results(tmp_path / "results", True)
+    (tmp_path / "results" / ".unfinished-x").mkdir()
+    with pytest.raises(Failed, match="unfinished"):
+        kills._check_litter(tmp_path)
+
+
+def test_a_case_that_does_not_exist_is_refused() -> None:
+    for case in ("input", "input:x", "nothing:1"):
+        with pytest.raises(SystemExit) as ended:
+            campaign.main(["--case", case])
+        assert ended.value.code == 2
+
+
+def test_a_campaign_in_minutes_ends_in_time() -> None:
+    assert list(campaign.seeds(5, 3, 0.0)) == [5, 6, 7]
+    assert list(campaign.seeds(5, None, -1.0)) == []
+    assert next(campaign.seeds(5, None, 60.0)) == 5
+    assert pool.chance_of("input", 1).random() != random.Random(1).random()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
