@@ -582,6 +582,7 @@ def metaimage(path: Path, data: bytes | None = None, **fields) -> Path:
     ({"ElementDataFile": "%s%n"}, "pattern"),
     ({"ElementDataFile": "s%03d.raw 1 7 1"}, "pattern"),
     ({"ElementDataFile": "missing.raw"}, "missing.raw beside it"),
+    ({"ElementDataFile": "x" * 5000}, "x beside it"),
     ({"ElementDataFile": ""}, "own folder"),
     ({"ElementDataFile": "LIST"}, "own folder|data files|missing"),
 ])  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import math
 import os
 import stat
 import zlib
@@ -274,22 +275,21 @@ def check_size(shape: tuple[int, ...], dtype: np.dtype, what: str) -> int:
             f"{what}: its header states {stated} voxels; expected 1 to {MOST_ALONG_AXIS} along an axis.",
             "Export or convert the scan again.",
         )
-    voxels = 1
-    for extent in shape:
-        voxels *= extent
+    voxels = math.prod(shape)
     if voxels > MOST_VOXELS:
         raise InputError(
             f"{what}: its header states {stated} voxels; at most {MOST_VOXELS:,} can be handled.",
             "Give one volume of it, or resample it.",
         )
-    needed, memory = voxels * dtype.itemsize, _memory()
+    size, memory = voxels * dtype.itemsize, _memory()
+    needed = size + 8 * math.prod(shape[:3])  # and twice in float32: converted, and as an image
     if memory and needed > memory:
         raise MemoryExhausted(
             f"{what}: its header states {stated} voxels, which take {needed / 1e9:.3g} GB; "
             f"this machine has {memory / 1e9:.3g} GB.",
             "Is the header right? Give one volume of it, or use a machine with more memory.",
         )
-    return needed
+    return size
 
 
 def check_promise(expected: int, held: int, inflation: int, what: str) -> None:
