@@ -48,7 +48,8 @@ class ScanFile:
         digest: takes every byte, also of those that `skip` and `finish` pass over.
 
     Raises:
-        InputError: when it is no regular file, empty, or cannot be opened.
+        InputError: when it is no regular file, empty, or cannot be opened; at the end of a ``with`` block, when
+            something wrote to it since.
     """
 
     def __init__(self, path: Path, digest: hashlib._Hash | None = None) -> None:
@@ -64,7 +65,7 @@ class ScanFile:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{self.what} could not be read: {reason}.", "Check the path.") from error
         status = os.fstat(self._file.fileno())
-        self.size = status.st_size
+        self.size, self._written = status.st_size, status.st_mtime_ns
         self._ahead, self._position = b"", 0
         if not stat.S_ISREG(status.st_mode) or self.size == 0:
             self._file.close()
@@ -76,7 +77,10 @@ class ScanFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        status = os.fstat(self._file.fileno())
         self._file.close()
+        if kind is None and (status.st_size, status.st_mtime_ns) != (self.size, self._written):
+            raise InputError(f"{self.what} was changed while it was read.", "Try again when it is complete.")
 
     @property
     def left(self) -> int:
