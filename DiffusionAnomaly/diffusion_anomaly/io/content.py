@@ -32,12 +32,13 @@ COPY_AGAIN = "Copy or download it again."
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as text that every terminal and file takes; bytes that are no UTF-8 become U+FFFD.
+    """A path as text that every terminal and file takes: what is no UTF-8, or no letter, becomes U+FFFD.
 
-    >>> shown("scan\\udcff.nii")
-    'scan\\ufffd.nii'
+    >>> shown("scan\\udcff.nii"), shown("a\\x1b[31m.nii")
+    ('scan\ufffd.nii', 'a\ufffd[31m.nii')
     """
-    return os.fsencode(path).decode("utf-8", "replace") if os.name == "posix" else os.fspath(path)
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 class ScanFile:
