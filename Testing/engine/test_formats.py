@@ -27,6 +27,7 @@ from PIL import Image
 import phantom
 from diffusion_anomaly.errors import EngineError, InputError, MemoryExhausted
 from diffusion_anomaly.io import content
+from diffusion_anomaly.io import nifti as formats_nifti
 from diffusion_anomaly.io.volume import read_volume, write_like
 
 SIZE = (9, 8, 7)
@@ -273,6 +274,21 @@ def test_a_scan_replaced_during_a_run_changes_nothing(tmp_path, suffix):
     assert volume.sha256 == digest
     assert len({(tmp_path / f"{name}{suffix}").read_bytes() for name in ("before", "after", "gone")}) == 1
     assert phantom.geometry(read_volume(tmp_path / f"after{suffix}").image) == phantom.geometry(volume.image)
+
+
+def test_a_scan_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "scan.nii", nifti())
+    read_frame = formats_nifti.read_frame
+
+    def interrupted(*arguments):
+        with open(path, "r+b") as file:
+            file.seek(400)
+            file.write(b"other")
+        os.utime(path, ns=(1, 1))
+        return read_frame(*arguments)
+
+    monkeypatch.setattr(formats_nifti, "read_frame", interrupted)
+    refused(path, "changed while it was read")
 
 
 def test_a_compressed_result_is_read_alike_by_an_independent_reader(tmp_path):
@@ -582,6 +598,7 @@ def metaimage(path: Path, data: bytes | None = None, **fields) -> Path:
     ({"ElementDataFile": "%s%n"}, "pattern"),
     ({"ElementDataFile": "s%03d.raw 1 7 1"}, "pattern"),
     ({"ElementDataFile": "missing.raw"}, "missing.raw beside it"),
+    ({"ElementDataFile": "x" * 5000}, "x beside it"),
     ({"ElementDataFile": ""}, "own folder"),
     ({"ElementDataFile": "LIST"}, "own folder|data files|missing"),
 ])  # fmt: skip

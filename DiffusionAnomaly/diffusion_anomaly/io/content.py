@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import math
 import os
 import stat
 import zlib
@@ -31,12 +32,13 @@ COPY_AGAIN = "Copy or download it again."
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as text that every terminal and file takes; bytes that are no UTF-8 become U+FFFD.
+    """A path as text that every terminal and file takes: what is no UTF-8, or no letter, becomes U+FFFD.
 
-    >>> shown("scan\\udcff.nii")
-    'scan\\ufffd.nii'
+    >>> shown("scan\\udcff.nii"), shown("a\\x1b[31m.nii")
+    ('scan\ufffd.nii', 'a\ufffd[31m.nii')
     """
-    return os.fsencode(path).decode("utf-8", "replace") if os.name == "posix" else os.fspath(path)
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 class ScanFile:
@@ -47,7 +49,8 @@ class ScanFile:
         digest: takes every byte, also of those that `skip` and `finish` pass over.
 
     Raises:
-        InputError: when it is no regular file, empty, or cannot be opened.
+        InputError: when it is no regular file, empty, or cannot be opened; at the end of a ``with`` block, when
+            something wrote to it since.
     """
 
     def __init__(self, path: Path, digest: hashlib._Hash | None = None) -> None:
@@ -63,7 +66,7 @@ class ScanFile:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{self.what} could not be read: {reason}.", "Check the path.") from error
         status = os.fstat(self._file.fileno())
-        self.size = status.st_size
+        self.size, self._written = status.st_size, status.st_mtime_ns
         self._ahead, self._position = b"", 0
         if not stat.S_ISREG(status.st_mode) or self.size == 0:
             self._file.close()
@@ -75,7 +78,10 @@ class ScanFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        status = os.fstat(self._file.fileno())
         self._file.close()
+        if kind is None and (status.st_size, status.st_mtime_ns) != (self.size, self._written):
+            raise InputError(f"{self.what} was changed while it was read.", "Try again when it is complete.")
 
     @property
     def left(self) -> int:
@@ -274,22 +280,21 @@ def check_size(shape: tuple[int, ...], dtype: np.dtype, what: str) -> int:
             f"{what}: its header states {stated} voxels; expected 1 to {MOST_ALONG_AXIS} along an axis.",
             "Export or convert the scan again.",
         )
-    voxels = 1
-    for extent in shape:
-        voxels *= extent
+    voxels = math.prod(shape)
     if voxels > MOST_VOXELS:
         raise InputError(
             f"{what}: its header states {stated} voxels; at most {MOST_VOXELS:,} can be handled.",
             "Give one volume of it, or resample it.",
         )
-    needed, memory = voxels * dtype.itemsize, _memory()
+    size, memory = voxels * dtype.itemsize, _memory()
+    needed = size + 8 * math.prod(shape[:3])  # and twice in float32: converted, and as an image
     if memory and needed > memory:
         raise MemoryExhausted(
             f"{what}: its header states {stated} voxels, which take {needed / 1e9:.3g} GB; "
             f"this machine has {memory / 1e9:.3g} GB.",
             "Is the header right? Give one volume of it, or use a machine with more memory.",
         )
-    return needed
+    return size
 
 
 def check_promise(expected: int, held: int, inflation: int, what: str) -> None:

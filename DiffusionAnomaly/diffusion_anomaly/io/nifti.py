@@ -80,7 +80,7 @@ def read_nifti(file: ScanFile, compressed: bool, frame: int | None, data: ScanFi
     header = _header(raw, ">" if big else "<")
     extents = _extents(header, file.what)
     dtype = _dtype(header, extents, file.what)
-    shape = (*extents[:3], *[1] * (3 - len(extents[:3])))
+    shape = (extents[0], extents[1], extents[2] if len(extents) > 2 else 1)
     frames = extents[3] if len(extents) > 3 else 1
     chosen = choose_frame(frame, frames, file.what)
     geometry, warnings = _place(header, shape, file.what)

@@ -129,15 +129,16 @@ def _data_files(data: str, file: ScanFile) -> list[str]:
     if data.upper().split()[:1] == ["LIST"]:
         rest = read_header_lines(file, (), MOST_FIELD, MOST_HEADER)
         return [os.fsdecode(line.strip()) for line in rest if line.strip()]
-    pattern = re.fullmatch(r"(?P<name>.*%\S*\s*?.*?)\s+(-?\d{1,9})\s+(-?\d{1,9})\s+(-?\d{1,9})(\s+\d)?", data)
+    numbered = r"(.+?)\s+(-?\d{1,9})\s+(-?\d{1,9})\s+(-?\d{1,9})(\s+\d)?"
+    pattern = re.fullmatch(numbered, data) if "%" in data and len(data) < 1000 else None
     if pattern is None:
         return [data]
-    first, last, step = (int(pattern.group(index)) for index in (2, 3, 4))
-    places = re.findall(r"%(0?)(\d{0,2})d", pattern["name"])
+    name, (first, last, step) = pattern[1], (int(pattern[index]) for index in (2, 3, 4))
+    places = re.findall(r"%(0?)(\d{0,2})d", name)
     numbers = range(first, last + (1 if step > 0 else -1), step) if step else range(0)
-    if len(places) != 1 or pattern["name"].count("%") != 1 or not 0 < len(numbers) <= MOST_PARTS:
+    if len(places) != 1 or name.count("%") != 1 or not 0 < len(numbers) <= MOST_PARTS:
         raise InputError(f"{file.what} names its data files by a pattern that cannot be followed.", "List the files.")
-    before, after = re.split(r"%0?\d{0,2}d", pattern["name"])
+    before, after = re.split(r"%0?\d{0,2}d", name)
     fill, width = places[0][0] or " ", int(places[0][1] or 0)
     return [f"{before}{str(number).rjust(width, fill)}{after}" for number in numbers]
 
@@ -159,7 +160,7 @@ def _encoding(fields: Mapping[str, Any], what: str) -> Encoding:
         order = {"little": "<", "big": ">"}.get(str(fields.get("endian")).lower())
         if order is None:
             raise InputError(f"{what}: its header does not state the order of bytes (endian).", _CONVERT)
-        dtype = dtype.newbyteorder(order)
+        dtype = np.dtype(f"{order}{code}")
     skip = int(fields.get("byte skip", fields.get("byteskip", 0)))
     lines = int(fields.get("line skip", fields.get("lineskip", 0)))
     if not (-1 <= skip < 1 << 40 and 0 <= lines <= 100_000):

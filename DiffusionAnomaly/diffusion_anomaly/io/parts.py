@@ -23,6 +23,7 @@ from .content import (
     ScanFile,
     check_promise,
     check_size,
+    clean_text,
     cut_short,
     inflate,
     inflate_bzip2,
@@ -195,9 +196,9 @@ def _beside(header: ScanFile, name: str) -> Path:
             "Copy that file beside the header, and name it in the header without its folder.",
         )
     found = header.path.parent / path
-    if not found.is_file():
+    if not os.path.isfile(found):  # False for a name that no file can have, too
         raise InputError(
-            f"{header.what} needs the file {name.encode('utf-8', 'replace').decode()} beside it, which is missing.",
+            f"{header.what} needs the file {clean_text(os.fsencode(name), 100)} beside it, which is missing.",
             f"Copy it to the folder of {header.what}.",
         )
     return found

@@ -17,7 +17,7 @@ from .orientation import describe_grid, same_grid
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
 Source = PathLike | sitk.Image | np.ndarray | Volume
-"""A file in any format of this SimpleITK, a folder with a DICOM series, an image, or an array with its spacing."""
+"""A file in a format that is read, a folder with a DICOM series, an image, or an array with its spacing."""
 
 
 def read(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,10 +116,13 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
     """
     path = Path(path)
     try:
-        is_folder = path.is_dir() if os.stat(path) else False
+        mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
         reason = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
         raise InputError(f"There is no file or folder {shown(path)}{reason}.", "Check the path.") from error
+    is_folder = stat.S_ISDIR(mode)
+    if not is_folder and not stat.S_ISREG(mode):  # a pipe would wait for its other end for ever
+        raise InputError(f"{shown(path)} is no regular file.", "Give a file with a scan, or a DICOM folder.")
     if not os.access(path, os.R_OK):
         raise InputError(f"{shown(path)} may not be read: no permission.", "Ask its owner for read permission.")
     if is_folder or dicom.is_dicom(path):

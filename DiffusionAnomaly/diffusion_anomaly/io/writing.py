@@ -85,7 +85,7 @@ def _write_all(file: BinaryIO | gzip.GzipFile, header: bytes | bytearray, values
 
 
 def _pieces(values: np.ndarray) -> Iterator[memoryview]:
-    content = memoryview(values.reshape(-1).view(np.uint8))
+    content = values.reshape(-1).view(np.uint8).data
     return (content[start : start + (1 << 20)] for start in range(0, len(content), 1 << 20))
 
 

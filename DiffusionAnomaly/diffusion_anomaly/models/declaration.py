@@ -75,7 +75,7 @@ def check_declaration(
     check_schema(package, METADATA, "metadata", metadata)
     for part, config in networks.items():
         check_schema(package, network_file(part), "network", config)
-        dimensions = 3 if part == BRAIN else 2
+        dimensions = 3 if part in HELPERS.values() else 2
         if config.get("spatial_dims", dimensions) != dimensions:
             found = f"has spatial_dims {config['spatial_dims']}, expected {dimensions}"
             fail(package, network_file(part), found, WRONG)
