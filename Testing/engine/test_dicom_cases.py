@@ -39,7 +39,7 @@ def test_frames_as_their_functional_groups_say(name: str) -> None:
 
 
 def test_two_echoes_are_asked_for() -> None:
-    with pytest.raises(InputError, match="2 volumes.*--frame"):
+    with pytest.raises(InputError, match=r"2 volumes.*--frame"):
         read_volume(case("d15_enh_two_echoes"))
     first, second = (read_volume(case("d15_enh_two_echoes"), frame=frame).image for frame in range(2))
     assert first.GetSize() == (44, 52, 34)
