@@ -100,7 +100,7 @@ class Scan:
 
 
 def read_volume(path: PathLike, *, series: str | None = None, frame: int | None = None) -> Volume:
-    """Read a scan: a file in any format of this SimpleITK, or a folder with one DICOM series.
+    """Read a scan: a file in any format of this SimpleITK, a DICOM file, or a folder with a DICOM series.
 
     Args:
         path: File or folder.
