@@ -254,3 +254,19 @@ def test_an_empty_group_of_a_frame_falls_back_to_the_shared(tmp_path: Path) -> N
     pixels = dicoms.voxels((FRAMES, 5, 6))
     data = interleaved(pixels, frame=lambda _, group: setattr(group, "PixelMeasuresSequence", Items([])))
     assert np.array_equal(array_of(read(data, tmp_path)), pixels)
+
+
+def test_the_list_of_series_says_how_frames_lie(tmp_path: Path) -> None:
+    axes = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+    dicoms.save(interleaved(dicoms.voxels((FRAMES, 5, 6)), axes=axes), tmp_path / "one.dcm")
+    dicoms.save(interleaved(dicoms.voxels((FRAMES, 5, 6)), SeriesInstanceUID="1.9"), tmp_path / "two.dcm")
+    with pytest.raises(InputError) as caught:
+        read_volume(tmp_path)
+    assert f"1.9 (FLAIR axial, axial, 5 images); {dicoms.SERIES} (FLAIR axial, sagittal, 5 images)" in caught.value.what
+
+
+def test_one_frame_in_functional_groups_is_a_slice(tmp_path: Path) -> None:
+    pixels = dicoms.voxels((1, 5, 6))
+    volume = read(dicoms.enhanced(pixels, positions(1)), tmp_path)
+    assert np.array_equal(array_of(volume), pixels)
+    assert volume.image.GetSpacing() == pytest.approx((1.25, 1.5, 3.0))

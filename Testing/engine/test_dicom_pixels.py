@@ -172,7 +172,7 @@ LOSSLESS = [
 
 
 @pytest.mark.parametrize("syntax", LOSSLESS)
-@pytest.mark.parametrize(("kind", "bits"), [("u1", 8), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)])
+@pytest.mark.parametrize(("kind", "bits"), [("u1", 8), ("u2", 8), ("u2", 12), ("u2", 16), ("i2", 12), ("i2", 16)])
 def test_compression_without_loss_loses_nothing(tmp_path: Path, syntax: int, kind: str, bits: int) -> None:
     data = single(noise(kind, bits), BitsStored=bits, HighBit=bits - 1, RescaleSlope="2", RescaleIntercept="-7")
     path = dicoms.compressed(data, syntax, tmp_path / "one.dcm")
@@ -194,6 +194,14 @@ def test_compression_with_loss_comes_close(tmp_path: Path, syntax: int, kind: st
     bits = 8 if kind == "u1" else 12
     path = dicoms.compressed(single(pixels, BitsStored=bits, HighBit=bits - 1), syntax, tmp_path / "one.dcm")
     assert np.abs(values_of(path) - pixels).max() <= 0.01 * most
+
+
+@pytest.mark.parametrize("kind", ["u2", "i2"])
+def test_an_image_of_fewer_bits_than_the_header_says(tmp_path: Path, kind: str) -> None:
+    data = single(noise(kind, 12), BitsStored=12, HighBit=11)
+    path = dicoms.compressed(data, gdcm.TransferSyntax.JPEG2000Lossless, tmp_path / "one.dcm")
+    data = dicoms.changed(pydicom.dcmread(path), BitsStored=16, HighBit=15)
+    assert np.array_equal(read(data, tmp_path), noise(kind, 12))
 
 
 def test_run_lengths_by_another_encoder(tmp_path: Path) -> None:

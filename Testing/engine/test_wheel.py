@@ -56,5 +56,5 @@ def test_every_package_that_the_engine_imports_is_a_declared_dependency(wheel: z
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 imported.add(node.module.partition(".")[0])
     foreign = imported - set(sys.stdlib_module_names)
-    distributions = {"PIL": "pillow", "nrrd": "pynrrd"}
+    distributions = {"PIL": "pillow", "nrrd": "pynrrd", "gdcm": "python-gdcm"}
     assert {distributions.get(name, name).lower() for name in foreign} <= {name.lower() for name in required}

@@ -114,9 +114,12 @@ class Pixels:
         Raises:
             InputError: when its compressed content is damaged.
         """
-        stored = self._plain(plane.frame) if isinstance(self._content, bytes) else self._decoded(plane.frame)
+        if isinstance(self._content, bytes):
+            stored, bits = self._plain(plane.frame), self._format.stored
+        else:
+            stored, bits = self._decoded(plane.frame)
         if not self._format.kind:
-            stored = self._significant(stored)
+            stored = self._significant(stored, bits)
         if self._inverted:
             stored = -stored if self._format.kind else _complement(stored, self._format)
         if (plane.slope, plane.intercept) == (1.0, 0.0):
@@ -145,17 +148,13 @@ class Pixels:
         )
         return pixels.reshape(form.rows, form.columns).astype(kind)
 
-    def _significant(self, stored: np.ndarray) -> np.ndarray:
+    def _significant(self, stored: np.ndarray, bits: int) -> np.ndarray:
         """The bits that count, their sign extended: above them, old files keep overlays."""
         form = self._format
         plain = isinstance(self._content, bytes) or self._syntax == syntax.RLELossless
         shift = form.high_bit + 1 - form.stored if plain else 0
-        if form.stored == form.allocated and plain:
-            return stored.astype(np.int64)
-        stored = (stored.astype(np.int64) >> shift) & ((1 << form.stored) - 1)
-        if form.signed:
-            stored -= (stored >> (form.stored - 1)) << form.stored
-        return stored
+        stored = (stored.astype(np.int64) >> shift) & ((1 << bits) - 1)
+        return stored - ((stored >> (bits - 1)) << bits) if form.signed else stored
 
     def _compressed_frames(self, content: bytes) -> Sequence[bytes]:
         form, path = self._format, self._header.path
@@ -182,10 +181,11 @@ class Pixels:
             raise InputError(f"{path} holds {len(frames)} of the {form.frames} frames that it promises.", _EXPORT)
         return frames
 
-    def _decoded(self, frame: int) -> np.ndarray:
+    def _decoded(self, frame: int) -> tuple[np.ndarray, int]:
+        """Stored numbers and their bits: an image that says it has fewer than the header is right about its sign."""
         form, coded = self._format, self._content[frame]
         assert isinstance(coded, bytes)
-        bits = 0 if self._syntax == syntax.RLELossless else self._check_coded(coded)
+        bits = form.stored if self._syntax == syntax.RLELossless else self._check_coded(coded)
         try:
             if self._syntax == syntax.RLELossless:
                 pixels = _run_lengths(coded, form)
@@ -195,7 +195,7 @@ class Pixels:
             raise self._damaged() from error
         if pixels.shape != (form.rows, form.columns):
             raise self._damaged()
-        return pixels
+        return pixels, min(bits, form.stored)
 
     def _check_coded(self, coded: bytes) -> int:
         """Hold a JPEG image's own size against the header's, and see that it has an end. Returns its bits."""
@@ -210,9 +210,9 @@ class Pixels:
                 f"its header promises {form.columns} x {form.rows} with 1.",
                 _EXPORT,
             )
-        if not form.stored <= bits <= form.allocated:
+        if bits > form.allocated:
             raise InputError(
-                f"{path} holds a compressed image of {bits} bits; its header promises {form.stored}.", _EXPORT
+                f"{path} holds a compressed image of {bits} bits; its header promises {form.allocated}.", _EXPORT
             )
         if b"\xff\xd9" not in coded.rstrip(b"\0")[-4:]:
             raise InputError(f"{path} is cut short: a compressed image in it has no end.", _EXPORT)
@@ -237,7 +237,7 @@ def _format(header: Header) -> _Format:
     stored = allocated if kind else header.integer("BitsStored") or allocated
     high_bit = header.integer("HighBit")
     high_bit = stored - 1 if high_bit is None or kind else high_bit
-    if allocated not in (8, 16, 32, 64) or not 1 <= stored <= high_bit + 1 <= allocated:
+    if allocated not in ((32, 64) if kind else (8, 16, 32)) or not 1 <= stored <= high_bit + 1 <= allocated:
         raise InputError(
             f"{path} keeps {stored} bits, the highest number {high_bit}, in {allocated}; "
             "expected 8, 16 or 32 bits that hold them.",

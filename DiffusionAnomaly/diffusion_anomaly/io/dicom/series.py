@@ -75,10 +75,18 @@ class Series:
     @property
     def plane(self) -> str:
         """How the first image lies: axial, coronal, sagittal, or empty where the header does not say."""
+        if self._first is None:
+            return ""
+        shared = [
+            header
+            for group in self._first.items("SharedFunctionalGroupsSequence")
+            for header in group.items("PlaneOrientationSequence")
+        ]
         try:
-            axes = self._first.numbers("ImageOrientationPatient", 6) if self._first else ()
+            stated = [header.numbers("ImageOrientationPatient", 6) for header in (self._first, *shared)]
         except InputError:
             return ""
+        axes = next(filter(None, stated), ())
         if not axes:
             return ""
         return ("sagittal", "coronal", "axial")[int(np.abs(np.cross(axes[:3], axes[3:])).argmax())]
