@@ -240,6 +240,10 @@ def evaluate(
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
             listener.evaluated(table, files, time.perf_counter() - start)
+    except KeyboardInterrupt:
+        stopped = Cancelled("Stopped by the user.")
+        listener.failed(stopped)
+        raise typer.Exit(stopped.exit_code) from None
     except EngineError as error:
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error
