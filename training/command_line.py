@@ -35,7 +35,7 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> None:
     """
     try:
         app(arguments)
-    except (ConfigurationError, FileNotFoundError) as error:
+    except (ConfigurationError, OSError) as error:  # a full disk and a lacking right, too, are for the user to mend
         code, message = 2, str(error)
     except EngineError as error:
         code, message = error.exit_code, str(error)

@@ -43,7 +43,9 @@ class Tolerant(io.FileIO):
 
 
 def take_streams() -> None:
-    """Have three open standard descriptors, and streams that print any text and never fail."""
+    """Have three open standard descriptors, and streams that print any text and never fail. Once is enough."""
+    if isinstance(_raw(sys.stdout), Tolerant):
+        return
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -79,8 +81,12 @@ def has_current_folder() -> bool:
 def stream_failure() -> OSError | None:
     """Why something that was printed on stdout did not arrive; None when all did, or nobody wanted it."""
     sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    raw = _raw(sys.stdout)
     return raw.failure if isinstance(raw, Tolerant) else None
+
+
+def _raw(stream: Any) -> Any:
+    return getattr(getattr(stream, "buffer", None), "raw", None)
 
 
 def end_like_interrupt() -> None:

@@ -37,6 +37,7 @@ _OUT_OF_MEMORY_WORDS = (
     "out_of_memory",
     "out_of_device_memory",
     "out_of_host_memory",
+    "can't start new thread",
     "failed to map segment",  # of a library that is loaded
 )
 ACCELERATORS = ("cuda", "mps", "xpu")

@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_file_of_the_engine_and_nothing_else(wheel: zipfil
 def test_the_wheel_installs_the_command_and_declares_its_licences(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
-    assert "diffusion-anomaly = diffusion_anomaly.cli.main:main" in wheel.read(entry_points).decode()
+    assert "diffusion-anomaly = diffusion_anomaly.__main__:main" in wheel.read(entry_points).decode()
     assert "License-Expression: Apache-2.0 AND CC-BY-NC-SA-4.0" in wheel.read(metadata).decode()
 
 

@@ -217,6 +217,8 @@ def test_bad_input_is_an_error_event_and_exit_code_2(tmp_path: Path, spoil: Call
     assert failure.hint
     assert not (directory / "results").is_dir()
     assert said in worker.log
+    assert "Traceback" not in worker.log
+    assert b"Traceback" not in worker.stderr
 
 
 def test_a_folder_without_a_job_is_an_error_event(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import typer
 from .. import __version__
 from ..errors import Cancelled, EngineError, InputError
 from ..io.outputs import keep_out_of
-from ..process import end_like_interrupt, stream_failure
+from ..process import end_like_interrupt, stream_failure, take_streams
 from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter
 from . import models
@@ -43,6 +43,9 @@ WRITING = ("detect", "threshold", "evaluate", "worker")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code of ``errors``, never raises."""
+    if arguments is None:  # for the process, however it came here
+        take_streams()
+        end_like_interrupt()
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -240,6 +243,10 @@ def evaluate(
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
             listener.evaluated(table, files, time.perf_counter() - start)
+    except KeyboardInterrupt:
+        stopped = Cancelled("Stopped by the user.")
+        listener.failed(stopped)
+        raise typer.Exit(stopped.exit_code) from None
     except EngineError as error:
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error

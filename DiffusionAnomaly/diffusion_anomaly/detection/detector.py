@@ -130,7 +130,7 @@ class Detector:
                 raise
             size = "x".join(map(str, scan.reference.image.GetSize()))
             failure = MemoryExhausted(
-                f"Memory ran out with a scan of {size} voxels ({error}).",
+                f"Memory ran out with a scan of {size} voxels ({str(error) or type(error).__name__}).",
                 "Close other programs, or use a machine with more memory.",
             )
             self.release()

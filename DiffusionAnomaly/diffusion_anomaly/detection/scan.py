@@ -95,9 +95,12 @@ def as_engine_error(error: Exception, hint: str) -> EngineError:
     """
     if isinstance(error, EngineError):
         return error
+    reason = str(error) or type(error).__name__
     if is_out_of_memory(error):
-        return MemoryExhausted(f"Memory ran out ({error}).", "Close other programs, or use a machine with more memory.")
+        return MemoryExhausted(
+            f"Memory ran out ({reason}).", "Close other programs, or use a machine with more memory."
+        )
     if isinstance(error, OSError) and error.errno is not None:  # the machine's fault or the user's, not the program's
         where = f"{error.filename}: " if error.filename else ""
         return InputError(f"{where}{error.strerror}.", "The operating system refused; see to that and try again.")
-    return EngineError(f"{type(error).__name__}: {error}", hint)
+    return EngineError(f"{type(error).__name__}: {error}" if str(error) else reason, hint)

@@ -194,7 +194,7 @@ class OutputFolder:
         if self._lock is not None:
             # Without the lock a hidden folder may belong to a run that is still at work.
             for leftover in self.path.glob(f"{UNFINISHED}*"):
-                _undo(leftover, self.path)
+                undo(leftover, self.path)
         with tempfile.TemporaryFile(dir=self.path):
             pass
 
@@ -324,7 +324,7 @@ def _as_path(directory: Any) -> Path:
 
 def _is_inside(path: Path, folder: Path) -> bool:
     """Whether a path that may not exist yet is the folder or lies in it, whatever links lead there."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # which takes a circle of links as it is
     return any(_same_file(place, folder) for place in (path, *path.parents))
 
 
@@ -431,8 +431,8 @@ def _remove_empty_above(path: Path, top: Path) -> None:
         remove_if_empty(folder)
 
 
-def _undo(leftover: Path, directory: Path) -> None:
-    """Take away what a killed run left, and bring back what it had moved aside.
+def undo(leftover: Path, directory: Path) -> None:
+    """Take away the hidden folder that a killed run left, and bring back what it had moved aside.
 
     While a record waits in ``new``, the renames had not ended: what it names and is in place already came from there.
     """

@@ -23,7 +23,6 @@ import contextlib
 import logging
 import os
 import queue
-import shutil
 import sys
 import threading
 import time
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import EngineError, InputError
-from ..io.outputs import UNFINISHED, remove_if_empty
+from ..io.outputs import UNFINISHED, remove_if_empty, undo
 from ..io.typed_json import checked
 from .channel import EventLines, Reports, Stop, listen, logging_to, signals_to, take_over
 from .protocol import (
@@ -276,7 +275,8 @@ def _tidying(output: Path) -> Callable[[], None]:
 
     def tidy() -> None:
         for unfinished in set(output.glob(f"{UNFINISHED}*")) - before:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the end must come
+                undo(unfinished, output)
         if not existed:
             remove_if_empty(output)
 
