@@ -1,7 +1,7 @@
 """NIfTI-1, NIfTI-2, Analyze 7.5 and FreeSurfer's MGH.
 
 Where voxels lie is NIfTI's rule: the sform where it has a code, else the qform where it has one, else the voxel sizes
-alone (methods 3, 2 and 1 of the standard). Header fields that say otherwise than the form in use become warnings.
+alone (methods 3, 2 and 1 of the standard; the last as other programs understand it). Header fields that say otherwise than the form in use become warnings.
 """
 
 from __future__ import annotations
@@ -247,8 +247,8 @@ def _place(header: Any, shape: tuple[int, ...], what: str) -> tuple[Geometry, li
                 f"it is taken for {-1 if header['pixdim'][0] < 0 else 1}."
             )
     else:
-        form, fields = np.column_stack([np.diag(np.abs(sizes)), np.zeros(3)]), "the voxel size (pixdim)"
-        warnings.append(_UNSTATED)
+        form, fields = _by_size(header, sizes, shape), "the voxel size (pixdim)"
+        warnings.append(f"{_UNSTATED} It is taken as Analyze is: columns run from right to left.")
     form = form.copy()
     if shape[2] == 1 and not form[:, 2].any():
         normal = np.cross(form[:, 0], form[:, 1])
@@ -261,6 +261,13 @@ def _place(header: Any, shape: tuple[int, ...], what: str) -> tuple[Geometry, li
     if codes[0] > 0 and codes[1] > 0:
         warnings += _compare_forms(header, form, geometry, shape, scale, what)
     return _settle_sizes(geometry, sizes * scale, fields, warnings), warnings
+
+
+def _by_size(header: Any, sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """As nibabel, ITK and FSL place a file without a form: as Analyze, the middle of the volume at the origin."""
+    sizes = np.abs(sizes)
+    form = np.diag(sizes * (-1.0 if header.default_x_flip else 1.0, 1.0, 1.0))
+    return np.column_stack([form, -form @ (np.array(shape[:3]) - 1) / 2.0])
 
 
 def _settle_sizes(geometry: Geometry, sizes: np.ndarray, fields: str, warnings: list[str]) -> Geometry:
