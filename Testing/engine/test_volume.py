@@ -217,10 +217,11 @@ def test_scores_is_read_back_as_it_was_written(tmp_path):
 # Masks
 
 
-def test_labels_and_probabilities_become_a_mask_on_the_scans_own_grid(tmp_path):
+@pytest.mark.parametrize("inside", [(4, 7, 0), (1, 0.6, 0.4)], ids=["labels", "probabilities"])
+def test_labels_and_probabilities_become_a_mask_on_the_scans_own_grid(tmp_path, inside):
     volume = phantom.as_volume(scan())
     values = np.zeros((7, 8, 9), np.float32)
-    values[1, 2, 3], values[2, 2, 2], values[3, 3, 3] = 4, 0.6, 0.4
+    values[1, 2, 3], values[2, 2, 2], values[3, 3, 3] = inside
     write_like(values, volume, tmp_path / "labels.nii.gz", dtype=np.float32)
     mask = read_mask(tmp_path / "labels.nii.gz", volume)  # NIfTI has rounded the grid to float32
     assert phantom.geometry(mask) == phantom.geometry(volume.image)

@@ -86,18 +86,6 @@ def suffix_of(path: Path | str) -> str:
     return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its mark, or else by its name where there is no other mark."""
-    with ScanFile(path) as file:
-        head = file.peek(_HEAD)
-    if head[128:132] == b"DICM":
-        return True
-    if _mark(head, path) or suffix_of(path) in (".hdr", ".img", ".hdr.gz", ".img.gz", ".mha", ".mhd"):
-        return False
-    # Files of before 1993 begin with their first element: a group 0002 or 0008, little-endian.
-    return suffix_of(path) in (".dcm", ".dicom", ".ima") or head[:2] in (b"\x08\0", b"\x02\0")
-
-
 def read_scan(path: Path, frame: int | None) -> tuple[Reading, str]:
     """Read a scan that is not DICOM.
 

@@ -1,7 +1,8 @@
 """NIfTI-1, NIfTI-2, Analyze 7.5 and FreeSurfer's MGH.
 
 Where voxels lie is NIfTI's rule: the sform where it has a code, else the qform where it has one, else the voxel sizes
-alone (methods 3, 2 and 1 of the standard; the last as other programs understand it). Header fields that say otherwise than the form in use become warnings.
+alone (methods 3, 2 and 1 of the standard; the last as other programs understand it). Header fields that say otherwise
+than the form in use become warnings.
 """
 
 from __future__ import annotations

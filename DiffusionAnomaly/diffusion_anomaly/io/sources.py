@@ -11,7 +11,6 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
-from .itk import check_grey_image
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
@@ -87,7 +86,7 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
         raise InputError(
             f"A {type(source).__name__} is no brain mask.", "Give a path, a SimpleITK image, or a NumPy array."
         )
-    check_grey_image(source)
+    _check_grey(source)
     if not same_grid(source, like.image):
         raise InputError(
             f"The brain mask's grid ({describe_grid(source)}) is not the scan's ({describe_grid(like.image)}).",
@@ -105,7 +104,7 @@ def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
     if isinstance(source, sitk.Image):
         if spacing is not None:
             raise InputError("A spacing was given for an image, which states its own.", "Leave it out.")
-        check_grey_image(source)
+        _check_grey(source)
         return sitk.Cast(source, sitk.sitkFloat32)
     if not isinstance(source, np.ndarray):
         raise InputError(
@@ -129,3 +128,18 @@ def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
     image = sitk.GetImageFromArray(np.ascontiguousarray(source, dtype=np.float32))
     image.SetSpacing(numbers)
     return image
+
+
+def _check_grey(image: sitk.Image) -> None:
+    """Refuse an image in memory that is no grey volume.
+
+    Raises:
+        InputError: for colour, vectors, complex numbers, and other than 2 or 3 dimensions.
+    """
+    is_complex = image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+    if image.GetNumberOfComponentsPerPixel() > 1 or is_complex or image.GetDimension() not in (2, 3):
+        raise InputError(
+            f"The image has {image.GetDimension()} dimensions and pixels of {image.GetPixelIDTypeAsString()}; "
+            "expected 2 or 3 dimensions and one grey value.",
+            "Give one grey volume.",
+        )

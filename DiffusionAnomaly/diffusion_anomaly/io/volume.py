@@ -12,10 +12,9 @@ exactly the same grid. What a network reads of it is the duty of `preprocessing`
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +36,8 @@ from .writing import write_image
 PathLike = str | os.PathLike[str]
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 
+BACKGROUND_SHARE = 0.2  # of voxels that are no number, from which on they are a background
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -47,7 +48,8 @@ class Volume:
         source: The path as given.
         sha256: Of the bytes of all its files (DICOM: in slice order), in hexadecimal.
         dimension: 2 or 3, what the file had (3 for one frame of a 4-D file).
-        non_finite: Number of voxels that were NaN or infinite and now hold the smallest finite value.
+        non_finite: Number of voxels that were NaN or infinite and now hold the smallest finite value, or where they
+            are the background, a little less.
         metadata: `modality` and `description`, where the file states them. Nothing that names a patient.
         title: What the user calls it; empty where nobody calls it otherwise than its file.
         warnings: What reading it had to settle, such as header fields that contradict each other; for the user to see.
@@ -247,7 +249,10 @@ def write_like(values: np.ndarray | sitk.Image, volume: Volume, path: PathLike, 
 
 
 def _finite(image: sitk.Image, what: str) -> tuple[sitk.Image, int]:
-    """The image with NaN and infinite voxels at its smallest finite value, and their number."""
+    """The image with NaN and infinite voxels at its smallest finite value, and their number.
+
+    Where they are the background, of a stripped scan for example, they get a value of their own below that.
+    """
     view = sitk.GetArrayViewFromImage(image)
     non_finite = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in view)
     if not non_finite:
@@ -258,16 +263,10 @@ def _finite(image: sitk.Image, what: str) -> tuple[sitk.Image, int]:
             "Export the scan again.",
         )
     finite = np.isfinite(view)
-    array = np.where(finite, view, view.min(initial=np.inf, where=finite))
+    lowest = view.min(initial=np.inf, where=finite)
+    if non_finite >= BACKGROUND_SHARE * view.size:
+        lowest = lowest - (view.max(initial=-np.inf, where=finite) - lowest) / 1000
+    array = np.where(finite, view, lowest)
     mended = sitk.GetImageFromArray(array)
     mended.CopyInformation(image)
     return mended, non_finite
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for name in files:
-        with open(name, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

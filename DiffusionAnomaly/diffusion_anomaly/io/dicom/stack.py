@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..geometry import Geometry, geometry_of
-from ..itk import choose_frame
+from ..reading import choose_frame
 from .planes import Plane
 
 # Positions in DICOM are decimal strings, often rounded to 0.001 mm or less.
