@@ -83,7 +83,7 @@ def run(folder: Path, cases: Iterator[int]) -> Iterator[Verdict]:
     prepare(shared)
     before = _digest(shared)
     with _Server() as server:
-        usual = {name: _usual(name, program, shared, folder, server) for name, program in PROGRAMS.items()}
+        usual: dict[str, _Usual] = {}  # of the programs that have had a case
         for seed in cases:
             place = folder / f"case-{seed}"
             try:
@@ -107,7 +107,7 @@ def _usual(name: str, program: Program, shared: Path, folder: Path, server: _Ser
     """How long an undisturbed run takes, and what it leaves."""
     states = []
     seconds = 0.0
-    for earlier in (True, False, False):
+    for earlier in (True, False):
         place = _place(folder / f"usual-{name}", shared)
         begin = time.monotonic()
         server.complete(program, place, earlier)
@@ -116,7 +116,7 @@ def _usual(name: str, program: Program, shared: Path, folder: Path, server: _Ser
         if not states[-1]:
             raise RuntimeError(f"{name} leaves nothing: {(place / 'log.txt').read_text(errors='replace')[-2000:]}")
         shutil.rmtree(place)
-    return _Usual(seconds, (states[0], states[2]))
+    return _Usual(seconds, (states[0], states[1]))
 
 
 def _place(place: Path, shared: Path) -> Path:
@@ -134,7 +134,10 @@ def _place(place: Path, shared: Path) -> Path:
 
 def _case(chance: random.Random, place: Path, shared: Path, server: _Server, usual: dict[str, _Usual]) -> str:
     name = chance.choice(list(PROGRAMS))
-    program, expected = PROGRAMS[name], usual[name]
+    program = PROGRAMS[name]
+    if name not in usual:
+        usual[name] = _usual(name, program, shared, place.parent, server)
+    expected = usual[name]
     number = chance.choice(SIGNALS)
     has_earlier, cold = chance.random() < 0.5, chance.random() < COLD
     moment = chance.random() * (expected.seconds + (3.0 if cold else 0.0))
@@ -293,8 +296,9 @@ class _Server:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.kill()  # it holds nothing, and its interpreter takes its time to end
+        self._process.wait()
         self._process.stdin.close()
-        self._process.wait(30)
         self._process.stdout.close()
 
     def start(self, program: Program, place: Path, earlier: bool, *, cold: bool = False) -> int:

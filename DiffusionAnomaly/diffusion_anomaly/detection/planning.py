@@ -32,12 +32,18 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 _KINDS: dict[str, Any] = {
     "method": str,
     "model": (str, os.PathLike, NoneType),
+    "steps": (int, NoneType),
     "device": str,
     "precision": str,
     "keep_reconstruction": bool,
     "anonymous": bool,
 }
-_KIND_NAMES = {str: "text", bool: "true or false", (str, os.PathLike, NoneType): "a name or a folder"}
+_KIND_NAMES = {
+    str: "text",
+    bool: "true or false",
+    (int, NoneType): "a whole number",
+    (str, os.PathLike, NoneType): "a name or a folder",
+}
 
 
 @dataclass(frozen=True)
