@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from diffusion_anomaly.errors import EngineError
+from diffusion_anomaly.process import end_like_interrupt
 
 from . import command_line as shared
 from .command_line import Config, Output
@@ -124,4 +125,5 @@ def command_line(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_like_interrupt()
     command_line()
