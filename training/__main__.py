@@ -73,6 +73,24 @@ def prepare_slabs(config: Config, output: Output) -> None:
     run(read_yaml(config, PrepareSlabsConfig), output)
 
 
+@app.command("prepare-windows")
+def prepare_windows(config: Config, output: Output) -> None:
+    """Real scans as the recognition network is shown them, in one file (.npz)."""
+    from .data.windows import PrepareWindowsConfig
+    from .data.windows import prepare_windows as run
+
+    run(read_yaml(config, PrepareWindowsConfig), output)
+
+
+@app.command("draw-scans")
+def draw_scans(config: Config, output: Output) -> None:
+    """Painted and changed real scans, as the stage recognition reads them, in one folder."""
+    from .data.drawn_scans import DrawScansConfig
+    from .data.drawn_scans import draw_scans as run
+
+    run(read_yaml(config, DrawScansConfig), output)
+
+
 def add_training(stage: str, about: str) -> None:
     """The command that trains a stage's network."""
 

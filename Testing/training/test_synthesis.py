@@ -98,7 +98,7 @@ def surface_distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 def test_the_mask_follows_the_image_through_every_transform(maps: HeadMaps, monkeypatch: pytest.MonkeyPatch) -> None:
     # The brain alone, in one brightness: what the scanner's faults leave of its boundary must be the mask's.
-    monkeypatch.setattr(synthesis, "_paint", lambda tissue, brain, *_: 0.8 * brain.float())
+    monkeypatch.setattr(synthesis, "paint", lambda tissue, brain, *_: 0.8 * brain.float())
     images, brains = make(maps, 0, 12, lesion_share=0.0, cut_share=0.0, noise_share=0.0)
     distances = []
     for image, brain in zip(images, brains, strict=True):
@@ -177,7 +177,7 @@ def test_a_lesion_is_planted_inside_the_brain_only(maps: HeadMaps) -> None:
     _, brain = maps.look_up(torch.zeros(4, dtype=torch.long), place.expand(4, *SHAPE, 3))
     brain[3] = False
     image = torch.full((4, *SHAPE), -1.0)
-    planted = synthesis._plant_lesion(image, brain, draw, SynthesisConfig(lesion_share=1.0))
+    planted = synthesis.plant_lesion(image, brain, draw, SynthesisConfig(lesion_share=1.0))
     changed = planted != image
     assert changed.flatten(1).any(1).tolist() == [True, True, True, False]
     assert not changed[~brain].any()

@@ -66,10 +66,10 @@ def draw_scans(
         image = torch.where(outside & per_sample(draw.chance(config.black_air_share)), 0.0, image)
         image, brain = _without_brain(image, brain, kind, draw)
         brain = _as_found(brain, draw)
-        view = field_of_view(draw, config, window[2])
-        image = torch.where(view, image, image.flatten(1).amin(1)[:, None, None, None])
+        view = draw_view(draw, config, image)
+        image = torch.where(view, image, 0.0)
         image, brain = _centred(image, brain & view)
-        image, brain, pose = _turned(image, brain, kind, view.flatten(1).sum(1), draw)
+        image, brain, pose = turned(image, brain, kind, view.flatten(1).sum(1), draw)
         return torch.minimum(image, per_sample(_saturation(image, draw))), brain, kind, pose
 
 
@@ -79,7 +79,7 @@ def _intensities(kind: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     angiography, other = _angiography(draw), _other(draw)
     tables = torch.cat([tables, torch.stack([angiography, other, _unordered(draw)])])
     mean = tables[kind, torch.arange(draw.size, device=draw.device)]
-    width = draw.log_uniform(0.004, 0.06, mean.shape[1])
+    width = draw.log_uniform(0.004, 0.05, mean.shape[1])
     width[:, 0] = torch.where(draw.chance(0.8), draw.uniform(0.0, 0.03), width[:, 0])
     return mean / mean.amax(1, keepdim=True).clamp_max(2.0).clamp_min(1e-3), width
 
@@ -108,11 +108,11 @@ def _ones(draw: Draw) -> Tensor:
 
 
 def _flair(draw: Draw) -> Tensor:
-    return _table(draw, _ones(draw), draw.uniform(0.99, 1.5), draw.uniform(0.0, 0.6))
+    return _table(draw, _ones(draw), 0.99 + 0.5 * draw.uniform(0.0, 1.0) ** 2, draw.uniform(0.0, 0.6))
 
 
 def _t1(draw: Draw) -> Tensor:
-    grey = draw.uniform(0.45, 0.92)
+    grey = 0.94 - 0.5 * draw.uniform(0.0, 1.0) ** 1.5
     return _table(draw, _ones(draw), grey, grey * draw.uniform(0.1, 0.85))
 
 
@@ -242,6 +242,11 @@ def _as_found(brain: Tensor, draw: Draw) -> Tensor:
     return smooth > edge.clamp(0.05, 0.95)
 
 
+def draw_view(draw: Draw, config: SynthesisConfig, image: Tensor) -> Tensor:
+    """What is inside each scan, ``(B, X, Y, Z)``."""
+    return field_of_view(draw, config, image.shape[3]).expand_as(image)
+
+
 def _centred(image: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
     """Moved so that what is in view of the brain is in the middle, as in use."""
     moved = torch.zeros_like(image) + image.flatten(1).amin(1)[:, None, None, None]
@@ -257,7 +262,7 @@ def _centred(image: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
     return moved, brain_there
 
 
-def _turned(image: Tensor, brain: Tensor, kind: Tensor, slices: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+def turned(image: Tensor, brain: Tensor, kind: Tensor, slices: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     """Some heads upside down, back to front, or lying: headers that name the wrong axis or direction."""
     pose = torch.where(draw.chance(_TURNED_SHARE), draw.whole(1, len(POSES)), 0)
     pose = torch.where(kind == KINDS.index("no brain"), NO_POSE, pose)

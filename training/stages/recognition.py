@@ -10,17 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_anomaly.detection.recognition_network import KINDS, POSES, WINDOW, recognise, recognition_input
+from diffusion_anomaly.detection.recognition_network import KINDS, POSES
 from diffusion_anomaly.models.networks import build_network
 
-from ..data.contrasts import NO_POSE, draw_scans
-from ..data.synthesis import SynthesisConfig
+from ..data.contrasts import NO_POSE
+from ..data.drawn_scans import DrawnScans
 from ..trainer.configuration import NetworkDeclaration
 from ..trainer.loop import Batch
 from ..trainer.optimisation import TrainerConfig
-from .brain import training_heads, validation_heads
 
-VALIDATION_IMAGES = 128
+AT_ONCE = 32
 
 
 class RecognitionConfig(BaseModel):
@@ -28,58 +27,47 @@ class RecognitionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    labels: Path = Field(description="file that prepare-labels wrote")
-    window: tuple[int, int, int] = Field(
-        default=WINDOW, description="voxels shown; what the engine shows, but in tests"
-    )
-    synthesis: SynthesisConfig = SynthesisConfig()
+    scans: list[Path] = Field(min_length=1, description="folders that draw-scans wrote, to learn from")
+    validation: Path = Field(description="another one, to watch the training with")
     network: NetworkDeclaration
     trainer: TrainerConfig
 
 
 class RecognitionTask:
-    """Painted scans, made on the training's device inside the step; cross-entropy of kind and of pose."""
+    """Drawn scans, as often from one folder as from another; cross-entropy of kind and of pose."""
 
     def __init__(self, config: RecognitionConfig) -> None:
         self.config = config
         torch.manual_seed(config.trainer.seed)
         self.network: nn.Module = build_network(config.network)
-        self.heads = training_heads(config.labels)
-        seed = torch.Generator().manual_seed(config.trainer.seed)
-        self.validation = draw_scans(
-            validation_heads(config.labels), config.synthesis, seed, VALIDATION_IMAGES, config.window
-        )
+        self.scans = [DrawnScans.load(folder) for folder in config.scans]
+        self.validation = DrawnScans.load(config.validation)
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        """The seed of the step's images: they are made where the network is, which no loader keeps up with."""
-        return {"seed": torch.tensor(int(rng.integers(2**62))), "size": torch.tensor(size)}
+        parts = []
+        for number, scans in enumerate(self.scans):
+            count = size * (number + 1) // len(self.scans) - size * number // len(self.scans)
+            chosen = rng.choice(len(scans), count, replace=count > len(scans))
+            parts.append(scans.batch(chosen, mirrored=bool(rng.random() < 0.5)))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        device = batch["seed"].device
-        self.heads = self.heads.to(device)
-        draws = torch.Generator(device).manual_seed(int(batch["seed"]))
-        image, brain, kind, pose = draw_scans(
-            self.heads, self.config.synthesis, draws, int(batch["size"]), self.config.window
-        )
-        logits = network(recognition_input(image, brain)).float()
-        of_kind, of_pose = logits.split((len(KINDS), len(POSES)), 1)
-        loss = functional.cross_entropy(of_kind, kind)
-        pose_loss = functional.cross_entropy(of_pose, pose, ignore_index=NO_POSE, reduction="sum")
-        pose_loss = pose_loss / (pose != NO_POSE).sum().clamp_min(1)
-        return {"loss": loss + pose_loss, "kind_loss": loss, "pose_loss": pose_loss}
+        of_kind, of_pose = network(batch["inputs"]).float().split((len(KINDS), len(POSES)), 1)
+        kind_loss = functional.cross_entropy(of_kind, batch["kind"])
+        seen = batch["pose"] != NO_POSE
+        pose_loss = functional.cross_entropy(of_pose, batch["pose"], ignore_index=NO_POSE, reduction="sum")
+        pose_loss = pose_loss / seen.sum().clamp_min(1)
+        return {"loss": kind_loss + pose_loss, "kind_loss": kind_loss, "pose_loss": pose_loss}
 
+    @torch.no_grad()
     def validate(self, network: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
         device = next(network.parameters()).device
-        image, brain, kind, pose = (part.to(device) for part in self.validation)
-        parts = zip(image.split(16), brain.split(16), strict=True)
-        of_kind, of_pose = (torch.cat(found) for found in zip(*(recognise(network, *p) for p in parts), strict=True))
-        seen = pose != NO_POSE
-        flair = (of_kind.argmax(1) == 0) == (kind == 0)
-        scalars = {
-            "kinds right": float((of_kind.argmax(1) == kind).float().mean()),
-            "FLAIR or not right": float(flair.float().mean()),
-            "poses right": float((of_pose.argmax(1) == pose)[seen].float().mean()),
-        }
-        middle = image.shape[-1] // 2
-        pictures = image[:8, :, :, middle] / image[:8].flatten(1).amax(1).clamp_min(1e-6)[:, None, None]
-        return scalars, {"images": torch.cat(list(pictures), 1)[None]}
+        right: dict[str, list[Tensor]] = {"kinds right": [], "FLAIR or not right": [], "poses right": []}
+        for first in range(0, len(self.validation), AT_ONCE):
+            batch = self.validation.batch(np.arange(first, min(first + AT_ONCE, len(self.validation))))
+            of_kind, of_pose = network(batch["inputs"].to(device)).float().cpu().split((len(KINDS), len(POSES)), 1)
+            kind, pose = of_kind.argmax(1), of_pose.argmax(1)
+            right["kinds right"].append(kind == batch["kind"])
+            right["FLAIR or not right"].append((kind == 0) == (batch["kind"] == 0))
+            right["poses right"].append((pose == batch["pose"])[batch["pose"] != NO_POSE])
+        return {name: float(torch.cat(parts).float().mean()) for name, parts in right.items()}, {}

@@ -3,84 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.recognition import DOUBTED, REFUSED, Recogniser
 from diffusion_anomaly.detection.recognition_network import KINDS, SPACING
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation.metrics import auroc
-from diffusion_anomaly.io.sources import read
-from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.models.package import Bundle
 
 from ..data.contrasts import draw_scans
-from ..data.synthesis import SynthesisConfig
+from ..data.scan_sets import ScanSet
 from .brain import validation_heads
-
-
-class ScanSet(BaseModel):
-    """Scans of one kind: files, pictures in an array, painted heads, or noise.
-
-    ``files`` are patterns below ``folder``; ``array`` is an entry ``(N, rows, columns)`` of an ``.npz`` file, of which
-    every ``every``-th picture is a scan of one slice; ``labels`` is a file that prepare-labels wrote.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    known: bool = Field(default=False, description="whether scans of this kind should be accepted")
-    folder: Path | None = None
-    files: list[str] = []
-    strip: bool = Field(default=False, description="show the brain alone, on a background of the lowest value")
-    file: Path | None = None
-    array: str | None = None
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    every: int = Field(default=1, gt=0)
-    slices: int = Field(default=1, gt=0, description="pictures one above the other")
-    labels: Path | None = None
-    synthesis: SynthesisConfig = SynthesisConfig()
-    noise: Literal["white", "smooth"] | None = None
-    count: int = Field(default=20, gt=0, description="of painted heads or images of noise")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ScanSet:
-        if sum(value is not None for value in (self.folder, self.file, self.labels, self.noise)) != 1:
-            raise ValueError(f"{self.name}: give one of folder, file, labels or noise")
-        return self
-
-    def scans(self) -> Iterator[Volume]:
-        """The scans.
-
-        Raises:
-            FileNotFoundError: when there is none.
-        """
-        if self.folder is not None:
-            paths = sorted(path for pattern in self.files for path in self.folder.glob(pattern))
-            if not paths:
-                raise FileNotFoundError(f"{self.folder} has no {', '.join(self.files)}")
-            yield from (_volume(read(path)) for path in paths)
-        elif self.file is not None:
-            with np.load(self.file) as content:
-                pictures = content[self.array]
-            for first in range(0, len(pictures) - self.slices + 1, self.every):
-                yield _volume(read(pictures[first : first + self.slices].astype(np.float32), spacing=self.spacing))
-        elif self.noise is not None:
-            yield from self._noise()
-
-    def _noise(self) -> Iterator[Volume]:
-        generator = np.random.default_rng(0)
-        for _ in range(self.count):
-            image = generator.normal(100.0, 20.0, (40, 96, 96)).astype(np.float32)
-            if self.noise == "smooth":
-                image = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(image), 3.0))
-            yield _volume(read(image, spacing=(2.0, 2.0, 4.0)))
 
 
 def check_recognition(bundle: Bundle, sets: list[ScanSet]) -> dict[str, Any]:
@@ -139,8 +77,3 @@ def _placed(values: np.ndarray) -> sitk.Image:
     image.SetSpacing([SPACING] * 3)
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # the arrays run to the right, the front and up
     return image
-
-
-def _volume(scan: Any) -> Volume:
-    assert isinstance(scan, Volume)
-    return scan

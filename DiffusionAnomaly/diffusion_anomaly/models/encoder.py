@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-NEGATIVE_SLOPE = 0.1
+NEGATIVE_SLOPE, DROPOUT = 0.1, 0.2
 
 
 class ConvEncoder(nn.Module):
@@ -26,9 +26,8 @@ class ConvEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         before = in_channels
-        for scale, count in enumerate(features):
-            for repeat in range(2 if scale else 1):
-                stride = 2 if scale and not repeat else 1
+        for count in features:
+            for stride in (2, 1):
                 # Norms over single images would take away what their means say, which is what counts here.
                 layers += [
                     nn.Conv3d(before, count, 3, stride, 1, bias=False),
@@ -37,8 +36,9 @@ class ConvEncoder(nn.Module):
                 ]
                 before = count
         self.layers = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(DROPOUT)
         self.head = nn.Linear(2 * before, out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         found = self.layers(image).flatten(2)
-        return self.head(torch.cat([found.mean(2), found.amax(2)], 1))
+        return self.head(self.dropout(torch.cat([found.mean(2), found.amax(2)], 1)))

@@ -1,0 +1,116 @@
+"""Real scans as the recognition network is shown them, and changed at random as often as wanted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional
+
+from diffusion_anomaly.detection.brain import BrainFinder
+from diffusion_anomaly.detection.recognition import recognition_window
+from diffusion_anomaly.detection.recognition_network import KINDS
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.files import whole_file
+
+from .contrasts import draw_view, turned
+from .drawing import Draw, per_sample, rotation
+from .scan_sets import ScanSet
+from .synthesis import SynthesisConfig, acquire
+
+logger = logging.getLogger(__name__)
+
+
+class KnownSet(ScanSet):
+    """Scans of which is known what they show."""
+
+    kind: str = Field(description=f"one of {', '.join(KINDS)}")
+
+
+class PrepareWindowsConfig(BaseModel):
+    """Configuration file of ``prepare-windows``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sets: list[KnownSet]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of real scans.
+
+    Attributes:
+        images: ``(n, X, Y, Z)`` float16, each from 0 to 1.
+        brains: the same shape, bool.
+        kinds: ``(n,)`` which of ``KINDS``.
+    """
+
+    images: Tensor
+    brains: Tensor
+    kinds: Tensor
+
+    @classmethod
+    def load(cls, path: Path) -> Windows:
+        """Read what ``prepare-windows`` wrote."""
+        with np.load(path) as file:
+            images, brains, kinds = (torch.from_numpy(file[name]) for name in ("images", "brains", "kinds"))
+        return cls(images, brains, kinds)
+
+    def draw(self, config: SynthesisConfig, generator: torch.Generator, size: int) -> tuple[Tensor, ...]:
+        """Windows at random, each kind as often as any other, turned, stretched, and acquired anew.
+
+        Returns:
+            As ``contrasts.draw_scans``.
+        """
+        draw = Draw(generator, size)
+        share = 1.0 / torch.bincount(self.kinds, minlength=len(KINDS)).clamp_min(1)[self.kinds]
+        chosen = torch.multinomial(share, size, True, generator=generator)
+        kind = self.kinds[chosen]
+        both = torch.stack([self.images[chosen].float(), self.brains[chosen].float()], 1)
+        turn = rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
+        scale = draw.uniform(-config.scale, config.scale, 3).exp() * draw.sign()[:, None] ** torch.tensor([1, 0, 0])
+        matrix = turn * scale[:, None]
+        shift = draw.normal(3) * torch.tensor(config.shift) / torch.tensor(both.shape[2:]) * 2.0
+        # grid_sample counts axes backwards: its x is the last.
+        theta = torch.cat([matrix.flip(1, 2), shift.flip(1)[..., None]], 2)
+        grid = functional.affine_grid(theta, list(both.shape), align_corners=False)
+        both = functional.grid_sample(both, grid, align_corners=False, padding_mode="border")
+        image, brain = both[:, 0], both[:, 1] > 0.5
+        stripped = draw.chance(config.stripped_share) & (kind != KINDS.index("CT")) & (kind != KINDS.index("no brain"))
+        image = acquire(torch.where(per_sample(stripped) & ~brain, 0.0, image), draw, config)
+        image = torch.where(per_sample(stripped & draw.chance(0.8)) & ~brain, 0.0, image)
+        view = draw_view(draw, config, image)
+        image, brain = torch.where(view, image, 0.0), brain & view
+        image, brain, pose = turned(image, brain, kind, view.flatten(1).sum(1), draw)
+        return image, brain, kind, pose
+
+
+def prepare_windows(config: PrepareWindowsConfig, output: Path) -> None:
+    """Find the brain in every scan of the sets, and keep what the network is shown of it in one file.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    finder = BrainFinder(device="cpu")
+    images, brains, kinds = [], [], []
+    for one in config.sets:
+        before = len(kinds)
+        for scan in one.scans():
+            try:
+                image, brain = recognition_window(scan.image, finder(scan))
+            except InputError as error:  # nothing to be shown, in use as here
+                logger.info("%s: %s", one.name, error)
+                continue
+            low, high = float(image.min()), float(np.percentile(image, 99.95))
+            images.append(((image - low) / max(high - low, 1e-6)).clip(0, 1).astype(np.float16))
+            brains.append(brain)
+            kinds.append(KINDS.index(one.kind))
+        logger.info("%s: %d scans", one.name, len(kinds) - before)
+    with whole_file(output) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, images=np.stack(images), brains=np.stack(brains), kinds=np.array(kinds))
