@@ -26,6 +26,8 @@ from .synthesis import SynthesisConfig, acquire
 
 logger = logging.getLogger(__name__)
 
+RECOLOURED = 0.65  # share of the T1 images that are shown in another contrast
+
 
 class KnownSet(ScanSet):
     """Scans of which is known what they show."""
@@ -72,7 +74,8 @@ class Windows:
         share = 1.0 / torch.bincount(self.kinds, minlength=len(KINDS)).clamp_min(1)[self.kinds]
         chosen = torch.multinomial(share, size, True, generator=generator)
         kind = self.kinds[chosen]
-        both = torch.stack([self.images[chosen].float(), self.brains[chosen].float()], 1)
+        image, kind = _recoloured(self.images[chosen].float(), self.brains[chosen], kind, draw)
+        both = torch.stack([image, self.brains[chosen].float()], 1)
         turn = rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
         scale = draw.uniform(-config.scale, config.scale, 3).exp() * draw.sign()[:, None] ** torch.tensor([1, 0, 0])
         matrix = turn * scale[:, None]
@@ -89,6 +92,27 @@ class Windows:
         image, brain = torch.where(view, image, 0.0), brain & view
         image, brain, pose = turned(image, brain, kind, view.flatten(1).sum(1), draw)
         return image, brain, kind, pose
+
+
+def _recoloured(image: Tensor, brain: Tensor, kind: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Some T1 images with the intensities of FLAIR, T2 or PD: their tissues are in an order that maps onto any other.
+
+    On T1 fluid, grey and white matter follow each other, so that a line through three points makes another contrast,
+    with the edges and the texture of a real scan.
+    """
+    chosen = (kind == KINDS.index("T1")) & draw.chance(RECOLOURED)
+    target = torch.tensor([KINDS.index(name) for name in ("FLAIR", "T2", "PD")])[draw.one_of((0.6, 0.2, 0.2))]
+    grey = 0.99 + 0.45 * draw.uniform(0.0, 1.0) ** 1.5
+    fluid = torch.where(target == KINDS.index("FLAIR"), draw.uniform(0.0, 0.5), grey * draw.uniform(0.75, 1.3))
+    fluid = torch.where(target == KINDS.index("T2"), grey * draw.uniform(1.35, 3.0), fluid)
+    image, kind = image.clone(), torch.where(chosen, target, kind)
+    for number in torch.nonzero(chosen)[:, 0]:
+        one = image[number].numpy()
+        dark, middle, bright = np.quantile(one[brain[number].numpy()], (0.03, 0.35, 0.8))
+        known = np.array([0.0, 0.5 * dark, dark, max(middle, dark + 0.01), max(bright, middle + 0.02), 1.0])
+        wanted = [0.0, 0.1, float(fluid[number]), float(grey[number]), 1.0, float(draw.uniform(0.8, 1.5)[number])]
+        image[number] = torch.from_numpy(np.interp(one, np.maximum.accumulate(known), wanted).astype(np.float32))
+    return image, kind
 
 
 def prepare_windows(config: PrepareWindowsConfig, output: Path) -> None:
