@@ -82,8 +82,7 @@ def test_the_check_finds_a_link_that_leads_nowhere(tmp_path: Path) -> None:
 def parse(line: str) -> None:
     """Parse a command without running it, as the program would."""
     typer = importlib.import_module("typer")
-    module, _, _ = PROJECT["scripts"]["diffusion-anomaly"].partition(":")
-    command = typer.main.get_command(importlib.import_module(module).app)
+    command = typer.main.get_command(importlib.import_module("diffusion_anomaly.cli.main").app)
     context, words = None, shlex.split(line, comments=True)
     name, rest = words[0], words[1:]
     while True:

@@ -691,12 +691,12 @@ def test_user_overrides_package_overrides_default() -> None:
         (
             "restore",
             {"heat": "probability", "side": "dark"},
-            r"side and min_reference_intensity are dark and 0; heat, a probability",
+            r"side is dark and min_reference_intensity is 0; with heat=probability there is neither",
         ),
         (
             "restore",
             {"heat": "probability", "min_reference_intensity": 0.4},
-            r"side and min_reference_intensity are both and 0.4; heat, a probability",
+            r"side is both and min_reference_intensity is 0\.4; with heat=probability there is neither",
         ),
         ("localise", {"steps": 3}, r"no option steps.*It has no options of its own"),
         ("restore", {"side": "left"}, r"side is 'left'"),

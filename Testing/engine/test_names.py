@@ -121,17 +121,16 @@ def test_a_hostile_name_is_never_printed_raw(
         assert not set(text) & {"\x1b", "\u202e", "\x9b"}
 
 
-def test_a_packages_card_and_licence_are_never_printed_raw(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evil = "CC0 \x1b[2J\x9b\u202e"
-    monkeypatch.setattr(packages, "METADATA", {**packages.METADATA, "license": evil})
-    packages.intensity(tmp_path / "toy", modality=f"FLAIR{evil}")
-    for arguments in (["models", "--folder", str(tmp_path)], ["models", "show", str(tmp_path / "toy")]):
+def test_what_a_package_says_is_never_printed_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packages.intensity(tmp_path / "toy", modality="FLAIR")
+    declaration = tmp_path / "toy" / "configs" / "anomaly.json"
+    text = declaration.read_text(encoding="utf-8")
+    declaration.write_text(text.replace('"FLAIR"', '"FLAIR \\u001b[2J\\u009b\\u202e"'), encoding="utf-8")
+    for arguments, code in ((["models", "--folder", str(tmp_path)], 0), (["models", "show", str(tmp_path / "toy")], 3)):
         for more in ([], ["--json"]):
-            assert cli.main([*arguments, *more]) == 0
+            assert cli.main([*arguments, *more]) == code
             printed = capsys.readouterr()
-            assert "CC0" in printed.out
+            assert "toy" in printed.out + printed.err
             assert not set(printed.out + printed.err) & {"\x1b", "\x9b", "\u202e"}
 
 

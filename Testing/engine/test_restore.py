@@ -376,9 +376,8 @@ def test_a_package_without_logits_runs_with_the_difference_alone(
 
 
 def test_a_package_with_fewer_levels_than_steps_is_the_packages_fault(tmp_path: Path) -> None:
-    bundle = packages.restore(tmp_path / "toy", options={"levels": 2})
     with pytest.raises(ModelError, match="steps is 3, more than the 2 levels of corruption"):
-        make_plan(options_for(bundle))
+        packages.restore(tmp_path / "toy", options={"levels": 2})
     assert make_plan(options_for(packages.restore(tmp_path / "other"), steps=1)).method_options.steps == 1  # type: ignore[attr-defined]
 
 

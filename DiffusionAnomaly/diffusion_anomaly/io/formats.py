@@ -22,6 +22,7 @@ from .pictures import picture_kind, read_picture
 from .reading import Reading
 
 READ_INSTEAD = "Give NIfTI, NRRD, MetaImage or DICOM."
+UNPACK = "Unpack it, and give the scan or the folder that comes out."
 GZIP = b"\x1f\x8b"
 _HEAD = 2048
 # What else a file may turn out to be: where its mark stands, the mark, and its name.
@@ -139,7 +140,8 @@ def _read(file: ScanFile, path: Path, header: Path, frame: int | None, digest: h
     if kind := picture_kind(head):
         return read_picture(file, kind, frame)
     if mark:
-        raise InputError(f"{file.what} is {mark}, which is not read.", READ_INSTEAD)
+        packed = "archive" in mark or "compressed" in mark
+        raise InputError(f"{file.what} is {mark}, which is not read.", UNPACK if packed else READ_INSTEAD)
     if suffix_of(path) in (".mha", ".mhd") or head.startswith(b"ObjectType"):
         return read_metaimage(file, frame, digest)
     if suffix_of(path) in (".nii", ".nii.gz"):
