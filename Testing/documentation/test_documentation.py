@@ -132,3 +132,12 @@ def test_the_citation_and_the_changelog_know_the_version() -> None:
     version = importlib.import_module("diffusion_anomaly").__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\n## {version} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_tests_that_hold_unusual_inputs_exist() -> None:
+    page = (ROOT / "docs" / "reference" / "unusual-inputs.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) >= 60
+    for file, test in named:
+        source = ast.parse((ROOT / "Testing" / "engine" / file).read_text(encoding="utf-8"))
+        assert test in {node.name for node in source.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"

@@ -43,7 +43,14 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 STILL = SynthesisConfig(
-    shift=(0, 0, 0), bend_share=0, lesion_share=0, stripped_share=0, bias_share=0, gamma_share=0, noise_share=0, cut_share=0
+    shift=(0, 0, 0),
+    bend_share=0,
+    lesion_share=0,
+    stripped_share=0,
+    bias_share=0,
+    gamma_share=0,
+    noise_share=0,
+    cut_share=0,
 )
 
 
@@ -130,7 +137,9 @@ def test_sets_of_scans_come_from_files_arrays_and_noise(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.Image(8, 8, 8, sitk.sitkFloat32), str(tmp_path / "one.nii.gz"))
     np.savez(tmp_path / "pictures.npz", images=np.arange(7 * 16).reshape(7, 4, 4))
     assert len(list(ScanSet(name="files", folder=tmp_path, files=["*.nii.gz"]).scans())) == 1
-    stacks = list(ScanSet(name="array", file=tmp_path / "pictures.npz", array="images", slices=2, every=2, first=1).scans())
+    stacks = list(
+        ScanSet(name="array", file=tmp_path / "pictures.npz", array="images", slices=2, every=2, first=1).scans()
+    )
     assert [scan.image.GetSize() for scan in stacks] == [(4, 4, 2)] * 3
     assert sitk.GetArrayFromImage(stacks[0].image)[0, 0, 0] == 16
     for noise in ("white", "smooth", "ball"):

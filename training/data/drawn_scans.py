@@ -38,6 +38,7 @@ class DrawScansConfig(BaseModel):
     synthesis: SynthesisConfig = SynthesisConfig()
     painted: int = Field(ge=0, description="how many painted scans")
     real: int = Field(default=0, ge=0, description="how many changed real ones")
+    recoloured: float = Field(default=0.0, ge=0, le=1, description="share of real T1 shown in other contrasts")
     window: tuple[int, int, int] = WINDOW
     seed: int = 0
 
@@ -64,7 +65,7 @@ def draw_scans(config: DrawScansConfig, output: Path) -> None:
         if windows is None or first < config.painted:
             image, brain, kind, pose = paint_scans(heads, config.synthesis, generator, size, config.window)
         else:
-            image, brain, kind, pose = windows.draw(config.synthesis, generator, size)
+            image, brain, kind, pose = windows.draw(config.synthesis, generator, size, config.recoloured)
         inputs[part] = (recognition_input(image, brain) * SCALE).round().clamp(0, 255).to(torch.uint8).numpy()
         kinds[part], poses[part] = kind.numpy(), pose.numpy()
         if first // AT_ONCE % 20 == 0:

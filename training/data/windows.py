@@ -26,8 +26,6 @@ from .synthesis import SynthesisConfig, acquire
 
 logger = logging.getLogger(__name__)
 
-RECOLOURED = 0.65  # share of the T1 images that are shown in another contrast
-
 
 class KnownSet(ScanSet):
     """Scans of which is known what they show."""
@@ -64,8 +62,16 @@ class Windows:
             images, brains, kinds = (torch.from_numpy(file[name]) for name in ("images", "brains", "kinds"))
         return cls(images, brains, kinds)
 
-    def draw(self, config: SynthesisConfig, generator: torch.Generator, size: int) -> tuple[Tensor, ...]:
+    def draw(
+        self, config: SynthesisConfig, generator: torch.Generator, size: int, recoloured: float = 0.0
+    ) -> tuple[Tensor, ...]:
         """Windows at random, each kind as often as any other, turned, stretched, and acquired anew.
+
+        Args:
+            config: how far images vary.
+            generator: source of every draw.
+            size: how many.
+            recoloured: share of the T1 images, then all of them without contrast agent, that get another contrast.
 
         Returns:
             As ``contrasts.draw_scans``.
@@ -74,7 +80,7 @@ class Windows:
         share = 1.0 / torch.bincount(self.kinds, minlength=len(KINDS)).clamp_min(1)[self.kinds]
         chosen = torch.multinomial(share, size, True, generator=generator)
         kind = self.kinds[chosen]
-        image, kind = _recoloured(self.images[chosen].float(), self.brains[chosen], kind, draw)
+        image, kind = _recoloured(self.images[chosen].float(), self.brains[chosen], kind, draw, recoloured)
         both = torch.stack([image, self.brains[chosen].float()], 1)
         turn = rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
         scale = draw.uniform(-config.scale, config.scale, 3).exp() * draw.sign()[:, None] ** torch.tensor([1, 0, 0])
@@ -94,13 +100,13 @@ class Windows:
         return image, brain, kind, pose
 
 
-def _recoloured(image: Tensor, brain: Tensor, kind: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+def _recoloured(image: Tensor, brain: Tensor, kind: Tensor, draw: Draw, share: float) -> tuple[Tensor, Tensor]:
     """Some T1 images with the intensities of FLAIR, T2 or PD: their tissues are in an order that maps onto any other.
 
     On T1 fluid, grey and white matter follow each other, so that a line through three points makes another contrast,
     with the edges and the texture of a real scan.
     """
-    chosen = (kind == KINDS.index("T1")) & draw.chance(RECOLOURED)
+    chosen = (kind == KINDS.index("T1")) & draw.chance(share)
     target = torch.tensor([KINDS.index(name) for name in ("FLAIR", "T2", "PD")])[draw.one_of((0.6, 0.2, 0.2))]
     grey = 0.99 + 0.45 * draw.uniform(0.0, 1.0) ** 1.5
     fluid = torch.where(target == KINDS.index("FLAIR"), draw.uniform(0.0, 0.5), grey * draw.uniform(0.75, 1.3))
