@@ -20,6 +20,7 @@ import dicoms
 import phantom
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.dicom import reading, series
+from diffusion_anomaly.io.dicom.headers import BoundedFile
 from diffusion_anomaly.io.volume import read_volume
 
 SERIES, SLICES = 4, 3
@@ -285,3 +286,12 @@ def test_settings_of_pydicom_and_logging_stay_as_they_were(tmp_path: Path) -> No
     before = dict(vars(pydicom.config.settings)), logging.getLogger("pydicom").propagate
     read_volume(dicoms.write(tmp_path, dicoms.classic(dicoms.voxels())))
     assert (dict(vars(pydicom.config.settings)), logging.getLogger("pydicom").propagate) == before
+
+
+def test_an_element_that_states_more_than_the_file_has_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "short.dcm"
+    path.write_bytes(b"0123456789")
+    with BoundedFile(path) as file:
+        file.seek(4)
+        assert file.read(1 << 45) == b"456789"  # which no memory would hold
+        assert file.read(1 << 45) == b""

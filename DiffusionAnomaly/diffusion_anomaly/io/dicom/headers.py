@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import struct
 import unicodedata
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -323,6 +324,19 @@ def pixel_tag(header: Header) -> int | None:
 
 def _elements(found: Iterable[RawDataElement | DataElement]) -> dict[int, RawDataElement | DataElement]:
     return {int(element.tag): element for element in found}
+
+
+class BoundedFile(BufferedReader):
+    """A file of which no more memory is asked than it has bytes left, whatever length an element states."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(FileIO(path))  # type: ignore[arg-type]
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > 0:
+            size = max(0, min(size, self._size - self.tell()))
+        return super().read(size)
 
 
 def read_bytes(path: Path) -> bytes:

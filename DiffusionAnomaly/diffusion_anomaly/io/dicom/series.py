@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError
-from .headers import Header, read_header
+from .headers import BoundedFile, Header, read_header
 from .recognition import HEAD_BYTES, has_dicom_head
 
 _DEEPEST_FOLDER, _MOST_FILES = 12, 30_000
@@ -141,7 +141,7 @@ def find_series(folder: Path, tags: list[int]) -> tuple[dict[str, Series], list[
 def read_one(path: Path, tags: list[int]) -> DicomFile | None:
     """A file's header. None for what is no DICOM; without header and fault for DICOM that is no image of a body."""
     try:
-        with open(path, "rb") as file:
+        with BoundedFile(path) as file:
             head = file.read(HEAD_BYTES)
             if not has_dicom_head(head):
                 return None
