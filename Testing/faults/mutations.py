@@ -19,9 +19,14 @@ FLOATS = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-30, 1e-6, -1.
 INTEGERS = (0, 1, -1, 2, 7, 255, 256, 32767, -32768, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1)
 
 
+def _place(chance: random.Random, first: int, count: int) -> int:
+    """Among the first bytes of so many; 0 where an earlier change has left none."""
+    return chance.randrange(max(1, min(first, count)))
+
+
 def flip(data: bytes, chance: random.Random, first: int) -> bytes:
     """Some bytes among the first ones replaced, by bits or as a whole."""
-    changed = bytearray(data)
+    changed = bytearray(data or b"\0")
     for _ in range(chance.choice((1, 1, 2, 4, 16, 64))):
         at = chance.randrange(min(first, len(changed)))
         changed[at] = chance.choice((changed[at] ^ (1 << chance.randrange(8)), chance.randrange(256), 0, 255))
@@ -50,22 +55,24 @@ def _put(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def cut(data: bytes, chance: random.Random, first: int) -> bytes:
-    return data[: chance.choice((0, 1, chance.randrange(len(data)), chance.randrange(min(first, len(data))), -1, -100))]
+    return data[
+        : chance.choice((0, 1, _place(chance, len(data), len(data)), _place(chance, first, len(data)), -1, -100))
+    ]
 
 
 def insert(data: bytes, chance: random.Random, first: int) -> bytes:
-    at = chance.randrange(min(first, len(data)))
+    at = _place(chance, first, len(data))
     more = chance.choice((b"\0", b"\xff" * 4, b"\n", b"A" * 300, chance.randbytes(chance.choice((1, 7, 64, 5000)))))
     return data[:at] + more + data[at:]
 
 
 def remove(data: bytes, chance: random.Random, first: int) -> bytes:
-    at = chance.randrange(min(first, len(data)))
+    at = _place(chance, first, len(data))
     return data[:at] + data[at + chance.choice((1, 2, 4, 16, 300)) :]
 
 
 def repeat(data: bytes, chance: random.Random, first: int) -> bytes:
-    at = chance.randrange(min(first, len(data)))
+    at = _place(chance, first, len(data))
     return data[:at] + data[at : at + chance.choice((4, 64, 400))] * chance.choice((2, 3, 50)) + data[at:]
 
 

@@ -167,7 +167,7 @@ def check_terminal(chance: random.Random) -> None:
         console = SafeConsole(
             file=stream, force_terminal=is_terminal, color_system=None, highlight=False, soft_wrap=True
         )
-        table = Table(text)
+        table = Table(Text(text))
         table.add_row(Text(text))
         for shown in (Text(text), Text(str(InputError(text, text))), Markdown(text), table):
             console.print(shown)
