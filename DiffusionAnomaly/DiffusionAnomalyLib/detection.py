@@ -51,6 +51,7 @@ class Request:
         keepReconstruction: whether the pseudo-healthy reconstruction of the scan becomes a volume too.
         keepFiles: whether the working files stay.
         anonymous: whether the scan's name is left out of provenance and report.
+        force: whether a scan that the model seems not to know is looked at all the same.
         overrides: other options of the method, by name.
     """
 
@@ -68,6 +69,7 @@ class Request:
     keepReconstruction: bool = False
     keepFiles: bool = False
     anonymous: bool = False
+    force: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class Request:
             "overrides": overrides or None,
             "keep_reconstruction": self.keepReconstruction or None,
             "anonymous": self.anonymous or None,
+            "force": self.force or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 

@@ -50,6 +50,7 @@ class RunParameters:
         keepHealed: whether the pseudo-healthy reconstruction becomes a volume.
         keepFiles: whether the working files stay.
         anonymous: whether the scan's name is left out of provenance and report.
+        force: whether a scan that the model seems not to know is looked at all the same.
     """
 
     device: str = "auto"
@@ -59,6 +60,7 @@ class RunParameters:
     keepHealed: bool = False
     keepFiles: bool = False
     anonymous: bool = False
+    force: bool = False
 
 
 @parameterPack
@@ -118,6 +120,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
         keepReconstruction=run.keepHealed,
         keepFiles=run.keepFiles,
         anonymous=run.anonymous,
+        force=run.force,
     )
 
 

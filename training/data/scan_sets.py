@@ -73,7 +73,7 @@ class ScanSet(BaseModel):
         for _ in range(self.count):
             image = generator.normal(100.0, 20.0, (40, 96, 96)).astype(np.float32)
             if self.noise == "smooth":
-                sigma = float(generator.uniform(1.0, 4.0))
+                sigma = [float(generator.uniform(1.0, 4.0))] * 3
                 image = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(image), sigma))
             elif self.noise == "ball":  # or a cylinder, with inserts, as scanners are tested with
                 radius, flat = generator.uniform(25, 45), generator.choice([0.0, 2.0])

@@ -54,7 +54,9 @@ def _found(one: ScanSet, finder: BrainFinder, recogniser: Recogniser) -> Iterato
             continue
         image = scan.image
         if one.strip:
-            image = sitk.Mask(image, brain, float(sitk.GetArrayViewFromImage(image).min()))
+            values = sitk.GetArrayViewFromImage(image)
+            image = sitk.GetImageFromArray(np.where(sitk.GetArrayViewFromImage(brain) != 0, values, values.min()))
+            image.CopyInformation(scan.image)
         yield recogniser(image, brain).likeness("FLAIR")
 
 

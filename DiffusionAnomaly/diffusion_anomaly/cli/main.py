@@ -125,6 +125,9 @@ def detect(
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Leave the scan's name out of provenance and report.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Look at a scan that the model seems not to know, with a warning.")
+    ] = False,
     json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
 ) -> None:
     """Find anomalies: anomaly map, mask, findings, report.
@@ -153,6 +156,7 @@ def detect(
             overrides=parse_settings(settings or []),
             keep_reconstruction=keep_reconstruction,
             anonymous=anonymous,
+            force=force,
         )
         end_like_interrupt()
         folders = [output] if len(scans) == 1 else output_folders(scans, output, anonymous)

@@ -32,15 +32,20 @@ from .input_checks import (
     scale_warnings,
     scan_warnings,
     score_warning,
+    size_verdict,
 )
 from .planning import Options, Plan, make_plan
 from .provenance import describe
+from .recognition import CONTRASTS, Recogniser, Recognition
 
 if TYPE_CHECKING:
     from ..models.networks import Model
     from ..models.package import Bundle
     from ..preprocessing.intensity import IntensityScale
     from .inference import HeldModel, RawMap
+
+
+FORCE_HINT = "Choose another scan or model. --force, force=True in Python, or the panel's setting runs it all the same."
 
 
 class Detector:
@@ -69,6 +74,7 @@ class Detector:
     ) -> None:
         self.plan = options if isinstance(options, Plan) else make_plan(options or Options(), bundle)
         self._held: HeldModel | None = None
+        self._recogniser = Recogniser()
         self._brain_finder = BrainFinder(device=self.plan.asked.device, precision=self.plan.asked.precision)
         if like is not None:
             self._take_over(like)
@@ -214,6 +220,7 @@ class Detector:
             watch.warn(plan.calibration_warning)
         watch.enter("brain")
         brain = mask if mask is not None else self._brain_finder(reference, watch.warn)
+        recognised = self._recognise(scan, brain, mask is not None, watch)
         watch.report(1, 1)
 
         found = self._raw_map(scan, brain, watch)
@@ -235,6 +242,7 @@ class Detector:
             found,
             brain,
             brain_given=mask is not None,
+            recognised=recognised,
             score=score,
             warnings=watch.warnings,
             timings=watch.timings,
@@ -253,6 +261,38 @@ class Detector:
             timings=watch.timings,
             reconstruction=_reconstruction(scan, found.stack, found.run.reconstruction),
         )
+
+    def _recognise(self, scan: Scan, brain: sitk.Image, given: bool, watch: _Watch) -> dict[str, Recognition]:
+        """What each channel looks like.
+
+        Args:
+            scan: the scan.
+            brain: the mask that the network found, or that the user gave.
+            given: whether the user gave it, and so has looked at the scan: then there are warnings at most.
+            watch: is told of doubts.
+
+        Raises:
+            InputError: when the model does not know such scans, or the mask found is no brain's, and nobody insists.
+        """
+        recognised = {}
+        several = len(scan.channels) > 1
+        verdicts = [size_verdict(scan.reference.image, brain)]
+        if not self._recogniser.is_there:
+            watch.warn("Whether the model knows such scans was not checked: the package scan-recognition is not there.")
+        for name, volume in scan.channels.items():
+            modality = name if several else self.plan.bundle.modality
+            # What the others look like, the network was not taught.
+            if modality not in CONTRASTS or not self._recogniser.is_there:
+                continue
+            recognised[name] = self._recogniser(volume.image, brain)
+            verdicts.append(recognised[name].verdict(modality, f"channel {name}" if several else "scan"))
+        for verdict in verdicts:
+            if verdict is None:
+                continue
+            if verdict.refused and not (given or self.plan.asked.force):
+                raise InputError(verdict.message, FORCE_HINT)
+            watch.warn(verdict.message)
+        return recognised
 
     def _raw_map(self, scan: Scan, brain: sitk.Image, watch: _Watch) -> RawMap:
         from .inference import RawMap, run_slices

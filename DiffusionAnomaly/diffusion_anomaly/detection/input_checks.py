@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..io.orientation import Orientation
+from .recognition import Verdict
 
 if TYPE_CHECKING:
     from ..io.volume import Volume
@@ -29,6 +30,9 @@ THICK_MM = 3.0
 # Of 39 FLAIR scans of five sources the darkest half per cent of the brain was 0 to 0.32 of its mode.
 NO_FLUID = 0.6
 
+# Heads are 130 mm wide and more.
+LEAST_VIEW_MM = 120.0
+
 # Brains are about 0.75 as tall as they are long.
 TALL = 1.05
 
@@ -38,6 +42,8 @@ LEAST_LENGTH_MM = 80.0
 
 # Brain masks of a hundred adults held 820 to 1690 ml.
 LEAST_BRAIN_ML, MOST_BRAIN_ML = 700.0, 2200.0
+# A newborn's brain has 350 ml, and no one's has 3 litres.
+LEAST_POSSIBLE_ML, MOST_POSSIBLE_ML = 200.0, 3000.0
 USUAL_BRAIN_ML = "900 to 1900 ml"
 
 # A mask is cut where its cross-section on the scan's border is at least this share of its largest along that axis. In a
@@ -107,6 +113,7 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
     if modality and other and other != modality.upper():
         yield f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
     yield from _plane_warnings(volume.image)
+    yield from _view_warnings(volume.image)
 
 
 def contrast_of(source: str, metadata: Mapping[str, str]) -> str | None:
@@ -148,6 +155,25 @@ def _plane_warnings(image: sitk.Image) -> Iterator[str]:
                 f"The scan has {name} slices {spacing:.3g} mm apart; models see axial slices, which are coarse here, "
                 "so small findings are missed."
             )
+
+
+def _view_warnings(image: sitk.Image) -> Iterator[str]:
+    _, row_mm, column_mm = (
+        extent * spacing
+        for extent, spacing in zip(_canonical_size(image), Orientation.of(image).spacing(image), strict=True)
+    )
+    if min(row_mm, column_mm) < LEAST_VIEW_MM:
+        yield (
+            f"The scan shows {column_mm:.0f} x {row_mm:.0f} mm, less than a head; is the voxel spacing right? "
+            "Scores of a part of a head are less certain."
+        )
+
+
+def _canonical_size(image: sitk.Image) -> tuple[int, int, int]:
+    """Number of slices, rows and columns."""
+    slices, rows, columns = Orientation.of(image).axes
+    size = image.GetSize()
+    return size[slices], size[rows], size[columns]
 
 
 def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[str]:
@@ -250,6 +276,27 @@ def mask_warnings(image: sitk.Image, brain: sitk.Image) -> Iterator[str]:
             f"The brain mask holds {holds}. Scalp, eyes or neck in the mask become false findings; or the header's "
             f"voxel spacing is wrong, and so are volumes in ml. {LOOK_AT_THE_MASK}"
         )
+
+
+def size_verdict(image: sitk.Image, brain: sitk.Image) -> Verdict | None:
+    """Whether the brain mask is of a size that no brain has, in a scan that holds all of it.
+
+    Args:
+        image: the scan.
+        brain: mask on its grid.
+    """
+    if min(image.GetSize()) == 1:
+        return None
+    inside = Orientation.of(brain).view(sitk.GetArrayViewFromImage(brain)) != 0
+    spacing = Orientation.of(brain).spacing(brain)
+    ml = float(np.count_nonzero(inside)) * math.prod(spacing) / 1000
+    if ml == 0 or LEAST_POSSIBLE_ML <= ml <= MOST_POSSIBLE_ML or (ml < LEAST_BRAIN_ML and any(_cuts(inside, spacing))):
+        return None
+    return Verdict(
+        f"The brain mask holds {ml:.3g} ml, which no brain has (an adult's has {USUAL_BRAIN_ML}): "
+        "the header's voxel spacing is wrong, or this is no brain.",
+        refused=True,
+    )
 
 
 def _cuts(inside: np.ndarray, spacing: tuple[float, float, float]) -> Iterator[tuple[str, float]]:

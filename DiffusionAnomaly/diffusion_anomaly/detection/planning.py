@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, ModelError
 from ..options import is_finite, shown
 from ..precision import choose_dtype
-from ..registry import DEFAULT_METHOD, get_method
+from ..registry import DEFAULT_METHOD, METHODS, get_method
 from ..system import choose_device
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _KINDS: dict[str, Any] = {
     "precision": str,
     "keep_reconstruction": bool,
     "anonymous": bool,
+    "force": bool,
 }
 _KIND_NAMES = {
     str: "text",
@@ -44,6 +45,7 @@ _KIND_NAMES = {
     (int, NoneType): "a whole number",
     (str, os.PathLike, NoneType): "a name or a folder",
 }
+HELPER_DUTIES = {"brain": "finds brains", "recognition": "recognises scans"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Options:
         slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
         overrides: any other option of the method, by name.
         anonymous: whether the scan's file name, title and description are left out of provenance and report.
+        force: whether a scan that the model seems not to know is looked at all the same, with a warning.
         keep_reconstruction: whether the pseudo-healthy reconstruction is a result too, where the method has one.
     """
 
@@ -80,6 +83,7 @@ class Options:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     keep_reconstruction: bool = False
     anonymous: bool = False
+    force: bool = False
 
     def __post_init__(self) -> None:
         _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)
@@ -225,8 +229,8 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
         raise ModelError(
             f"Package {bundle.name} is made for the method {bundle.method!r}, but {method.name!r} was asked for.",
             f"Choose --method {bundle.method}, or another model."
-            if bundle.method != "brain"
-            else "It finds brains; choose another model.",
+            if bundle.method in METHODS
+            else f"It {HELPER_DUTIES.get(bundle.method, 'is no model of slices')}; choose another model.",
         )
     bundle.check()
     overrides = _overrides(options)
@@ -294,6 +298,7 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
         "threshold": plan.threshold,
         "min_volume_ml": plan.asked.min_volume_ml,
         "slice_spacing": plan.asked.slice_spacing,
+        "force": plan.asked.force,
         "device": plan.asked.device,
         "precision": plan.asked.precision,
         "postprocess": plan.postprocess.to_dict(),

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ..models.package import Bundle
     from .inference import RawMap
     from .planning import Plan
+    from .recognition import Recognition
 
 SCHEMA_VERSION = 2  # 1 had other names for some options, and the scan's whole path
+LEAST_NAMED = 0.001  # probability of a contrast or pose that is worth a line
 PURPOSE = "For research use only. Not for diagnosis."
 
 
@@ -31,6 +33,7 @@ def describe(
     brain: sitk.Image,
     *,
     brain_given: bool,
+    recognised: Mapping[str, Recognition],
     score: float,
     warnings: list[str],
     timings: Mapping[str, float],
@@ -42,6 +45,7 @@ def describe(
         found: what was computed from it.
         brain: the mask that everything was confined to.
         brain_given: whether the user gave that mask.
+        recognised: what each channel looks like, where the model's contrasts can be told.
         score: the whole-image score.
         warnings: what the user was told.
         timings: seconds by stage.
@@ -56,6 +60,14 @@ def describe(
         "brain": {
             "source": "given by the user" if brain_given else describe_brain_model(),
             "volume_ml": round(volume_ml(brain), 3),
+        },
+        "recognised": {
+            name: {
+                kind: round(value, 4)
+                for kind, value in (*seen.kinds.items(), *seen.poses.items())
+                if value >= LEAST_NAMED
+            }
+            for name, seen in recognised.items()
         },
         "method": plan.method.name,
         "model": describe_bundle(plan.bundle),

@@ -190,9 +190,16 @@ def plan_runs(
         ModelError: for a package that cannot be used.
     """
     plans: dict[str, Plan] = {}
-    plain = Options(BASELINE, device=device, seed=seed)
+    plain = Options(BASELINE, device=device, seed=seed, force=True)  # an evaluation also asks what happens then
     for spec in runs:
-        content = {**spec.options, "method": spec.method, "model": spec.model, "device": device, "seed": seed}
+        content = {
+            "force": True,
+            **spec.options,
+            "method": spec.method,
+            "model": spec.model,
+            "device": device,
+            "seed": seed,
+        }
         options = checked(Options, content, f"The run {spec.label or spec.method}")
         if spec.method == BASELINE and not (spec.label or spec.model or options.overrides):
             plain = replace(options, steps=None)

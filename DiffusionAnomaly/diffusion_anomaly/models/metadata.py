@@ -6,7 +6,7 @@ Keys are those of the MONAI Bundle specification: ``network_data_format`` descri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -113,7 +113,7 @@ def _tensor(
     content: str,
     channels: int,
     shape: list[int] | list[str],
-    value_range: list[int],
+    value_range: Sequence[float],
     channel_def: Mapping[str, str] | None = None,
     *,
     dtype: str = "float32",
@@ -126,7 +126,7 @@ def _tensor(
         "num_channels": channels,
         "spatial_shape": shape,
         "dtype": dtype,
-        "value_range": value_range,
+        "value_range": list(value_range),
         "is_patch_data": False,
         "channel_def": dict(channel_def or {str(index): content for index in range(channels)}),
     }
