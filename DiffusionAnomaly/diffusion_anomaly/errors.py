@@ -5,21 +5,9 @@ Kept free of every heavy import: Slicer's own process reads the codes from here.
 
 from __future__ import annotations
 
-import re
+from .text import LINES, printable
 
-# What a terminal obeys or what turns text around (C0 but tab and line feed, DEL, C1, line separators, bidirectional
-# controls), and lone surrogates, which cannot be written.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 _LONGEST = 2000  # characters of one error that anybody reads
-
-
-def printable(text: str) -> str:
-    """Text from outside as it may be shown: what a terminal would obey, or cannot be encoded, becomes U+FFFD.
-
-    >>> printable("red \\x1b[31m")
-    'red \ufffd[31m'
-    """
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 class EngineError(Exception):
@@ -34,7 +22,7 @@ class EngineError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, hint: str = "") -> None:
-        what, hint = (_shortened(printable(text)) for text in (what, hint))
+        what, hint = (_shortened(printable(text, LINES)) for text in (what, hint))
         super().__init__(f"{what} {hint}".strip())
         self.what = what
         self.hint = hint

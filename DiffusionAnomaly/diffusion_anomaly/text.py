@@ -14,6 +14,8 @@ from collections.abc import Iterable
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _NO_FILE = re.compile(r'[<>:"/\\|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?=\.|$)", re.IGNORECASE)
+LINES = "\n\t"
+"""What stays of a text of several lines."""
 LONGEST_NAME = 150  # bytes; file systems take 255, and something is appended
 
 
@@ -82,4 +84,4 @@ class PrintableFormatter(logging.Formatter):
     """Log lines without anything that a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep="\n\t")
+        return printable(super().format(record), keep=LINES)

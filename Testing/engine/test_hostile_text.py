@@ -10,8 +10,9 @@ import pytest
 
 import packages
 from diffusion_anomaly.cli import main as cli
-from diffusion_anomaly.errors import EngineError, InputError, ModelError, printable
+from diffusion_anomaly.errors import EngineError, InputError, ModelError
 from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.text import LINES, printable
 from DiffusionAnomalyLib.progresstext import plain
 from Testing.faults import texts
 
@@ -34,7 +35,7 @@ def test_an_error_can_be_shown_and_written_whatever_it_quotes(text: str) -> None
     str(error).encode("utf-8")
     texts.check_plain(str(error) + error.what + error.hint)
     assert len(str(EngineError("x" * 10**6))) < 3000
-    assert printable("ß 日本 😀\n\t") == "ß 日本 😀\n\t"
+    assert printable("ß 日本 😀\n\t", LINES) == "ß 日本 😀\n\t"
 
 
 def test_a_folder_with_escapes_in_its_name_is_named_without_them(

@@ -48,8 +48,8 @@ WINGS = (
     "precision",
     "system",
     "process",
-    "text",
     "errors",
+    "text",
 )
 # What Slicer's own process may import of the engine.
 FOR_SLICER = {

@@ -167,7 +167,8 @@ def check_terminal(chance: random.Random) -> None:
         console = SafeConsole(
             file=stream, force_terminal=is_terminal, color_system=None, highlight=False, soft_wrap=True
         )
-        table = Table(Text(text))
+        table = Table()
+        table.add_column(Text(text))
         table.add_row(Text(text))
         for shown in (Text(text), Text(str(InputError(text, text))), Markdown(text), table):
             console.print(shown)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import ModelError, printable
+from ..errors import ModelError
 from ..io.typed_json import MAX_BYTES, parse
+from ..text import LINES, printable
 
 MANIFEST = "configs/manifest.json"
 AGAIN = "The package was changed, cut short or put together by hand; get it again."
@@ -218,5 +219,5 @@ def _check_plain(value: object, top: bool = False) -> None:
 
 
 def _check_text(text: str) -> None:
-    if printable(text) != text:
+    if printable(text, LINES) != text:
         raise ValueError(f"{text[:60]!r} holds control characters")

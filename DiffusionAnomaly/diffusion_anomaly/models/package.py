@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, printable
+from ..errors import ModelError
+from ..text import LINES, printable
 from .declaration import ANOMALY, METADATA, NAMES, OBJECTS, check_declaration, network_file, weights_file
 from .manifest import MANIFEST, FileRecord, check_version, fail, parse_json, read_listed, read_manifest
 
@@ -155,7 +156,7 @@ class Bundle:
         return read_listed(self.path, self.name, name, self.files)
 
     def _text(self, name: str) -> str:
-        return printable(self._bytes(name).decode(errors="replace"))
+        return printable(self._bytes(name).decode(errors="replace"), LINES)
 
     def _json(self, name: str) -> dict[str, Any]:
         return parse_json(self._bytes(name), self.name, name)

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import printable
 from ..io.files import write_text
 from ..registry import METHODS
+from ..text import LINES, printable
 from .rendering import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def render(shown: Shown) -> str:
         sides=view.sides,
         rows=list(_flat(provenance)),
     )
-    return printable(page)
+    return printable(page, LINES)
 
 
 def _title_of(method: str) -> str:
