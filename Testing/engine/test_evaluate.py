@@ -177,7 +177,7 @@ def test_there_is_one_baseline_with_its_own_package_whatever_it_is_compared_with
     assert baseline.grid == own.grid != package.grid
     assert baseline.postprocess == PostprocessSettings.from_dict(own.anomaly["postprocess"])
     assert baseline.threshold == own.anomaly["threshold"]["heat"]
-    assert baseline.asked == Options("intensity", device="cpu")
+    assert baseline.asked == Options("intensity", device="cpu", force=True)
 
 
 def test_a_baseline_that_was_asked_for_keeps_its_options_and_a_labelled_one_is_a_run_of_its_own(
