@@ -23,6 +23,7 @@ BUILT_IN = (
     "flair-localise",
     "flair-restore",
     "flair-unsupervised",
+    "scan-recognition",
 )
 QUALITY = {"measured on": "phantoms", "patients": 3, "average precision": 0.123456, "Dice": 0.5}
 

@@ -20,6 +20,7 @@ SAMPLE = Path(__file__).parents[2] / "Resources" / "SampleData" / "open-ms-patie
 # What has learnt from patients' images carries their licence.
 LICENCES = {
     "brain-mask": "Apache-2.0",
+    "scan-recognition": "CC-BY-NC-SA-4.0",
     "flair-guided": "CC-BY-NC-SA-4.0",
     "flair-intensity": "Apache-2.0",
     "flair-localise": "Apache-2.0",
@@ -58,7 +59,7 @@ def test_a_package_is_whole_small_and_documented(name: str) -> None:
     assert bundle.license == LICENCES[name]
     assert "Not for diagnosis" in card and bundle.license in card
     assert ("minutes" in card) == bool(bundle.networks)
-    if bundle.method != "brain":
+    if bundle.method in METHODS:
         assert "TCGA-LGG" in bundle.data_license
         assert "average precision" in card
 
