@@ -13,15 +13,18 @@ import torch
 from Testing.training.fakes import assert_same_training, curve, events, random_slices, state_of
 from Testing.training.stages import STAGES, Workplace, task_of
 from training.__main__ import command_line
+from training.data.drawn_scans import DrawScansConfig
 from training.data.preparation import PrepareConfig
 from training.data.slices import Slices
 from training.data.stacks import PrepareSlabsConfig
+from training.data.windows import PrepareWindowsConfig
 from training.package.config import PackageConfig
 from training.stages.classifier import ClassifierConfig
 from training.stages.codec import CodecConfig, CodecTask, load_codec
 from training.stages.denoise import DenoiseConfig
 from training.stages.diffusion import DiffusionConfig
 from training.stages.localise import LocaliseConfig
+from training.stages.recognition import RecognitionConfig
 from training.stages.restore import RestoreConfig
 from training.trainer.configuration import read_yaml
 from training.trainer.loop import Trainer
@@ -248,7 +251,11 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
     ]
     assert len(read) >= 8
     for path in sorted(configs.glob("prepare-*.yaml")):
-        read_yaml(path, PrepareSlabsConfig if path.stem == "prepare-slabs" else PrepareConfig)
+        other = {"prepare-slabs": PrepareSlabsConfig, "prepare-windows": PrepareWindowsConfig}
+        read_yaml(path, other.get(path.stem.removesuffix("-lgg"), PrepareConfig))
+    for path in sorted(configs.glob("draw-*.yaml")):
+        read_yaml(path, DrawScansConfig)
+    read_yaml(configs / "recognition.yaml", RecognitionConfig)
     for path in sorted(configs.glob("package-*.yaml")):
         package = read_yaml(path, PackageConfig)
         assert all(stage.config.exists() for stage in package.stages.values())

@@ -38,9 +38,12 @@ def check_recognition(bundle: Bundle, sets: list[ScanSet]) -> dict[str, Any]:
         quality[f"{row}, doubted or refused in %"] = round(100.0 * float((likeness < DOUBTED).mean()), 1)
     if known and other:
         right, wrong = np.concatenate(known), np.concatenate(other)
-        quality["AUROC, FLAIR of the brain against all else"] = round(auroc(right, wrong), 4)
-        quality["FLAIR doubted or refused in %"] = round(100.0 * float((right < DOUBTED).mean()), 2)
-        quality["all else neither doubted nor refused in %"] = round(100.0 * float((wrong >= DOUBTED).mean()), 2)
+        return {
+            "AUROC, FLAIR of the brain against all else": round(auroc(right, wrong), 4),
+            "FLAIR doubted or refused in %": round(100.0 * float((right < DOUBTED).mean()), 2),
+            "all else neither doubted nor refused in %": round(100.0 * float((wrong >= DOUBTED).mean()), 2),
+            **quality,
+        }
     return quality
 
 
