@@ -150,8 +150,8 @@ def test_doubt_is_an_event_of_the_worker(flair_like_volume: Volume, doubtful: si
     with process:
         assert process.stdout is not None
         events = [job.decode(line) for line in process.stdout]
-    said = [event.message for event in events if isinstance(event, job.Warned)]
-    assert [text for text in said if not text.startswith("The scan ")][0].startswith("The brain mask holds only")
+    (said,) = (e.message for e in events if isinstance(e, job.Warned) and not e.message.startswith("The scan "))
+    assert said.startswith("The brain mask holds only")
     assert isinstance(events[-1], job.Result)
 
 
