@@ -57,6 +57,11 @@ def test_a_run_may_leave_out_the_scans_name(detection: Detection, scan: Any, bra
     assert "Doe^John" not in nodes.report.GetText() and "Doe^John" not in json.dumps(made)
 
 
+def test_a_scan_that_looks_unknown_is_run_only_when_asked() -> None:
+    assert Request("intensity", force=True).options()["force"] is True
+    assert "force" not in Request("intensity").options()
+
+
 def test_a_script_gets_map_mask_table_and_report(
     detection: Detection, scene: Any, scan: Any, brain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
