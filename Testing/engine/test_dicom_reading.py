@@ -252,7 +252,7 @@ def test_a_description_is_found_in_any_case_unless_two_series_have_it(tmp_path: 
 
 def test_a_folder_of_one_file_that_is_no_image_is_told_in_the_singular(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="found 1 entry, such as notes.txt"):
+    with pytest.raises(InputError, match=r"found 1 entry, such as notes\.txt"):
         read_volume(tmp_path)
 
 

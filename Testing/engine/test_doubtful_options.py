@@ -11,7 +11,6 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.input_checks import hemisphere_warnings
 from diffusion_anomaly.detection.planning import Options, make_plan
@@ -147,33 +146,3 @@ def test_a_mask_of_one_hemisphere_is_told(keep: slice, warned: bool, flair_like_
         warnings = list(hemisphere_warnings(image))
         assert bool(warnings) == warned
         assert not warned or "one hemisphere" in warnings[0]
-
-
-# --- Maps
-
-
-@pytest.mark.parametrize(
-    ("what", "code", "says"), [("mask", 2, "is a mask"), ("scan", 0, "is it an anomaly map?"), ("map", 0, "")]
-)
-def test_threshold_tells_a_map_from_a_mask_and_a_scan(
-    what: str,
-    code: int,
-    says: str,
-    flair_like_volume: Volume,
-    flair_like_brain: sitk.Image,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("diffusion_anomaly.results.report.write_report", lambda result, path: path.write_text("page"))
-    place = tmp_path / "given.nii.gz"
-    if what == "map":
-        result = Detector(Options("intensity"))(flair_like_volume, brain=flair_like_brain)
-        place = result.save(tmp_path / "result")["heat"]
-    else:
-        image = flair_like_brain if what == "mask" else sitk.Clamp(flair_like_volume.image, sitk.sitkFloat32, 0, 1e6)
-        sitk.WriteImage(image, str(place))
-    capsys.readouterr()
-    assert cli.main(["threshold", str(place), "--at", "3", "-o", str(tmp_path / "out")]) == code
-    error = capsys.readouterr().err
-    assert (says in error) if says else error == ""
