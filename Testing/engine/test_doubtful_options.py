@@ -75,10 +75,14 @@ def test_the_warning_is_the_results_too(flair_like_volume: Volume, flair_like_br
     assert any("not calibrated for side dark" in warning for warning in result.provenance["warnings"])
 
 
-@pytest.mark.parametrize(("threshold", "beyond"), [(2.0, False), (3.5, True)])
-def test_a_threshold_beyond_the_calibration_table_is_said(threshold: float, beyond: bool, tmp_path: Path) -> None:
-    bundle = packages.intensity(tmp_path / "toy", threshold={"heat": threshold})
-    source = threshold_source(make_plan(Options("intensity"), bundle))
+@pytest.mark.parametrize(
+    ("stored", "chosen", "beyond"), [(2.0, None, False), (3.5, None, True), (3.5, 2.0, False), (2.0, 3.5, True)]
+)
+def test_a_threshold_beyond_the_calibration_table_is_said(
+    stored: float, chosen: float | None, beyond: bool, tmp_path: Path
+) -> None:
+    bundle = packages.intensity(tmp_path / "toy", threshold={"heat": stored})
+    source = threshold_source(make_plan(Options("intensity", threshold=chosen), bundle))
     assert ("beyond the calibration table, which ends at 3.00" in source) == beyond
 
 
