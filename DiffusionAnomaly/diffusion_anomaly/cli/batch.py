@@ -112,7 +112,7 @@ def _labels(scans: Sequence[Path]) -> list[tuple[str, ...]]:
     Files of one folder that differ in their suffix alone keep it.
     """
     paths = [_absolute(scan) for scan in scans]
-    labels = [(_stem(path),) for path in paths]
+    labels: list[tuple[str, ...]] = [(_stem(path),) for path in paths]
     alike: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         alike.setdefault(_folder_name(label), []).append(index)
