@@ -40,6 +40,15 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "entry", "entries"), counted(2, "image")
+    ('1 entry', '2 images')
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def safe_name(text: str, otherwise: str = "scan") -> str:
     """A text as the name of a file or folder that every system takes, and that leads nowhere else.
 
@@ -68,15 +77,16 @@ def distinct_names(names: Iterable[str]) -> list[str]:
     distinct = []
     for stem in names:
         name, number = stem, 1
-        while _folded(name) in taken:
+        while folded(name) in taken:
             number += 1
             name = f"{stem}-{number}"
-        taken.add(_folded(name))
+        taken.add(folded(name))
         distinct.append(name)
     return distinct
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A name as file systems that know no case compare it: names with the same outcome are one there."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 

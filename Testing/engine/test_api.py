@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 import diffusion_anomaly as da
 from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.text import counted
 
 ENGINE = Path(__file__).resolve().parents[2] / "DiffusionAnomaly"
 
@@ -88,7 +89,7 @@ def test_a_result_can_be_kept_moved_and_shown(result: da.Result, tmp_path: Path)
     assert lower.provenance["threshold"]["heat"] == lower.threshold == result.threshold / 2
     assert result.provenance["threshold"]["heat"] == result.threshold  # the first is as it was
     assert "finding" in result._repr_html_() and "data:image/" in result._repr_html_()
-    assert f"{len(result.findings)} findings" in repr(result) and len(repr(result)) < 200
+    assert f"{counted(len(result.findings), 'finding')}, " in repr(result) and len(repr(result)) < 200
 
 
 def test_a_name_cannot_break_out_of_what_a_notebook_shows(

@@ -340,7 +340,7 @@ def test_writing_replaces_a_package_and_leaves_nothing_else(package: Path) -> No
         ({"networks": {"diffusion": (PIXELS, {})}}, r"diffusion.safetensors lacks the tensor"),
         (
             {"networks": {"diffusion": (PIXELS, {"a": torch.tensor([1.0, torch.inf])})}},
-            r"diffusion.safetensors holds 1 values in 'a' that are not finite",
+            r"diffusion.safetensors holds 1 value in 'a' that is not finite",
         ),
         (
             {"networks": {"diffusion": (PIXELS, {"a": torch.ones(1, dtype=torch.bool)})}},

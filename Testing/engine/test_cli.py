@@ -184,14 +184,38 @@ def test_several_scans_get_a_folder_each_and_one_failure_stops_no_other(
     monkeypatch.setattr("diffusion_anomaly.detection.brain.BrainFinder.__call__", lambda finder, volume, warn: brain)
     monkeypatch.setattr("diffusion_anomaly.detection.provenance.describe_brain_model", lambda: {"name": "brain-mask"})
     (tmp_path / "broken.nii.gz").write_text("this is text")
-    scans = [folder / "kopf.nii.gz", tmp_path / "broken.nii.gz", tmp_path / "missing.nii.gz", folder / "kopf.nii.gz"]
+    again = tmp_path / "again" / "kopf.nii.gz"
+    again.parent.mkdir()
+    again.write_bytes((folder / "kopf.nii.gz").read_bytes())
+    scans = [folder / "kopf.nii.gz", tmp_path / "broken.nii.gz", tmp_path / "missing.nii.gz", again]
     end = run("detect", *scans, "--method", "intensity", "--output", tmp_path / "out")
     assert end.code == 2
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"kopf", "kopf-2"}
-    assert all({path.name for path in done.iterdir()} == RESULTS for done in (tmp_path / "out").iterdir())
+    done = {f"{folder.name}-kopf": f"{folder.name}/kopf.nii.gz", "again-kopf": "again/kopf.nii.gz"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(done)
+    for name, title in done.items():
+        assert {path.name for path in (tmp_path / "out" / name).iterdir()} == RESULTS
+        about = json.loads((tmp_path / "out" / name / "provenance.json").read_text(encoding="utf-8"))["input"]
+        assert (about["title"], about["path"]) == (title, "kopf.nii.gz")
     errors = [line for line in end.error_lines if line.startswith("error:")]
-    assert [str(scan) in line for scan, line in zip(scans[1:3], errors, strict=True)] == [True, True]
-    assert end.out.count(str(folder / "kopf.nii.gz")) == 2
+    assert [line.count(str(scan)) for scan, line in zip(scans[1:3], errors, strict=True)] == [1, 1]
+    assert end.error_lines[-1] == f"2 of 4 scans failed: {scans[1]}, {scans[2]}"
+    assert [end.out.splitlines().count(str(scan)) for scan in scans] == [1, 0, 0, 1]
+
+
+def test_the_same_scan_given_twice_is_looked_at_once(run: Run, tmp_path: Path) -> None:
+    scan = tmp_path / "a" / ".." / "missing.nii"
+    end = run("detect", tmp_path / "missing.nii", scan, "--method", "intensity", "-o", tmp_path / "out")
+    assert end.error_lines[0] == f"warning: {scan} is given twice; it is looked at once."
+    assert sum(line.startswith("error:") for line in end.error_lines) == 1
+
+
+@pytest.mark.parametrize(("asked", "place"), [([], "."), (["--subfolders"], "kopf")])
+def test_a_single_scan_gets_a_subfolder_where_asked(
+    asked: list[str], place: str, run: Run, folder: Path, tmp_path: Path
+) -> None:
+    arguments = ("--mask", folder / "brain.nii.gz", "--method", "intensity", "-o", tmp_path)
+    assert run("detect", folder / "kopf.nii.gz", *arguments, *asked).code == 0
+    assert {path.name for path in (tmp_path / place).iterdir()} == RESULTS
 
 
 def test_the_reconstruction_is_written_when_asked_for(run: Run, folder: Path, package: Bundle, tmp_path: Path) -> None:
@@ -248,10 +272,22 @@ def test_a_model_that_finds_brains_is_refused_before_anything_is_read(
     assert not (tmp_path / "o").exists()
 
 
-def test_names_that_collide_get_numbers_whatever_their_case_and_format() -> None:
-    scans = [Path(name) for name in ("a/Scan.nii.gz", "b/scan.nrrd", "c/scan-2.mha", "d/SCAN", "e/x.y.nii")]
-    names = [folder.name for folder in batch.output_folders(scans, Path("out"))]
-    assert names == ["Scan", "scan-2", "scan-2-2", "SCAN-3", "x.y"]
+@pytest.mark.parametrize("order", [1, -1])
+def test_names_that_collide_get_the_folders_above_whatever_their_case_format_and_order(order: int) -> None:
+    named = {
+        "a/Scan.nii.gz": "a-Scan",
+        "b/scan.nrrd": "b-scan",
+        "c/scan-2.mha": "scan-2",
+        "d/SCAN": "d-SCAN",
+        "e/x.y.nii": "x.y",
+        "f/one.nii": "one.nii",
+        "f/one.nrrd": "one.nrrd",
+        "g/1/anat/two.nii": "g-1-anat-two",
+        "h/1/anat/two.nii": "h-1-anat-two",
+    }
+    scans = list(named)[::order]
+    folders = batch.output_folders(list(map(Path, scans)), Path("out"))
+    assert dict(zip(scans, (folder.name for folder in folders), strict=True)) == named
 
 
 def test_json_lines_are_the_workers_events_and_stand_alone_on_stdout(
@@ -307,6 +343,8 @@ def test_json_lines_of_several_scans_name_the_scan_and_end_with_its_error(run: R
         ("no-such-command", 2, "no-such-command"),
         ("threshold {folder}/nothing.nii.gz --at 2 -o {out}", 2, "nothing.nii.gz"),
         ("threshold {scan} --at 0 -o {out}", 2, "threshold is 0"),
+        ("threshold {scan} --at 1,5 -o {out}", 2, "Write a decimal point"),
+        ("detect {scan} -o {out} --threshold 1,5", 2, "Write a decimal point"),
         ("models verify no-such-model", 3, "no-such-model"),
         ("evaluate {folder} -o {out}", 2, "no scan named"),
         (
@@ -349,12 +387,9 @@ def test_a_fault_of_the_program_is_no_traceback_unless_asked(
     assert len(end.error_lines) == 2
 
 
-def test_a_full_disk_leaves_no_file_under_a_final_name(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_file_under_a_final_name(detected: Path, tmp_path: Path) -> None:
     """The limit on a file's size stands for the disk's end: a write beyond it fails in the same place."""
-    sitk.WriteImage(sitk.ReadImage(str(folder / "kopf.nii.gz")), str(tmp_path / "heat.nii.gz"))
-    shifted = sitk.ReadImage(str(tmp_path / "heat.nii.gz"))
-    sitk.WriteImage(sitk.Clamp(shifted, sitk.sitkFloat32, 0.0, 1e6), str(tmp_path / "heat.nii.gz"))
-    end = ended(process("threshold", tmp_path / "heat.nii.gz", "--at", 90, "-o", tmp_path / "out", limit=1500))
+    end = ended(process("threshold", detected / "heat.nii.gz", "--at", 2, "-o", tmp_path / "out", limit=500))
     assert end.code == 2, end.err
     assert "could not be written" in end.err
     assert not list((tmp_path / "out").glob("*"))
@@ -397,7 +432,8 @@ def test_threshold_cuts_the_same_scores_anew(run: Run, detected: Path, tmp_path:
     anomaly_map = sitk.GetArrayFromImage(sitk.ReadImage(str(detected / "heat.nii.gz")))
     at = float(np.quantile(anomaly_map[anomaly_map > 3], 0.5))
     end = run("threshold", detected / "heat.nii.gz", "--at", at, "--min-volume", 0, "-o", tmp_path)
-    assert (end.code, end.err) == (0, "")
+    doubts = json.loads((detected / "provenance.json").read_text())["warnings"]
+    assert (end.code, end.error_lines) == (0, [f"warning: {doubt}" for doubt in doubts])
     assert {path.name for path in tmp_path.iterdir()} == {
         "mask.nii.gz",
         "findings.csv",

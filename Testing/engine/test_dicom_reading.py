@@ -222,6 +222,40 @@ def test_a_scan_beside_its_localiser_is_asked_for(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
+def test_repetitions_are_told_apart_by_number_and_time(tmp_path: Path) -> None:
+    pixels = dicoms.voxels()
+    dicoms.write(
+        tmp_path,
+        dicoms.classic(pixels, SeriesInstanceUID="1.8", SeriesNumber="3", SeriesTime="102105.5"),
+        dicoms.classic(pixels + 1, SeriesInstanceUID="1.9", SeriesNumber="4", SeriesTime="1040"),
+    )
+    with pytest.raises(InputError) as caught:
+        read_volume(tmp_path)
+    assert "1.8 (FLAIR axial, series 3, at 10:21:05, axial, 4 images)" in caught.value.what
+    assert "1.9 (FLAIR axial, series 4, at 10:40, axial, 4 images)" in caught.value.what
+    assert "its UID, or its description" in caught.value.hint
+
+
+def test_a_description_is_found_in_any_case_unless_two_series_have_it(tmp_path: Path) -> None:
+    pixels = dicoms.voxels()
+    dicoms.write(
+        tmp_path,
+        dicoms.classic(pixels, SeriesInstanceUID="1.8", SeriesDescription="T2 FLAIR"),
+        dicoms.classic(pixels[:3], SeriesInstanceUID="1.9", SeriesDescription="T1"),
+        dicoms.classic(pixels[:2], SeriesInstanceUID="1.10", SeriesDescription="t1"),
+    )
+    assert read_volume(tmp_path, series=" t2 flair").image.GetSize()[2] == 4
+    assert read_volume(tmp_path, series="t1").image.GetSize()[2] == 2  # as it is written goes first
+    with pytest.raises(InputError, match="holds 2 series 'T1 '"):
+        read_volume(tmp_path, series="T1 ")
+
+
+def test_a_folder_of_one_file_that_is_no_image_is_told_in_the_singular(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"found 1 entry, such as notes\.txt"):
+        read_volume(tmp_path)
+
+
 def test_damage_in_another_series_does_no_harm(tmp_path: Path) -> None:
     dicoms.write(tmp_path / "one", dicoms.classic(dicoms.voxels()))
     (path,) = dicoms.write(tmp_path / "two", dicoms.classic(dicoms.voxels()[:1], SeriesInstanceUID="1.9")).iterdir()

@@ -11,7 +11,6 @@ import SimpleITK as sitk
 
 import packages
 import phantom
-from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.input_checks import hemisphere_warnings
 from diffusion_anomaly.detection.planning import Options, make_plan
@@ -76,10 +75,14 @@ def test_the_warning_is_the_results_too(flair_like_volume: Volume, flair_like_br
     assert any("not calibrated for side dark" in warning for warning in result.provenance["warnings"])
 
 
-@pytest.mark.parametrize(("threshold", "beyond"), [(2.0, False), (3.5, True)])
-def test_a_threshold_beyond_the_calibration_table_is_said(threshold: float, beyond: bool, tmp_path: Path) -> None:
-    bundle = packages.intensity(tmp_path / "toy", threshold={"heat": threshold})
-    source = threshold_source(make_plan(Options("intensity"), bundle))
+@pytest.mark.parametrize(
+    ("stored", "chosen", "beyond"), [(2.0, None, False), (3.5, None, True), (3.5, 2.0, False), (2.0, 3.5, True)]
+)
+def test_a_threshold_beyond_the_calibration_table_is_said(
+    stored: float, chosen: float | None, beyond: bool, tmp_path: Path
+) -> None:
+    bundle = packages.intensity(tmp_path / "toy", threshold={"heat": stored})
+    source = threshold_source(make_plan(Options("intensity", threshold=chosen), bundle))
     assert ("beyond the calibration table, which ends at 3.00" in source) == beyond
 
 
@@ -147,33 +150,3 @@ def test_a_mask_of_one_hemisphere_is_told(keep: slice, warned: bool, flair_like_
         warnings = list(hemisphere_warnings(image))
         assert bool(warnings) == warned
         assert not warned or "one hemisphere" in warnings[0]
-
-
-# --- Maps
-
-
-@pytest.mark.parametrize(
-    ("what", "code", "says"), [("mask", 2, "is a mask"), ("scan", 0, "is it an anomaly map?"), ("map", 0, "")]
-)
-def test_threshold_tells_a_map_from_a_mask_and_a_scan(
-    what: str,
-    code: int,
-    says: str,
-    flair_like_volume: Volume,
-    flair_like_brain: sitk.Image,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("diffusion_anomaly.results.report.write_report", lambda result, path: path.write_text("page"))
-    place = tmp_path / "given.nii.gz"
-    if what == "map":
-        result = Detector(Options("intensity"))(flair_like_volume, brain=flair_like_brain)
-        place = result.save(tmp_path / "result")["heat"]
-    else:
-        image = flair_like_brain if what == "mask" else sitk.Clamp(flair_like_volume.image, sitk.sitkFloat32, 0, 1e6)
-        sitk.WriteImage(image, str(place))
-    capsys.readouterr()
-    assert cli.main(["threshold", str(place), "--at", "3", "-o", str(tmp_path / "out")]) == code
-    error = capsys.readouterr().err
-    assert (says in error) if says else error == ""

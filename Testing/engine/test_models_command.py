@@ -137,6 +137,13 @@ def test_show_piped_is_the_card_and_the_declaration_as_they_are(
         assert line in text.splitlines()
 
 
+def test_show_says_quality_once_where_the_card_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, "show", "flair-localise")
+    assert "## Measured quality" in text
+    assert sum(line.startswith(("| average precision |", "| quality.average")) for line in text.splitlines()) == 1
+    assert "| quality." not in text
+
+
 def test_show_keeps_long_lists_and_brackets_in_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scale = [index / 1000 for index in range(200)]
     bundle = packages.unsupervised(

@@ -18,6 +18,7 @@ import phantom
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.results.rendering import (
     SHOWN,
     SliceView,
@@ -96,6 +97,31 @@ def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: 
     assert f"{row}<td>{right:.1f}, {anterior:.1f}, {superior:.1f}</td>" in page
     for name in ("input · sha256", "versions · torch", "options · seed", "device · name", "timings seconds · total"):
         assert name in page
+
+
+@pytest.mark.parametrize(
+    ("end", "threshold", "says"),
+    [
+        (None, 2.0, None),
+        (1e6, 2.0, None),
+        (1.5, 1.0, "Scores above 1.50 are extrapolated"),
+        (1.5, 2.0, "Scores above 1.50, the threshold among them, are extrapolated"),
+        (1e6, 2e6, "Scores above 1000000.00, the threshold among them, are extrapolated"),
+    ],
+)
+def test_scores_beyond_the_calibration_table_are_called_extrapolated(
+    end: float | None, threshold: float, says: str | None, result: Result
+) -> None:
+    provenance = {key: value for key, value in result.provenance.items() if key != "calibration_end"}
+    known = {} if end is None else {"calibration_end": end}
+    text = render_report(replace(result, threshold=threshold, provenance={**provenance, **known}))
+    assert ("extrapolated" in text) == (says is not None)
+    assert says is None or says in text
+
+
+def test_provenance_says_where_the_calibration_table_ends(result: Result) -> None:
+    table = open_bundle("flair-intensity").anomaly["calibration"]["heat"]
+    assert result.provenance["calibration_end"] == pytest.approx(table[-1], abs=1e-4)
 
 
 def test_a_scan_without_findings_says_so(

@@ -6,13 +6,15 @@ import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..detection.scan import ScanRequest, as_engine_error, run_scan
 from ..errors import Cancelled
-from ..text import distinct_names, safe_name
+from ..io.content import shown
+from ..text import distinct_names, folded, safe_name
 
 if TYPE_CHECKING:
     from ..detection.detector import Detector
@@ -36,6 +38,7 @@ def run_batch(detector: Detector, requests: Sequence[ScanRequest], listener: Lis
         Cancelled: when the user stopped it; no further scan is begun.
     """
     first_failure = 0
+    failed = []
     with listener:
         for request in requests:
             listener.begin(request.scan, len(requests) > 1)
@@ -48,30 +51,95 @@ def run_batch(detector: Detector, requests: Sequence[ScanRequest], listener: Lis
                 if isinstance(failure, Cancelled):
                     raise failure from error
                 listener.failed(failure)
+                failed.append(request.scan)
                 first_failure = first_failure or failure.exit_code
             else:
                 listener.stage("write", 1, 1)
                 listener.result(result, files, time.perf_counter() - start)
+        if failed and len(requests) > 1:
+            listener.summary(failed, len(requests))
     return first_failure
 
 
+def each_once(scans: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The scans without those that are the same file or folder as an earlier one, and these."""
+    first: dict[str, Path] = {}
+    repeated = []
+    for scan in scans:
+        if first.setdefault(os.path.realpath(scan), scan) is not scan:
+            repeated.append(scan)
+    return list(first.values()), repeated
+
+
 def output_folders(scans: Sequence[Path], output: Path, anonymous: bool = False) -> list[Path]:
-    """A folder for each scan, named after it; scans of the same name get -2, -3 and so on, in order.
+    """A folder for each scan, named after it, and after the folders above it where scans have the same name.
+
+    The order in which they are given changes nothing.
 
     Args:
-        scans: files or folders.
+        scans: files or folders, each once.
         output: where the folders will be. Whatever a scan is called, its folder is directly in it.
-        anonymous: whether folders are numbered instead.
+        anonymous: whether folders are numbered instead, in order.
+
+    >>> [folder.name for folder in output_folders([Path("A/flair.nii"), Path("B/flair.nii"), Path("B/t1.nii")], Path())]
+    ['A-flair', 'B-flair', 't1']
     """
     if anonymous:
         return [output / f"scan-{number:03d}" for number in range(1, len(scans) + 1)]
-    return [output / name for name in distinct_names(safe_name(_stem(scan)) for scan in scans)]
+    names = [safe_name("-".join(label)) for label in _labels(scans)]
+    # What is still alike, such as names that only differ in what no file system takes, is numbered by path.
+    order = sorted(range(len(scans)), key=lambda index: str(_absolute(scans[index])))
+    distinct = dict(zip(order, distinct_names(names[index] for index in order), strict=True))
+    return [output / distinct[index] for index in range(len(scans))]
 
 
-def _stem(scan: Path) -> str:
-    """What a scan is called, without the suffix of its format; for ``.`` and ``..`` the folder's own name."""
+def distinct_titles(scans: Sequence[Path]) -> list[str]:
+    """What to call each scan: with the folders that tell it from another of the same name, or empty for its own name.
+
+    >>> distinct_titles([Path("A/flair.nii"), Path("B/flair.nii"), Path("B/t1.nii")])
+    ['A/flair.nii', 'B/flair.nii', '']
+    """
+    labels = _labels(scans)
+    return [
+        shown("/".join((*label[:-1], scan.name))) if len(label) > 1 else ""
+        for scan, label in zip(map(_absolute, scans), labels, strict=True)
+    ]
+
+
+def _labels(scans: Sequence[Path]) -> list[tuple[str, ...]]:
+    """The fewest parts of each path that tell it from the others: its stem, after as many folders as it takes.
+
+    Files of one folder that differ in their suffix alone keep it.
+    """
+    paths = [_absolute(scan) for scan in scans]
+    labels: list[tuple[str, ...]] = [(_stem(path),) for path in paths]
+    alike: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        alike.setdefault(_folder_name(label), []).append(index)
+    for group in alike.values():
+        places = Counter(paths[index].parent for index in group)
+        leaves = {index: paths[index].name if places[paths[index].parent] > 1 else labels[index][0] for index in group}
+        for depth in range(max(len(paths[index].parts) for index in group)):
+            if len({_folder_name(labels[index]) for index in group}) == len(group):
+                break
+            for index in group:
+                parents = paths[index].parts[:-1]
+                labels[index] = (*parents[len(parents) - min(depth, len(parents)) :], leaves[index])
+    return labels
+
+
+def _folder_name(label: Sequence[str]) -> str:
+    return folded(safe_name("-".join(label)))
+
+
+def _absolute(scan: Path) -> Path:
+    """Where a scan is; ``.`` and ``..`` become names of folders."""
     try:
-        name = os.path.basename(os.path.abspath(scan))
+        return Path(os.path.abspath(scan))
     except OSError:  # the current folder is gone
-        name = scan.name
-    return _IMAGE_SUFFIXES.sub("", name)
+        return scan
+
+
+def _stem(path: Path) -> str:
+    """What a scan is called, without the suffix of its format."""
+    return _IMAGE_SUFFIXES.sub("", path.name)

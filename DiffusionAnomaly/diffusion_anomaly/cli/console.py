@@ -22,8 +22,9 @@ from rich.text import Text
 
 from ..detection.scan import Listener as ScanListener
 from ..errors import EngineError
+from ..io.content import shown
 from ..results.result import statistics
-from ..text import printable
+from ..text import counted, printable
 from ..worker import protocol
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..results.result import Progress, Result, Started
 
 FINDINGS_SHOWN = 10
+FAILED_SHOWN = 20
 SECONDS_BETWEEN_LINES = 0.2
 _STAGES = {
     "start": "starting",
@@ -82,6 +84,10 @@ class Listener(ScanListener, Protocol):
     def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None: ...
 
     def failed(self, error: EngineError) -> None: ...
+
+    def summary(self, failed: Sequence[Path], total: int) -> None:
+        """The end of several scans, of which some failed."""
+        ...
 
 
 class _TimeLeft(TextColumn):
@@ -160,8 +166,13 @@ class Terminal:
         self._bar.stop()
         show_error(error, self._scan if self._several else None)
 
+    def summary(self, failed: Sequence[Path], total: int) -> None:
+        names = [str(scan) for scan in failed[:FAILED_SHOWN]]
+        more = [f"{len(failed) - FAILED_SHOWN} more"] if len(failed) > FAILED_SHOWN else []
+        err.print(plain(f"{len(failed)} of {total} scans failed: {', '.join(names + more)}", "red"))
+
     def _named(self, kind: str, message: str) -> str:
-        return f"{kind}: {self._scan}: {message}" if self._several else f"{kind}: {message}"
+        return f"{kind}: {_where(message, self._scan if self._several else None)}"
 
 
 def _bar() -> RichProgress:
@@ -233,6 +244,9 @@ class JsonLines:
     def failed(self, error: EngineError) -> None:
         self._send(protocol.Failure(error.code, error.what, error.hint))
 
+    def summary(self, failed: Sequence[Path], total: int) -> None:
+        return None  # each failure was an event
+
     def _send(self, event: protocol.Event) -> None:
         line = protocol.encode(event)
         if self._scan is not None:
@@ -264,16 +278,27 @@ def show_findings(findings: Sequence[Finding], threshold: float) -> None:
     more = len(findings) - FINDINGS_SHOWN
     if more > 0:
         out.print(Text(f"… and {more} more in findings.csv"))
-    number = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
-    out.print(Text(f"{number}, {total:.2f} ml at an anomaly score of {threshold:.2f} or more"))
+    out.print(
+        Text(f"{counted(len(findings), 'finding')}, {total:.2f} ml at an anomaly score of {threshold:.2f} or more")
+    )
 
 
 def show_error(error: EngineError, scan: Path | None = None) -> None:
     """What happened, and on a second line what to do, on stderr."""
-    where = f"{scan}: " if scan is not None else ""
-    err.print(plain(f"error: {where}{_one_line(error.what)}", "red"))
+    err.print(plain(f"error: {_where(_one_line(error.what), scan)}", "red"))
     if error.hint:
         err.print(plain(_one_line(error.hint)))
+
+
+def _where(message: str, scan: Path | None) -> str:
+    """A message that names its scan, once."""
+    if scan is None:
+        return message
+    for name in (str(scan), printable(scan), shown(scan)):
+        # A folder called "a" is in every message, so a plain word must be the first.
+        if message.startswith(tuple(f"{name}{end}" for end in " :/")) or (set("./") & set(name) and name in message):
+            return message
+    return f"{scan}: {message}"
 
 
 def _one_line(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ import typer
 
 from .. import __version__
 from ..errors import Cancelled, EngineError, InputError
-from ..io.outputs import keep_out_of
+from ..io.outputs import keep_out_of, result_in_place_of_scan
 from ..process import end_like_interrupt, stream_failure, take_streams
 from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter
 from . import models
-from .batch import FAULT, output_folders, run_batch
+from .batch import FAULT, distinct_titles, each_once, output_folders, run_batch
 from .console import JsonLines, Terminal, err, out, plain, show_error
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
@@ -61,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _ClickError as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "diffusion-anomaly"
-        show_error(InputError(error.format_message(), f"See {where} --help."))  # type: ignore[attr-defined]
+        message = error.format_message()  # type: ignore[attr-defined]
+        # Of what was given, not of the message: that one differs from version to version.
+        comma = "valid" in message and any(re.fullmatch(r"(--[\w-]+=)?[-+]?\d*,\d+", word) for word in given)
+        hint = "Write a decimal point instead of the comma." if comma else f"See {where} --help."
+        show_error(InputError(message, hint))
         return InputError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         show_error(Cancelled("Stopped by the user."))
@@ -128,6 +133,10 @@ def detect(
     force: Annotated[
         bool, typer.Option("--force", help="Look at a scan that the model seems not to know, with a warning.")
     ] = False,
+    subfolders: Annotated[
+        bool, typer.Option("--subfolders", help="A subfolder for a single scan too, as for several.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result of another scan too.")] = False,
     json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
 ) -> None:
     """Find anomalies: anomaly map, mask, findings, report.
@@ -159,13 +168,21 @@ def detect(
             force=force,
         )
         end_like_interrupt()
-        folders = [output] if len(scans) == 1 else output_folders(scans, output, anonymous)
+        each_in_folder = subfolders or len(scans) > 1
+        scans, repeated = each_once(scans)
+        for scan in repeated:
+            listener.warning(f"{scan} is given twice; it is looked at once.")
+        folders = output_folders(scans, output, anonymous) if each_in_folder else [output]
+        read = [scan for scan in scans if result_in_place_of_scan(scan) is None]  # the others are refused in their turn
         for folder in folders:
-            keep_out_of(scans, folder)
+            keep_out_of(read, folder)
         if anonymous and len(scans) > 1 and not json_lines:  # told here alone, so that nothing written names a scan
             for folder, scan in zip(folders, scans, strict=True):
                 err.print(plain(f"{folder.name}: {scan}"))
-        requests = [ScanRequest(scan, folder, mask, series, frame) for scan, folder in zip(scans, folders, strict=True)]
+        requests = [
+            ScanRequest(scan, folder, mask, series, frame, title, overwrite)
+            for scan, folder, title in zip(scans, folders, distinct_titles(scans), strict=True)
+        ]
         raise typer.Exit(run_batch(Detector(options), requests, listener))
     except EngineError as error:  # of no one scan: every consumer of events gets its last line
         listener.failed(error)
@@ -189,11 +206,12 @@ def threshold(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for mask and findings.")],
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was made of another map too.")] = False,
 ) -> None:
     """Apply another threshold to an anomaly map, without inference."""
     from .rethreshold import rethreshold
 
-    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, brain=mask)
+    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, brain=mask, overwrite=overwrite)
 
 
 @app.command()

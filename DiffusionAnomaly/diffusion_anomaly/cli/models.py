@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import EngineError, ModelError
-from ..text import printable
+from ..text import counted, printable
 from .console import SafeConsole, err, out, plain
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _PIPED_WIDTH = 10_000
 # Longer lists of numbers, such as a calibration's, are shown by their ends.
 _LONGEST_LIST = 6
 _ROOM = 60
+QUALITY_HEADING = "## Measured quality"
 
 
 @app.callback(invoke_without_command=True)
@@ -170,7 +171,10 @@ def _headline(quality: Mapping[str, Any]) -> str:
 
 def _declaration(bundle: Bundle) -> str:
     """A package's declaration in Markdown: which package it is, and every entry in a table."""
-    rows = [f"| {name} | {value} |" for name, value in _flat(bundle.anomaly)]
+    card = bundle.model_card.splitlines()
+    # A card that has the measured quality as a table says it once, and in better words.
+    entries = {key: value for key, value in bundle.anomaly.items() if key != "quality" or QUALITY_HEADING not in card}
+    rows = [f"| {name} | {value} |" for name, value in _flat(entries)]
     lines = (
         "## Declaration",
         "",
@@ -196,7 +200,7 @@ def _flat(entries: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, st
 def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         if len(value) > _LONGEST_LIST or len(str(value)) > _ROOM:
-            return f"{_text(value[0])} … {_text(value[-1])} ({len(value)} values)"
+            return f"{_text(value[0])} … {_text(value[-1])} ({counted(len(value), 'value')})"
         return ", ".join(_text(entry) for entry in value) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from .. import __version__
 from ..errors import InputError
-from ..io.masks import is_binary
-from ..io.outputs import OutputFolder, is_recorded, record
+from ..io.outputs import ANOMALY_MAP, OutputFolder, Recorded, record, recorded
 from ..io.volume import read_anomaly_map, read_mask, write_like
 from ..results.findings import segment, write_findings_csv, write_findings_json
-from ..results.saving import PROVENANCE, image_suffix
+from ..results.saving import PROVENANCE, file_names, image_suffix
 from .console import err, out, plain, show_findings
 
 RECORD = "threshold.json"
 
+# Of 190 maps of all methods, forced ones of other contrasts among them, the middle of the values above 0 was 1.3 at
+# most and the highest value 18; unscaled scans begin at ten times that.
+_HIGHEST_MIDDLE, _HIGHEST = 3.0, 100.0
+# A probability map or a mask in fractions comes close to 1 somewhere and never passes it.
+_NEARLY_CERTAIN = 0.95
+
 
 def rethreshold(
-    anomaly_map: Path, at: float, output: Path, *, min_volume_ml: float = 0.05, brain: Path | None = None
+    anomaly_map: Path,
+    at: float,
+    output: Path,
+    *,
+    min_volume_ml: float = 0.05,
+    brain: Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Path]:
     """Write mask, findings and a record of how they were made, and show the findings.
 
@@ -31,10 +44,10 @@ def rethreshold(
         output: folder; not one that holds a detection, whose provenance would then speak of another mask.
         min_volume_ml: smaller findings are dropped.
         brain: mask file on the anomaly map's grid; None takes all scores.
+        overwrite: whether what was made of another map may make room.
 
     Raises:
-        InputError: when something cannot be read or written, is a mask instead of an anomaly map, or a number is out of
-            range.
+        InputError: when something cannot be read or written, is no anomaly map, or a number is out of range.
     """
     if not at > 0:
         raise InputError(f"The threshold is {at}.", "It must be an anomaly score above 0.")
@@ -43,16 +56,22 @@ def rethreshold(
             f"{output} holds the results of a detection, and its provenance tells of their threshold.",
             "Choose another output folder.",
         )
+    made = _made(anomaly_map)
     names = (f"mask{image_suffix(str(anomaly_map))}", "findings.csv", "findings.json", RECORD)
     inputs = [path for path in (anomaly_map, brain) if path is not None]
     with OutputFolder(output, inputs) as folder:
-        folder.check(names)
+        earlier = folder.replaced(names)
         volume = read_anomaly_map(anomaly_map)
-        if not is_recorded(anomaly_map):
-            if is_binary(sitk.GetArrayViewFromImage(volume.image)):
-                raise InputError(f"{anomaly_map} is a mask: it has no values but 0 and 1.", "Give an anomaly map.")
-            message = f"warning: {anomaly_map} has no record of this program beside it; is it an anomaly map?"
-            err.print(plain(message, "yellow"))
+        if made is None:
+            _check_scores(sitk.GetArrayViewFromImage(volume.image), anomaly_map)
+            warnings = [f"{anomaly_map} has no record of this program beside it; is it an anomaly map?"]
+        else:
+            said = made.content.get("warnings")  # by the detection: what was doubtful stays so
+            warnings = [str(warning) for warning in said] if isinstance(said, list) else []
+        for name, content in earlier.items():
+            if not overwrite and content.get("heat_sha256") != volume.sha256:
+                of = f"another map ({content['heat']})" if content.get("heat") else f"another command ({name})"
+                raise InputError(f"{output} holds the result of {of}.", "Choose another folder, or say --overwrite.")
         inside = None if brain is None else read_mask(brain, volume)
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside)
         about = {
@@ -61,17 +80,71 @@ def rethreshold(
             "threshold": at,
             "min_volume_ml": min_volume_ml,
             "brain": None if brain is None else str(brain.absolute()),
+            "warnings": warnings,
             "diffusion_anomaly": __version__,
             "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         writers = (
             lambda path: write_like(mask, volume, path, dtype=np.uint8),
             lambda path: write_findings_csv(findings, path),
-            lambda path: write_findings_json(findings, path),
+            lambda path: write_findings_json(findings, path, warnings),
             record(about),
         )
         files = folder.publish(dict(zip(names, writers, strict=True)))
+    for warning in warnings:
+        err.print(plain(f"warning: {warning}", "yellow"))
+    for content in earlier.values():
+        if (replaced := _described(content)) != _described(about):
+            err.print(plain(f"{output}: mask and findings {replaced} were replaced."))
     show_findings(findings, at)
     for path in files.values():
         out.print(plain(path))
     return files
+
+
+def _made(anomaly_map: Path) -> Recorded | None:
+    """What is recorded of an anomaly map; None where nothing is.
+
+    Raises:
+        InputError: for a folder, and for another file of a result.
+    """
+    if anomaly_map.is_dir():
+        candidates = (anomaly_map / file_names(f"scan{suffix}")["heat"] for suffix in (".nii.gz", ".nrrd", ".mha"))
+        inside = next((path for path in candidates if path.is_file()), None)
+        hint = "Give the anomaly map itself." if inside is None else f"Give {inside}."
+        raise InputError(f"{anomaly_map} is a folder, no anomaly map.", hint)
+    made = recorded(anomaly_map)
+    if made is not None and made.kind != ANOMALY_MAP:
+        hint = "Give the anomaly map itself." if made.anomaly_map is None else f"Give {made.anomaly_map}."
+        raise InputError(f"{anomaly_map} is the {made.kind} of a result, no anomaly map.", hint)
+    return made
+
+
+def _check_scores(values: np.ndarray, path: Path) -> None:
+    """Refuse what cannot be a map of this program, where no record tells.
+
+    Args:
+        values: not negative, ``(slices, rows, columns)``.
+        path: for messages.
+
+    Raises:
+        InputError: for whole numbers, as masks, label maps and most scans have them; for probabilities; and for values
+            far above all scores.
+    """
+    above = values[values > 0]
+    highest = float(values.max())
+    why = ""
+    if all(np.array_equal(plane, np.rint(plane)) for plane in values):
+        why = "it has whole numbers only, as a mask, a label map or a scan has"
+    elif _NEARLY_CERTAIN <= highest <= 1:
+        why = f"its values end at {highest:.4g}, as probabilities do"
+    elif highest > _HIGHEST or float(np.median(above)) > _HIGHEST_MIDDLE:
+        why = f"half of its values above 0 are over {np.median(above):.4g}, the highest is {highest:.4g}, as in a scan"
+    if why:
+        raise InputError(f"{path} is no anomaly map: {why}.", "Give an anomaly map that detect wrote.")
+
+
+def _described(about: Mapping[str, Any]) -> str:
+    """How mask and findings were made."""
+    inside = f", inside {about['brain']}" if about.get("brain") else ""
+    return f"at a score of {about.get('threshold')} (at least {about.get('min_volume_ml')} ml{inside})"

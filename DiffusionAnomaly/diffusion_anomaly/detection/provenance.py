@@ -77,6 +77,7 @@ def describe(
             "slice_spacing": found.stack.grid.max_slice_spacing,
         },
         "calibration": plan.calibration_source,
+        "calibration_end": round(calibration_end(plan), 4),
         "threshold": {"heat": plan.threshold, "source": threshold_source(plan)},
         "score": {
             "value": score,
@@ -142,16 +143,21 @@ def describe_brain_model() -> dict[str, Any]:
 
 def threshold_source(plan: Plan) -> str:
     """Why the threshold is what it is."""
-    if plan.asked.threshold is not None:
-        return "chosen by the user"
     stored = plan.stored_threshold
     allowed = stored.get("false_alarm_ml")
     source = str(stored.get("source") or "healthy validation scans")
     text = source if allowed is None else f"at most {allowed:g} ml of false alarms a scan on {source}"
-    end = float(plan.calibration.scores[-1])
+    if plan.asked.threshold is not None:
+        text = "chosen by the user"
+    end = calibration_end(plan)
     if plan.threshold > end:  # no healthy voxel was that rare: the table goes on there as a straight line
         text += f"; beyond the calibration table, which ends at {end:.2f}"
     return text
+
+
+def calibration_end(plan: Plan) -> float:
+    """The highest score that was counted in healthy voxels; those above are extrapolated."""
+    return float(plan.calibration.scores[-1])
 
 
 def volume_ml(mask: sitk.Image) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
-from ..io.outputs import OutputFolder
+from ..io.outputs import OutputFolder, result_in_place_of_scan
 from ..io.volume import read_mask, read_volume
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, save
@@ -26,6 +27,7 @@ class ScanRequest:
         series: which series of a DICOM folder.
         frame: which volume of a 4-D scan, counted from 0.
         title: what the user calls the scan; empty for the name of its file.
+        overwrite: whether the result of another scan may make room for this one's.
     """
 
     scan: Path
@@ -34,6 +36,7 @@ class ScanRequest:
     series: str | None = None
     frame: int | None = None
     title: str = ""
+    overwrite: bool = True
 
 
 class Listener(Protocol):
@@ -57,17 +60,22 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
         The result and its files by kind, see ``results.saving.save``.
 
     Raises:
-        InputError: before anything is computed, when a file that is no earlier result is in the way of one.
+        InputError: before anything is computed, when the scan is itself a result, or when a file that is no earlier
+            result, or another scan's that is to be kept, is in the way.
         EngineError: as reading, a detection and writing raise it. A folder that was made for results is gone then.
     """
     listener.stage("read", 0, 1)
+    if (refusal := result_in_place_of_scan(request.scan)) is not None:
+        raise refusal
     inputs = [path for path in (request.scan, request.brain) if path is not None]
     folder = OutputFolder(request.output, inputs)
     try:
         with folder:
             kept = ["scan"] if detector.plan.asked.keep_reconstruction else []
-            folder.check(file_names(str(request.scan), kept).values())
+            earlier = folder.replaced(file_names(str(request.scan), kept).values())
             volume = read_volume(request.scan, series=request.series, frame=request.frame)
+            if not request.overwrite:
+                keep_other_scans(earlier, volume.sha256, request.output)
             volume = replace(volume, title=request.title)
             brain = None if request.brain is None else read_mask(request.brain, volume)
             listener.stage("read", 1, 1)
@@ -84,6 +92,25 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
         became = "its results are complete" if folder.published else "nothing was written"
         raise Cancelled(f"Stopped by the user; for {request.scan}, {became}.") from None
     return result, files
+
+
+def keep_other_scans(earlier: Mapping[str, Mapping[str, Any]], sha256: str, folder: Path) -> None:
+    """Make sure that what makes room for a result was made of the same scan.
+
+    Args:
+        earlier: the records that make room, by name, see ``OutputFolder.replaced``.
+        sha256: of the scan.
+        folder: for the message.
+
+    Raises:
+        InputError: naming the scan whose result is there.
+    """
+    for name, content in earlier.items():
+        about = content.get("input")
+        about = about if isinstance(about, dict) else {}
+        if about.get("sha256") != sha256:
+            made = f"another scan ({about['title']})" if about.get("title") else f"another command ({name})"
+            raise InputError(f"{folder} holds the result of {made}.", "Choose another folder, or say --overwrite.")
 
 
 def as_engine_error(error: Exception, hint: str) -> EngineError:

@@ -19,6 +19,7 @@ from types import TracebackType
 import numpy as np
 
 from ..errors import InputError, MemoryExhausted
+from ..text import counted
 
 CHUNK = 1 << 20
 # The most that deflate makes of a byte; whoever promises more is wrong.
@@ -369,4 +370,8 @@ def read_frame(
 
 def behind_warning(behind: int) -> tuple[str, ...]:
     """What to say of bytes that follow the voxels: the header may state another size than the voxels have."""
-    return (f"{behind} bytes follow the voxels that the header states; is their number right?",) if behind else ()
+    if not behind:
+        return ()
+    return (
+        f"{counted(behind, 'byte follows', 'bytes follow')} the voxels that the header states; is their number right?",
+    )

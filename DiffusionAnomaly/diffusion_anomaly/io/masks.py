@@ -32,12 +32,6 @@ def check_mask(values: np.ndarray, what: str) -> None:
     )
 
 
-def is_binary(values: np.ndarray) -> bool:
-    """Whether there is nothing but 0 and 1, and both."""
-    ones, zeros = (int(np.count_nonzero(values == value)) for value in (1, 0))
-    return min(ones, zeros) > 0 and ones + zeros == values.size
-
-
 def _in_regions(values: np.ndarray) -> bool:
     alike, pairs = 0, 0
     for plane in values:

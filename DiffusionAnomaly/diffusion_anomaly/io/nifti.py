@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..text import counted
 from .content import (
     MOST_INFLATION,
     Content,
@@ -158,7 +159,7 @@ def _extents(header: Any, what: str) -> tuple[int, ...]:
     count = dimensions[0]
     if not 1 <= count <= 7:
         raise InputError(
-            f"{what}: its header states {count} dimensions; expected 2, 3 or 4.", "Convert the scan again."
+            f"{what}: its header states {counted(count, 'dimension')}; expected 2, 3 or 4.", "Convert the scan again."
         )
     extents = dimensions[1 : count + 1]
     if min(extents) < 1 or count < 2:
@@ -172,7 +173,7 @@ def _extents(header: Any, what: str) -> tuple[int, ...]:
         if extents[3] == 1 and max(beyond[1:], default=1) == 1:  # NIfTI keeps a voxel's components there
             raise not_grey(what, "vector", beyond[0])
         raise InputError(
-            f"{what} has {count} dimensions ({'x'.join(map(str, extents))}); expected 2, 3 or 4.",
+            f"{what} has {counted(count, 'dimension')} ({'x'.join(map(str, extents))}); expected 2, 3 or 4.",
             "Save one volume of it to a file.",
         )
     return tuple(extents[:4])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..text import counted
 from .content import ScanFile, behind_warning, check_size, clean_text
 from .geometry import MOST_SHEAR, Geometry, geometry_of
 from .parts import MOST_PARTS, Encoding, read_header_lines, read_parts
@@ -197,8 +198,8 @@ def _axes(fields: Mapping[str, Any], sizes: tuple[int, ...], what: str) -> tuple
     several = [axis for axis in others if sizes[axis] > 1]
     if len(spatial) not in (2, 3) or len(several) > 1:
         raise InputError(
-            f"{what} has {len(sizes)} dimensions ({'x'.join(map(str, sizes))}), {len(spatial)} of them in space; "
-            "expected 2, 3 or 4.",
+            f"{what} has {counted(len(sizes), 'dimension')} ({'x'.join(map(str, sizes))}), {len(spatial)} of them in "
+            "space; expected 2, 3 or 4.",
             "Save one volume of it to a file.",
         )
     return spatial, several[0] if several else None

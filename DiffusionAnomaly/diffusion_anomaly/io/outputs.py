@@ -22,6 +22,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,16 @@ RECORDS = ("provenance.json", "threshold.json", "evaluation.json")
 """Files that speak for the others of a result."""
 
 DIGESTS = "files_sha256"
+ANOMALY_MAP = "anomaly map"
+# By what a file's name begins with. An evaluation's maps lie in a folder ``heat``.
+_KINDS = {
+    "heat": ANOMALY_MAP,
+    "mask": "mask",
+    "brain": "brain mask",
+    "healed": "pseudo-healthy reconstruction",
+    "findings": "table of findings",
+    "report": "report",
+}
 ELSEWHERE = "Choose another output folder, or move that file away."
 # Beyond this no record of ours comes near; a foreign JSON file is not read to its end.
 LONGEST_RECORD = 64 << 20
@@ -138,6 +149,15 @@ class OutputFolder:
             if path.is_symlink() or not path.is_file() or _sha256(path) != ours[name]:
                 raise InputError(f"{path} was changed since this program wrote it.", ELSEWHERE)
         return [name for name in (*going, *ours) if os.path.lexists(self.path / name)]
+
+    def replaced(self, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """The records that make room for files of these names, by name, with what they say.
+
+        Raises:
+            InputError: as ``check``.
+        """
+        going = [name for name in self.check(names) if name in RECORDS]
+        return {name: content for name in going if (content := _content(self.path / name)) is not None}
 
     def publish(self, writers: Mapping[str, Writer]) -> dict[str, Path]:
         """Write files and put them in place together with those in ``new``, instead of an earlier result.
@@ -277,15 +297,104 @@ def record(content: Mapping[str, Any]) -> Writer:
     return write
 
 
-def is_recorded(path: Path) -> bool:
-    """Whether a record in a file's folder, or in one of the two above it, says that this program wrote its bytes."""
-    path = path.absolute()
-    for folder in list(path.parents)[:3]:
-        for files in _earlier(folder, RECORDS).values():
-            digest = files.get(path.relative_to(folder).as_posix())
-            if digest is not None and digest == _sha256(path):
-                return True
-    return False
+@dataclass(frozen=True)
+class Recorded:
+    """A file that this program wrote, and what the record beside it says.
+
+    Attributes:
+        folder: where the record lies.
+        name: of the file, relative to it.
+        record: the record's own name, one of ``RECORDS``.
+        content: of the record.
+    """
+
+    folder: Path
+    name: str
+    record: str
+    content: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """What the file is, in words."""
+        return _kind_of(self.name)
+
+    @property
+    def anomaly_map(self) -> Path | None:
+        """The anomaly map that the file belongs to; None where there is not exactly one, as in an evaluation."""
+        if self.record == "threshold.json":
+            return Path(str(self.content.get("heat", "")))
+        maps = [name for name in self.content[DIGESTS] if _kind_of(name) == ANOMALY_MAP]
+        return self.folder / maps[0] if len(maps) == 1 else None
+
+    @property
+    def of(self) -> str:
+        """What the scan, or the anomaly map that was given a threshold, is called; empty where the record is silent."""
+        about = self.content.get("input")
+        title = about.get("title") if isinstance(about, dict) else Path(str(self.content.get("heat", ""))).name
+        return title if isinstance(title, str) else ""
+
+
+def recorded(path: Path) -> Recorded | None:
+    """What the record in a file's folder, or in one of the two above, says of it; None where none names its bytes."""
+    try:
+        path = path.absolute()
+        for folder in list(path.parents)[:3]:
+            name = path.relative_to(folder).as_posix()
+            for record in RECORDS:
+                content = _content(folder / record)
+                digest = None if content is None else content[DIGESTS].get(name)
+                if content is not None and digest is not None and path.is_file() and digest == _sha256(path):
+                    return Recorded(folder, name, record, content)
+    except OSError:  # who reads the file next says why it cannot be read
+        pass
+    return None
+
+
+def result_in_place_of_scan(path: Path) -> InputError | None:
+    """The error for what is a result of this program, given as a scan; None for anything else.
+
+    Args:
+        path: a file that a record names, or a folder that holds nothing but results and folders of them.
+    """
+    if os.path.isdir(path):
+        if not _holds_results_alone(path):
+            return None
+        what, hint = f"{path} holds results of this program, no scan.", "Give the scan that they were made of."
+    else:
+        made = recorded(path)
+        if made is None:
+            return None
+        about = f" of {made.of}" if made.of else ""
+        what, hint = f"{path} is a result of this program ({made.kind}{about}), not a scan.", "Give the scan itself."
+    return InputError(what, hint)
+
+
+def _holds_results_alone(folder: Path) -> bool:
+    """Whether all that is in a folder are files of results, and folders in which there is nothing else either."""
+    records, foreign = _results_in(folder)
+    below = [_results_in(place) for place in foreign if os.path.isdir(place)]
+    alone = len(below) == len(foreign) and all(inside and not others for inside, others in below)
+    return alone and (records or bool(below))
+
+
+def _results_in(folder: Path) -> tuple[bool, list[Path]]:
+    """Whether a folder holds a record, and what none speaks of."""
+    contents = {name: content for name in RECORDS if (content := _content(folder / name)) is not None}
+    ours = {PurePosixPath(name).parts[0] for content in contents.values() for name in content[DIGESTS]} | set(contents)
+    return bool(contents), [entry for entry in _visible(folder) if entry.name not in ours]
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _kind_of(name: str) -> str:
+    """What a file of a result is, in words; its own name where there are none for it."""
+    begin = re.split(r"[/._]", name, maxsplit=1)[0]
+    return _KINDS.get(begin, PurePosixPath(name).name)
 
 
 def remove_if_empty(directory: Path) -> None:
@@ -361,12 +470,12 @@ def _is_open_on(descriptor: int, directory: Path) -> bool:
 
 def _earlier(directory: Path, records: Iterable[str]) -> dict[str, dict[str, str]]:
     """The records in a folder, and for each what it says of its files."""
-    found = {name: _digests(directory / name) for name in records}
-    return {name: files for name, files in found.items() if files is not None}
+    found = {name: _content(directory / name) for name in records}
+    return {name: content[DIGESTS] for name, content in found.items() if content is not None}
 
 
-def _digests(path: Path) -> dict[str, str] | None:
-    """The files that a record names, with their SHA256; None for what is no record."""
+def _content(path: Path) -> dict[str, Any] | None:
+    """A record, with the files that it names and their SHA256 under ``DIGESTS``; None for what is no record."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST_RECORD:
             return None
@@ -376,7 +485,7 @@ def _digests(path: Path) -> dict[str, str] | None:
     files = content.get(DIGESTS) if isinstance(content, dict) else None
     if not isinstance(files, dict) or not all(_is_entry(path.parent, *entry) for entry in files.items()):
         return None
-    return files
+    return content
 
 
 def _is_entry(directory: Path, name: str, digest: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
+from .outputs import result_in_place_of_scan
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
 Source = PathLike | sitk.Image | np.ndarray | Volume
@@ -39,7 +41,8 @@ def read(
         title: what to call it; empty for the name of its file.
 
     Raises:
-        InputError: when it cannot be read as one grey volume a contrast; the message says why and what to do.
+        InputError: when it cannot be read as one grey volume a contrast, or is a result of this program; the message
+            says why and what to do.
         MemoryExhausted: when it does not fit into memory.
 
     >>> read(np.zeros((4, 8, 8)), spacing=(1, 1, 3)).image.GetSpacing()
@@ -60,6 +63,8 @@ def read(
     if isinstance(source, (str, os.PathLike)):
         if spacing is not None:
             raise InputError("A spacing was given for a file, which states its own.", "Leave it out.")
+        if (refusal := result_in_place_of_scan(Path(source))) is not None:
+            raise refusal
         volume = read_volume(source, series=series, frame=frame)
         return volume if not title else Volume(**{**vars(volume), "title": title})
     image = _image(source, spacing)

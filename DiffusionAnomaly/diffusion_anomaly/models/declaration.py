@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, ModelError
 from ..io.files import file_stem
 from ..registry import METHODS, MethodEntry, get_method
+from ..text import counted
 from .manifest import NEWER, fail
 
 if TYPE_CHECKING:
@@ -245,7 +246,12 @@ def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping
     for key in ("shift", "scale"):
         values = anomaly["codec"].get(key)
         if isinstance(values, list) and len(values) not in (1, latent):
-            fail(package, ANOMALY, f"has a codec with {len(values)} values of {key} for {latent} channels", WRONG)
+            fail(
+                package,
+                ANOMALY,
+                f"has a codec with {counted(len(values), 'value')} of {key} for {counted(latent, 'channel')}",
+                WRONG,
+            )
     rows = anomaly.get("latent_threshold", {}).get("value")
     if isinstance(rows, list):
         width, height = (pixels // anomaly["codec"]["factor"] for pixels in anomaly["grid"]["size"])

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..text import counted
 from .declaration import WRONG, network_file, weights_file
 from .manifest import fail
 
@@ -119,7 +120,11 @@ def _check_finite(tensor: Tensor, package: str, file: str, name: str) -> None:
     # The extremes are finite when all is: NaN and infinity reach them. One pass, without a tensor of the same size.
     if not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(tensor)):
         count = int((~torch.isfinite(tensor)).sum())
-        fail(package, file, f"holds {count} values in {name!r} that are not finite")
+        fail(
+            package,
+            file,
+            f"holds {counted(count, 'value')} in {name!r} that {'is' if count == 1 else 'are'} not finite",
+        )
 
 
 def _name(dtype: torch.dtype) -> str:

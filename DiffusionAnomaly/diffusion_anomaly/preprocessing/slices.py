@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 
 from ..errors import InputError
 from ..io.orientation import Orientation, describe_grid, same_grid
+from ..text import counted
 
 MOST_NEIGHBOURS = 8
 # Of a voxel's surroundings on the model's grid at least this share is brain where the voxel gets a score.
@@ -138,9 +139,9 @@ class SliceStack:
             mask[:] = self._to_grid(count) >= 0.5 * (slab.stop - slab.start)
         keep = [index for index, mask in enumerate(masks) if mask.any()]
         if not keep:
-            voxels = np.count_nonzero(self._mask)
+            voxels = counted(np.count_nonzero(self._mask), "voxel")
             raise InputError(
-                f"The brain mask ({voxels} voxels) covers no pixel of {grid.spacing} mm on the model's grid.",
+                f"The brain mask ({voxels}) covers no pixel of {grid.spacing} mm on the model's grid.",
                 "Give a mask that covers the brain.",
             )
         self._slabs = tuple(slabs[index] for index in keep)

@@ -137,8 +137,10 @@ def write_findings_csv(findings: Sequence[Finding], path: str | os.PathLike[str]
     write_text(path, text.getvalue())
 
 
-def write_findings_json(findings: Sequence[Finding], path: str | os.PathLike[str]) -> None:
-    """Write the findings as JSON with the keys of the table, whole or not at all.
+def write_findings_json(
+    findings: Sequence[Finding], path: str | os.PathLike[str], warnings: Sequence[str] = ()
+) -> None:
+    """Write the findings as JSON with the keys of the table, and the reasons to doubt them, whole or not at all.
 
     Raises:
         InputError: when the file cannot be written.
@@ -147,6 +149,7 @@ def write_findings_json(findings: Sequence[Finding], path: str | os.PathLike[str
         "schema_version": SCHEMA_VERSION,
         "heat": SCORE_UNIT,
         "coordinates": "centroid in mm right, anterior, superior; the scan's own indices, from 0, inclusive",
+        "warnings": list(warnings),
         "findings": findings_table(findings),
     }
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")

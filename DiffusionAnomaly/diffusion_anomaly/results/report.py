@@ -108,6 +108,7 @@ def render(shown: Shown) -> str:
         peak=peak,
         threshold=threshold,
         coloured_from=coloured_from(threshold),
+        extrapolated=_extrapolated(provenance.get("calibration_end"), peak, threshold),
         score=provenance["score"]["value"],
         pictures=draw_slices(view, slices, threshold, top),
         colour_bar=draw_colour_bar(threshold, top),
@@ -121,6 +122,20 @@ def render(shown: Shown) -> str:
 def _title_of(method: str) -> str:
     """A method's title; its name if it is none that this version offers, as in a report of a newer one's results."""
     return METHODS[method].title if method in METHODS else method
+
+
+def _extrapolated(end: object, peak: float, threshold: float) -> str:
+    """What is to be said of scores that the calibration table does not reach; empty where there are none.
+
+    Args:
+        end: where the table ends; None in the provenance of earlier versions.
+        peak: the highest score.
+        threshold: the mask's.
+    """
+    if not isinstance(end, (int, float)) or max(peak, threshold) <= end:
+        return ""
+    what = ", the threshold among them," if threshold > end else ""
+    return f"Scores above {end:.2f}{what} are extrapolated: healthy voxels so rare were too few to be counted"
 
 
 def _model_line(model: Mapping[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import SimpleITK as sitk
 
 from ..io.volume import Scan
+from ..text import counted
 from .findings import Finding, segment
 
 
@@ -108,7 +109,7 @@ class Result:
         total = sum(finding.volume_ml for finding in self.findings)
         model = self.provenance["model"]
         return (
-            f"<Result of {self.name}: {len(self.findings)} findings, {total:.2f} ml at an anomaly score of "
+            f"<Result of {self.name}: {counted(len(self.findings), 'finding')}, {total:.2f} ml at an anomaly score of "
             f"{self.threshold:.2f} or more; {model['name']} {model['version']}>"
         )
 

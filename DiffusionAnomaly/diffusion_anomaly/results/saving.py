@@ -64,7 +64,8 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
 
     Args:
         result: from a ``Detector``.
-        directory: where to; made if it does not exist. All files of an earlier result are replaced, and nothing else.
+        directory: where to; made if it does not exist. All files of an earlier result, whatever its scan, are replaced,
+            and nothing else.
 
     Returns:
         The paths of ``anomaly_map``, ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report`` and
@@ -95,7 +96,7 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
             names["mask"]: lambda path: write_like(result.mask, volume, path, dtype=np.uint8),
             names["brain"]: lambda path: write_like(result.brain, volume, path, dtype=np.uint8),
             names["findings_csv"]: lambda path: write_findings_csv(result.findings, path),
-            names["findings_json"]: lambda path: write_findings_json(result.findings, path),
+            names["findings_json"]: lambda path: write_findings_json(result.findings, path, result.warnings),
             names["report"]: lambda path: write_report(result, path),
             names["provenance"]: record(result.provenance),
         },

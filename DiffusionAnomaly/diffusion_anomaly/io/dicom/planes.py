@@ -46,6 +46,7 @@ HEADER_TAGS = [
         tag_for_keyword(keyword) or 0
         for keyword in (
             *("SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription"),
+            *("SeriesNumber", "SeriesTime"),
             *("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "SeriesInstanceUID"),
             *("FrameOfReferenceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"),
             *("Rows", "Columns", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing"),

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError
+from ...text import counted
+from ..outputs import RECORDS
 from .headers import BoundedFile, Header, read_header
 from .recognition import HEAD_BYTES, has_dicom_head
 
@@ -30,6 +32,7 @@ _NO_IMAGES = frozenset(
 )
 _NOT_SCANNED = re.compile(r"\b(LOCALI[SZ]ER|DERIVED|SECONDARY|REFORMATTED|PROJECTION IMAGE)\b")
 _LISTED = 20
+_CHOOSE = "Choose one with --series and its UID, or its description where no other series has it."
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,21 @@ class Series:
         return not (self._first and _NOT_SCANNED.search(self._first.code("ImageType").upper().replace("\\", " ")))
 
     def __str__(self) -> str:
-        parts = [self.description or "no description", self.plane, f"{self.images} image{'s' * (self.images != 1)}"]
+        parts = [self.description or "no description", *self._when(), self.plane, counted(self.images, "image")]
         if not self.scanned:
             parts.append("localiser or derived")
         if self.faulty:
             parts.append(f"{len(self.faulty)} damaged")
         return f"{self.uid or 'without UID'} ({', '.join(filter(None, parts))})"
+
+    def _when(self) -> Iterator[str]:
+        """Number and time of the series, where the header states them: what tells repetitions apart."""
+        if self._first is None:
+            return
+        if (number := self._first.hint("SeriesNumber")) is not None:
+            yield f"series {number:g}"
+        if len(time := self._first.code("SeriesTime").partition(".")[0]) >= 4 and time.isdecimal():
+            yield f"at {':'.join(time[start : start + 2] for start in range(0, len(time), 2))}"
 
     @property
     def _first(self) -> Header | None:
@@ -159,7 +171,12 @@ def read_one(path: Path, tags: list[int]) -> DicomFile | None:
     if kind == _DIRECTORY or kind in _NO_IMAGES:
         return DicomFile(path, None, series)
     if missing:
-        return DicomFile(path, header, series, f"is cut short: {missing} bytes of its pixels are missing")
+        return DicomFile(
+            path,
+            header,
+            series,
+            f"is cut short: {counted(missing, 'byte of its pixels is', 'bytes of its pixels are')} missing",
+        )
     if tag is None:
         expects_pixels = "Image Storage" in kind.name or not kind or "Rows" in header
         fault = "is cut short: it ends before its pixels" if expects_pixels else ""
@@ -190,18 +207,15 @@ def choose_series(
         listed += f"; and {len(ranked) - _LISTED} more"
     if wanted is None:
         if len(found) > 1:
-            raise InputError(
-                f"{folder} holds {len(found)} DICOM series: {listed}.", "Choose one with --series and its UID."
-            )
+            raise InputError(f"{folder} holds {len(found)} DICOM series: {listed}.", _CHOOSE)
         chosen = ranked
     else:
         chosen = [series for series in ranked if series.uid == wanted]
         chosen = chosen or [series for series in ranked if series.description == wanted]
+        chosen = chosen or [series for series in ranked if series.description.casefold() == wanted.strip().casefold()]
     if len(chosen) != 1:
         count = "no series" if not chosen else f"{len(chosen)} series"
-        raise InputError(
-            f"{folder} holds {count} {wanted!r}. It holds: {listed}.", "Choose one with --series and its UID."
-        )
+        raise InputError(f"{folder} holds {count} {wanted!r}. It holds: {listed}.", _CHOOSE)
     series = chosen[0]
     if faulty := [*series.faulty, *lost]:
         raise _faulty(faulty)
@@ -271,7 +285,8 @@ def _check_neighbours(series: Series, others: Sequence[Path]) -> list[str]:
 
 
 def _faulty(files: Sequence[DicomFile]) -> InputError:
-    others = f" So are {len(files) - 1} more files." if len(files) > 1 else ""
+    more = len(files) - 1
+    others = f" The same goes for {counted(more, 'more file')}." if more else ""
     belongs = "" if files[0].series is not None else ", and may belong to the scan"
     return InputError(
         f"{files[0].path} {files[0].fault}{belongs}.{others}", "Copy or export it again, or move it elsewhere."
@@ -280,8 +295,10 @@ def _faulty(files: Sequence[DicomFile]) -> InputError:
 
 def _nothing(folder: Path, others: Sequence[Path]) -> InputError:
     inside = sorted(item.name for item in folder.iterdir())
-    content = f"{len(inside)} entries, such as {', '.join(inside[:3])}" if inside else "nothing"
+    content = f"{counted(len(inside), 'entry', 'entries')}, such as {', '.join(inside[:3])}" if inside else "nothing"
     hint = "Give a scan file, or the folder that holds the DICOM files themselves."
     if any(path.suffix.lower() in (".zip", ".7z", ".rar", ".tgz", ".tar") for path in others):
         hint = "Unpack the archive, and give the folder that holds the DICOM files."
+    if any(path.name in RECORDS for path in others):
+        hint = "Results of this program lie in it: give the scan that they were made of."
     return InputError(f"{folder} holds no DICOM image; found {content}.", hint)

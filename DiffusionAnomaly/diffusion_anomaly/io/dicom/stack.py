@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError
+from ...text import counted
 from ..geometry import Geometry, geometry_of
 from ..reading import choose_frame
 from .planes import Plane
@@ -55,7 +56,9 @@ def choose_volume(
         places, dropped = _without_doubles(_places(stack), values)
         if dropped:
             names = ", ".join(sorted(plane.name for plane in dropped)[:_NAMED])
-            warnings.append(f"{len(dropped)} images are there twice; the copies were left out ({names}).")
+            warnings.append(
+                f"{counted(len(dropped), 'image is', 'images are')} there twice; the copies were left out ({names})."
+            )
         _check_counts(places, where)
         found, difference = _volumes(places, where)
         volumes.extend(found)
