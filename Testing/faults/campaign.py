@@ -24,7 +24,7 @@ from .pool import FINISHED, Verdict
 
 KILL = "kill"
 KILL_SHARE = 0.3
-LONG_KILLS, SHORT_KILLS = 200, 8
+LONG_KILLS, SHORT_KILLS = 200, 6
 MOST_DRAWS = 5  # processes that are started for each that shall be ended at work; three in five are
 KINDS = (*POOLED, KILL)
 BETWEEN = 30.0  # seconds between two lines of progress

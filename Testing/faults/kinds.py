@@ -43,10 +43,10 @@ def _texts() -> Callable[[random.Random, Path], str]:
 
 
 POOLED = {
-    "input": Kind("mutated scans", inputs.prepare, inputs.load, 0.4, 10_000, 600),
-    "package": Kind("mutated model packages", packages.prepare, packages.load, 0.2, 200, 60),
-    "job": Kind("mutated job files", packages.prepare_jobs, packages.load_jobs, 0.05, 1000, 200),
-    "text": Kind("hostile text", lambda folder: None, _texts, 0.05, 200, 16),
+    "input": Kind("mutated scans", inputs.prepare, inputs.load, 0.4, 10_000, 300),
+    "package": Kind("mutated model packages", packages.prepare, packages.load, 0.2, 200, 24),
+    "job": Kind("mutated job files", packages.prepare_jobs, packages.load_jobs, 0.05, 1000, 100),
+    "text": Kind("hostile text", lambda folder: None, _texts, 0.05, 200, 8),
 }
 
 
