@@ -6,7 +6,7 @@
 #   make lint      ruff (lint and format) and pyright
 #   make format    what ruff can mend by itself
 #   make docs      the documentation's site, into build/site; `make docs-serve` shows it while it is written
-#   make faults    mutated inputs, hostile packages, killed processes at random: MINUTES (default 20), SEED (default 1)
+#   make faults    mutated inputs, hostile packages, killed processes at random: SEED (default 1), MINUTES (as many as needed)
 #   make bench     speed and memory on this machine
 #   make figures   the documentation's pictures, from the demo's results and from the tests of the Slicer module
 #   make clean     remove everything that the commands above have made, .venv too
@@ -63,11 +63,10 @@ docs: $(VENV)/docs.installed
 docs-serve: $(VENV)/docs.installed
 	$(BIN)/mkdocs serve
 
-MINUTES ?= 20
 SEED ?= 1
 
 faults: $(VENV)/all.installed
-	$(BIN)/python -m Testing.faults --minutes $(MINUTES) --seed $(SEED) --json faults.json
+	$(BIN)/python -m Testing.faults --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES)) --json faults.json
 
 bench: $(VENV)/all.installed
 	$(BIN)/python -m Testing.benchmarks

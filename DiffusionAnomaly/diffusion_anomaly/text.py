@@ -49,6 +49,17 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
+def clean_text(raw: bytes | str, most: int = 256) -> str:
+    r"""Text of a header in one line, cut where it is longer than ``most``; what a terminal would obey becomes blanks.
+
+    >>> clean_text(b"T2 FLAIR, M\xfcller\x1b[31m\0\0")
+    'T2 FLAIR, M\ufffdller [31m'
+    """
+    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    text = "".join(" " if unicodedata.category(character) in _HIDDEN else character for character in text)
+    return " ".join(text.split())[:most]
+
+
 def safe_name(text: str, otherwise: str = "scan") -> str:
     """A text as the name of a file or folder that every system takes, and that leads nowhere else.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,11 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
+from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.recognition import Recognition
 from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.results.result import Result
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -28,6 +33,38 @@ def phantoms_are_known(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """Ellipsoids are no brains, and what tells scans apart knows it; only its own tests ask it."""
     if not request.module.__name__.endswith("test_recognition"):
         monkeypatch.setattr(Recognition, "verdict", lambda *_: None)
+
+
+@pytest.fixture
+def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures: the report has its own tests, and drawing takes longer than all else where it is asked for."""
+    monkeypatch.setattr("diffusion_anomaly.results.report.write_report", lambda result, path: path.write_text("page"))
+
+
+@pytest.fixture
+def signals_stay() -> Iterator[None]:
+    """What the commands do to the signals of their process is undone.
+
+    Ctrl-C is as in a terminal, also where the tests were started in the background, which leaves SIGINT ignored.
+    """
+    kinds = [kind for name in ("SIGINT", "SIGTERM", "SIGHUP") if (kind := getattr(signal, name, None))]
+    before = [signal.getsignal(kind) for kind in kinds]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for kind, handler in zip(kinds, before, strict=True):
+        signal.signal(kind, handler)
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``scan``, ``brain`` and ``lesion.nii.gz`` of a small head, to be read alone."""
+    return phantom.write_scan(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="session")
+def small_result(scans: Path) -> Result:
+    """What the baseline finds in ``scans``."""
+    return Detector(Options("intensity", device="cpu"))(scans / "scan.nii.gz", brain=scans / "brain.nii.gz")
 
 
 @pytest.fixture(scope="session")

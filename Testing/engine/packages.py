@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.models.networks import build_network
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.models.writing import write_bundle
@@ -116,6 +117,12 @@ def localise(directory: Path, network: dict[str, Any] | None = None, **anomaly: 
 def intensity(directory: Path, **anomaly: Any) -> Bundle:
     """A package of the baseline, without a network."""
     return write(directory, "intensity", {}, {**INTENSITY, **anomaly})
+
+
+def options_for(bundle: Bundle, **changes: Any) -> Options:
+    """To detect with a package as its numbers are checked: on the CPU, exactly."""
+    asked = {"method": bundle.method, "model": str(bundle.path), "device": "cpu", "precision": "float32"}
+    return Options(**{**asked, **changes})
 
 
 def write(

@@ -83,6 +83,20 @@ def on_grid(array: np.ndarray, like: sitk.Image) -> sitk.Image:
     return image
 
 
+def array(image: sitk.Image) -> np.ndarray:
+    return sitk.GetArrayFromImage(image)
+
+
+def write_scan(folder: Path, scan: str = "scan", brain: str = "brain", lesion: str = "lesion") -> Path:
+    """A head of 40 x 48 x 18 voxels with noise, its brain and its lesion, as NIfTI files of these names."""
+    empty = grid((40, 48, 18), (4.0, 4.0, 7.0))
+    noise = np.random.default_rng(0).normal(0, 3, empty.GetSize()[::-1]).astype(np.float32)
+    images = {scan: on_grid(array(paint(empty, fluid=True)) + noise, empty)}
+    for name, image in (images | {brain: brain_of(empty), lesion: lesion_of(empty)}).items():
+        sitk.WriteImage(image, str(folder / f"{name}.nii.gz"))
+    return folder
+
+
 def as_volume(image: sitk.Image) -> Volume:
     return Volume(sitk.Cast(image, sitk.sitkFloat32), "phantom", "0" * 64, 3, 0)
 

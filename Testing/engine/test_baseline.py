@@ -24,6 +24,7 @@ from diffusion_anomaly.errors import ModelError
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.models.package import Bundle, available, open_bundle
 from diffusion_anomaly.models.verification import verify
+from packages import options_for
 
 FLUID, TISSUE = 20.0, 100.0
 # The scale's estimate of the mode is the middle of a bin half a per cent of the mode wide.
@@ -51,10 +52,6 @@ def height(value: float) -> float:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return packages.intensity(tmp_path_factory.mktemp("models") / "toy-intensity", grid=GRID)
-
-
-def options_for(bundle: Bundle, **changes: Any) -> Options:
-    return Options(method="intensity", model=str(bundle.path), device="cpu", **changes)
 
 
 def raw_values(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -271,7 +268,7 @@ def resealed(
 def test_another_methods_package_is_no_baseline(write: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle = write(tmp_path / "toy")
     with pytest.raises(ModelError, match=f"made for the method '{bundle.method}', but 'intensity'") as caught:
-        make_plan(options_for(bundle))
+        make_plan(options_for(bundle, method="intensity"))
     assert f"--method {bundle.method}" in caught.value.hint
 
 

@@ -30,6 +30,7 @@ from diffusion_anomaly.preprocessing.intensity import IntensityScale
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from diffusion_anomaly.registry import METHODS, RestoreOptions
 from diffusion_anomaly.results.result import Result
+from phantom import array
 
 CHANNELS = ["FLAIR", "T1"]
 FOLDED = 2 * packages.CHANNELS
@@ -89,10 +90,6 @@ def scan(flair_like_volume: Volume, other_contrast: Volume) -> Scan:
 
 def detector(bundle: Bundle, **changes: Any) -> Detector:
     return Detector(Options(bundle.method, str(bundle.path), device="cpu", precision="float32", **changes))
-
-
-def array(image: sitk.Image) -> np.ndarray:
-    return sitk.GetArrayFromImage(image)
 
 
 def images_of(result: Result) -> list[np.ndarray]:

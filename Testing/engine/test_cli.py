@@ -26,6 +26,7 @@ from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.worker import protocol as job
 
 ENGINE = Path(cli.__file__).parents[2]  # the folder to import it from
+pytestmark = pytest.mark.usefixtures("plain_report", "signals_stay")
 RESULTS = {
     "heat.nii.gz",
     "mask.nii.gz",
@@ -64,34 +65,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-@pytest.fixture(autouse=True)
-def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: the report has its own tests, and drawing takes longer than all else here."""
-    monkeypatch.setattr(
-        "diffusion_anomaly.results.report.write_report",
-        lambda result, path: path.write_text("page"),
-    )
-
-
-@pytest.fixture(autouse=True)
-def signals_stay() -> object:
-    """The command takes over SIGTERM for its own process."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scan and its brain mask under a name with a space and letters beyond ASCII."""
-    folder = tmp_path_factory.mktemp("Übung eins")
-    grid = phantom.grid((40, 48, 18), (4.0, 4.0, 7.0))
-    noise = np.random.default_rng(0).normal(0, 3, grid.GetSize()[::-1]).astype(np.float32)
-    scan = phantom.on_grid(sitk.GetArrayFromImage(phantom.paint(grid, fluid=True)) + noise, grid)
-    sitk.WriteImage(scan, str(folder / "kopf.nii.gz"))
-    sitk.WriteImage(phantom.brain_of(grid), str(folder / "brain.nii.gz"))
-    sitk.WriteImage(phantom.lesion_of(grid), str(folder / "lesion.nii.gz"))
-    return folder
+    return phantom.write_scan(tmp_path_factory.mktemp("Übung eins"), "kopf")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import SimpleITK as sitk
 
 import phantom
 from diffusion_anomaly.detection.input_checks import brain_warnings
-from diffusion_anomaly.io.volume import Volume, read_volume
+from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 SAMPLE = Path(__file__).parents[2] / "Resources" / "SampleData" / "open-ms-patient26-FLAIR.nii.gz"
@@ -36,12 +37,18 @@ def warnings_of(stack: SliceStack) -> list[str]:
     return list(brain_warnings(stack, np.array([1.0, 2.0])))
 
 
-def mask_of(kept: float, size: tuple[int, int, int], spacing: tuple[float, float, float]) -> tuple[Volume, sitk.Image]:
-    """A scan and its brain mask, of whose voxels a random share is kept."""
-    empty = phantom.grid(size, spacing)
-    inside = sitk.GetArrayFromImage(phantom.brain_of(empty)) != 0
+@cache
+def whole_brain(size: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:
+    return sitk.GetArrayFromImage(phantom.brain_of(phantom.grid(size, spacing))) != 0
+
+
+def mask_of(
+    kept: float, size: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> tuple[sitk.Image, sitk.Image]:
+    """An empty scan, whose values cover nothing, and its brain mask, of whose voxels a random share is kept."""
+    empty, inside = phantom.grid(size, spacing), whole_brain(size, spacing)
     speckled = inside & (np.random.default_rng(0).random(inside.shape) < kept)
-    return phantom.as_volume(phantom.paint(empty)), phantom.on_grid(speckled.astype(np.uint8), empty)
+    return empty, phantom.on_grid(speckled.astype(np.uint8), empty)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=["1.6 mm", "1.07 mm"])
@@ -50,14 +57,14 @@ def mask_of(kept: float, size: tuple[int, int, int], spacing: tuple[float, float
 def test_coverage_of_a_speckled_mask_is_the_share_that_gets_scores(
     size: tuple[int, int, int], spacing: tuple[float, float, float], kept: float, grid: Grid
 ) -> None:
-    volume, brain = mask_of(kept, size, spacing)
-    stack = SliceStack([volume.image], grid, brain)
+    scan, brain = mask_of(kept, size, spacing)
+    stack = SliceStack([scan], grid, brain)
     assert stack.coverage == share_with_heat(stack, brain)
 
 
 def test_what_a_speckled_mask_loses_is_warned_of() -> None:
-    volume, brain = mask_of(0.35, *BRAINS[1])
-    stack = SliceStack([volume.image], GRIDS[0], brain)
+    scan, brain = mask_of(0.35, *BRAINS[1])
+    stack = SliceStack([scan], GRIDS[0], brain)
     assert 0.4 < stack.coverage < 0.6
     (warning,) = warnings_of(stack)
     assert f"Only {stack.coverage:.0%} of the brain mask gets scores" in warning
@@ -70,8 +77,8 @@ def test_what_a_speckled_mask_loses_is_warned_of() -> None:
 def test_an_ordinary_brain_is_covered(
     size: tuple[int, int, int], spacing: tuple[float, float, float], grid: Grid
 ) -> None:
-    volume, brain = mask_of(1.1, size, spacing)
-    stack = SliceStack([volume.image], grid, brain)
+    scan, brain = mask_of(1.1, size, spacing)
+    stack = SliceStack([scan], grid, brain)
     assert stack.coverage == share_with_heat(stack, brain) >= 0.999
     assert not warnings_of(stack)
 
@@ -85,8 +92,8 @@ def test_the_sample_scans_brain_is_covered(grid: Grid) -> None:
 
 
 def test_a_brain_that_leaves_the_grid_is_covered_in_part() -> None:
-    volume, brain = mask_of(1.1, *BRAINS[0])
-    stack = SliceStack([volume.image], Grid((32, 40), 2.4, 5.0), brain)
+    scan, brain = mask_of(1.1, *BRAINS[0])
+    stack = SliceStack([scan], Grid((32, 40), 2.4, 5.0), brain)
     assert stack.coverage == share_with_heat(stack, brain)
     assert 0.5 < stack.coverage < 0.9
     assert warnings_of(stack)

@@ -37,6 +37,8 @@ from diffusion_anomaly.registry import IntensityOptions
 from diffusion_anomaly.results import findings
 from diffusion_anomaly.results import saving as results
 from diffusion_anomaly.results.result import Progress, Result
+from packages import options_for
+from phantom import array
 
 BASELINE = Options(method="intensity")
 
@@ -54,14 +56,6 @@ def guided_package(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def baseline(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> Result:
     return Detector(BASELINE)(flair_like_volume, brain=flair_like_brain)
-
-
-def options_for(bundle: Bundle, **changes: Any) -> Options:
-    return Options(method=bundle.method, model=str(bundle.path), precision="float32", device="cpu", **changes)
-
-
-def array(image: sitk.Image) -> np.ndarray:
-    return sitk.GetArrayFromImage(image)
 
 
 # --- What comes out
@@ -630,15 +624,6 @@ def test_provenance_says_what_was_run_on_what(
     assert provenance["versions"]["torch"] == torch.__version__
     assert {"brain", "load", "detect", "findings", "total"} <= set(provenance["timings_seconds"])
     json.dumps(provenance, allow_nan=False)
-
-
-@pytest.fixture
-def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report without pictures, where only its being there matters."""
-    monkeypatch.setattr(
-        "diffusion_anomaly.results.report.write_report",
-        lambda result, path: path.write_text("page"),
-    )
 
 
 @pytest.mark.usefixtures("plain_report")

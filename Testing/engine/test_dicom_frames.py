@@ -9,7 +9,6 @@ from typing import Any
 import gdcm
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
@@ -18,6 +17,7 @@ from pydicom.uid import generate_uid
 import dicoms
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Volume, read_volume
+from phantom import array
 
 FRAMES = 5
 ORDER = (3, 0, 4, 2, 1)
@@ -25,10 +25,6 @@ ORDER = (3, 0, 4, 2, 1)
 
 def positions(count: int = FRAMES, step: float = 3.0) -> np.ndarray:
     return np.array([(-10.0, -20.0, 30.0 + step * k) for k in range(count)])
-
-
-def array_of(volume: Volume) -> np.ndarray:
-    return sitk.GetArrayFromImage(volume.image)
 
 
 def read(data: Dataset, folder: Path, **choice: Any) -> Volume:
@@ -52,7 +48,7 @@ def test_frames_are_sorted_by_their_positions(tmp_path: Path, whole_folder: bool
     pixels = dicoms.voxels((FRAMES, 5, 6))
     path = dicoms.save(interleaved(pixels), tmp_path / "IM1")
     volume = read_volume(tmp_path if whole_folder else path)
-    assert np.array_equal(array_of(volume), pixels)
+    assert np.array_equal(array(volume.image), pixels)
     assert volume.image.GetSpacing() == pytest.approx((1.25, 1.5, 3.0))
     assert volume.image.GetOrigin() == pytest.approx((-10, -20, 30))
     assert volume.metadata == {"modality": "MR", "description": "FLAIR axial"}
@@ -65,7 +61,7 @@ def test_each_frame_has_its_own_rescaling(tmp_path: Path) -> None:
 
     pixels = dicoms.voxels((FRAMES, 5, 6))
     k = np.arange(FRAMES)[:, None, None]
-    assert np.array_equal(array_of(read(interleaved(pixels, frame=rescaled), tmp_path)), pixels * (1 + k) - k)
+    assert np.array_equal(array(read(interleaved(pixels, frame=rescaled), tmp_path).image), pixels * (1 + k) - k)
 
 
 def test_a_rescaling_that_all_frames_share(tmp_path: Path) -> None:
@@ -73,7 +69,7 @@ def test_a_rescaling_that_all_frames_share(tmp_path: Path) -> None:
     data = interleaved(pixels)
     transformation = dicoms.with_elements(RescaleSlope="2.5", RescaleIntercept="-4")
     data.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = [transformation]
-    assert np.array_equal(array_of(read(data, tmp_path)), pixels * 2.5 - 4)
+    assert np.array_equal(array(read(data, tmp_path).image), pixels * 2.5 - 4)
 
 
 def echo(value: float) -> Dataset:
@@ -111,8 +107,8 @@ def test_volumes_in_a_file_are_asked_for(
     data = dicoms.enhanced(both, np.repeat(positions(), 2, axis=0), frame=tell)
     message = refused(data, tmp_path)
     assert "2 volumes" in message and words in message and "--frame" in message
-    assert np.array_equal(array_of(read(data, tmp_path, frame=0)), low)
-    assert np.array_equal(array_of(read(data, tmp_path, frame=1)), high)
+    assert np.array_equal(array(read(data, tmp_path, frame=0).image), low)
+    assert np.array_equal(array(read(data, tmp_path, frame=1).image), high)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +174,7 @@ def test_compressed_frames(tmp_path: Path, syntax: int) -> None:
     data.PixelData = coded.PixelData
     data["PixelData"].is_undefined_length = True
     data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
-    assert np.array_equal(array_of(read(data, tmp_path)), pixels)
+    assert np.array_equal(array(read(data, tmp_path).image), pixels)
 
 
 def test_a_file_of_many_beside_files_of_one(tmp_path: Path) -> None:
@@ -200,7 +196,7 @@ def parts(pixels: np.ndarray) -> list[Dataset]:
 
 def test_a_file_that_was_cut_into_parts_is_joined(tmp_path: Path) -> None:
     pixels = dicoms.voxels((FRAMES, 5, 6))
-    assert np.array_equal(array_of(read_volume(dicoms.write(tmp_path, parts(pixels)))), pixels)
+    assert np.array_equal(array(read_volume(dicoms.write(tmp_path, parts(pixels))).image), pixels)
 
 
 def test_a_part_alone_is_refused(tmp_path: Path) -> None:
@@ -236,7 +232,7 @@ def test_a_private_header_without_a_mosaic_does_no_harm(tmp_path: Path) -> None:
     for data in files:
         block = data.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
         block.add_new(0x10, "OB", csa(b"NumberOfImagesInMosaic", b""))
-    assert np.array_equal(array_of(read_volume(dicoms.write(tmp_path, files))), dicoms.voxels())
+    assert np.array_equal(array(read_volume(dicoms.write(tmp_path, files)).image), dicoms.voxels())
 
 
 def test_sequences_in_sequences_without_end_are_refused(tmp_path: Path) -> None:
@@ -253,7 +249,7 @@ def test_sequences_in_sequences_without_end_are_refused(tmp_path: Path) -> None:
 def test_an_empty_group_of_a_frame_falls_back_to_the_shared(tmp_path: Path) -> None:
     pixels = dicoms.voxels((FRAMES, 5, 6))
     data = interleaved(pixels, frame=lambda _, group: setattr(group, "PixelMeasuresSequence", Items([])))
-    assert np.array_equal(array_of(read(data, tmp_path)), pixels)
+    assert np.array_equal(array(read(data, tmp_path).image), pixels)
 
 
 def test_the_list_of_series_says_how_frames_lie(tmp_path: Path) -> None:
@@ -268,5 +264,5 @@ def test_the_list_of_series_says_how_frames_lie(tmp_path: Path) -> None:
 def test_one_frame_in_functional_groups_is_a_slice(tmp_path: Path) -> None:
     pixels = dicoms.voxels((1, 5, 6))
     volume = read(dicoms.enhanced(pixels, positions(1)), tmp_path)
-    assert np.array_equal(array_of(volume), pixels)
+    assert np.array_equal(array(volume.image), pixels)
     assert volume.image.GetSpacing() == pytest.approx((1.25, 1.5, 3.0))

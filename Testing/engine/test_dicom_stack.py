@@ -9,17 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 import dicoms
 import phantom
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.io.volume import Volume, read_volume
-
-
-def array_of(volume: Volume) -> np.ndarray:
-    return sitk.GetArrayFromImage(volume.image)
+from diffusion_anomaly.io.volume import read_volume
+from phantom import array
 
 
 def refused(path: Path, **choice: Any) -> str:
@@ -35,7 +31,7 @@ def test_a_stack_lies_where_its_positions_say(tmp_path: Path) -> None:
     axes = (*turned[:, 0], *turned[:, 1])
     files = dicoms.classic(dicoms.voxels(), axes=axes)
     volume = read_volume(dicoms.write(tmp_path, files[::-1]))
-    assert np.array_equal(array_of(volume), dicoms.voxels())
+    assert np.array_equal(array(volume.image), dicoms.voxels())
     assert volume.image.GetSpacing() == pytest.approx((1.25, 1.5, 3.0), abs=1e-6)
     expected = np.array((-10.0, -20.0, 30.0)) + 2 * 1.25 * turned[:, 0] + 4 * 1.5 * turned[:, 1] + 3 * 3 * turned[:, 2]
     assert volume.image.TransformIndexToPhysicalPoint((2, 4, 3)) == pytest.approx(expected, abs=1e-4)
@@ -47,7 +43,7 @@ def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     for k, data in enumerate(files):
         dicoms.changed(data, RescaleSlope=str(0.5 + k), RescaleIntercept=str(-10 * k))
     expected = dicoms.voxels() * (0.5 + np.arange(4))[:, None, None] - 10 * np.arange(4)[:, None, None]
-    assert np.array_equal(array_of(read_volume(dicoms.write(tmp_path, files))), expected)
+    assert np.array_equal(array(read_volume(dicoms.write(tmp_path, files)).image), expected)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +96,7 @@ def test_an_instance_number_that_is_none_does_no_harm(tmp_path: Path, number: by
     folder = dicoms.write(tmp_path, files)
     for k in range(4):
         spoil(folder / f"{k * 7 + 3:02d}-0.dcm", files[k], "InstanceNumber", number)
-    assert np.array_equal(array_of(read_volume(folder)), dicoms.voxels())
+    assert np.array_equal(array(read_volume(folder).image), dicoms.voxels())
 
 
 # Which images belong together
@@ -129,14 +125,14 @@ def test_copies_are_left_out_with_a_warning(tmp_path: Path) -> None:
     folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
     shutil.copy(folder / "10-0.dcm", folder / "copy.dcm")
     volume = read_volume(folder)
-    assert np.array_equal(array_of(volume), dicoms.voxels())
+    assert np.array_equal(array(volume.image), dicoms.voxels())
     assert any("there twice" in warning for warning in volume.warnings)
 
 
 def test_copies_with_new_uids_are_left_out_too(tmp_path: Path) -> None:
     files, again = dicoms.classic(dicoms.voxels()), dicoms.classic(dicoms.voxels())
     volume = read_volume(dicoms.write(tmp_path, files, again))
-    assert np.array_equal(array_of(volume), dicoms.voxels())
+    assert np.array_equal(array(volume.image), dicoms.voxels())
     assert any(warning.startswith("4 images are there twice") for warning in volume.warnings)
 
 
@@ -153,7 +149,7 @@ def test_empty_slices_of_two_time_points_are_no_copies(tmp_path: Path) -> None:
     early = dicoms.classic(first, TemporalPositionIdentifier="1")
     late = dicoms.classic(second, TemporalPositionIdentifier="2")
     folder = dicoms.write(tmp_path, early, late)
-    assert np.array_equal(array_of(read_volume(folder, frame=1)), second)
+    assert np.array_equal(array(read_volume(folder, frame=1).image), second)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +175,8 @@ def test_volumes_are_asked_for_and_ordered_by_what_tells_them_apart(
     folder = dicoms.write(tmp_path, *files)
     message = refused(folder)
     assert "2 volumes" in message and words in message and "--frame" in message
-    assert np.array_equal(array_of(read_volume(folder, frame=0)), low)
-    assert np.array_equal(array_of(read_volume(folder, frame=1)), high)
+    assert np.array_equal(array(read_volume(folder, frame=0).image), low)
+    assert np.array_equal(array(read_volume(folder, frame=1).image), high)
 
 
 def test_acquisitions_numbered_by_slice_do_not_mix_volumes(tmp_path: Path) -> None:
@@ -190,7 +186,7 @@ def test_acquisitions_numbered_by_slice_do_not_mix_volumes(tmp_path: Path) -> No
         for k, data in enumerate(stack):
             data.AcquisitionNumber = str((k * 5 + n * (3 if k % 2 else 1)) % 7)
     folder = dicoms.write(tmp_path, *stacks)
-    assert np.array_equal(array_of(read_volume(folder, frame=0)), late)
+    assert np.array_equal(array(read_volume(folder, frame=0).image), late)
 
 
 def test_volumes_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:

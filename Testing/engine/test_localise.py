@@ -29,6 +29,8 @@ from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.models.schedule import Schedule
 from diffusion_anomaly.models.verification import verify
 from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, LocaliseOptions
+from packages import options_for
+from phantom import array
 
 SIZE = 16
 BRAIN = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool)
@@ -136,14 +138,6 @@ def test_a_model_without_a_localiser_is_named() -> None:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return packages.localise(tmp_path_factory.mktemp("models") / "toy-localise")
-
-
-def options_for(bundle: Bundle, **changes: Any) -> Options:
-    return Options(method="localise", model=str(bundle.path), precision="float32", device="cpu", **changes)
-
-
-def array(image: sitk.Image) -> np.ndarray:
-    return sitk.GetArrayFromImage(image)
 
 
 def found_in(volume: Volume, brain: sitk.Image, bundle: Bundle, **changes: Any) -> RawMap:

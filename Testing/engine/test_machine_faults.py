@@ -10,17 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 
-import phantom
 from diffusion_anomaly.cli import main as cli
-from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.scan import as_engine_error
 from diffusion_anomaly.errors import Cancelled, EngineError, InputError, MemoryExhausted
 from diffusion_anomaly.io import outputs
@@ -32,52 +27,14 @@ from workers import Worker, make_job
 
 ENGINE = Path(cli.__file__).parents[2]
 FILES = 7
+pytestmark = pytest.mark.usefixtures("plain_report", "signals_stay")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork, /dev/full and limits")
 
 
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in a terminal, also where the tests were started in the background, which leaves SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(autouse=True)
-def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: the report has its own tests, and drawing takes longer than all else here."""
-    monkeypatch.setattr("diffusion_anomaly.results.report.write_report", lambda result, path: path.write_text("page"))
-
-
-@pytest.fixture(autouse=True)
-def signals_stay() -> object:
-    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(kind) for kind in kinds]
-    yield
-    for kind, handler in zip(kinds, before, strict=True):
-        signal.signal(kind, handler)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scans")
-    grid = phantom.grid((40, 48, 18), (4.0, 4.0, 7.0))
-    noise = np.random.default_rng(0).normal(0, 3, grid.GetSize()[::-1]).astype(np.float32)
-    image = phantom.on_grid(sitk.GetArrayFromImage(phantom.paint(grid, fluid=True)) + noise, grid)
-    sitk.WriteImage(image, str(folder / "scan.nii.gz"))
-    sitk.WriteImage(phantom.brain_of(grid), str(folder / "brain.nii.gz"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def result(folder: Path) -> Result:
-    return Detector(Options("intensity", device="cpu"))(folder / "scan.nii.gz", brain=folder / "brain.nii.gz")
-
-
-@pytest.fixture(scope="module")
-def saved(result: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return result.save(tmp_path_factory.mktemp("saved"))["heat"]
+def saved(small_result: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_result.save(tmp_path_factory.mktemp("saved"))["heat"]
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
@@ -90,14 +47,14 @@ def content(folder: Path) -> dict[str, bytes | None]:
 @linux
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_disk_that_is_full_at_any_point_leaves_the_folder_as_it_was(
-    earlier: bool, result: Result, tmp_path: Path
+    earlier: bool, small_result: Result, tmp_path: Path
 ) -> None:
     """The limit on a file's size stands for the disk's end: a write beyond it fails in the same place."""
     out = tmp_path / "out"
     if earlier:
-        result.save(out)
+        small_result.save(out)
     before = content(tmp_path)
-    largest = max(path.stat().st_size for path in result.save(tmp_path / "full").values())
+    largest = max(path.stat().st_size for path in small_result.save(tmp_path / "full").values())
     for limit in (0, 1, 200, 700, 2000, largest // 2, largest - 1):
         child = os.fork()
         if child == 0:
@@ -105,7 +62,7 @@ def test_a_disk_that_is_full_at_any_point_leaves_the_folder_as_it_was(
             try:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-                result.save(out)
+                small_result.save(out)
             except InputError as error:
                 code = 0 if "could not be written" in error.what and ".unfinished" not in error.what else 2
             finally:
@@ -116,9 +73,9 @@ def test_a_disk_that_is_full_at_any_point_leaves_the_folder_as_it_was(
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT])
 def test_a_rename_that_fails_leaves_the_folder_as_it_was(
-    kind: int, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: int, small_result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result.save(tmp_path)
+    small_result.save(tmp_path)
     before = content(tmp_path)
     replace = os.replace
     for place in range(2 * FILES):
@@ -135,7 +92,7 @@ def test_a_rename_that_fails_leaves_the_folder_as_it_was(
 
         monkeypatch.setattr(outputs.os, "replace", fails)
         with pytest.raises(InputError, match="could not be written"):
-            result.save(tmp_path)
+            small_result.save(tmp_path)
         assert content(tmp_path) == before
 
 
@@ -162,19 +119,19 @@ def test_a_fault_of_the_machine_is_none_of_the_program(error: Exception, kind: t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("place", ["write_findings_csv", "write_findings_json", "record"])
 def test_a_signal_while_files_are_written_leaves_nothing(
-    number: signal.Signals, place: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, place: str, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*given: object) -> None:
         signal.raise_signal(number)
 
     monkeypatch.setattr(f"diffusion_anomaly.results.saving.{place}", interrupted)
-    arguments = ["detect", str(folder / "scan.nii.gz"), "--mask", str(folder / "brain.nii.gz"), "--method", "intensity"]
+    arguments = ["detect", str(scans / "scan.nii.gz"), "--mask", str(scans / "brain.nii.gz"), "--method", "intensity"]
     assert cli.main([*arguments, "-o", str(tmp_path / "a" / "b")]) == Cancelled.exit_code
     assert content(tmp_path) == {}
 
 
 def test_a_signal_when_all_is_in_place_does_not_say_that_nothing_was_written(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exchange = outputs._exchange
 
@@ -183,7 +140,7 @@ def test_a_signal_when_all_is_in_place_does_not_say_that_nothing_was_written(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(outputs, "_exchange", interrupted)
-    arguments = ["detect", str(folder / "scan.nii.gz"), "--mask", str(folder / "brain.nii.gz"), "--method", "intensity"]
+    arguments = ["detect", str(scans / "scan.nii.gz"), "--mask", str(scans / "brain.nii.gz"), "--method", "intensity"]
     assert cli.main([*arguments, "-o", str(tmp_path)]) == Cancelled.exit_code
     assert "its results are complete" in capsys.readouterr().err
     assert len(content(tmp_path)) == FILES
@@ -257,9 +214,9 @@ def test_a_command_whose_result_is_what_it_prints_says_that_it_did_not_arrive() 
 
 
 @linux
-def test_a_poor_environment_is_enough(folder: Path, tmp_path: Path) -> None:
+def test_a_poor_environment_is_enough(scans: Path, tmp_path: Path) -> None:
     """No home, no folder for temporary files, few descriptors."""
-    arguments = ["detect", folder / "scan.nii.gz", "--mask", folder / "brain.nii.gz", "--method", "intensity"]
+    arguments = ["detect", scans / "scan.nii.gz", "--mask", scans / "brain.nii.gz", "--method", "intensity"]
     done = subprocess.run(
         [sys.executable, "-m", "diffusion_anomaly", *map(str, arguments), "-o", str(tmp_path / "out")],
         env={"PYTHONPATH": str(ENGINE), "PATH": os.environ["PATH"], "TMPDIR": "/nonexistent", "OMP_NUM_THREADS": "1"},

@@ -10,16 +10,11 @@ import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 
 import packages
-import phantom
 from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.cli.batch import output_folders
-from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.results.result import Result
 from diffusion_anomaly.text import printable, safe_name
 
@@ -67,29 +62,13 @@ def test_what_a_terminal_obeys_is_shown_as_its_escape(character: str) -> None:
     assert shown.endswith("b")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scans")
-    grid = phantom.grid((40, 48, 18), (4.0, 4.0, 7.0))
-    noise = np.random.default_rng(0).normal(0, 3, grid.GetSize()[::-1]).astype(np.float32)
-    image = phantom.on_grid(sitk.GetArrayFromImage(phantom.paint(grid, fluid=True)) + noise, grid)
-    sitk.WriteImage(image, str(folder / "plain.nii.gz"))
-    sitk.WriteImage(phantom.brain_of(grid), str(folder / "brain.nii.gz"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def result(folder: Path) -> Result:
-    return Detector(Options("intensity", device="cpu"))(folder / "plain.nii.gz", brain=folder / "brain.nii.gz")
-
-
 def called(result: Result, name: str) -> Result:
     about = {**result.provenance["input"], "title": name, "path": name, "metadata": {"description": name}}
     return replace(result, provenance={**result.provenance, "input": about, "warnings": [name]})
 
 
-def test_a_result_of_any_name_is_written_and_is_utf_8(result: Result, tmp_path: Path) -> None:
-    files = called(result, HOSTILE).save(tmp_path / "out")
+def test_a_result_of_any_name_is_written_and_is_utf_8(small_result: Result, tmp_path: Path) -> None:
+    files = called(small_result, HOSTILE).save(tmp_path / "out")
     for kind in ("provenance", "report", "findings_csv", "findings_json"):
         text = files[kind].read_bytes().decode("utf-8")
         assert "\x1b" not in text or kind == "report"
@@ -97,19 +76,19 @@ def test_a_result_of_any_name_is_written_and_is_utf_8(result: Result, tmp_path: 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_results_go_into_a_folder_whose_name_is_no_text(result: Result, tmp_path: Path) -> None:
-    files = result.save(tmp_path / "out \udcff")
+def test_results_go_into_a_folder_whose_name_is_no_text(small_result: Result, tmp_path: Path) -> None:
+    files = small_result.save(tmp_path / "out \udcff")
     assert {path.name for path in files.values()} == set(os.listdir(tmp_path / "out \udcff"))
 
 
 def test_a_hostile_name_is_never_printed_raw(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "a\x1b[31m\u202e\n\x9b.nii.gz"
     monkeypatch.setattr("diffusion_anomaly.results.report.write_report", lambda result, path: path.write_text("page"))
     scan = tmp_path / name
-    scan.write_bytes((folder / "plain.nii.gz").read_bytes())
-    arguments = ["--mask", str(folder / "brain.nii.gz"), "--method", "intensity"]
+    scan.write_bytes((scans / "scan.nii.gz").read_bytes())
+    arguments = ["--mask", str(scans / "brain.nii.gz"), "--method", "intensity"]
     assert cli.main(["detect", str(scan), *arguments, "-o", str(tmp_path / f"out{name}")]) == 0
     assert cli.main(["detect", str(scan), *arguments, "-o", str(scan)]) == 2
     assert cli.main(["--debug", "detect", str(scan) + "x", "-o", str(tmp_path / "o"), "--method", "intensity"]) == 2
@@ -134,8 +113,8 @@ def test_what_a_package_says_is_never_printed_raw(tmp_path: Path, capsys: pytest
             assert not set(printed.out + printed.err) & {"\x1b", "\x9b", "\u202e"}
 
 
-def test_the_c_locale_prints_and_writes_any_name(folder: Path, result: Result, tmp_path: Path) -> None:
-    called(result, "Übung \udcff").save(tmp_path / "first")
+def test_the_c_locale_prints_and_writes_any_name(scans: Path, small_result: Result, tmp_path: Path) -> None:
+    called(small_result, "Übung \udcff").save(tmp_path / "first")
     done = subprocess.run(
         [
             sys.executable,

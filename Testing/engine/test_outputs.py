@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 
 import phantom
 from diffusion_anomaly.cli import main as cli
@@ -23,30 +21,7 @@ from diffusion_anomaly.io.outputs import OutputFolder, publish, record
 from diffusion_anomaly.results.result import Result
 
 NAMES = ("a.txt", "sub/b.txt", "record.json")
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in a terminal, also where the tests were started in the background, which leaves SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(autouse=True)
-def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: the report has its own tests, and drawing takes longer than all else here."""
-    monkeypatch.setattr("diffusion_anomaly.results.report.write_report", lambda result, path: path.write_text("page"))
-
-
-@pytest.fixture(autouse=True)
-def signals_stay() -> object:
-    """The commands take over the signals of their process."""
-    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(kind) for kind in kinds]
-    yield
-    for kind, handler in zip(kinds, before, strict=True):
-        signal.signal(kind, handler)
+pytestmark = pytest.mark.usefixtures("plain_report", "signals_stay")
 
 
 def text(content: str) -> Writer:
@@ -280,14 +255,7 @@ def test_a_signal_waits_until_all_files_are_in_place(tmp_path: Path, monkeypatch
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scan")
-    grid = phantom.grid((40, 48, 18), (4.0, 4.0, 7.0))
-    noise = np.random.default_rng(0).normal(0, 3, grid.GetSize()[::-1]).astype(np.float32)
-    image = phantom.on_grid(sitk.GetArrayFromImage(phantom.paint(grid, fluid=True)) + noise, grid)
-    sitk.WriteImage(image, str(folder / "brain.nii.gz"))
-    sitk.WriteImage(phantom.brain_of(grid), str(folder / "bm.nii.gz"))
-    sitk.WriteImage(phantom.lesion_of(grid), str(folder / "mask.nii.gz"))
-    return folder
+    return phantom.write_scan(tmp_path_factory.mktemp("scan"), "brain", "bm", "mask")
 
 
 def detect(scan: Path, output: Path, *more: object) -> int:

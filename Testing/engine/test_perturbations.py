@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
+from phantom import array
 from Testing.benchmarks.perturbations import (
     COLUMN,
     PERTURBATIONS,
@@ -47,10 +48,6 @@ def thin() -> Sample:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(1)
-
-
-def array(image: sitk.Image) -> np.ndarray:
-    return sitk.GetArrayFromImage(image)
 
 
 def changed(sample: Sample, change: object, rng: np.random.Generator) -> Sample:

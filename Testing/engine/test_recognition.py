@@ -96,8 +96,15 @@ def inverted(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "change",
-    [noise, lambda v: ndimage.gaussian_filter(noise(v), 2), phantom_of_a_ball, inverted, lambda v: v[::-1]],
-    ids=["white noise", "smooth noise", "ball", "fluid bright", "upside down"],
+    [
+        noise,
+        lambda v: ndimage.gaussian_filter(noise(v), 2),
+        phantom_of_a_ball,
+        inverted,
+        lambda v: v[::-1],
+        lambda v: v[:, ::-1],
+    ],
+    ids=["white noise", "smooth noise", "ball", "fluid bright", "upside down", "back to front"],
 )
 def test_what_is_no_upright_flair_is_doubted_or_refused(sample: Volume, recogniser: Recogniser, change: Change) -> None:
     found = seen(changed(sample, change), recogniser)

@@ -268,6 +268,21 @@ def test_the_slices_shown_hold_the_anomaly_and_a_sample_of_the_rest(result: Resu
     assert all(view.brain[k].any() for k in chosen)
 
 
+def test_slices_with_little_brain_are_shown_only_where_they_are_marked() -> None:
+    grid = phantom.grid((32, 36, 40), (5.0, 5.0, 3.0))
+    brain = phantom.brain_of(grid)
+    area = sitk.GetArrayFromImage(brain).sum(axis=(1, 2))
+    outermost = int(np.flatnonzero(area)[0])
+    marked = np.zeros_like(sitk.GetArrayFromImage(brain))
+    marked[outermost] = sitk.GetArrayFromImage(brain)[outermost]
+    for mask, shown in ((marked, {outermost}), (0 * marked, set())):
+        mask_image = phantom.on_grid(mask, grid)
+        view = SliceView(phantom.paint(grid), sitk.Cast(mask_image, sitk.sitkFloat32) * 4, mask_image, brain)
+        chosen = choose_slices(view, 2.0)
+        assert len(chosen) == SHOWN
+        assert {k for k in chosen if area[k] < 0.2 * area.max()} == shown
+
+
 def test_thin_slices_shown_are_apart() -> None:
     grid = phantom.grid((32, 36, 120), (5.0, 5.0, 1.0))
     lesion, brain = phantom.lesion_of(grid), phantom.brain_of(grid)

@@ -21,7 +21,7 @@ from torch.nn.functional import pixel_unshuffle
 import packages
 import phantom
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.planning import Options, make_plan
+from diffusion_anomaly.detection.planning import make_plan
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.methods.base import SliceBatch, SliceResult
@@ -34,6 +34,8 @@ from diffusion_anomaly.models.verification import verify
 from diffusion_anomaly.preprocessing.intensity import PercentileNormalisation
 from diffusion_anomaly.preprocessing.slices import Grid
 from diffusion_anomaly.registry import METHODS, RestoreOptions
+from packages import options_for
+from phantom import array
 
 SIZE = 16
 BRAIN = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool)
@@ -264,14 +266,6 @@ def test_what_is_added_to_is_the_slice_in_the_middle(channels: int, reach: int, 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return packages.restore(tmp_path_factory.mktemp("models") / "toy-restore")
-
-
-def options_for(bundle: Bundle, **changes: Any) -> Options:
-    return Options(method="restore", model=str(bundle.path), precision="float32", device="cpu", **changes)
-
-
-def array(image: sitk.Image) -> np.ndarray:
-    return sitk.GetArrayFromImage(image)
 
 
 def test_a_package_is_whole_and_describes_its_restorer_as_its_main_network(package: Bundle) -> None:

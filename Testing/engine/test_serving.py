@@ -20,11 +20,11 @@ import pytest
 import SimpleITK as sitk
 
 import packages
-from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.worker import main
 from diffusion_anomaly.worker import protocol as job
+from packages import options_for
 from workers import ENGINE, EXTRA_METHODS, PATIENCE, Worker, make_job, wait_until
 
 LOADING = """
@@ -321,10 +321,6 @@ def test_idle_time_gives_the_model_back_and_the_next_job_loads_it_anew(
         assert b"RELEASED" in server.stderr
     finally:
         server.close()
-
-
-def options_for(bundle: Bundle, **changes: Any) -> Options:
-    return Options(method=bundle.method, model=str(bundle.path), device="cpu", precision="float32", **changes)
 
 
 def test_a_release_frees_the_model(bundles: dict[str, Bundle]) -> None:

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 import phantom
 from diffusion_anomaly.io.volume import read_anomaly_map, read_mask, read_volume, write_like
+from phantom import array
 
 FORMATS = [".nii.gz", ".nii", ".nrrd", ".mha"]
 OBLIQUE = phantom.rotation((11.0, 23.0, -37.0))
@@ -21,10 +22,6 @@ OBLIQUE = phantom.rotation((11.0, 23.0, -37.0))
 def scan(direction: np.ndarray = OBLIQUE, seed: int = 0, size=(9, 8, 7)) -> sitk.Image:
     image = phantom.grid(size, (0.9375, 1.1, 3.3), direction)
     return phantom.on_grid(np.random.default_rng(seed).integers(0, 900, size[::-1]).astype(np.int16), image)
-
-
-def array_of(image: sitk.Image) -> np.ndarray:
-    return sitk.GetArrayFromImage(image)
 
 
 def there_and_back(path: Path, copy: Path, **choice):
@@ -44,7 +41,7 @@ def test_a_result_has_the_scans_grid_bit_for_bit(tmp_path, suffix, seed):
     sitk.WriteImage(scan(phantom.rotation(degrees), seed), str(tmp_path / f"scan{suffix}"))
     first, second = there_and_back(tmp_path / f"scan{suffix}", tmp_path / f"heat{suffix}")
     assert phantom.geometry(second.image) == phantom.geometry(first.image)
-    assert np.array_equal(array_of(second.image), array_of(first.image))
+    assert np.array_equal(array(second.image), array(first.image))
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
@@ -99,7 +96,7 @@ def test_every_way_to_write_a_nifti_orientation_survives(tmp_path, variant, suff
     path.write_bytes(gzip.compress(content) if suffix == ".nii.gz" else content)
     first, second = there_and_back(path, tmp_path / f"heat{suffix}")
     assert phantom.geometry(second.image) == phantom.geometry(first.image)
-    assert np.array_equal(array_of(second.image), array_of(scan()))
+    assert np.array_equal(array(second.image), array(scan()))
     assert phantom.points(first.image) == pytest.approx(phantom.points(scan()), abs=1e-3)
 
 
@@ -114,10 +111,10 @@ def test_an_nrrd_in_either_world_survives(tmp_path, space):
         f"space: {space}\nsizes: 9 8 7\nspace directions: {vectors}\nkinds: domain domain domain\n"
         f"endian: little\nencoding: raw\nspace origin: ({origin})\n\n"
     )
-    (tmp_path / "scan.nrrd").write_bytes(header.encode() + array_of(scan()).tobytes())
+    (tmp_path / "scan.nrrd").write_bytes(header.encode() + array(scan()).tobytes())
     first, second = there_and_back(tmp_path / "scan.nrrd", tmp_path / "heat.nrrd")
     assert phantom.geometry(second.image) == phantom.geometry(first.image)
-    assert np.array_equal(array_of(second.image), array_of(scan()))
+    assert np.array_equal(array(second.image), array(scan()))
     assert phantom.points(first.image) == pytest.approx(phantom.points(scan()), abs=1e-9)
 
 
@@ -133,7 +130,7 @@ def test_a_2d_slice_comes_back_as_a_2d_slice(tmp_path, suffix):
     assert volume.image.GetSize() == (6, 5, 1)
     original, written = (sitk.ReadImage(str(tmp_path / f"{name}{suffix}")) for name in ("slice", "heat"))
     assert phantom.geometry(written) == phantom.geometry(original)
-    assert np.array_equal(array_of(written), array_of(flat))
+    assert np.array_equal(array(written), array(flat))
 
 
 @pytest.mark.parametrize("suffix", FORMATS[::2])
@@ -142,7 +139,7 @@ def test_one_frame_of_a_4d_scan_is_a_3d_scan(tmp_path, suffix):
     sitk.WriteImage(sitk.JoinSeries(frames), str(tmp_path / f"bold{suffix}"))
     volume, again = there_and_back(tmp_path / f"bold{suffix}", tmp_path / f"heat{suffix}", frame=2)
     assert volume.dimension == 3
-    assert np.array_equal(array_of(volume.image), array_of(frames[2]))
+    assert np.array_equal(array(volume.image), array(frames[2]))
     assert phantom.points(volume.image) == pytest.approx(phantom.points(frames[2]), abs=1e-3)
     assert phantom.points(again.image) == pytest.approx(phantom.points(volume.image), abs=1e-4)
 
@@ -160,7 +157,7 @@ def test_real_scans_get_results_on_their_own_grid(shared, tmp_path, name):
     path = min(shared.glob(name))
     first, second = there_and_back(path, tmp_path / "heat.nii.gz")
     assert phantom.geometry(second.image) == phantom.geometry(first.image)
-    assert np.array_equal(array_of(second.image), array_of(sitk.ReadImage(str(path))).astype(np.float32))
+    assert np.array_equal(array(second.image), array(sitk.ReadImage(str(path))).astype(np.float32))
 
 
 # Voxels
@@ -172,7 +169,7 @@ def test_every_type_of_voxel_becomes_float32(tmp_path, dtype):
     sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "scan.nrrd"))
     volume = read_volume(tmp_path / "scan.nrrd")
     assert volume.image.GetPixelID() == sitk.sitkFloat32
-    assert np.array_equal(array_of(volume.image), values.astype(np.float32))
+    assert np.array_equal(array(volume.image), values.astype(np.float32))
 
 
 def test_voxels_that_are_no_number_become_the_smallest_value_and_are_counted(tmp_path):
@@ -181,24 +178,24 @@ def test_voxels_that_are_no_number_become_the_smallest_value_and_are_counted(tmp
     sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "scan.nrrd"))
     volume = read_volume(tmp_path / "scan.nrrd")
     assert volume.non_finite == 4
-    assert np.isfinite(array_of(volume.image)).all()
-    assert array_of(volume.image)[1, 2, 3] == array_of(volume.image).min() == -5
+    assert np.isfinite(array(volume.image)).all()
+    assert array(volume.image)[1, 2, 3] == array(volume.image).min() == -5
 
 
 def test_a_constant_scan_is_a_scan(tmp_path):
     sitk.WriteImage(sitk.Image(5, 6, 7, sitk.sitkInt16) + 3, str(tmp_path / "scan.nii.gz"))
     volume = read_volume(tmp_path / "scan.nii.gz")
     assert volume.non_finite == 0
-    assert np.all(array_of(volume.image) == 3)
+    assert np.all(array(volume.image) == 3)
 
 
 def test_a_mask_is_written_as_the_type_asked_for(tmp_path):
     sitk.WriteImage(scan(), str(tmp_path / "scan.nii.gz"))
     volume = read_volume(tmp_path / "scan.nii.gz")
-    write_like(array_of(volume.image) > 400, volume, tmp_path / "mask.nii.gz", dtype=np.uint8)
+    write_like(array(volume.image) > 400, volume, tmp_path / "mask.nii.gz", dtype=np.uint8)
     mask = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
     assert mask.GetPixelID() == sitk.sitkUInt8
-    assert np.array_equal(array_of(mask), array_of(scan()) > 400)
+    assert np.array_equal(array(mask), array(scan()) > 400)
 
 
 def test_values_of_another_shape_are_a_programming_error(tmp_path):
@@ -211,7 +208,7 @@ def test_scores_is_read_back_as_it_was_written(tmp_path):
     volume = phantom.as_volume(scan())
     anomaly_map = np.random.default_rng(0).gamma(1, 1, (7, 8, 9)).astype(np.float32)
     write_like(anomaly_map, volume, tmp_path / "heat.nii.gz", dtype=np.float32)
-    assert np.array_equal(array_of(read_anomaly_map(tmp_path / "heat.nii.gz").image), anomaly_map)
+    assert np.array_equal(array(read_anomaly_map(tmp_path / "heat.nii.gz").image), anomaly_map)
 
 
 # Masks
@@ -225,7 +222,7 @@ def test_labels_and_probabilities_become_a_mask_on_the_scans_own_grid(tmp_path, 
     write_like(values, volume, tmp_path / "labels.nii.gz", dtype=np.float32)
     mask = read_mask(tmp_path / "labels.nii.gz", volume)  # NIfTI has rounded the grid to float32
     assert phantom.geometry(mask) == phantom.geometry(volume.image)
-    assert np.argwhere(array_of(mask) == 1).tolist() == [[1, 2, 3], [2, 2, 2]]
+    assert np.argwhere(array(mask) == 1).tolist() == [[1, 2, 3], [2, 2, 2]]
 
 
 # Where a scan comes from
@@ -258,7 +255,7 @@ def test_a_dicom_folder_is_one_volume_in_place(tmp_path):
     folder = tmp_path / "série 1"
     phantom.write_dicom(folder, scan())
     volume, again = there_and_back(folder, tmp_path / "heat.mha")
-    assert np.array_equal(array_of(volume.image), array_of(scan()))
+    assert np.array_equal(array(volume.image), array(scan()))
     assert phantom.points(volume.image) == pytest.approx(phantom.points(scan()), abs=1e-4)
     assert phantom.geometry(again.image) == phantom.geometry(volume.image)
     assert dict(volume.metadata) == {"modality": "MR", "description": "FLAIR axial"}
@@ -268,7 +265,7 @@ def test_a_dicom_stack_written_head_first_lies_in_the_same_place(tmp_path):
     phantom.write_dicom(tmp_path / "up", scan())
     phantom.write_dicom(tmp_path / "down", sitk.Flip(scan(), (False, False, True)))
     up, down = (read_volume(tmp_path / name) for name in ("up", "down"))
-    assert np.array_equal(array_of(up.image), array_of(down.image))
+    assert np.array_equal(array(up.image), array(down.image))
     assert phantom.points(up.image) == pytest.approx(phantom.points(down.image), abs=1e-4)
 
 
@@ -277,19 +274,19 @@ def test_a_series_is_chosen_by_uid_or_description(tmp_path, choice):
     phantom.write_dicom(tmp_path, scan(), uid="1.2.3.1")
     phantom.write_dicom(tmp_path, scan(seed=5), uid="1.2.3.2", description="T1 sagittal", first_number=50)
     volume = read_volume(tmp_path, series=choice)
-    assert np.array_equal(array_of(volume.image), array_of(scan(seed=5)))
+    assert np.array_equal(array(volume.image), array(scan(seed=5)))
 
 
 def test_a_time_point_of_a_dicom_series_is_chosen_by_number(tmp_path):
     phantom.write_dicom(tmp_path, scan())
     phantom.write_dicom(tmp_path, scan(seed=6), first_number=100)
     for frame, seed in ((0, 0), (1, 6)):
-        assert np.array_equal(array_of(read_volume(tmp_path, frame=frame).image), array_of(scan(seed=seed)))
+        assert np.array_equal(array(read_volume(tmp_path, frame=frame).image), array(scan(seed=seed)))
 
 
 def test_a_single_dicom_file_is_one_slice_in_place(tmp_path):
     phantom.write_dicom(tmp_path, scan(), skip=[k for k in range(7) if k != 4])
     for path in (tmp_path, next(tmp_path.iterdir())):
         volume = read_volume(path)
-        assert np.array_equal(array_of(volume.image), array_of(scan())[4:5])
+        assert np.array_equal(array(volume.image), array(scan())[4:5])
         assert phantom.points(volume.image)[0] == pytest.approx(phantom.points(scan())[4], abs=1e-4)

@@ -29,7 +29,7 @@ def prepare(folder: Path) -> None:
     sitk.WriteImage(image, str(folder / "packed.nrrd"), useCompression=True)
     sitk.WriteImage(image, str(folder / "packed.mha"), useCompression=True)
     shutil.copy(folder / "pair.hdr", folder / "pair-gz.hdr")
-    (folder / "pair-gz.img.gz").write_bytes(gzip.compress((folder / "pair.img").read_bytes()))
+    (folder / "pair-gz.img.gz").write_bytes(gzip.compress((folder / "pair.img").read_bytes(), mtime=0))
     sitk.WriteImage(sitk.Cast(image[:, :, 2], sitk.sitkUInt16), str(folder / "a.png"))
     sitk.WriteImage(sitk.JoinSeries([image, image]), str(folder / "four.nii"))
     _write_nifti2(folder / "two.nii", sitk.GetArrayFromImage(image))
@@ -192,7 +192,7 @@ def _twins(seeds: Path, folder: Path, chance: random.Random) -> Path:
             shutil.copy(file, folder / file.name)
     data = (seeds / other).read_bytes()
     if chance.random() < 0.5 and other.endswith(".gz"):
-        data = gzip.compress(bytes(reversed(gzip.decompress(data))))
+        data = gzip.compress(bytes(reversed(gzip.decompress(data))), mtime=0)
     (folder / (name or other)).write_bytes(data)
     return folder / chance.choice((one, name or other))
 

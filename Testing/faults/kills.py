@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import pool
-from .pool import Verdict, chance_of, environment
+from .pool import FINISHED, Verdict, chance_of, environment
 from .verdict import Failed
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -178,7 +178,7 @@ def _case(chance: random.Random, place: Path, shared: Path, server: _Server, usu
             _check_litter(place, ("tmp",))
     except Failed as error:
         raise Failed(f"{about}: {error}") from error
-    return "finished" if finished else f"{name} {signal.Signals(number).name}"
+    return FINISHED if finished else f"{name} {signal.Signals(number).name}"
 
 
 def _check_litter(place: Path, but: tuple[str, ...] = ()) -> None:

@@ -19,14 +19,15 @@ class Kind:
         about: in a few words.
         prepare: fills the folder ``seeds-<name>`` once.
         load: in the child; what runs a case.
-        share: of a campaign's time.
-        short: how many cases the short form runs.
+        share: of a campaign's time, where that is given.
+        long, short: how many cases the long and the short form run.
     """
 
     about: str
     prepare: Callable[[Path], None]
     load: Callable[[], Callable[[random.Random, Path], str]]
     share: float
+    long: int
     short: int
 
 
@@ -42,10 +43,10 @@ def _texts() -> Callable[[random.Random, Path], str]:
 
 
 POOLED = {
-    "input": Kind("mutated scans", inputs.prepare, inputs.load, 0.4, 600),
-    "package": Kind("mutated model packages", packages.prepare, packages.load, 0.2, 60),
-    "job": Kind("mutated job files", packages.prepare_jobs, packages.load_jobs, 0.05, 200),
-    "text": Kind("hostile text", lambda folder: None, _texts, 0.05, 16),
+    "input": Kind("mutated scans", inputs.prepare, inputs.load, 0.4, 10_000, 300),
+    "package": Kind("mutated model packages", packages.prepare, packages.load, 0.2, 200, 24),
+    "job": Kind("mutated job files", packages.prepare_jobs, packages.load_jobs, 0.05, 1000, 100),
+    "text": Kind("hostile text", lambda folder: None, _texts, 0.05, 200, 8),
 }
 
 
@@ -80,4 +81,4 @@ def _self_test() -> Callable[[random.Random, Path], str]:
     return case
 
 
-SELF_TEST = {"self-test": Kind("every end", lambda folder: None, _self_test, 0.0, 8)}
+SELF_TEST = {"self-test": Kind("every end", lambda folder: None, _self_test, 0.0, 8, 8)}

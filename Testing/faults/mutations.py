@@ -91,11 +91,11 @@ def stream(data: bytes, chance: random.Random) -> bytes:
     """Damage inside and around gzip: its content, the stream, its length, a second member, rubbish behind."""
     choice = chance.randrange(6)
     if choice < 3:
-        return gzip.compress(some_bytes(gzip.decompress(data), chance), 1)
+        return gzip.compress(some_bytes(gzip.decompress(data), chance), 1, mtime=0)
     if choice == 3:
         return some_bytes(data, chance, len(data))
     if choice == 4:
-        return data + chance.choice((b"\0" * 512, b"rubbish", data, gzip.compress(b"more")))
+        return data + chance.choice((b"\0" * 512, b"rubbish", data, gzip.compress(b"more", mtime=0)))
     return _put(data, len(data) - 8, struct.pack("<II", chance.randrange(2**32), chance.choice((0, 2**32 - 1, 5))))
 
 

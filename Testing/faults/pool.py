@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_SECONDS = 10.0  # of processor time a case
 MOST_WAIT = 60.0  # seconds by the clock, on a machine that does other things too
 MOST_MEMORY = 1_500_000_000  # bytes of address space beyond what the child began with
+FINISHED = "finished"  # of a process that was to be killed, and had ended before: such a case proves little
 PATH = (REPOSITORY / "DiffusionAnomaly", REPOSITORY, REPOSITORY / "Testing" / "engine")
 
 

@@ -21,7 +21,7 @@ def test_no_case_of_the_short_campaign_fails(kind: str, tmp_path: Path) -> None:
     failed = campaign.main(["--only", kind, "--short", "--processes", "2", "--json", str(found)])
     summary = json.loads(found.read_text(encoding="utf-8"))
     assert summary["failures"] == [] and failed == 0
-    assert summary["kinds"][kind]["cases"] == campaign.short_count(kind)
+    assert summary["kinds"][kind]["cases"] == campaign.count_of(kind, short=True)
 
 
 def test_every_wrong_end_of_a_case_is_a_failure_of_that_case_alone(
@@ -42,7 +42,10 @@ def test_every_wrong_end_of_a_case_is_a_failure_of_that_case_alone(
         7: "wrong",
     }
     assert [seed for seed, verdict in sorted(found.items()) if not verdict.failure] == [0, 1]
-    assert campaign.summary(list(found.values()), 0)["kinds"]["self-test"]["failures"] == 6  # type: ignore[index]
+    tally = campaign.Tally("self-test")
+    for verdict in found.values():
+        tally.add(verdict)
+    assert campaign.summary([tally], 0)["kinds"]["self-test"]["failures"] == 6  # type: ignore[index]
 
 
 def test_a_case_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
@@ -86,10 +89,32 @@ def test_a_case_that_does_not_exist_is_refused() -> None:
 
 
 def test_a_campaign_in_minutes_ends_in_time() -> None:
-    assert list(campaign.seeds(5, 3, 0.0)) == [5, 6, 7]
-    assert list(campaign.seeds(5, None, -1.0)) == []
-    assert next(campaign.seeds(5, None, 60.0)) == 5
+    assert list(campaign.for_seconds(5, -1.0)) == []
+    assert next(campaign.for_seconds(5, 60.0)) == 5
     assert pool.chance_of("input", 1).random() != random.Random(1).random()
+
+
+def test_the_long_form_reaches_the_documented_counts() -> None:
+    assert campaign.count_of("input") >= 10_000 and campaign.count_of("kill") >= 200
+
+
+def test_processes_are_started_until_enough_were_at_work_when_their_end_came() -> None:
+    tally = campaign.Tally("kill", goal=3)
+    for seed in campaign.until_reached(1, tally):
+        tally.add(pool.Verdict("kill", seed, "detect SIGKILL" if seed % 2 else pool.FINISHED))
+    assert tally.reached and (tally.cases, tally.counted) == (5, 3)
+    never = campaign.Tally("kill", goal=3)
+    for seed in campaign.until_reached(1, never):
+        never.add(pool.Verdict("kill", seed, pool.FINISHED))
+    assert not never.reached and never.cases == 3 * campaign.MOST_DRAWS
+
+
+def test_progress_says_how_long_the_rest_takes_and_only_failures_are_kept() -> None:
+    tally = campaign.Tally("input", goal=1000, seconds=20.0)
+    for seed in range(400):
+        tally.add(pool.Verdict("input", seed, "result", "too long" if seed == 7 else ""))
+    assert tally.progress == "input: 400 of 1,000 after 20 s, 1 failures, 30 s to go"
+    assert [verdict.seed for verdict in tally.failures] == [7]
 
 
 def _files(folder: Path) -> list[Path]:

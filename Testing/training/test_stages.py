@@ -141,7 +141,7 @@ def test_latents_of_an_unfinished_codec_are_used_with_a_warning(
         ("codec", "slices", "nowhere", r"nowhere/train\.npz does not exist: run the stage 'prepare' first"),
         ("codec", "fold", 3, "fold is 3, which does not divide factor 4"),
         ("codec", "fold", 2, "network.in_channels is 1, but fold 2 needs 4"),
-        ("codec", "network", BASIC, "network is PlainUNet; expected one of AutoEncoder, AutoencoderKL, VQVAE"),
+        ("codec", "network", BASIC, "network is BasicUNet; expected one of AutoEncoder, AutoencoderKL, VQVAE"),
         ("codec", "kl_weight", -1, "kl_weight: .*greater than or equal to 0"),
         ("classifier", "halves", True, "halves are for healthy slices alone"),
         ("denoiser", "network.out_channels", 32, "network.out_channels is 32, but fold needs 16"),

@@ -62,6 +62,8 @@ class CodecConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> CodecConfig:
+        if (kind := self.network["_target_"]) not in AUTOENCODERS:
+            raise ValueError(f"network is {kind}; expected one of {', '.join(AUTOENCODERS)}")
         if self.factor % self.fold:
             raise ValueError(f"fold is {self.fold}, which does not divide factor {self.factor}")
         for entry in ("in_channels", "out_channels"):
@@ -75,8 +77,7 @@ class CodecConfig(BaseModel):
 # were in use after 500 steps, and the codec's PSNR was 18 dB.
 LEAST_USE = 0.5
 
-
-AUTOENCODERS = (AutoEncoder, AutoencoderKL, VQVAE)
+AUTOENCODERS = [kind.__name__ for kind in (AutoEncoder, AutoencoderKL, VQVAE)]
 
 
 class TrainableCodec(nn.Module):
@@ -87,9 +88,6 @@ class TrainableCodec(nn.Module):
 
     def __init__(self, network: nn.Module, fold: int = 1) -> None:
         super().__init__()
-        if not isinstance(network, AUTOENCODERS):
-            known = ", ".join(kind.__name__ for kind in AUTOENCODERS)
-            raise InputError(f"The codec's network is {type(network).__name__}; expected one of {known}.")
         self.network = network
         self.fold = fold
 

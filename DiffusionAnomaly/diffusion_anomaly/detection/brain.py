@@ -15,10 +15,10 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..errors import InputError
-from ..io.content import shown
 from ..io.orientation import Orientation
 from ..models.package import open_bundle
 from ..system import free_gpu_memory, is_out_of_memory
+from ..text import printable
 from .brain_network import SPACING, WINDOW, brain_logits, rescale_intensity
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ class BrainFinder:
         values = sitk.GetArrayViewFromImage(volume.image)
         if values.min() == values.max():
             raise InputError(
-                f"No brain was found in {volume.title or shown(volume.source) or volume.name}: "
+                f"No brain was found in {volume.title or printable(volume.source) or volume.name}: "
                 f"every voxel is {values.flat[0]:g}.",
                 "Choose another scan.",
             )
@@ -328,7 +328,7 @@ class BrainFinder:
         image, on_grid, probability, piece = _plausible(volume.image, self._network, dtype)
         if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
             raise InputError(
-                f"No brain was found in {volume.title or shown(volume.source) or volume.name}.",
+                f"No brain was found in {volume.title or printable(volume.source) or volume.name}.",
                 "Is it a head MR? If it is, give a brain mask with --mask.",
             )
         # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.

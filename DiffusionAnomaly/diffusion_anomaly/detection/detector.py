@@ -142,14 +142,6 @@ class Detector:
             self.release()
             raise failure from error
 
-    def find_brain(self, scan: Scan | Volume, warn: Callable[[str], None] = lambda message: None) -> sitk.Image:
-        """The brain in a scan's first channel, uint8 0/1 on its grid.
-
-        Raises:
-            InputError: when no brain is found.
-        """
-        return self._brain_finder(self._scan(scan).reference, warn)
-
     def raw_map(
         self, scan: Scan | Volume, brain: sitk.Image, *, progress: Callable[[Progress], None] | None = None
     ) -> RawMap:

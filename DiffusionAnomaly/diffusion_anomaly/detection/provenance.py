@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..io.content import shown
 from ..system import device_name, versions
+from ..text import printable
 from .planning import resolved_options
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def describe_input(volume: Volume, anonymous: bool = False) -> dict[str, Any]:
     modality = {name: value for name, value in volume.metadata.items() if name == "modality"}
     return {
         "title": "scan" if anonymous else volume.name,
-        "path": "" if anonymous else shown(Path(volume.source).name),
+        "path": "" if anonymous else printable(Path(volume.source).name),
         "sha256": volume.sha256,
         "dimension": volume.dimension,
         "size": list(image.GetSize()),

@@ -167,7 +167,7 @@ class Reliability:
                 for row in self.alarms
             ],
         )
-        lines += ["", *(f"- **{word}**: {meaning}." for word, meaning in DEFINITIONS.items())]
+        lines += ["", *(f"- **{TITLES.get(word, word)}**: {meaning}." for word, meaning in DEFINITIONS.items())]
         lines += [f"- In brackets 95 % bootstrap intervals over patients ({self.about['resamples']} resamples)."]
         return "\n".join(lines) + "\n"
 
@@ -178,7 +178,7 @@ class Reliability:
         )
 
     def draw(self, path: Path) -> None:
-        """The curve as a PNG file: expected against measured rate, one line a run, the band of the factor shaded."""
+        """The curve as a PNG file: expected against observed rate, one line a run, the band of the factor shaded."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5.6, 5.0), dpi=150, layout="constrained")
@@ -200,7 +200,7 @@ class Reliability:
         axes.invert_xaxis()
         axes.set_ylim(0.1 * expected[-1], 1.0)
         axes.set_xlabel("expected share of healthy brain, 10$^{-score}$")
-        axes.set_ylabel("measured share of brain on tumour-free slices")
+        axes.set_ylabel("observed share of brain on tumour-free slices")
         axes.grid(which="major", color="#f1f5f9")
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, title="shaded: 95 % intervals", title_fontsize=8)
@@ -226,6 +226,8 @@ DEFINITIONS = {
     "ml scaled to a scan": "the same times brain of the whole scan by brain on its tumour-free slices; few such slices "
     "make it uncertain",
 }
+
+TITLES = {"promised": "expected", "measured": "observed"}  # of the columns; JSON keeps the names it was given first
 
 
 def _rate_row(run: str, parts: Sequence[FreeSlices], place: int, draws: np.ndarray) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from types import TracebackType
 import numpy as np
 
 from ..errors import InputError, MemoryExhausted
-from ..text import counted
+from ..text import counted, printable
 
 CHUNK = 1 << 20
 # The most that deflate makes of a byte; whoever promises more is wrong.
@@ -30,16 +30,6 @@ MOST_ALONG_AXIS = 32767  # what NIfTI-1, in which results are written, can count
 # Behind the voxels may stand a footer or padding, not another scan's worth of zeros that take minutes to inflate.
 MOST_BEHIND = 1 << 26
 COPY_AGAIN = "Copy or download it again."
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as text that every terminal and file takes: what is no UTF-8, or no letter, becomes U+FFFD.
-
-    >>> shown("scan\\udcff.nii"), shown("a\\x1b[31m.nii")
-    ('scan\ufffd.nii', 'a\ufffd[31m.nii')
-    """
-    text = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 class ScanFile:
@@ -55,7 +45,7 @@ class ScanFile:
     """
 
     def __init__(self, path: Path, digest: hashlib._Hash | None = None) -> None:
-        self.path, self.what = path, shown(path)
+        self.path, self.what = path, printable(path)
         self._digest = digest
         # Without O_NONBLOCK a named pipe would wait for its other end for ever.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -326,16 +316,6 @@ def _memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
-
-
-def clean_text(raw: bytes | str, most: int = 256) -> str:
-    """Text of a header that can be shown and stored anywhere: valid, in one line, without control characters.
-
-    >>> clean_text(b"T2 FLAIR, M\\xfcller\\x1b[31m\\0\\0")
-    'T2 FLAIR, M\\ufffdller[31m'
-    """
-    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw.encode("utf-8", "replace").decode()
-    return "".join(letter for letter in text if letter.isprintable()).strip()[:most]
 
 
 def read_frame(

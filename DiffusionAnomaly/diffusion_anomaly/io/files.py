@@ -91,10 +91,9 @@ def file_stem(text: str) -> str:
     return safe_name(re.sub(r"[^\w.()-]+", "_", text), "_")
 
 
-def partial_name(path: Path, suffix: str | None = None) -> Path:
-    """A hidden name in the folder of `path` that nothing else uses, with its suffix or the one given."""
-    suffix = "".join(path.suffixes[-2:]) if suffix is None else suffix
-    return path.with_name(f".partial-{secrets.token_hex(6)}{suffix}")
+def partial_name(path: Path) -> Path:
+    """A hidden name in the folder of `path` that nothing else uses, with its suffix."""
+    return path.with_name(f".partial-{secrets.token_hex(6)}{''.join(path.suffixes[-2:])}")
 
 
 def write_error(path: Path, error: OSError) -> EngineError:

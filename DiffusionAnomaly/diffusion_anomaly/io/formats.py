@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .content import ScanFile, shown
+from ..text import printable
+from .content import ScanFile
 from .metaimage import read_metaimage
 from .nifti import NIFTI1_BYTES, is_mgh, is_nifti, needs_partner, read_mgh, read_nifti
 from .nrrd import read_nrrd
@@ -183,10 +184,12 @@ def _partner(path: Path, suffixes: tuple[str, ...]) -> Path:
     distinct = [p for i, p in enumerate(found) if not any(os.path.samefile(p, other) for other in found[:i])]
     if not distinct:
         raise InputError(
-            f"{shown(path)} needs the file {shown(stem + suffixes[0])} beside it, which is missing.",
-            f"Copy {shown(stem + suffixes[0])} to {shown(path.parent)}.",
+            f"{printable(path)} needs the file {printable(stem + suffixes[0])} beside it, which is missing.",
+            f"Copy {printable(stem + suffixes[0])} to {printable(path.parent)}.",
         )
     if len(distinct) > 1:
-        both = " and ".join(shown(p.name) for p in distinct)
-        raise InputError(f"{shown(path)} has two partners, {both}.", "Move the one away that does not belong to it.")
+        both = " and ".join(printable(p.name) for p in distinct)
+        raise InputError(
+            f"{printable(path)} has two partners, {both}.", "Move the one away that does not belong to it."
+        )
     return distinct[0]

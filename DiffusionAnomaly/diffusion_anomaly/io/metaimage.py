@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import InputError
-from .content import ScanFile, behind_warning, check_size, clean_text
+from ..text import clean_text
+from .content import ScanFile, behind_warning, check_size
 from .geometry import MOST_SHEAR, Geometry, geometry_of
 from .parts import Encoding, read_header_lines, read_parts
 from .reading import Reading, as_float32, choose_frame, not_grey

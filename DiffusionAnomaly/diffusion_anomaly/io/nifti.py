@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..text import counted
+from ..text import clean_text, counted
 from .content import (
     MOST_INFLATION,
     Content,
@@ -22,7 +22,6 @@ from .content import (
     behind_warning,
     check_promise,
     check_size,
-    clean_text,
     inflate,
     read_frame,
 )

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..text import counted
-from .content import ScanFile, behind_warning, check_size, clean_text
+from ..text import clean_text, counted
+from .content import ScanFile, behind_warning, check_size
 from .geometry import MOST_SHEAR, Geometry, geometry_of
 from .parts import MOST_PARTS, Encoding, read_header_lines, read_parts
 from .reading import GridFields, Reading, as_float32, choose_frame, complex_voxels, not_grey

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from ..errors import InputError
+from ..text import clean_text
 from .content import (
     COPY_AGAIN,
     MOST_INFLATION,
@@ -23,7 +24,6 @@ from .content import (
     ScanFile,
     check_promise,
     check_size,
-    clean_text,
     cut_short,
     inflate,
     inflate_bzip2,

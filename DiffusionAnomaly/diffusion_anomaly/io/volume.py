@@ -22,8 +22,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, MemoryExhausted
+from ..text import printable
 from . import dicom
-from .content import shown
 from .dicom import read_dicom
 from .files import whole_file
 from .formats import read_scan, suffix_of
@@ -69,7 +69,7 @@ class Volume:
     @property
     def name(self) -> str:
         """What to call it in a sentence or a heading."""
-        return self.title or shown(Path(self.source).name) or "scan"
+        return self.title or printable(Path(self.source).name) or "scan"
 
 
 @dataclass(frozen=True)
@@ -121,23 +121,23 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
         reason = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
-        raise InputError(f"There is no file or folder {shown(path)}{reason}.", "Check the path.") from error
+        raise InputError(f"There is no file or folder {printable(path)}{reason}.", "Check the path.") from error
     is_folder = stat.S_ISDIR(mode)
     if not is_folder and not stat.S_ISREG(mode):  # a pipe would wait for its other end for ever
-        raise InputError(f"{shown(path)} is no regular file.", "Give a file with a scan, or a DICOM folder.")
+        raise InputError(f"{printable(path)} is no regular file.", "Give a file with a scan, or a DICOM folder.")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{shown(path)} may not be read: no permission.", "Ask its owner for read permission.")
+        raise InputError(f"{printable(path)} may not be read: no permission.", "Ask its owner for read permission.")
     if is_folder or dicom.is_dicom(path):
         if series is not None and not is_folder and path.name.upper() != "DICOMDIR":
             raise InputError(
-                f"{shown(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
+                f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
                 "Leave out --series, or give the folder.",
             )
         scan = read_dicom(path, series, frame)
         return as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
     if series is not None:
         raise InputError(
-            f"{shown(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
+            f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
             "Leave out --series, or give the folder.",
         )
     source = os.fspath(path)
@@ -145,7 +145,7 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
         reading, sha256 = read_scan(path, frame)
         volume = as_volume(reading.image(), source, sha256, reading.metadata)
     except MemoryError as error:
-        raise MemoryExhausted(f"{shown(path)} does not fit into memory.", "Close other programs.") from error
+        raise MemoryExhausted(f"{printable(path)} does not fit into memory.", "Close other programs.") from error
     return replace(volume, dimension=reading.dimension, warnings=reading.warnings, grid_fields=reading.grid_fields)
 
 
@@ -165,7 +165,7 @@ def as_volume(
     dimension = image.GetDimension()
     if dimension == 2:
         image = sitk.JoinSeries([image])
-    what = shown(source) if source else "The image"
+    what = printable(source) if source else "The image"
     direction = np.reshape(image.GetDirection(), (3, 3))
     # Direction and spacing apart: a direction that scales would hide in their product.
     if not np.allclose(np.linalg.norm(direction, axis=0), 1.0, atol=MOST_SHEAR):

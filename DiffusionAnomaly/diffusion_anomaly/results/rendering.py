@@ -22,6 +22,7 @@ from ..io.orientation import Orientation
 SHOWN = 12
 EVENLY_SPACED = 4
 APART_MM = 6.0  # two neighbouring thin slices show the same thing
+AMPLE = 0.2  # of the largest slice's brain, for a slice without a mask to be shown while others can be
 MARGIN_MM = 10.0
 PICTURE_HEIGHT = 240  # pixels on the page, where a pair is at most 373 wide; drawn twice as fine for sharp screens
 CONTOUR = "#00e5ff"
@@ -120,10 +121,12 @@ def choose_slices(view: SliceView, threshold: float, count: int = SHOWN) -> list
             chosen.append(k)
     wanted = min(count, len(with_brain))
     missing = wanted - len(chosen)
-    rest = [k for k in with_brain if all(abs(k - other) >= apart for other in chosen)]
+    area = [np.count_nonzero(view.brain[k]) for k in range(len(view))]
+    ample = [k for k in with_brain if area[k] >= AMPLE * max(area)]  # the outermost slices of a brain show little
+    rest = [k for k in ample if all(abs(k - other) >= apart for other in chosen)]
     if len(rest) < missing:
         rest = [k for k in with_brain if k not in chosen]
-    # The middles of equal parts: the outermost slices of a brain show little.
+    # The middles of equal parts.
     chosen += [rest[(2 * n + 1) * len(rest) // (2 * missing)] for n in range(missing)]
     return sorted(chosen)
 

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import struct
-import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from pydicom.filereader import data_element_generator
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from ...errors import InputError, MemoryExhausted
+from ...text import clean_text
 
 PIXEL_TAGS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -416,14 +416,13 @@ def _representation(name: str | int) -> str:
 
 
 def _clean(content: bytes, charsets: list[str]) -> str:
-    """Text without what cannot be decoded, control characters and superfluous blanks."""
+    """Text in one line; what cannot be decoded is replaced, control characters become blanks."""
     content = content[: 4 * _LONGEST_TEXT]
     try:
         text = content.decode("ascii") if b"\x1b" not in content else _decoded(content, charsets)
     except UnicodeDecodeError:
         text = _decoded(content, charsets)
-    shown = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)
-    return " ".join(shown.split())[:_LONGEST_TEXT]
+    return clean_text(text, _LONGEST_TEXT)
 
 
 def _decoded(content: bytes, charsets: list[str]) -> str:
