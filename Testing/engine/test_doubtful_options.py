@@ -111,7 +111,9 @@ NOISE = np.random.default_rng(0).normal(0, 3, (18, 48, 40)).astype(np.float32)
         (np.arange(8.0).reshape(2, 2, 2) % 2, True),
         (255 * (head() > 0), True),
         (labels(), True),
-        (np.random.default_rng(0).random((4, 8, 8)), True),
+        (np.random.default_rng(0).beta(0.1, 0.1, (4, 8, 8)), True),
+        (labels() * 1.0000001, True),
+        (head() / 220 + 0.0001 * NOISE.clip(0), False),
         (np.zeros((2, 4, 4)), True),
         (head() + NOISE, False),
         (np.rint(head() + NOISE), False),
@@ -119,13 +121,26 @@ NOISE = np.random.default_rng(0).normal(0, 3, (18, 48, 40)).astype(np.float32)
         ((head() + NOISE) / 200, False),
         (np.random.default_rng(0).random((4, 8, 8)) - 0.5, False),
     ],
-    ids=["0 1", "0 255", "labels", "probabilities", "empty", "scan", "whole", "8 bits", "scaled", "negative"],
+    ids=[
+        "0 1",
+        "0 255",
+        "labels",
+        "probabilities",
+        "scaled labels",
+        "0 to 1",
+        "empty",
+        "scan",
+        "whole",
+        "8 bits",
+        "scaled",
+        "negative",
+    ],
 )
 def test_a_scan_is_no_mask(values: np.ndarray, fits: bool) -> None:
     if fits:
         check_mask(values, "The mask")
     else:
-        with pytest.raises(InputError, match="The mask is no mask: it has many values"):
+        with pytest.raises(InputError, match="The mask is no mask: it"):
             check_mask(values, "The mask")
 
 

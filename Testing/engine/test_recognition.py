@@ -13,7 +13,7 @@ from scipy import ndimage
 from diffusion_anomaly.cli.main import main
 from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.input_checks import size_verdict
+from diffusion_anomaly.detection.head_size import brain_size_verdict
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.recognition import DOUBTED, REFUSED, Recogniser, Recognition, recognition_window
 from diffusion_anomaly.errors import InputError
@@ -149,7 +149,7 @@ def test_a_mask_of_a_size_that_no_brain_has_is_refused(ml: float, refused: bool)
     mask[10:-10, 10:-10, 10:-10] = 1
     brain = sitk.GetImageFromArray(mask)
     brain.SetSpacing((2.0, 2.0, 2.0))
-    verdict = size_verdict(sitk.Cast(brain, sitk.sitkFloat32), brain)
+    verdict = brain_size_verdict(sitk.Cast(brain, sitk.sitkFloat32), brain)
     assert (verdict is not None and verdict.refused) == refused
 
 
