@@ -231,7 +231,8 @@ class Detector:
         for name, volume in scan.channels.items():
             values = sitk.GetArrayViewFromImage(volume.image)
             watch.judge(label_verdict(values, _called(name, scan)), FORCE_HINT, force)
-        watch.judge(head_verdict(reference.image), SPACING_HINT, force)
+        # Whoever gives a mask has looked at the scan.
+        watch.judge(head_verdict(reference.image), SPACING_HINT, force or mask is not None)
         if mask is not None:
             watch.judge(given_mask_verdict(outline(reference.image), mask), MASK_HINT, force)
         watch.enter("brain")
