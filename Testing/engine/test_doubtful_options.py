@@ -122,7 +122,20 @@ NOISE = np.random.default_rng(0).normal(0, 3, (18, 48, 40)).astype(np.float32)
         ((head() + NOISE) / 200, False),
         (np.random.default_rng(0).random((4, 8, 8)) - 0.5, False),
     ],
-    ids="0 1|0 255|labels|probabilities|scaled labels|0 to 1|empty|scan|whole|8 bits|scaled|negative".split("|"),
+    ids=[
+        "0 1",
+        "0 255",
+        "labels",
+        "probabilities",
+        "scaled labels",
+        "0 to 1",
+        "empty",
+        "scan",
+        "whole",
+        "8 bits",
+        "scaled",
+        "negative",
+    ],
 )
 def test_a_scan_is_no_mask(values: np.ndarray, fits: bool) -> None:
     if fits:
