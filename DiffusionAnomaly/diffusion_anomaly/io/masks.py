@@ -95,7 +95,7 @@ def _is_whole(plane: np.ndarray) -> bool:
 
 def _are_probabilities(values: np.ndarray) -> bool:
     present = int(np.count_nonzero(values > UNLIKELY))
-    return np.count_nonzero(values > LIKELY) >= LIKELY_SHARE * present
+    return int(np.count_nonzero(values > LIKELY)) >= LIKELY_SHARE * present
 
 
 def _in_regions(values: np.ndarray) -> bool:
