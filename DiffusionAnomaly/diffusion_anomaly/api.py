@@ -53,8 +53,8 @@ def load(model: str | Path | None = None, *, method: str | None = None, **option
         model: a model package by name, or its folder; None takes the method's default.
         method: name of a method; None takes the model's, or without a model the default one.
         options: any field of ``Options`` (``device``, ``precision``, ``steps``, ``seed``, ``threshold``,
-            ``min_volume_ml``, ``batch_size``, ``slice_spacing``, ``keep_reconstruction``, ``anonymous``), or any option
-            of the method, such as ``guidance_scale`` of the guided one.
+            ``min_volume_ml``, ``batch_size``, ``slice_spacing``, ``keep_reconstruction``, ``anonymous``, ``force``), or
+            any option of the method, such as ``guidance_scale`` of the guided one.
 
     Raises:
         InputError: for a method, an option or a device that does not exist, or a value out of range.

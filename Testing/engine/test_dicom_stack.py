@@ -121,6 +121,40 @@ def test_an_image_of_something_else_is_named(tmp_path: Path, elements: dict[str,
     assert words in message and "17-0.dcm" in message
 
 
+@pytest.mark.parametrize(
+    ("first", "elements", "words"),
+    [
+        (1, {}, None),
+        (0, {}, None),
+        (5, {}, "begin at 5"),
+        (1, {"ImagesInAcquisition": "4"}, None),
+        (1, {"ImagesInAcquisition": "2"}, None),
+        (1, {"ImagesInAcquisition": "7"}, "states 7 images (ImagesInAcquisition), 4 are there"),
+        (1, {"NumberOfSlices": 6}, "states 6 images (NumberOfSlices), 4 are there"),
+    ],
+)
+def test_slices_that_may_be_missing_at_an_end_are_said(
+    tmp_path: Path, first: int, elements: dict[str, Any], words: str | None
+) -> None:
+    files = dicoms.classic(dicoms.voxels(), **elements)
+    for k, data in enumerate(files):
+        data.InstanceNumber = str(first + k)
+    warnings = read_volume(dicoms.write(tmp_path, files)).warnings
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
+
+
+@pytest.mark.parametrize("other", [{"PatientID": "8"}, {}])
+def test_series_of_different_patients_are_said_and_nobody_is_named(tmp_path: Path, other: dict[str, Any]) -> None:
+    second = dicoms.classic(dicoms.voxels(seed=1), SeriesInstanceUID=dicoms.SERIES + ".2", **other)
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()), second)
+    message = refused(folder)
+    assert ("of 2 patients" in message) == bool(other)
+    warnings = read_volume(folder, series=dicoms.SERIES).warnings
+    assert any("series of 2 patients" in warning for warning in warnings) == bool(other)
+    assert "Secret" not in message + "".join(warnings)
+
+
 def test_copies_are_left_out_with_a_warning(tmp_path: Path) -> None:
     folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
     shutil.copy(folder / "10-0.dcm", folder / "copy.dcm")

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 import packages
 import phantom
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.input_checks import hemisphere_warnings
+from diffusion_anomaly.detection.head_size import outline
+from diffusion_anomaly.detection.input_checks import given_mask_verdict, hemisphere_warnings, label_verdict
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.detection.provenance import threshold_source
 from diffusion_anomaly.errors import InputError
@@ -114,7 +115,9 @@ NOISE = np.random.default_rng(0).normal(0, 3, (18, 48, 40)).astype(np.float32)
         (np.arange(8.0).reshape(2, 2, 2) % 2, True),
         (255 * (head() > 0), True),
         (labels(), True),
-        (np.random.default_rng(0).random((4, 8, 8)), True),
+        (np.random.default_rng(0).beta(0.1, 0.1, (4, 8, 8)), True),
+        (labels() * 1.0000001, True),
+        (head() / 220 + 0.0001 * NOISE.clip(0), False),
         (np.zeros((2, 4, 4)), True),
         (head() + NOISE, False),
         (np.rint(head() + NOISE), False),
@@ -122,14 +125,103 @@ NOISE = np.random.default_rng(0).normal(0, 3, (18, 48, 40)).astype(np.float32)
         ((head() + NOISE) / 200, False),
         (np.random.default_rng(0).random((4, 8, 8)) - 0.5, False),
     ],
-    ids=["0 1", "0 255", "labels", "probabilities", "empty", "scan", "whole", "8 bits", "scaled", "negative"],
+    ids=[
+        "0 1",
+        "0 255",
+        "labels",
+        "probabilities",
+        "scaled labels",
+        "0 to 1",
+        "empty",
+        "scan",
+        "whole",
+        "8 bits",
+        "scaled",
+        "negative",
+    ],
 )
 def test_a_scan_is_no_mask(values: np.ndarray, fits: bool) -> None:
     if fits:
         check_mask(values, "The mask")
     else:
-        with pytest.raises(InputError, match="The mask is no mask: it has many values"):
+        with pytest.raises(InputError, match="The mask is no mask: it"):
             check_mask(values, "The mask")
+
+
+BRAIN = np.array([54.0, 70.0, 47.0])
+
+
+@pytest.mark.parametrize(
+    ("radii", "words"),
+    [
+        (BRAIN * 0, "is empty"),
+        (BRAIN * 0.25, "marks a part, such as a lesion, and no brain"),
+        (BRAIN * np.array([0.15, 0.15, 0.9]), "marks a part"),
+        (BRAIN * 100, "covers the whole image"),
+    ],
+    ids=["empty", "lesion", "thin", "all"],
+)
+def test_a_mask_that_marks_no_brain_is_refused_before_the_scan_is_recognised(
+    radii: np.ndarray, words: str, flair_like_volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusion_anomaly.detection.recognition.Recogniser.__call__", lambda *_: pytest.fail("asked"))
+    grid = flair_like_volume.image
+    marked = phantom.inside(phantom.points(grid), phantom.HEAD_CENTRE, np.maximum(radii, 1e-9)).astype(np.uint8)
+    said: list[str] = []
+    with pytest.raises(InputError, match=words) as caught:
+        Detector(Options("intensity"))(flair_like_volume, brain=phantom.on_grid(marked, grid), on_warning=said.append)
+    assert not said and "leave it out" in caught.value.hint
+
+
+@pytest.mark.parametrize("scale", [0.25, 100])
+def test_with_force_such_a_mask_is_said_once_and_nobody_is_told_to_give_one(
+    scale: float, flair_like_volume: Volume
+) -> None:
+    grid = flair_like_volume.image
+    marked = phantom.inside(phantom.points(grid), phantom.HEAD_CENTRE, BRAIN * scale).astype(np.uint8)
+    result = Detector(Options("intensity"))(flair_like_volume, brain=phantom.on_grid(marked, grid), force=True)
+    assert sum("The brain mask" in warning and " ml" in warning for warning in result.warnings) <= 1
+    assert sum("marks a part" in warning or "whole image" in warning for warning in result.warnings) == 1
+    assert not any("--mask" in warning for warning in result.warnings)
+
+
+def test_a_mask_as_a_brain_is_brings_no_verdict(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> None:
+    head_ = outline(flair_like_volume.image)
+    assert given_mask_verdict(head_, flair_like_brain) is None
+    slab = slice(10, 13)
+    assert given_mask_verdict(outline(flair_like_volume.image[:, :, slab]), flair_like_brain[:, :, slab]) is None
+    one = slice(12, 13)
+    assert given_mask_verdict(outline(flair_like_volume.image[:, :, one]), flair_like_brain[:, :, one]) is None
+
+
+SCAN = np.rint(head() + NOISE).clip(0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (head() > 0, "2 different values only (0, 1), as a mask does"),
+        (255.0 * (head() > 0), "2 different values only (0, 255)"),
+        (np.digitize(head() + NOISE, (20, 90, 120, 200)), "5 different values only (0, 1, 2, 3, …)"),
+        (np.round(SCAN / 25) * 0.1, "different values only"),
+        (labels(), "alike over whole regions"),
+        (SCAN, None),
+        (SCAN / 255, None),
+        (np.rint(SCAN / 4), None),
+        (np.zeros((3, 4, 4)), None),
+    ],
+    ids=["mask", "0 255", "labels", "few", "many labels", "scan", "0 to 1", "64 levels", "constant"],
+)
+def test_a_mask_or_a_label_map_is_no_scan(values: np.ndarray, words: str | None) -> None:
+    verdict = label_verdict(values.astype(np.float32), "scan")
+    assert (verdict is not None) == (words is not None)
+    assert verdict is None or (verdict.refused and words in verdict.message)
+
+
+def test_a_label_map_given_as_the_scan_is_refused(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> None:
+    segmentation = phantom.as_volume(flair_like_brain)
+    with pytest.raises(InputError, match=r"is no scan: it holds 2 different values only \(0, 1\).*--force"):
+        Detector(Options("intensity"))(segmentation)
 
 
 @pytest.mark.parametrize("kind", ["array", "image", "file"])

@@ -13,7 +13,7 @@ from scipy import ndimage
 from diffusion_anomaly.cli.main import main
 from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.input_checks import size_verdict
+from diffusion_anomaly.detection.head_size import brain_size_verdict
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.recognition import DOUBTED, REFUSED, Recogniser, Recognition, recognition_window
 from diffusion_anomaly.errors import InputError
@@ -125,6 +125,52 @@ def test_a_verdict_says_what_is_seen_and_refuses_only_what_is_far_off() -> None:
     assert recognition(0.0, 1.0).verdict("a contrast of tomorrow") is None
 
 
+@pytest.mark.parametrize(
+    ("upright", "other", "refused"), [(0.99, 0.01, None), (0.8, 0.2, False), (0.45, 0.55, True), (0.2, 0.8, True)]
+)
+def test_a_pose_that_is_wrong_is_refused_however_sure_the_contrast_is(
+    upright: float, other: float, refused: bool | None
+) -> None:
+    verdict = Recognition({"FLAIR": 0.95, "T1": 0.05}, {"upright": upright, "upside down": other}).verdict("FLAIR")
+    assert (None if verdict is None else verdict.refused) == refused
+    said = f"shows a head upside down by what its header says of directions (probability of upright {upright:.2g})"
+    assert verdict is None or said in verdict.message
+
+
+def thick(image: sitk.Image) -> sitk.Image:
+    """As an ordinary clinical scan: axial slices of 6 mm."""
+    image = sitk.DICOMOrient(image, "LPS")
+    new = (2.0, 2.0, max(6.0, image.GetSpacing()[2]))
+    size = [round(count * mm / edge) for count, mm, edge in zip(image.GetSize(), image.GetSpacing(), new, strict=True)]
+    grid = (size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), new, image.GetDirection())
+    return sitk.Resample(image, *grid, 0.0, sitk.sitkFloat32)
+
+
+def turned(image: sitk.Image, order: tuple[int, int, int], mirrored: tuple[bool, bool, bool]) -> sitk.Image:
+    """The voxels in another order, with their own edges, under the directions of before."""
+    result = sitk.Flip(sitk.PermuteAxes(image, order), mirrored)
+    result.SetDirection(image.GetDirection())
+    return result
+
+
+TURNS = {
+    "upside down": ((0, 1, 2), (False, False, True)),
+    "back to front": ((0, 1, 2), (False, True, False)),
+    "on its head": ((0, 1, 2), (False, True, True)),
+    "to the side": ((1, 0, 2), (True, False, False)),
+    "forwards": ((0, 2, 1), (False, False, True)),
+    "axes in reverse": ((2, 1, 0), (False, False, False)),
+    "axes moved on": ((1, 2, 0), (False, False, False)),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
+def test_a_head_the_wrong_way_up_is_refused(sample: Volume, recogniser: Recogniser, turn: tuple) -> None:
+    found = seen(turned(thick(sample.image), *turn), recogniser)
+    verdict = found and found.verdict("FLAIR")
+    assert found is None or (verdict is not None and verdict.refused)
+
+
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "ASL", "IPR"])
 def test_the_window_is_the_same_whichever_way_the_axes_run(sample: Volume, brain: sitk.Image, axes: str) -> None:
     shown, inside = recognition_window(sample.image, brain)
@@ -156,7 +202,7 @@ def test_a_mask_of_a_size_that_no_brain_has_is_refused(ml: float, refused: bool)
     mask[10:-10, 10:-10, 10:-10] = 1
     brain = sitk.GetImageFromArray(mask)
     brain.SetSpacing((2.0, 2.0, 2.0))
-    verdict = size_verdict(sitk.Cast(brain, sitk.sitkFloat32), brain)
+    verdict = brain_size_verdict(sitk.Cast(brain, sitk.sitkFloat32), brain)
     assert (verdict is not None and verdict.refused) == refused
 
 
@@ -178,3 +224,18 @@ def test_scans_of_other_places_are_told_apart(recogniser: Recogniser, pattern: s
     for path in paths:
         found = seen(read_volume(path).image, recogniser)
         assert (found is not None and found.likeness("FLAIR") >= DOUBTED) == known, path.name
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the scans in ../shared/data")
+@pytest.mark.parametrize("pattern", ["lgg-flair/val/*[03]_flair.nii.gz", "ms-jhu/t*01_flair.nii.gz"])
+def test_clinical_scans_are_taken_upright_and_refused_turned(recogniser: Recogniser, pattern: str) -> None:
+    paths = sorted(SHARED.glob(pattern))[:2]
+    assert paths
+    for path in paths:
+        image = thick(read_volume(path).image)
+        upright = seen(image, recogniser)
+        assert upright is not None and upright.verdict("FLAIR") is None
+        for name in ("upside down", "back to front", "to the side"):
+            found = seen(turned(image, *TURNS[name]), recogniser)
+            verdict = found and found.verdict("FLAIR")
+            assert found is None or (verdict is not None and verdict.refused), (path.name, name)

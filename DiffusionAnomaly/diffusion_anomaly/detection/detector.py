@@ -24,19 +24,20 @@ from ..results.findings import segment
 from ..results.result import Progress, Result, Started
 from ..system import is_out_of_memory
 from .brain import BrainFinder
+from .head_size import brain_size_verdict, head_verdict, outline
 from .input_checks import (
     brain_warnings,
+    given_mask_verdict,
     hemisphere_warnings,
+    label_verdict,
     mask_warnings,
-    proportion_warnings,
     scale_warnings,
     scan_warnings,
     score_warning,
-    size_verdict,
 )
 from .planning import Options, Plan, make_plan
 from .provenance import describe
-from .recognition import CONTRASTS, Recogniser, Recognition
+from .recognition import CONTRASTS, Recogniser, Recognition, Verdict
 
 if TYPE_CHECKING:
     from ..models.networks import Model
@@ -45,7 +46,13 @@ if TYPE_CHECKING:
     from .inference import HeldModel, RawMap
 
 
-FORCE_HINT = "Choose another scan or model. --force, force=True in Python, or the panel's setting runs it all the same."
+_FORCE = (
+    "--force, force=True in Python (in the call for one scan, in da.load for all), or the panel's setting runs it all "
+    "the same."
+)
+FORCE_HINT = f"Choose another scan or model. {_FORCE}"
+SPACING_HINT = f"Put the voxel spacing in the header right, or export the scan again. {_FORCE}"
+MASK_HINT = f"Give a mask of the whole brain, or leave it out: the program finds the brain. {_FORCE}"
 
 
 class Detector:
@@ -102,6 +109,7 @@ class Detector:
         *,
         brain: PathLike | sitk.Image | np.ndarray | None = None,
         spacing: Sequence[float] | None = None,
+        force: bool | None = None,
         progress: Callable[[Progress], None] | None = None,
         on_started: Callable[[Started], None] | None = None,
         on_warning: Callable[[str], None] | None = None,
@@ -112,7 +120,8 @@ class Detector:
             scan: a path, a DICOM folder, a SimpleITK image, an array, or what ``io.sources.read`` made of one; several
                 by contrast name for a model that knows several.
             brain: brain mask on the scan's grid, taken as given; None lets the bundled network find the brain.
-            spacing: of an array, in mm ``(x, y, z)``.
+            spacing: of an array, in mm ``(x, y, z)``, which is the reverse of the order of its axes.
+            force: whether this scan is looked at although the model seems not to know it; None takes the option.
             progress: is told how far it is, several times a second; may raise ``Cancelled`` to stop.
             on_started: is told once what runs where.
             on_warning: is told of each warning when it arises; all are in the result too.
@@ -126,8 +135,9 @@ class Detector:
         watch = _Watch(progress, on_started, on_warning)
         scan = self._scan(read(scan, spacing=spacing))
         mask = None if brain is None else read_brain(brain, scan.reference)
+        force = self.plan.asked.force if force is None else force
         try:
-            return self._detect(scan, mask, watch)
+            return self._detect(scan, mask, watch, force)
         except MemoryExhausted:
             self.release()
             raise
@@ -201,7 +211,7 @@ class Detector:
             )
         return scan if given == names else Scan({name: scan.channels[name] for name in names})
 
-    def _detect(self, scan: Scan, mask: sitk.Image | None, watch: _Watch) -> Result:
+    def _detect(self, scan: Scan, mask: sitk.Image | None, watch: _Watch, force: bool) -> Result:
         plan, reference = self.plan, scan.reference
         # An uncalibrated package is refused before any work.
         calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
@@ -210,12 +220,19 @@ class Detector:
                 watch.warn(warning)
         if plan.calibration_warning is not None:
             watch.warn(plan.calibration_warning)
+        for name, volume in scan.channels.items():
+            values = sitk.GetArrayViewFromImage(volume.image)
+            watch.judge(label_verdict(values, _called(name, scan)), FORCE_HINT, force)
+        # Whoever gives a mask has looked at the scan.
+        watch.judge(head_verdict(reference.image), SPACING_HINT, force or mask is not None)
+        if mask is not None:
+            watch.judge(given_mask_verdict(outline(reference.image), mask), MASK_HINT, force)
         watch.enter("brain")
         brain = mask if mask is not None else self._brain_finder(reference, watch.warn)
-        recognised = self._recognise(scan, brain, mask is not None, watch)
+        recognised = self._recognise(scan, brain, watch, mask is not None, force)
         watch.report(1, 1)
 
-        found = self._raw_map(scan, brain, watch)
+        found = self._raw_map(scan, brain, watch, given=mask is not None)
 
         watch.enter("findings")
         calibrated = np.empty_like(found.raw)
@@ -234,6 +251,7 @@ class Detector:
             found,
             brain,
             brain_given=mask is not None,
+            force=force,
             recognised=recognised,
             score=score,
             warnings=watch.warnings,
@@ -254,39 +272,37 @@ class Detector:
             reconstruction=_reconstruction(scan, found.stack, found.run.reconstruction),
         )
 
-    def _recognise(self, scan: Scan, brain: sitk.Image, given: bool, watch: _Watch) -> dict[str, Recognition]:
+    def _recognise(
+        self, scan: Scan, brain: sitk.Image, watch: _Watch, given: bool, force: bool
+    ) -> dict[str, Recognition]:
         """What each channel looks like.
 
         Args:
             scan: the scan.
             brain: the mask that the network found, or that the user gave.
-            given: whether the user gave it, and so has looked at the scan: then there are warnings at most.
             watch: is told of doubts.
+            given: whether the user gave it, and so has looked at the scan: then there are warnings at most.
+            force: whether nobody is to be stopped.
 
         Raises:
             InputError: when the model does not know such scans, or the mask found is no brain's, and nobody insists.
         """
         recognised = {}
-        several = len(scan.channels) > 1
-        verdicts = [size_verdict(scan.reference.image, brain)]
+        if not given:
+            watch.judge(brain_size_verdict(scan.reference.image, brain), SPACING_HINT, force)
         if not self._recogniser.is_there:
             watch.warn("Whether the model knows such scans was not checked: the package scan-recognition is not there.")
         for name, volume in scan.channels.items():
-            modality = name if several else self.plan.bundle.modality
+            modality = name if len(scan.channels) > 1 else self.plan.bundle.modality
             # What the others look like, the network was not taught.
             if modality not in CONTRASTS or not self._recogniser.is_there:
                 continue
             recognised[name] = self._recogniser(volume.image, brain)
-            verdicts.append(recognised[name].verdict(modality, f"channel {name}" if several else "scan"))
-        for verdict in verdicts:
-            if verdict is None:
-                continue
-            if verdict.refused and not (given or self.plan.asked.force):
-                raise InputError(verdict.message, FORCE_HINT)
-            watch.warn(verdict.message)
+            verdict = recognised[name].verdict(modality, _called(name, scan))
+            watch.judge(verdict, FORCE_HINT, given or force)
         return recognised
 
-    def _raw_map(self, scan: Scan, brain: sitk.Image, watch: _Watch) -> RawMap:
+    def _raw_map(self, scan: Scan, brain: sitk.Image, watch: _Watch, given: bool = False) -> RawMap:
         from .inference import RawMap, run_slices
         from .postprocess import postprocess
 
@@ -297,14 +313,13 @@ class Detector:
         values = [values_in_brain(image, brain) for image in scan.images]
         for warning in (
             *brain_warnings(stack, values[0]),
-            *mask_warnings(reference, brain),
-            *proportion_warnings(brain),
-            *hemisphere_warnings(brain),
+            *mask_warnings(reference, brain, given),
+            *hemisphere_warnings(brain, given),
         ):
             watch.warn(warning)
         if plan.bundle.normalisation.kind == ModeNormalisation.kind:
             for inside, scale in zip(values, scales, strict=True):
-                for warning in scale_warnings(inside, scale):
+                for warning in scale_warnings(inside, scale, given):
                     watch.warn(warning)
 
         def started(device: str) -> None:
@@ -359,6 +374,10 @@ def whole_image_score(scores: np.ndarray) -> float:
     return float(np.median(scores)) if len(scores) else 0.0
 
 
+def _called(name: str, scan: Scan) -> str:
+    return f"channel {name}" if len(scan.channels) > 1 else "scan"
+
+
 @dataclass
 class _Watch:
     """Time and warnings of one detection, told to whoever listens."""
@@ -371,6 +390,18 @@ class _Watch:
     start: float = field(default_factory=time.perf_counter)
     stage: str = ""
     stage_start: float = 0.0
+
+    def judge(self, verdict: Verdict | None, hint: str, force: bool) -> None:
+        """Warn of a verdict, or stop for it.
+
+        Raises:
+            InputError: when it is grave and nobody insists.
+        """
+        if verdict is None:
+            return
+        if verdict.refused and not force:
+            raise InputError(verdict.message, hint)
+        self.warn(verdict.message)
 
     def enter(self, stage: str, total: int = 1) -> None:
         self.leave()

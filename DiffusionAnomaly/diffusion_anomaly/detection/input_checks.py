@@ -1,6 +1,6 @@
 """Reasons to doubt a result before looking at it: a scan that is not what the model knows, or not as it knows it.
 
-None of these stops a detection. Each becomes a warning that says what was found and what it does to the result.
+A warning says what was found and what it does to the result; a verdict is a warning too, or grave enough to stop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
+from ..errors import InputError
+from ..io.masks import labels_in
 from ..io.orientation import Orientation
+from .head_size import (
+    BORDERS,
+    CUT_SHARE,
+    LEAST_BRAIN_ML,
+    LEAST_POSSIBLE_ML,
+    MOST_POSSIBLE_ML,
+    USUAL_BRAIN_ML,
+    Outline,
+    cross_sections,
+    cuts,
+)
 from .recognition import Verdict
 
 if TYPE_CHECKING:
@@ -30,33 +43,23 @@ THICK_MM = 3.0
 # Of 39 FLAIR scans of five sources the darkest half per cent of the brain was 0 to 0.32 of its mode.
 NO_FLUID = 0.6
 
-# Heads are 130 mm wide and more.
-LEAST_VIEW_MM = 120.0
-
-# Brains are about 0.75 as tall as they are long.
-TALL = 1.05
-
 # Brains are about 0.8 times as wide as long, a hemisphere half of that. Shorter masks are a tip of the brain.
 NARROW = 0.6
 LEAST_LENGTH_MM = 80.0
 
 # Brain masks of a hundred adults held 820 to 1690 ml.
-LEAST_BRAIN_ML, MOST_BRAIN_ML = 700.0, 2200.0
-# A newborn's brain has 350 ml, and no one's has 3 litres.
-LEAST_POSSIBLE_ML, MOST_POSSIBLE_ML = 200.0, 3000.0
-USUAL_BRAIN_ML = "900 to 1900 ml"
-
-# A mask is cut where its cross-section on the scan's border is at least this share of its largest along that axis. In a
-# hundred scans of whole heads the vertex on the last slice had up to 0.17 of it, brain stem and cerebellum on the first
-# as much; at 0.25 a centimetre of brain was missing.
-CUT_SHARE = 0.2
-# The lower and the upper border of each canonical axis.
-BORDERS = (("bottom", "top"), ("front", "back"), ("right", "left"))
+MOST_BRAIN_ML = 2200.0
 
 # Tissue is brighter than this share of the way from the scan's darkest value to the brain's median.
 TISSUE_SHARE = 0.3
 
-LOOK_AT_THE_MASK = "Look at the brain mask; if it is wrong, give one with --mask or in the panel."
+# What a mask of the user's that holds less is no brain's: of the head between its lowest and its highest slice brains
+# fill 0.35 and more.
+LEAST_OF_HEAD = 0.15
+WHOLE_IMAGE = 0.98  # of the voxels, from which on a mask leaves nothing out
+
+_LOOK = "Look at the brain mask; if it is wrong, give one with --mask or in the panel."
+_LOOK_AT_YOURS = "Look at the brain mask that was given."
 
 # Words in file names and headers, whole words only, and the contrast they stand for.
 _CONTRASTS = {
@@ -113,7 +116,6 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
     if modality and other and other != modality.upper():
         yield f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
     yield from _plane_warnings(volume.image)
-    yield from _view_warnings(volume.image)
 
 
 def contrast_of(source: str, metadata: Mapping[str, str]) -> str | None:
@@ -157,23 +159,55 @@ def _plane_warnings(image: sitk.Image) -> Iterator[str]:
             )
 
 
-def _view_warnings(image: sitk.Image) -> Iterator[str]:
-    _, row_mm, column_mm = (
-        extent * spacing
-        for extent, spacing in zip(_canonical_size(image), Orientation.of(image).spacing(image), strict=True)
-    )
-    if min(row_mm, column_mm) < LEAST_VIEW_MM:
-        yield (
-            f"The scan shows {column_mm:.0f} x {row_mm:.0f} mm, less than a head; is the voxel spacing right? "
-            "Scores of a part of a head are less certain."
+def label_verdict(values: np.ndarray, what: str) -> Verdict | None:
+    """Whether a scan's values are those of a mask or a label map.
+
+    Args:
+        values: ``(slices, rows, columns)``.
+        what: whom the sentence is about, such as "scan" or "channel T1".
+    """
+    found = labels_in(values)
+    return None if found is None else Verdict(f"The {what} is no scan: it {found}.", refused=True)
+
+
+def given_mask_verdict(head: Outline | None, brain: sitk.Image) -> Verdict | None:
+    """Whether a mask that somebody gave marks no brain: the whole image, more than a brain, or a small part.
+
+    Args:
+        head: the scan's; None for a single slice, whose mask may be as it is.
+        brain: the mask on the scan's grid.
+
+    Raises:
+        InputError: when it is empty.
+    """
+    orientation = Orientation.of(brain)
+    inside = orientation.view(sitk.GetArrayViewFromImage(brain)) != 0
+    marked = int(np.count_nonzero(inside))
+    if marked == 0:
+        raise InputError(
+            "The brain mask is empty: it has no voxel above 0.5.", "Give a mask that covers the brain, or leave it out."
         )
-
-
-def _canonical_size(image: sitk.Image) -> tuple[int, int, int]:
-    """Number of slices, rows and columns."""
-    slices, rows, columns = Orientation.of(image).axes
-    size = image.GetSize()
-    return size[slices], size[rows], size[columns]
+    if min(inside.shape) == 1:
+        return None
+    if marked >= WHOLE_IMAGE * inside.size:
+        return Verdict("The brain mask covers the whole image: air and scalp would count as brain.", refused=True)
+    ml = marked * math.prod(orientation.spacing(brain)) / 1000
+    if ml > MOST_POSSIBLE_ML:
+        return Verdict(f"The brain mask holds {ml:,.0f} ml; an adult's brain has {USUAL_BRAIN_ML}.", refused=True)
+    if head is None:
+        return None
+    slices = np.flatnonzero(inside.any(axis=(1, 2)))
+    step = len(inside) / len(head.inside)
+    part = head.inside[int(slices[0] / step) : int(slices[-1] / step) + 1]
+    share = ml / max(np.count_nonzero(part) * math.prod(head.spacing) / 1000, 1e-9)
+    too_small = ml < LEAST_POSSIBLE_ML and not any(cuts(inside, orientation.spacing(brain)))
+    if share < LEAST_OF_HEAD or too_small:
+        return Verdict(
+            f"The brain mask holds {ml:,.3g} ml, {share:.0%} of the head where it lies: it marks a part, such as a "
+            "lesion, and no brain.",
+            refused=True,
+        )
+    return None
 
 
 def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[str]:
@@ -188,38 +222,27 @@ def brain_warnings(stack: SliceStack, values_in_brain: np.ndarray) -> Iterator[s
         )
 
 
-def scale_warnings(values_in_brain: np.ndarray, scale: IntensityScale) -> Iterator[str]:
+def scale_warnings(values_in_brain: np.ndarray, scale: IntensityScale, given: bool = False) -> Iterator[str]:
     """What the scale by the brain's mode rests on: without fluid there is no dark end.
 
     Args:
         values_in_brain: raw intensities.
         scale: from ``ModeNormalisation``.
+        given: whether the mask is the user's.
     """
     if values_in_brain.size and values_in_brain.min() >= 0 and scale.low > NO_FLUID * scale.high:
         yield (
             f"The darkest tissue in the brain mask is {scale.low / scale.high:.0%} as bright as the most common one; "
             "there is hardly any fluid in it. Ordinary differences look large then, and too much may be marked. "
-            "Look at the mask, or give one that holds ventricles and furrows with --mask or in the panel."
+            + (
+                "Give a mask that holds ventricles and furrows too."
+                if given
+                else "Look at the mask, or give one that holds ventricles and furrows with --mask or in the panel."
+            )
         )
 
 
-def proportion_warnings(brain: sitk.Image) -> Iterator[str]:
-    """What the brain's shape says about the header: some public sets have lost their slice spacing."""
-    orientation = Orientation.of(brain)
-    inside = orientation.view(sitk.GetArrayViewFromImage(brain)) != 0
-    slices, rows = (np.flatnonzero(np.any(inside, axis=others)) for others in ((1, 2), (0, 2)))
-    if not slices.size:
-        return
-    slice_mm, row_mm, _ = orientation.spacing(brain)
-    height, length = (np.ptp(slices) + 1) * slice_mm, (np.ptp(rows) + 1) * row_mm
-    if height > TALL * length:
-        yield (
-            f"The brain is {height:.0f} mm tall and {length:.0f} mm long, which no brain is; the header's slice "
-            "spacing is probably wrong, and so are volumes and positions in mm."
-        )
-
-
-def hemisphere_warnings(brain: sitk.Image) -> Iterator[str]:
+def hemisphere_warnings(brain: sitk.Image, given: bool = False) -> Iterator[str]:
     """What the mask's width says: a mask of one hemisphere leaves the other without scores."""
     orientation = Orientation.of(brain)
     inside = orientation.view(sitk.GetArrayViewFromImage(brain)) != 0
@@ -231,16 +254,20 @@ def hemisphere_warnings(brain: sitk.Image) -> Iterator[str]:
     if length > LEAST_LENGTH_MM and width < NARROW * length:
         yield (
             f"The brain mask is {width:.0f} mm wide and {length:.0f} mm long; a whole brain is about 0.8 times as wide "
-            f"as long. If the mask holds one hemisphere alone, the other gets no score. {LOOK_AT_THE_MASK}"
+            "as long. If the mask holds one hemisphere alone, the other gets no score. "
+            + (_LOOK_AT_YOURS if given else _LOOK)
         )
 
 
-def mask_warnings(image: sitk.Image, brain: sitk.Image) -> Iterator[str]:
+def mask_warnings(image: sitk.Image, brain: sitk.Image, given: bool = False) -> Iterator[str]:
     """What the brain mask's size and place say: cut by the field of view, too small, or too large for a brain.
+
+    Of sizes that cannot be there is a verdict, which says it all.
 
     Args:
         image: the scan; a single slice, of whatever size its brain is, gets no warning.
         brain: mask on its grid.
+        given: whether it is the user's.
     """
     if min(image.GetSize()) == 1:
         return
@@ -248,13 +275,14 @@ def mask_warnings(image: sitk.Image, brain: sitk.Image) -> Iterator[str]:
     inside = orientation.view(sitk.GetArrayViewFromImage(brain)) != 0
     spacing = orientation.spacing(brain)
     ml = float(np.count_nonzero(inside)) * math.prod(spacing) / 1000
-    if ml == 0:
+    if ml == 0 or inside.all():
         return
-    cuts = list(_cuts(inside, spacing))
+    look = _LOOK_AT_YOURS if given else _LOOK
+    cut = list(cuts(inside, spacing))
     holds = f"{ml:.0f} ml; an adult's brain has {USUAL_BRAIN_ML}"
-    if cuts:
-        places = " and ".join(f"at the {name}, where it covers {area:.0f} cm² of the border" for name, area in cuts)
-        folded = next((name for name, _ in cuts if _tissue_opposite(name, image, inside, spacing)), None)
+    if cut:
+        places = " and ".join(f"at the {name}, where it covers {area:.0f} cm² of the border" for name, area in cut)
+        folded = next((name for name, _ in cut if _tissue_opposite(name, image, inside, spacing)), None)
         yield (
             f"The scan's field of view cuts the brain mask {places}; {ml:.0f} ml are in view. Brain beyond is not "
             "looked at, and the anomaly score at the cut is less certain. "
@@ -264,48 +292,18 @@ def mask_warnings(image: sitk.Image, brain: sitk.Image) -> Iterator[str]:
                 if folded
                 else ""
             )
-            + LOOK_AT_THE_MASK
+            + look
         )
-    elif ml < LEAST_BRAIN_ML:
+    elif LEAST_POSSIBLE_ML <= ml < LEAST_BRAIN_ML:
         yield (
             f"The brain mask holds only {holds}. What the mask leaves out gets no score, so findings there are missed. "
-            f"{LOOK_AT_THE_MASK}"
+            f"{look}"
         )
-    if ml > MOST_BRAIN_ML:
+    if MOST_BRAIN_ML < ml <= MOST_POSSIBLE_ML:
         yield (
             f"The brain mask holds {holds}. Scalp, eyes or neck in the mask become false findings; or the header's "
-            f"voxel spacing is wrong, and so are volumes in ml. {LOOK_AT_THE_MASK}"
+            f"voxel spacing is wrong, and so are volumes in ml. {look}"
         )
-
-
-def size_verdict(image: sitk.Image, brain: sitk.Image) -> Verdict | None:
-    """Whether the brain mask is of a size that no brain has, in a scan that holds all of it.
-
-    Args:
-        image: the scan.
-        brain: mask on its grid.
-    """
-    if min(image.GetSize()) == 1:
-        return None
-    inside = Orientation.of(brain).view(sitk.GetArrayViewFromImage(brain)) != 0
-    spacing = Orientation.of(brain).spacing(brain)
-    ml = float(np.count_nonzero(inside)) * math.prod(spacing) / 1000
-    if ml == 0 or LEAST_POSSIBLE_ML <= ml <= MOST_POSSIBLE_ML or (ml < LEAST_BRAIN_ML and any(_cuts(inside, spacing))):
-        return None
-    return Verdict(
-        f"The brain mask holds {ml:.3g} ml, which no brain has (an adult's has {USUAL_BRAIN_ML}): "
-        "the header's voxel spacing is wrong, or this is no brain.",
-        refused=True,
-    )
-
-
-def _cuts(inside: np.ndarray, spacing: tuple[float, float, float]) -> Iterator[tuple[str, float]]:
-    """Borders that cut a canonical mask, with its cross-section there in cm²."""
-    for axis, names in enumerate(BORDERS):
-        area = _cross_sections(inside, axis, spacing)
-        for name, at_border in zip(names, (area[0], area[-1]), strict=True):
-            if at_border >= CUT_SHARE * area.max():
-                yield name, float(at_border)
 
 
 def _tissue_opposite(name: str, image: sitk.Image, inside: np.ndarray, spacing: tuple[float, float, float]) -> bool:
@@ -318,13 +316,7 @@ def _tissue_opposite(name: str, image: sitk.Image, inside: np.ndarray, spacing: 
     darkest, median = float(scan.min()), float(np.median(scan[inside]))
     tissue = np.count_nonzero(opposite > darkest + TISSUE_SHARE * (median - darkest))
     voxel = math.prod(spacing) / spacing[axis] / 100
-    return bool(tissue * voxel >= CUT_SHARE * _cross_sections(inside, axis, spacing).max())
-
-
-def _cross_sections(inside: np.ndarray, axis: int, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Area in cm² of each plane along an axis."""
-    others = tuple(other for other in range(3) if other != axis)
-    return np.count_nonzero(inside, axis=others) * (spacing[others[0]] * spacing[others[1]] / 100)
+    return bool(tissue * voxel >= CUT_SHARE * cross_sections(inside, axis, spacing).max())
 
 
 def score_warning(score: float, score_range: Mapping[str, Any], title: str) -> str | None:

@@ -33,6 +33,7 @@ def describe(
     brain: sitk.Image,
     *,
     brain_given: bool,
+    force: bool,
     recognised: Mapping[str, Recognition],
     score: float,
     warnings: list[str],
@@ -45,6 +46,7 @@ def describe(
         found: what was computed from it.
         brain: the mask that everything was confined to.
         brain_given: whether the user gave that mask.
+        force: whether the scan was to be looked at in any case.
         recognised: what each channel looks like, where the model's contrasts can be told.
         score: the whole-image score.
         warnings: what the user was told.
@@ -73,6 +75,7 @@ def describe(
         "model": describe_bundle(plan.bundle),
         "options": {
             **resolved_options(plan),
+            "force": force,
             "batch_size": run.batch_size,
             "slice_spacing": found.stack.grid.max_slice_spacing,
         },

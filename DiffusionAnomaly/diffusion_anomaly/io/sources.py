@@ -35,7 +35,7 @@ def read(
         source: a file; a folder with a DICOM series; a SimpleITK image; an array ``(slices, rows, columns)`` as
             ``sitk.GetArrayFromImage`` gives it, axial, from below, in rows from front to back and columns from right to
             left; or several of these by contrast name, on one grid.
-        spacing: of an array, in mm: between columns, rows and slices ``(x, y, z)``.
+        spacing: of an array, in mm: between columns, rows and slices ``(x, y, z)``, the reverse of its axes' order.
         series: which series of a DICOM folder, by UID or description.
         frame: which volume of a 4-D file, counted from 0.
         title: what to call it; empty for the name of its file.

@@ -52,7 +52,7 @@ HEADER_TAGS = [
             *("Rows", "Columns", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing"),
             *("NominalScannedPixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope"),
             *("RescaleIntercept", "ComplexImageComponent", "ConcatenationUID", "InConcatenationNumber"),
-            *("InConcatenationTotalNumber", "SharedFunctionalGroupsSequence"),
+            *("InConcatenationTotalNumber", "SharedFunctionalGroupsSequence", "ImagesInAcquisition", "NumberOfSlices"),
             *(keyword for keyword, _, _ in _DISTINCTIONS.values() if isinstance(keyword, str)),
         )
     ),

@@ -92,7 +92,8 @@ def _read_files(
         planes = [plane_of(header, alone=len(headers) == 1) for header in headers]
     stack, notes = choose_volume(planes, frame, where, reader.values)
     geometry, more = place(stack, where)
-    warnings = [*warnings, *stack[0].warnings, *notes, *more]
+    lost = [] if any(multiframe) else _missing_at_the_ends(headers, len(stack))
+    warnings = [*warnings, *stack[0].warnings, *notes, *more, *lost]
     values = np.empty(0, np.float32)
     digest = hashlib.sha256()
     read: dict[Path, None] = {}
@@ -176,6 +177,31 @@ def _check_common(headers: Sequence[Header], where: Path) -> None:
                 )
             if value and not first:
                 first = value, header.path
+
+
+def _missing_at_the_ends(headers: Sequence[Header], slices: int) -> list[str]:
+    """Warnings where the first or last slices of a series may be lost, which leaves no gap between positions.
+
+    Args:
+        headers: of the series' files, an image each.
+        slices: of the volume that was chosen.
+    """
+    if len(headers) == 1:
+        return []
+    numbers = [number for header in headers if (number := header.hint("InstanceNumber")) is not None]
+    stated = {"ImagesInAcquisition": len(headers), "NumberOfSlices": slices}
+    warnings = []
+    if len(numbers) == len(headers) and min(numbers) > 1:
+        warnings.append(
+            f"The numbers of the series' images begin at {min(numbers):g} (InstanceNumber); are the first ones missing?"
+        )
+    for keyword, there in stated.items():
+        expected = max((header.hint(keyword) or 0.0 for header in headers), default=0.0)
+        if expected > there:
+            warnings.append(
+                f"The series states {expected:g} images ({keyword}), {there} are there; are slices missing at an end?"
+            )
+    return warnings
 
 
 def _check_concatenation(headers: Sequence[Header], where: Path) -> None:

@@ -207,7 +207,9 @@ def choose_series(
         listed += f"; and {len(ranked) - _LISTED} more"
     if wanted is None:
         if len(found) > 1:
-            raise InputError(f"{folder} holds {len(found)} DICOM series: {listed}.", _CHOOSE)
+            patients = _patients(ranked)
+            of = f" of {patients} patients" if patients > 1 else ""
+            raise InputError(f"{folder} holds {len(found)} DICOM series{of}: {listed}.", _CHOOSE)
         chosen = ranked
     else:
         chosen = [series for series in ranked if series.uid == wanted]
@@ -219,7 +221,21 @@ def choose_series(
     series = chosen[0]
     if faulty := [*series.faulty, *lost]:
         raise _faulty(faulty)
-    return series, _check_neighbours(series, others)
+    warnings = _check_neighbours(series, others)
+    if (patients := _patients(ranked)) > 1:
+        warnings.append(f"{folder.name} holds series of {patients} patients; the one that was chosen is one of them.")
+    return series, warnings
+
+
+def _patients(found: Iterable[Series]) -> int:
+    """Of how many patients the series are, by ID or else name, which are compared and never shown."""
+    patients = {
+        header.raw("PatientID").strip(b" \0").upper() or header.raw("PatientName").strip(b" \0^").upper()
+        for series in found
+        for file in series.files[:1]
+        if (header := file.header) is not None
+    }
+    return len(patients - {b""})
 
 
 def rank_series(found: Iterable[Series], contrast: str = "FLAIR") -> list[Series]:
