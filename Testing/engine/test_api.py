@@ -74,7 +74,7 @@ def test_a_path_an_image_and_an_array_give_the_same(
 def test_an_array_lies_in_the_order_of_simpleitk(detector: da.Detector) -> None:
     array = np.random.default_rng(0).normal(100.0, 10.0, (5, 40, 48)).astype(np.float32)
     array[2, 10:14, 20:26] = 250.0
-    found = detector(array, spacing=(1.0, 1.0, 5.0), brain=np.ones(array.shape, np.uint8))
+    found = detector(array, spacing=(1.0, 1.0, 5.0), brain=np.ones(array.shape, np.uint8), force=True)
     assert found.anomaly_map.GetSize() == (48, 40, 5)
     k, j, i = np.unravel_index(scores(found).argmax(), array.shape)
     assert k == 2 and 10 <= j < 14 and 20 <= i < 26

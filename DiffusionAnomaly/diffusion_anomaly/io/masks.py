@@ -84,7 +84,7 @@ def _distinct(values: np.ndarray, most: int) -> list[float] | None:
 
 
 def _is_whole(plane: np.ndarray) -> bool:
-    return np.allclose(plane, np.rint(plane), rtol=1e-6, atol=WHOLE)
+    return bool(np.allclose(plane, np.rint(plane), rtol=1e-6, atol=WHOLE))
 
 
 def _are_probabilities(values: np.ndarray) -> bool:
