@@ -11,8 +11,9 @@
 #   make figures   the documentation's pictures, from the demo's results and from the tests of the Slicer module
 #   make clean     remove everything that the commands above have made, .venv too
 #
-# Variables: PYTHON, the interpreter (3.10 or newer) that .venv is made with; TORCH_INDEX, a package index with the
-# build of torch to install, such as https://download.pytorch.org/whl/cu126, or empty for what pip is set up with.
+# Variables: JOBS, how many files of tests run at a time (default 2); PYTHON, the interpreter (3.10 or newer) that .venv
+# is made with; TORCH_INDEX, a package index with the build of torch to install, such as
+# https://download.pytorch.org/whl/cu126, or empty for what pip is set up with.
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,8 +36,13 @@ CHECKED := DiffusionAnomaly training examples Testing docs
 demo: $(VENV)/engine.installed
 	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
 
+JOBS ?= 2
+
+# A file stays in one process, since its tests share what they have made. Each process computes in one thread: what is
+# computed is too small for more, and threads of two processes would wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --cov --cov-report=term
 
 # As CMake's slicer_add_python_unittest runs them, but from the checkout; every script is a Slicer of its own.
 test-slicer:
