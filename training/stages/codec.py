@@ -88,6 +88,7 @@ class TrainableCodec(nn.Module):
 
     def __init__(self, network: nn.Module, fold: int = 1) -> None:
         super().__init__()
+        assert isinstance(network, (AutoEncoder, AutoencoderKL, VQVAE))  # as CodecConfig requires
         self.network = network
         self.fold = fold
 

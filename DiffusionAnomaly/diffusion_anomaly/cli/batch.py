@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..detection.scan import ScanRequest, as_engine_error, run_scan
 from ..errors import Cancelled
-from ..io.content import shown
-from ..text import distinct_names, folded, safe_name
+from ..text import distinct_names, folded, printable, safe_name
 
 if TYPE_CHECKING:
     from ..detection.detector import Detector
@@ -101,7 +100,7 @@ def distinct_titles(scans: Sequence[Path]) -> list[str]:
     """
     labels = _labels(scans)
     return [
-        shown("/".join((*label[:-1], scan.name))) if len(label) > 1 else ""
+        printable("/".join((*label[:-1], scan.name))) if len(label) > 1 else ""
         for scan, label in zip(map(_absolute, scans), labels, strict=True)
     ]
 

@@ -22,7 +22,6 @@ from rich.text import Text
 
 from ..detection.scan import Listener as ScanListener
 from ..errors import EngineError
-from ..io.content import shown
 from ..results.result import statistics
 from ..text import counted, printable
 from ..worker import protocol
@@ -294,7 +293,7 @@ def _where(message: str, scan: Path | None) -> str:
     """A message that names its scan, once."""
     if scan is None:
         return message
-    for name in (str(scan), printable(scan), shown(scan)):
+    for name in (str(scan), printable(scan)):
         # A folder called "a" is in every message, so a plain word must be the first.
         if message.startswith(tuple(f"{name}{end}" for end in " :/")) or (set("./") & set(name) and name in message):
             return message

@@ -139,7 +139,7 @@ class SliceStack:
             mask[:] = self._to_grid(count) >= 0.5 * (slab.stop - slab.start)
         keep = [index for index, mask in enumerate(masks) if mask.any()]
         if not keep:
-            voxels = counted(np.count_nonzero(self._mask), "voxel")
+            voxels = counted(int(np.count_nonzero(self._mask)), "voxel")
             raise InputError(
                 f"The brain mask ({voxels}) covers no pixel of {grid.spacing} mm on the model's grid.",
                 "Give a mask that covers the brain.",
