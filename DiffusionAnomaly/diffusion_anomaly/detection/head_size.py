@@ -116,7 +116,7 @@ def outline(image: sitk.Image) -> Outline | None:
     values = np.where(background, limits.low, np.clip(values, limits.low, limits.high)).astype(np.float32)
     if values.min() == values.max():
         return None
-    smooth = ndimage.uniform_filter(values, [1, 3, 3])
+    smooth = ndimage.uniform_filter1d(ndimage.uniform_filter1d(values, 3, 1), 3, 2)
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.Execute(sitk.GetImageFromArray(smooth))
     inside = smooth > limits.low + AIR_SHARE * (otsu.GetThreshold() - limits.low)

@@ -249,7 +249,7 @@ def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping
             fail(
                 package,
                 ANOMALY,
-                f"has a codec with {counted(len(values), 'value')} of {key} for {counted(int(latent), 'channel')}",
+                f"has a codec with {counted(len(values), 'value')} of {key} for {latent} channels",
                 WRONG,
             )
     rows = anomaly.get("latent_threshold", {}).get("value")
