@@ -10,9 +10,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from ..text import PrintableFormatter
 from . import models
 from .batch import FAULT, output_folders, run_batch
 from .console import JsonLines, Terminal, err, out, plain, show_error
+
+if TYPE_CHECKING:
+    from ..io.contrasts import ChannelSource
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -92,10 +95,31 @@ def root(
 
 @app.command()
 def detect(
-    scans: Annotated[list[Path], typer.Argument(metavar="SCAN", help="Image files or DICOM folders.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where to; several scans get a subfolder each.")
     ],
+    scans: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SCAN]...",
+            help="Image files or DICOM folders; for a model of several contrasts, folders that hold all of them.",
+        ),
+    ] = None,
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel",
+            metavar="NAME=FILE",
+            help="One contrast of a scan, instead of SCAN; FILE:0 is the first volume of a 4-D file. Once a channel.",
+        ),
+    ] = None,
+    channels_from: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A 4-D file, instead of SCAN, whose volumes are the channels in order."),
+    ] = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Move the other channels rigidly onto the first one before.")
+    ] = False,
     method: Annotated[
         str | None,
         typer.Option(help=f"{', '.join(METHODS)}; default: the model's, or {DEFAULT_METHOD}."),
@@ -138,6 +162,8 @@ def detect(
     from ..detection.planning import Options
     from ..detection.scan import ScanRequest
 
+    sources = parse_channels(channels or [])
+    scans = _scans(scans or [], sources, channels_from, series, frame)
     if mask is not None and len(scans) > 1:
         raise InputError("One brain mask was given for several scans.", "Run the scans one by one.")
     listener = JsonLines() if json_lines else Terminal()
@@ -157,19 +183,63 @@ def detect(
             keep_reconstruction=keep_reconstruction,
             anonymous=anonymous,
             force=force,
+            register=register,
         )
         end_like_interrupt()
         folders = [output] if len(scans) == 1 else output_folders(scans, output, anonymous)
         for folder in folders:
-            keep_out_of(scans, folder)
+            keep_out_of([*scans, *(source.path for source in sources.values())], folder)
         if anonymous and len(scans) > 1 and not json_lines:  # told here alone, so that nothing written names a scan
             for folder, scan in zip(folders, scans, strict=True):
                 err.print(plain(f"{folder.name}: {scan}"))
-        requests = [ScanRequest(scan, folder, mask, series, frame) for scan, folder in zip(scans, folders, strict=True)]
+        requests = [
+            ScanRequest(scan, folder, mask, series, frame, channels=sources, in_order=channels_from is not None)
+            for scan, folder in zip(scans, folders, strict=True)
+        ]
         raise typer.Exit(run_batch(Detector(options), requests, listener))
     except EngineError as error:  # of no one scan: every consumer of events gets its last line
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error
+
+
+def _scans(
+    scans: list[Path],
+    sources: Mapping[str, ChannelSource],
+    channels_from: Path | None,
+    series: str | None,
+    frame: int | None,
+) -> list[Path]:
+    """What stands for each scan, where one of three ways to name scans was used."""
+    ways = [bool(scans), bool(sources), channels_from is not None]
+    if sum(ways) != 1:
+        found = "no scan" if not any(ways) else "scans in two ways"
+        raise InputError(f"The command names {found}.", "Give SCAN, or --channel once a channel, or --channels-from.")
+    if not scans and (series is not None or frame is not None):
+        raise InputError(
+            "--series and --frame are for single scans.", "Write --channel NAME=FILE:0 or NAME=FOLDER:SERIES."
+        )
+    if channels_from is not None:
+        return [channels_from]
+    return scans or [next(iter(sources.values())).path]
+
+
+def parse_channels(texts: Sequence[str]) -> dict[str, ChannelSource]:
+    """``NAME=FILE`` texts as sources by name; see ``ChannelSource.parse`` for what a file may be.
+
+    Raises:
+        InputError: for a text that is none, and for a name that is given twice.
+    """
+    from ..io.contrasts import ChannelSource
+
+    parsed: dict[str, ChannelSource] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator or not name.strip() or not path:
+            raise InputError(f"--channel got {text!r}.", "Write it as NAME=FILE, such as --channel flair=a.nii.gz.")
+        if name.strip().casefold() in (other.casefold() for other in parsed):
+            raise InputError(f"The channel {name.strip()} is given twice.", "Give each channel once.")
+        parsed[name.strip()] = ChannelSource.parse(path)
+    return parsed
 
 
 def _method_of(model: str | None) -> str:

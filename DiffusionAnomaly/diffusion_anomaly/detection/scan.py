@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
+from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
 from ..io.outputs import OutputFolder
-from ..io.volume import read_mask, read_volume
+from ..io.volume import Scan, read_mask, read_volume
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, save
 from ..system import is_out_of_memory
@@ -20,12 +22,14 @@ class ScanRequest:
     """What to read and where to write.
 
     Attributes:
-        scan: file or DICOM folder.
+        scan: file or DICOM folder; of several channels the first one's, or the folder that holds them all.
         output: folder for the results.
         brain: brain mask file; None lets the network find the brain.
         series: which series of a DICOM folder.
         frame: which volume of a 4-D scan, counted from 0.
         title: what the user calls the scan; empty for the name of its file.
+        channels: where each channel comes from, by its name, for a model that knows several contrasts.
+        in_order: whether the volumes of the one file ``scan`` are the model's channels, in its order.
     """
 
     scan: Path
@@ -34,6 +38,14 @@ class ScanRequest:
     series: str | None = None
     frame: int | None = None
     title: str = ""
+    channels: Mapping[str, ChannelSource] = field(default_factory=dict)
+    in_order: bool = False
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Everything that is read."""
+        paths = [self.scan, *(source.path for source in self.channels.values())]
+        return list(dict.fromkeys(path for path in (*paths, self.brain) if path is not None))
 
 
 class Listener(Protocol):
@@ -61,18 +73,18 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
         EngineError: as reading, a detection and writing raise it. A folder that was made for results is gone then.
     """
     listener.stage("read", 0, 1)
-    inputs = [path for path in (request.scan, request.brain) if path is not None]
-    folder = OutputFolder(request.output, inputs)
+    folder = OutputFolder(request.output, request.inputs)
     try:
         with folder:
-            kept = ["scan"] if detector.plan.asked.keep_reconstruction else []
-            folder.check(file_names(str(request.scan), kept).values())
-            volume = read_volume(request.scan, series=request.series, frame=request.frame)
-            volume = replace(volume, title=request.title)
-            brain = None if request.brain is None else read_mask(request.brain, volume)
+            sources, note = channel_sources(detector, request)
+            first = next(iter(sources.values())).path if sources else request.scan
+            kept = detector.plan.channels if detector.plan.asked.keep_reconstruction else []
+            folder.check(file_names(str(first), kept).values())
+            scan = _read(detector, request, sources, note)
+            brain = None if request.brain is None else read_mask(request.brain, scan.reference)
             listener.stage("read", 1, 1)
             result = detector(
-                volume,
+                scan,
                 brain=brain,
                 progress=listener.progress,
                 on_started=listener.started,
@@ -84,6 +96,40 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
         became = "its results are complete" if folder.published else "nothing was written"
         raise Cancelled(f"Stopped by the user; for {request.scan}, {became}.") from None
     return result, files
+
+
+def channel_sources(detector: Detector, request: ScanRequest) -> tuple[dict[str, ChannelSource], str]:
+    """Where each of the model's channels comes from, and what to tell the user of how it was found.
+
+    Returns:
+        Sources by the model's names in its order; empty for a single scan for a model of one contrast.
+
+    Raises:
+        InputError: for channels that are missing, unknown, ambiguous, or the same.
+    """
+    names, model = detector.plan.channels, detector.plan.bundle.name
+    if request.channels:
+        matched = match_names(request.channels, names, model)
+        found = {name: request.channels[given] for name, given in matched.items()}
+        require_different(found)
+        return found, ""
+    if request.in_order:
+        return volumes_in_order(request.scan, names), ""
+    if len(names) == 1:
+        return {}, ""
+    found = find_channels(request.scan, names)
+    return found, described(found)
+
+
+def _read(detector: Detector, request: ScanRequest, sources: Mapping[str, ChannelSource], note: str) -> Scan:
+    if not sources:
+        volume = read_volume(request.scan, series=request.series, frame=request.frame)
+        return Scan({detector.plan.channels[0]: replace(volume, title=request.title)})
+    volumes = {name: source.read() for name, source in sources.items()}
+    name, first = next(iter(volumes.items()))
+    notes = (note,) if note else ()
+    volumes[name] = replace(first, title=request.title, warnings=(*notes, *first.warnings))
+    return detector.join(volumes)
 
 
 def as_engine_error(error: Exception, hint: str) -> EngineError:
