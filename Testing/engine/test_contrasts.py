@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.evaluation import evaluate as evaluation
+from diffusion_anomaly.evaluation.dataset import HealthyScan, find_pairs
 from diffusion_anomaly.io.contrasts import (
     ChannelSource,
     contrast_of,
@@ -30,6 +35,8 @@ from diffusion_anomaly.io.volume import Volume, as_volume, read_volume
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.preprocessing.alignment import align
 from diffusion_anomaly.preprocessing.registration import register
+from diffusion_anomaly.results.report import render_report
+from diffusion_anomaly.worker.protocol import SCHEMA_VERSION, read_job, write_job
 
 NAMES = ["FLAIR", "T1", "T1C"]
 
@@ -482,3 +489,141 @@ def test_brain_outside_a_channel_is_left_out_and_said(bundle: Bundle) -> None:
         Detector(Options("intensity", str(bundle.path), force=True))(
             {"FLAIR": head(), "T1": head(contrast="T1")[:, :, :8]}, brain=brain
         )
+
+
+def test_the_report_shows_the_contrasts_side_by_side(bundle: Bundle) -> None:
+    detector = Detector(Options("intensity", str(bundle.path)))
+    several = detector({"FLAIR": head(), "T1": head(contrast="T1")}, brain=phantom.brain_of(head()))
+    page = render_report(several)
+    slices = page.count("The same slice with the anomaly map")
+    assert page.count("The same slice of T1 with the mask's outline") == slices > 3
+    assert "From left to right: FLAIR, FLAIR with" in page
+    one = Detector(Options("intensity"))(head(), brain=phantom.brain_of(head()))
+    assert "From left to right" not in render_report(one)
+
+
+# --- Jobs
+
+
+def job_of(tmp_path: Path, **entries: Any) -> Path:
+    content = {"schema_version": SCHEMA_VERSION, "input": "", "output": "out", **entries}
+    (tmp_path / "job.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_a_job_names_each_channel_relative_to_its_folder(tmp_path: Path) -> None:
+    job = read_job(job_of(tmp_path, channels={"FLAIR": "a.nrrd", "T1": str(tmp_path / "b.nrrd")}))
+    assert job.channels == {"FLAIR": str(tmp_path / "a.nrrd"), "T1": str(tmp_path / "b.nrrd")} and job.input == ""
+    write_job(job, tmp_path)
+    assert read_job(tmp_path) == job
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, "input and output must not be empty"),
+        ({"input": "a.nrrd", "channels": {"T1": "b.nrrd"}}, "has both input and channels"),
+        ({"channels": {"T1": ""}}, "a channel has no file"),
+        ({"channels": {"T1": "a\0b"}}, "T1 holds a null character"),
+        ({"channels": {"T1": 3}}, "channels is an object, expected an object"),
+        ({"channels": ["a.nrrd"]}, "channels is a list, expected an object"),
+    ],
+)
+def test_a_job_with_channels_that_cannot_be_is_refused(tmp_path: Path, entries: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_job(job_of(tmp_path, **entries))
+
+
+def test_a_worker_detects_in_the_channels_of_its_job(bundle: Bundle, patient: Path, tmp_path: Path) -> None:
+    channels = {"FLAIR": str(patient / "p_flair.nii.gz"), "T1": str(patient / "p_t1.nii.gz")}
+    entries = {"method": "intensity", "model": str(bundle.path), "mask": str(patient / "brain_mask.nii.gz")}
+    folder = job_of(tmp_path, channels=channels, title="The patient", options={"device": "cpu"}, **entries)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffusion_anomaly.worker", str(folder)],
+        stdin=subprocess.PIPE,  # its end would cancel the job
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+    )
+    assert process.stdout is not None
+    events = [json.loads(line) for line in process.stdout]
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and events[-1]["event"] == "result"
+    made = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert made["input"]["title"] == "The patient"
+    assert list(made["channels"]) == ["FLAIR", "T1"]
+
+
+# --- Evaluation
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients with FLAIR and masks in one folder and T1 in another, finer; a third lacks T1."""
+    folder = tmp_path_factory.mktemp("patients")
+    (folder / "masks").mkdir()
+    (folder / "t1").mkdir()
+    for name in ("a", "b", "c"):
+        sitk.WriteImage(head(), str(folder / "masks" / f"{name}_flair.nii.gz"))
+        sitk.WriteImage(phantom.lesion_of(head()), str(folder / "masks" / f"{name}_mask.nii.gz"))
+        sitk.WriteImage(phantom.brain_of(head()), str(folder / "masks" / f"{name}_brain.nii.gz"))
+        if name != "c":
+            sitk.WriteImage(head((80, 96, 36), (2.0, 2.0, 3.5), "T1"), str(folder / "t1" / f"{name}_t1.nii.gz"))
+    return folder / "masks"
+
+
+PATTERNS = {"flair": "*_flair.nii.gz", "t1": "../t1/*_t1.nii.gz"}
+
+
+def test_patients_are_found_with_all_contrasts_or_refused(patients: Path) -> None:
+    with pytest.raises(InputError, match=r"There is no file .*c_t1\.nii\.gz"):
+        find_pairs(patients, channels=PATTERNS)
+    pairs = find_pairs(patients, channels=PATTERNS, complete_only=True)
+    assert [pair.name for pair in pairs] == ["a", "b"]
+    assert [path.name for path in pairs[0].channels.values()] == ["a_flair.nii.gz", "a_t1.nii.gz"]
+    with pytest.raises(InputError, match=r"No patient in .* has every contrast"):
+        find_pairs(patients, channels={"flair": "*_flair.nii.gz", "t1": "*_t1.nii.gz"}, complete_only=True)
+
+
+def test_contrasts_may_be_listed_in_a_table(patients: Path, tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    row = f"{patients}/a_flair.nii.gz,{patients}/a_mask.nii.gz,{patients}/a_flair.nii.gz,{patients}/../t1/a_t1.nii.gz"
+    table.write_text(f"scan,reference,channel_FLAIR,channel_T1\n{row}\n")
+    (pair,) = find_pairs(table)
+    assert list(pair.channels) == ["FLAIR", "T1"] and pair.channels["FLAIR"] == pair.scan
+
+
+def test_a_model_of_two_contrasts_is_measured_beside_one_of_one(
+    patients: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[str, ...]]] = {}
+    detected = Detector.__call__
+
+    def watched(self: Detector, scan: Any, **options: Any) -> Any:
+        seen.setdefault(self.plan.bundle.name, []).append(tuple(scan.channels))
+        return detected(self, scan, **options)
+
+    monkeypatch.setattr(Detector, "__call__", watched)
+    pairs = find_pairs(patients, channels=PATTERNS, brain_pattern="*_brain.nii.gz", complete_only=True)
+    spec = evaluation.RunSpec("intensity", str(bundle.path), label="two")
+    evaluation.run(pairs, [spec], tmp_path / "out", resamples=10)
+    assert seen == {"two-contrasts": [("FLAIR", "T1")] * 2, "flair-intensity": [("FLAIR",)] * 2}
+
+
+@pytest.mark.parametrize(
+    ("channels", "healthy", "message"),
+    [
+        ({}, False, "There is no channel|The channel.* missing"),
+        ({"flair": "*_flair.nii.gz"}, False, "The channel T1 is missing; the model two-contrasts knows FLAIR, T1"),
+        (PATTERNS, True, "needs FLAIR, T1 together, and healthy scans have one contrast"),
+    ],
+)
+def test_a_model_without_its_contrasts_is_refused_before_anything_runs(
+    patients: Path, bundle: Bundle, tmp_path: Path, channels: dict[str, str], healthy: bool, message: str
+) -> None:
+    pairs = find_pairs(patients, brain_pattern="*_brain.nii.gz", channels=channels, complete_only=True)
+    others = [HealthyScan("h", patients / "a_flair.nii.gz")] if healthy else []
+    spec = evaluation.RunSpec("intensity", str(bundle.path), label="two")
+    with pytest.raises(InputError, match=message):
+        evaluation.run(pairs, [spec], tmp_path / "out", healthy=others)
+    assert not (tmp_path / "out").exists()

@@ -233,13 +233,23 @@ def parse_channels(texts: Sequence[str]) -> dict[str, ChannelSource]:
 
     parsed: dict[str, ChannelSource] = {}
     for text in texts:
-        name, separator, path = text.partition("=")
-        if not separator or not name.strip() or not path:
-            raise InputError(f"--channel got {text!r}.", "Write it as NAME=FILE, such as --channel flair=a.nii.gz.")
-        if name.strip().casefold() in (other.casefold() for other in parsed):
-            raise InputError(f"The channel {name.strip()} is given twice.", "Give each channel once.")
-        parsed[name.strip()] = ChannelSource.parse(path)
+        name, path = named("--channel", text, "flair=a.nii.gz")
+        if name.casefold() in (other.casefold() for other in parsed):
+            raise InputError(f"The channel {name} is given twice.", "Give each channel once.")
+        parsed[name] = ChannelSource.parse(path)
     return parsed
+
+
+def named(option: str, text: str, example: str) -> tuple[str, str]:
+    """What stands before and behind the first ``=``.
+
+    Raises:
+        InputError: when one of the two is not there.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip() or not value:
+        raise InputError(f"{option} got {text!r}.", f"Write it as NAME=FILE, such as {option} {example}.")
+    return name.strip(), value
 
 
 def _method_of(model: str | None) -> str:
@@ -280,6 +290,17 @@ def evaluate(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the packages'.")] = None,
     scan_pattern: Annotated[str, typer.Option(help="Scans in a folder; * is the patient.")] = "*_flair.nii.gz",
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel",
+            metavar="NAME=PATTERN",
+            help="Each of several contrasts, instead of --scan-pattern; references belong to the first.",
+        ),
+    ] = None,
+    complete_only: Annotated[
+        bool, typer.Option("--complete-only", help="Leave patients without all contrasts out.")
+    ] = False,
     mask_pattern: Annotated[str, typer.Option(help="Their reference masks.")] = "*_mask.nii.gz",
     brain_pattern: Annotated[str | None, typer.Option(help="Their brain masks; default: found by a network.")] = None,
     healthy: Annotated[
@@ -305,7 +326,8 @@ def evaluate(
             evaluate.RunSpec(method, model or None, {"precision": precision})
             for method, _, model in (run.partition("=") for run in runs or list(METHODS))
         ]
-        pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
+        patterns = dict(named("--channel", text, "flair='*_flair.nii.gz'") for text in channels or [])
+        pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only)
         healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
         end_like_interrupt()
         with listener:

@@ -247,7 +247,7 @@ class Detector:
         # An uncalibrated package is refused before any work.
         calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
         for name, volume in scan.channels.items():
-            for warning in scan_warnings(volume, name if len(plan.channels) > 1 else plan.bundle.modality):
+            for warning in scan_warnings(volume, _known_as(name) if len(plan.channels) > 1 else plan.bundle.modality):
                 watch.warn(warning)
         if plan.calibration_warning is not None:
             watch.warn(plan.calibration_warning)

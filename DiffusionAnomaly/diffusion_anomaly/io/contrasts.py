@@ -100,7 +100,7 @@ def match_names(given: Iterable[str], names: Sequence[str], model: str) -> dict[
     found: dict[str, str] = {}
     knows = f"the model {model} knows {', '.join(names)}."
     for name in given:
-        declared = _declared(name, names)
+        declared = declared_name(name, names)
         if declared is None:
             raise InputError(f"There is no channel {name[:40]!r}; {knows}", "Give each of its channels, by its name.")
         if declared in found:
@@ -132,7 +132,7 @@ def require_different(found: Mapping[str, ChannelSource]) -> None:
             )
 
 
-def _declared(name: str, names: Sequence[str]) -> str | None:
+def declared_name(name: str, names: Sequence[str]) -> str | None:
     """The model's name for a channel: the same in any case, or the only one of the same contrast."""
     for declared in names:
         if declared.casefold() == name.strip().casefold():
