@@ -627,3 +627,14 @@ def test_a_model_without_its_contrasts_is_refused_before_anything_runs(
     with pytest.raises(InputError, match=message):
         evaluation.run(pairs, [spec], tmp_path / "out", healthy=others)
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_takes_a_pattern_a_contrast(
+    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patterns = [part for name, pattern in PATTERNS.items() for part in ("--channel", f"{name}={pattern}")]
+    shared = ["evaluate", str(patients), "--brain-pattern", "*_brain.nii.gz", "--run", "intensity"]
+    assert cli.main([*shared, *patterns, "-o", str(tmp_path / "out")]) == 2
+    assert "c_t1.nii.gz" in capsys.readouterr().err
+    assert cli.main([*shared, *patterns, "--complete-only", "-o", str(tmp_path / "out")]) == 0
+    assert len((tmp_path / "out" / "evaluation_patients.csv").read_text().splitlines()) == 1 + 2

@@ -110,7 +110,7 @@ def _require_different(volumes: Mapping[str, Volume]) -> None:
     for (one, first), (other, second) in combinations(volumes.items(), 2):
         if first.image.GetSize() != second.image.GetSize():
             continue
-        if np.array_equal(*map(sitk.GetArrayViewFromImage, (first.image, second.image))):
+        if np.array_equal(sitk.GetArrayViewFromImage(first.image), sitk.GetArrayViewFromImage(second.image)):
             raise InputError(
                 f"The channels {one} and {other} hold the same image ({first.name} and {second.name}).",
                 "Give the file of each contrast.",
