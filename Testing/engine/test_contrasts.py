@@ -287,7 +287,7 @@ def test_one_image_as_two_contrasts_is_refused() -> None:
     [
         ({"PatientID": "a"}, {"PatientID": "b"}, "are of two patients by their patient IDs"),
         ({"PatientName": "a", "PatientID": "x"}, {"PatientName": "b", "PatientID": "x"}, "by their patient names"),
-        ({"source": "sub-01_FLAIR.nii"}, {"source": "sub-02_T1w.nii"}, r"subjects \(sub-01 and sub-02\)"),
+        ({"source": "sub-01_FLAIR.nii"}, {"source": "sub-02_T1w.nii"}, r"subjects \(BIDS\)"),
     ],
 )
 def test_two_patients_are_refused_unless_forced(one: dict[str, str], other: dict[str, str], message: str) -> None:
@@ -457,6 +457,7 @@ def test_contrasts_are_detected_in_together(detect: Run, arguments: tuple[str, .
         (("--channel", "t1=P/a", "--channel", "T1=P/b"), "The channel T1 is given twice"),
         (("P/", "--channel", "flair=P/p_flair.nii.gz"), "names scans in two ways"),
         ((), "names no scan"),
+        (("P/", "--series", "t1"), "needs FLAIR, T1 together; --series and --frame choose one scan"),
         (("--channels-from", "P/both.mha", "--frame", "0"), "--series and --frame are for single scans"),
     ],
 )
@@ -464,6 +465,12 @@ def test_channels_that_do_not_fit_end_with_exit_code_2(detect: Run, arguments: t
     code, made, printed = detect(*arguments)
     assert (code, made) == (2, {})
     assert message in " ".join(printed.split())
+
+
+def test_an_anonymous_result_names_none_of_the_files(detect: Run) -> None:
+    code, made, _ = detect("P/", "--anonymous")
+    assert code == 0 and "The channels were found by name." in made["warnings"]
+    assert "p_flair" not in json.dumps(made) and "p_t1" not in json.dumps(made)
 
 
 def test_a_mapping_of_paths_is_brought_onto_one_grid(bundle: Bundle, patient: Path) -> None:

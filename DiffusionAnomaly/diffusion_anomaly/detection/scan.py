@@ -117,8 +117,14 @@ def channel_sources(detector: Detector, request: ScanRequest) -> tuple[dict[str,
         return volumes_in_order(request.scan, names), ""
     if len(names) == 1:
         return {}, ""
+    if request.series is not None or request.frame is not None:
+        raise InputError(
+            f"The model {model} needs {', '.join(names)} together; --series and --frame choose one scan.",
+            f"Write --channel {names[0]}=FOLDER:SERIES or FILE:0, and the other channels likewise.",
+        )
     found = find_channels(request.scan, names)
-    return found, described(found)
+    # Names of files and series may be the patient's.
+    return found, "The channels were found by name." if detector.plan.asked.anonymous else described(found)
 
 
 def _read(detector: Detector, request: ScanRequest, sources: Mapping[str, ChannelSource], note: str) -> Scan:

@@ -126,7 +126,7 @@ def _provenance_warnings(first: str, one: Volume, name: str, other: Volume, forc
     differ = [text for key, text in _PATIENT.items() if _differ(one.identity, other.identity, key)]
     subjects = [subject_of(Path(volume.source).name) for volume in (one, other)]
     if all(subjects) and subjects[0] != subjects[1]:
-        differ.append(f"subjects (sub-{subjects[0]} and sub-{subjects[1]})")
+        differ.append("subjects (BIDS)")
     notes = []
     if differ:
         message = f"The channels {first} and {name} are of two patients by their {' and '.join(differ)}"
