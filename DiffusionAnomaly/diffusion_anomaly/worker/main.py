@@ -218,9 +218,13 @@ def _detect_and_save(job: Job, lines: EventLines, stop: Stop, workbench: Workben
     output = Path(job.output)
     stop.before_hard_end = _tidying(output)
     from ..detection.scan import ScanRequest, run_scan
+    from ..io.contrasts import ChannelSource
     from ..results.result import statistics
 
-    request = ScanRequest(Path(job.input), output, None if job.mask is None else Path(job.mask), title=job.title)
+    channels = {name: ChannelSource(Path(file)) for name, file in job.channels.items()}
+    scan = next(iter(channels.values())).path if channels else Path(job.input)
+    brain = None if job.mask is None else Path(job.mask)
+    request = ScanRequest(scan, output, brain, title=job.title, channels=channels)
     found, files = run_scan(workbench.detector(options), request, listener)
     stop.too_late()  # all files are in place: the run has succeeded, whatever comes now
     listener.stage("write", 1, 1)
