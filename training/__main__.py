@@ -44,6 +44,21 @@ def label(slices: Path, output: Path, distance: Annotated[int, typer.Option(min=
 
 
 @app.command()
+def unpack(
+    arrays: Path,
+    output: Path,
+    label: Annotated[str, typer.Option(help="entry that is 0 for healthy pictures and 1 for diseased ones")],
+    patient: Annotated[str, typer.Option(help="entry that says whose picture it is")],
+    split: Annotated[str, typer.Option(help="entry that says where it belongs: train, val or test")] = "split",
+    strata: Annotated[str | None, typer.Option(help="entry to copy to the labels, such as the view")] = None,
+) -> None:
+    """Pictures of an array file (.npz) as image files, a folder a split, and their labels."""
+    from .data.pictures import unpack_pictures
+
+    unpack_pictures(arrays, output, label, patient, split, strata)
+
+
+@app.command()
 def prepare(config: Config, output: Output) -> None:
     """Slices of all scans, brain found, intensities normalised, on the models' grid."""
     from .data.preparation import PrepareConfig

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_anomaly.detection.brain import BrainFinder
+from diffusion_anomaly.detection.regions import find_region, whole_image
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.orientation import Orientation
 from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
@@ -20,8 +23,8 @@ from diffusion_anomaly.preprocessing.intensity import Normalisation, normalisati
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 from .halves import healthy_halves
-from .slice_labels import read_labels, slab_labels
-from .slices import HEALTHY_HALF, Slices, join
+from .slice_labels import read_column, read_labels, slab_labels
+from .slices import HEALTHY_HALF, HEIGHT_BINS, Slices, join
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class GridConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: tuple[int, int]
-    spacing: float = Field(gt=0)
+    spacing: float | None = Field(default=None, gt=0, description="mm; without it whole images are fitted to the size")
     max_slice_spacing: float = Field(default=3.0, gt=0)
     neighbours: int = Field(default=0, ge=0)
 
@@ -58,12 +61,13 @@ class NormalisationConfig(BaseModel):
 
 
 class BrainSource(BaseModel):
-    """Where the brain masks of scans come from."""
+    """Where the masks of what is looked at come from: mostly brains."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     brains: str | None = Field(default=None, description="pattern of ready brain masks: {scan} is the scan's name")
     brain_model: str = "brain-mask"
+    region: Literal["brain", "head", "intracranial", "image"] = "brain"
 
 
 class PrepareConfig(BrainSource):
@@ -77,6 +81,9 @@ class PrepareConfig(BrainSource):
         default=None,
         description="how a scan's name ends, and its lesion mask's instead; with it, healthy halves are kept too",
     )
+    strata: str | None = Field(
+        default=None, description="column of the labels, such as view, in which classes are drawn alike, for pictures"
+    )
     grid: GridConfig
     normalisation: NormalisationConfig = NormalisationConfig()
     minimum_brain_pixels: int = Field(default=300, ge=1)
@@ -85,6 +92,10 @@ class PrepareConfig(BrainSource):
     def _consistent(self) -> PrepareConfig:
         if self.lesions is not None and self.labels is None:
             raise ValueError("lesions needs labels too: without them, slices with a lesion would count as healthy")
+        if self.strata is not None and self.labels is None:
+            raise ValueError("strata is a column of labels, which are not given")
+        if self.grid.spacing is None and self.region != "image":
+            raise ValueError(f"grid needs a spacing: the {self.region} has a size in mm")
         return self
 
 
@@ -109,6 +120,8 @@ def prepare(config: PrepareConfig, output: Path) -> None:
         require_labelled([*splits["train"], *splits["val"]], labels, config.labels)
     for split, scans in splits.items():
         slices = join([slice_scan(path, config, labels, output / "brains") for path in scans])
+        if config.strata is not None and config.labels is not None:
+            slices = replace(slices, height=strata_heights(slices.scan, read_column(config.labels, config.strata)))
         slices.save(output / f"{split}.npz")
         counts = {name: int((slices.label == value).sum()) for name, value in (("healthy", 0), ("diseased", 1))}
         logger.info("%s: %d scans, %d slices, %s", split, len(scans), len(slices), counts)
@@ -142,7 +155,8 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
     """The slices of one scan, with brain enough to matter."""
     volume = read_volume(path)
     mask = brain_of(path, volume, config, brains)
-    stack = SliceStack([volume.image], Grid(**config.grid.model_dump()), mask)
+    orientation = Orientation.stored(volume.image) if config.region == "image" else None
+    stack = SliceStack([volume.image], Grid(**config.grid.model_dump()), mask, orientation)
     rule = config.normalisation.rule
     brain = stack.brain()
     normalised = rule.fit_scan(volume.image, mask)(stack.images()[:, 0], brain) / rule.clip_max
@@ -165,6 +179,26 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
     if config.lesions is not None:
         slices = join([slices, halves_of(slices, normalised, _lesion(path, volume, mask, config))])
     return slices.select(slices.brain.sum((1, 2)) >= config.minimum_brain_pixels)
+
+
+def strata_heights(scans: np.ndarray, stratum: Mapping[str, str]) -> np.ndarray:
+    """Heights that make a sampler draw both classes alike in each stratum, as it does at each height of a brain.
+
+    Args:
+        scans: ``(N,)`` names of pictures.
+        stratum: of each.
+
+    Returns:
+        ``(N,)`` float32.
+
+    Raises:
+        InputError: when there are more strata than a sampler tells apart.
+    """
+    names = sorted(set(stratum.values()))
+    if len(names) > HEIGHT_BINS:
+        raise InputError(f"There are {len(names)} strata; expected at most {HEIGHT_BINS}.", "Choose another column.")
+    place = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
+    return np.array([place[stratum[scan]] for scan in scans], np.float32)
 
 
 def halves_of(slices: Slices, normalised: np.ndarray, lesion: np.ndarray) -> Slices:
@@ -215,13 +249,15 @@ def slab_thickness(stack: SliceStack, volume: Volume) -> int:
 
 
 def brain_of(path: Path, volume: Volume, config: BrainSource, cache: Path | None) -> sitk.Image:
-    """A scan's brain: the mask beside it, the one found before, or the one found now and kept."""
+    """A scan's brain or other region: the mask beside it, the one found before, or the one found now and kept."""
+    if config.region == "image":
+        return whole_image(volume)
     if config.brains:
         return read_mask(path.parent / config.brains.format(scan=path.name.removesuffix(".nii.gz")), volume)
     kept = cache / path.name if cache else None
     if kept is not None and kept.exists():
         return read_mask(kept, volume)
-    mask = BrainFinder(open_bundle(config.brain_model))(volume)
+    mask = find_region(config.region, volume, BrainFinder(open_bundle(config.brain_model)))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_like(mask, volume, kept, dtype=np.uint8)

@@ -59,6 +59,15 @@ def read_labels(path: Path) -> dict[tuple[str, int], int]:
     return labels
 
 
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """A further column of the labels' CSV, by scan.
+
+    Raises:
+        InputError: when there is no such column.
+    """
+    return {row["scan"]: row[column] for _, row in _rows(path, ("scan", column))}
+
+
 def label_tumour_slices(slices_csv: Path, output: Path, distance: int = 3) -> None:
     """Labels of the LGG set: diseased with tumour, healthy at least ``distance`` slices away from any, else unused.
 

@@ -7,6 +7,7 @@ Torch is imported when a detector first runs, not when this file is.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from .input_checks import (
 from .planning import Options, Plan, make_plan
 from .provenance import describe
 from .recognition import CONTRASTS, Recogniser, Recognition
+from .regions import find_region
 
 if TYPE_CHECKING:
     from ..models.networks import Model
@@ -143,12 +145,12 @@ class Detector:
             raise failure from error
 
     def find_brain(self, scan: Scan | Volume, warn: Callable[[str], None] = lambda message: None) -> sitk.Image:
-        """The brain in a scan's first channel, uint8 0/1 on its grid.
+        """What of a scan the model looks at, mostly the brain, by its first channel: uint8 0/1 on its grid.
 
         Raises:
-            InputError: when no brain is found.
+            InputError: when it is not found.
         """
-        return self._brain_finder(self._scan(scan).reference, warn)
+        return find_region(self.plan.bundle.region, self._scan(scan).reference, self._brain_finder, warn)
 
     def raw_map(
         self, scan: Scan | Volume, brain: sitk.Image, *, progress: Callable[[Progress], None] | None = None
@@ -166,7 +168,7 @@ class Detector:
         """A scan as the model is shown it: its slices, and each channel's intensities to [0, 1]."""
         images = self._scan(scan).images
         normalisation = self.plan.bundle.normalisation
-        stack = SliceStack(images, self.plan.grid, brain)
+        stack = SliceStack(images, self.plan.grid, brain, self.plan.bundle.orientation_of(images[0]))
         return stack, [normalisation.fit_scan(image, brain) for image in images]
 
     @property
@@ -210,7 +212,7 @@ class Detector:
         return scan if given == names else Scan({name: scan.channels[name] for name in names})
 
     def _detect(self, scan: Scan, mask: sitk.Image | None, watch: _Watch) -> Result:
-        plan, reference = self.plan, scan.reference
+        plan = self.plan
         # An uncalibrated package is refused before any work.
         calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
         for name, volume in scan.channels.items():
@@ -219,7 +221,7 @@ class Detector:
         if plan.calibration_warning is not None:
             watch.warn(plan.calibration_warning)
         watch.enter("brain")
-        brain = mask if mask is not None else self._brain_finder(reference, watch.warn)
+        brain = mask if mask is not None else self.find_brain(scan, watch.warn)
         recognised = self._recognise(scan, brain, mask is not None, watch)
         watch.report(1, 1)
 
@@ -341,7 +343,7 @@ class Detector:
             stack.brain(),
             plan.postprocess,
             run.reconstruction_error,
-            pixel_spacing=stack.grid.spacing,
+            pixel_spacing=math.sqrt(math.prod(stack.pixel_mm)),
             slice_spacing=stack.slice_spacing,
         )
         reconstruction = run.reconstruction

@@ -27,6 +27,8 @@ ANOMALY = "configs/anomaly.json"
 WRONG = "Correct the declaration and write the package again, or get the package again."
 HELPERS = {"brain": "brain", "recognition": "recogniser"}
 """Kinds of package that are no method of slices, and the network of each: one finds brains, one recognises scans."""
+BRAIN, HEAD, INTRACRANIAL, IMAGE = REGIONS = ("brain", "head", "intracranial", "image")
+"""What of a scan a package looks at: the brain in an MR, the head, the space inside the skull in a CT, everything."""
 # What is read before any schema is asked, in Slicer's own process too: what must be an object, and the short texts.
 OBJECTS = {
     *("grid", "grid3d", "normalisation", "schedule", "codec", "options", "postprocess", "latent_threshold"),
@@ -203,6 +205,9 @@ def _check_channels(package: str, anomaly: Mapping[str, Any]) -> None:
 
 
 def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
+    region = anomaly.get("region", BRAIN)
+    if "spacing" not in anomaly["grid"] and region != IMAGE:
+        fail(package, ANOMALY, f"has a grid without spacing, but looks at the {region}, which has a size", WRONG)
     if "codec" not in anomaly:
         return
     size, factor = anomaly["grid"]["size"], anomaly["codec"]["factor"]
