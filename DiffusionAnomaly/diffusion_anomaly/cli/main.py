@@ -110,6 +110,9 @@ def detect(
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Brain mask; default: found by a network.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")] = None,
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
+    min_area: Annotated[
+        float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Slices at once; results differ by rounding at most.")] = None,
     slice_spacing: Annotated[
         float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")
@@ -151,6 +154,7 @@ def detect(
             seed=seed,
             threshold=threshold,
             min_volume_ml=min_volume,
+            min_area=min_area,
             batch_size=batch_size,
             slice_spacing=slice_spacing,
             overrides=parse_settings(settings or []),
@@ -188,12 +192,15 @@ def threshold(
     at: Annotated[float, typer.Option("--at", metavar="SCORE", help="Anomaly score from which a voxel is anomalous.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for mask and findings.")],
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
+    min_area: Annotated[
+        float | None, typer.Option(metavar="MM2", help="The map is of a picture: findings have areas, smaller go.")
+    ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,
 ) -> None:
     """Apply another threshold to an anomaly map, without inference."""
     from .rethreshold import rethreshold
 
-    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, brain=mask)
+    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, min_area=min_area, brain=mask)
 
 
 @app.command()

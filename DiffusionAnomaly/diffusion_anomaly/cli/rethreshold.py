@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,15 +14,30 @@ from ..errors import InputError
 from ..io.masks import is_binary
 from ..io.outputs import OutputFolder, is_recorded, record
 from ..io.volume import read_anomaly_map, read_mask, write_like
-from ..results.findings import segment, write_findings_csv, write_findings_json
+from ..results.findings import segment, size_unit, write_findings_csv, write_findings_json
 from ..results.saving import PROVENANCE, image_suffix
 from .console import err, out, plain, show_findings
 
 RECORD = "threshold.json"
 
 
+def _recorded_area(anomaly_map: Path) -> float | None:
+    """The smallest area of a finding that the detection beside a picture's map took; None for another map."""
+    try:
+        options = json.loads((anomaly_map.parent / PROVENANCE).read_text(encoding="utf-8"))["options"]
+        return None if options["min_area"] is None else float(options["min_area"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def rethreshold(
-    anomaly_map: Path, at: float, output: Path, *, min_volume_ml: float = 0.05, brain: Path | None = None
+    anomaly_map: Path,
+    at: float,
+    output: Path,
+    *,
+    min_volume_ml: float = 0.05,
+    min_area: float | None = None,
+    brain: Path | None = None,
 ) -> dict[str, Path]:
     """Write mask, findings and a record of how they were made, and show the findings.
 
@@ -30,6 +46,7 @@ def rethreshold(
         at: the anomaly score from which a voxel is in the mask.
         output: folder; not one that holds a detection, whose provenance would then speak of another mask.
         min_volume_ml: smaller findings are dropped.
+        min_area: the same of a picture; None takes what the detection took, and of a volume none.
         brain: mask file on the anomaly map's grid; None takes all scores.
 
     Raises:
@@ -54,24 +71,27 @@ def rethreshold(
             message = f"warning: {anomaly_map} has no record of this program beside it; is it an anomaly map?"
             err.print(plain(message, "yellow"))
         inside = None if brain is None else read_mask(brain, volume)
-        mask, _, findings = segment(volume.image, at, min_volume_ml, inside)
+        if min_area is None:
+            min_area = _recorded_area(anomaly_map)
+        mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
         about = {
             "heat": str(anomaly_map.absolute()),
             "heat_sha256": volume.sha256,
             "threshold": at,
             "min_volume_ml": min_volume_ml,
+            "min_area": min_area,
             "brain": None if brain is None else str(brain.absolute()),
             "diffusion_anomaly": __version__,
             "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         writers = (
             lambda path: write_like(mask, volume, path, dtype=np.uint8),
-            lambda path: write_findings_csv(findings, path),
+            lambda path: write_findings_csv(findings, path, min_area is not None),
             lambda path: write_findings_json(findings, path),
             record(about),
         )
         files = folder.publish(dict(zip(names, writers, strict=True)))
-    show_findings(findings, at)
+    show_findings(findings, at, size_unit(volume.image, min_area is not None))
     for path in files.values():
         out.print(plain(path))
     return files

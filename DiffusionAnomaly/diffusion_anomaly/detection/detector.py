@@ -19,6 +19,7 @@ import SimpleITK as sitk
 from ..errors import InputError, MemoryExhausted
 from ..io.sources import Source, read, read_brain
 from ..io.volume import PathLike, Scan, Volume
+from ..models.declaration import BRAIN, IMAGE
 from ..preprocessing.intensity import ModeNormalisation, values_in_brain
 from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
@@ -38,7 +39,7 @@ from .input_checks import (
 from .planning import Options, Plan, make_plan
 from .provenance import describe
 from .recognition import CONTRASTS, Recogniser, Recognition
-from .regions import find_region
+from .regions import find_region, region_warnings
 
 if TYPE_CHECKING:
     from ..models.networks import Model
@@ -215,8 +216,9 @@ class Detector:
         plan = self.plan
         # An uncalibrated package is refused before any work.
         calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
+        whole = plan.bundle.region == IMAGE
         for name, volume in scan.channels.items():
-            for warning in scan_warnings(volume, name if len(plan.channels) > 1 else plan.bundle.modality):
+            for warning in scan_warnings(volume, name if len(plan.channels) > 1 else plan.bundle.modality, whole):
                 watch.warn(warning)
         if plan.calibration_warning is not None:
             watch.warn(plan.calibration_warning)
@@ -232,7 +234,11 @@ class Detector:
         for n, plane in enumerate(found.raw):  # one by one: the table works in float64
             calibrated[n] = calibrate(plane)
         anomaly_map = found.stack.to_volume(calibrated)
-        mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain)
+        min_area = None
+        if whole and min(scan.reference.image.GetSize()) == 1:
+            min_area = plan.asked.min_area
+            min_area = math.prod(found.stack.pixel_mm) if min_area is None else min_area
+        mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area)
         score = whole_image_score(found.scores)
         doubt = score_warning(score, score_range, plan.method.score_title) if score_range else None
         if doubt:
@@ -246,6 +252,7 @@ class Detector:
             brain_given=mask is not None,
             recognised=recognised,
             score=score,
+            min_area=min_area,
             warnings=watch.warnings,
             timings=watch.timings,
         )
@@ -276,7 +283,9 @@ class Detector:
         Raises:
             InputError: when the model does not know such scans, or the mask found is no brain's, and nobody insists.
         """
-        recognised = {}
+        recognised: dict[str, Recognition] = {}
+        if self.plan.bundle.region != BRAIN:
+            return recognised
         several = len(scan.channels) > 1
         verdicts = [size_verdict(scan.reference.image, brain)]
         if not self._recogniser.is_there:
@@ -305,12 +314,17 @@ class Detector:
         stack, scales = self.slices(scan, brain)
         reference = scan.reference.image
         values = [values_in_brain(image, brain) for image in scan.images]
-        for warning in (
-            *brain_warnings(stack, values[0]),
-            *mask_warnings(reference, brain),
-            *proportion_warnings(brain),
-            *hemisphere_warnings(brain),
-        ):
+        region = plan.bundle.region
+        if region == BRAIN:
+            doubts = [
+                *brain_warnings(stack, values[0]),
+                *mask_warnings(reference, brain),
+                *proportion_warnings(brain),
+                *hemisphere_warnings(brain),
+            ]
+        else:
+            doubts = list(region_warnings(stack, values[0], region))
+        for warning in doubts:
             watch.warn(warning)
         if plan.bundle.normalisation.kind == ModeNormalisation.kind:
             for inside, scale in zip(values, scales, strict=True):

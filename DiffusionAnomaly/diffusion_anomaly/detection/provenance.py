@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..io.content import shown
+from ..models.declaration import BRAIN, IMAGE
 from ..system import device_name, versions
 from .planning import resolved_options
 
@@ -35,6 +36,7 @@ def describe(
     brain_given: bool,
     recognised: Mapping[str, Recognition],
     score: float,
+    min_area: float | None,
     warnings: list[str],
     timings: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def describe(
         brain_given: whether the user gave that mask.
         recognised: what each channel looks like, where the model's contrasts can be told.
         score: the whole-image score.
+        min_area: below which findings of a picture were dropped; None of a volume.
         warnings: what the user was told.
         timings: seconds by stage.
     """
@@ -57,9 +60,10 @@ def describe(
         "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": describe_input(scan.reference, plan.asked.anonymous),
         **_channels(scan, plan.asked.anonymous),
+        "region": plan.bundle.region,
         "brain": {
-            "source": "given by the user" if brain_given else describe_brain_model(),
-            "volume_ml": round(volume_ml(brain), 3),
+            "source": "given by the user" if brain_given else _finder(plan.bundle.region),
+            **({"volume_ml": round(volume_ml(brain), 3)} if min_area is None else {}),
         },
         "recognised": {
             name: {
@@ -74,6 +78,7 @@ def describe(
         "options": {
             **resolved_options(plan),
             "batch_size": run.batch_size,
+            "min_area": min_area,
             "slice_spacing": found.stack.grid.max_slice_spacing,
         },
         "calibration": plan.calibration_source,
@@ -131,6 +136,11 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "modality": bundle.modality,
         "license": bundle.license,
     }
+
+
+def _finder(region: str) -> dict[str, Any] | str:
+    """What found a region."""
+    return describe_brain_model() if region == BRAIN else "all of it" if region == IMAGE else "found by grey level"
 
 
 def describe_brain_model() -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from ..models.declaration import BRAIN, IMAGE
+from ..models.declaration import BRAIN, IMAGE, REGIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..io.volume import Volume
+    from ..preprocessing.slices import SliceStack
     from .brain import BrainFinder
 
 
@@ -37,6 +38,25 @@ def find_region(
         return brain(volume, warn)
     assert region == IMAGE
     return whole_image(volume)
+
+
+def region_warnings(stack: SliceStack, values: np.ndarray, region: str) -> Iterator[str]:
+    """What a region other than the brain says of a scan.
+
+    Args:
+        stack: its slices.
+        values: raw intensities in the region.
+        region: as for ``find_region``.
+    """
+    if values.size and values.min() == values.max():
+        yield f"All of the {REGIONS[region]} has the value {values.flat[0]:g}; there is nothing to find in such a scan."
+    if stack.grid.spacing is None and len(stack) > 1:
+        yield f"The model looks at single pictures; each of the {len(stack)} slices was looked at as one."
+    if stack.coverage < 0.99:
+        yield (
+            f"Only {stack.coverage:.0%} of the {REGIONS[region]} gets scores; the rest lies outside the model's field "
+            "of view. Is the pixel spacing right?"
+        )
 
 
 def whole_image(volume: Volume) -> sitk.Image:

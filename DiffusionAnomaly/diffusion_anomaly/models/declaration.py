@@ -27,8 +27,9 @@ ANOMALY = "configs/anomaly.json"
 WRONG = "Correct the declaration and write the package again, or get the package again."
 HELPERS = {"brain": "brain", "recognition": "recogniser"}
 """Kinds of package that are no method of slices, and the network of each: one finds brains, one recognises scans."""
-BRAIN, HEAD, INTRACRANIAL, IMAGE = REGIONS = ("brain", "head", "intracranial", "image")
-"""What of a scan a package looks at: the brain in an MR, the head, the space inside the skull in a CT, everything."""
+BRAIN, HEAD, INTRACRANIAL, IMAGE = "brain", "head", "intracranial", "image"
+REGIONS = {BRAIN: "brain", HEAD: "head", INTRACRANIAL: "space inside the skull", IMAGE: "image"}
+"""What of a scan a package may look at, in words."""
 # What is read before any schema is asked, in Slicer's own process too: what must be an object, and the short texts.
 OBJECTS = {
     *("grid", "grid3d", "normalisation", "schedule", "codec", "options", "postprocess", "latent_threshold"),

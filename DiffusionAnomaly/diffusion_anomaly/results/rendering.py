@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from PIL import Image, ImageDraw, ImageFont
 
 from ..io.orientation import Orientation
+from .findings import pixel_area, size_unit
 
 SHOWN = 12
 EVENLY_SPACED = 4
@@ -49,7 +50,7 @@ class SlicePicture:
         overlay: the same with the anomaly map and the outlines of mask and brain.
         width, height: of each picture in pixels.
         peak: highest score in the slice.
-        area_ml: volume of the mask in the slice.
+        marked: volume of the mask in the slice, or in a picture its area.
     """
 
     index: int
@@ -58,23 +59,27 @@ class SlicePicture:
     width: int
     height: int
     peak: float
-    area_ml: float
+    marked: float
 
 
 class SliceView:
     """Canonical slices of scan, anomaly map and mask: right of the patient on the left, anterior on top."""
 
-    def __init__(self, scan: sitk.Image, anomaly_map: sitk.Image, mask: sitk.Image, brain: sitk.Image) -> None:
-        orientation = Orientation.of(scan)
+    def __init__(
+        self, scan: sitk.Image, anomaly_map: sitk.Image, mask: sitk.Image, brain: sitk.Image, is_picture: bool = False
+    ) -> None:
+        orientation = Orientation.stored(scan) if is_picture else Orientation.of(scan)
         self._images = (scan, anomaly_map, mask, brain)  # the arrays are views of their memory
         self.scan, self.anomaly_map, self.mask, self.brain = (
             orientation.view(sitk.GetArrayViewFromImage(image)) for image in (scan, anomaly_map, mask, brain)
         )
         self.spacing = orientation.spacing(scan)
-        self.voxel_ml = float(np.prod(self.spacing)) / 1000
+        self.voxel_size = pixel_area(scan) if is_picture else float(np.prod(self.spacing)) / 1000
+        self.unit = size_unit(scan, is_picture)
         self._flipped = orientation.flipped[0]
         column = np.array(scan.GetDirection()).reshape(3, 3)[:, orientation.axes[2]]
-        self.sides = _LABELS[int(np.argmax(np.abs(column)))]
+        # Which side of the patient a picture's left edge is, it does not say.
+        self.sides = ("", "") if is_picture else _LABELS[int(np.argmax(np.abs(column)))]
         self.window = _window(self.scan, self.brain)
         self.rows, self.columns = self._crop()
 
@@ -85,9 +90,9 @@ class SliceView:
         """The slice's number in the scan's own order."""
         return len(self) - 1 - k if self._flipped else k
 
-    def marked_ml(self) -> np.ndarray:
-        """Volume of the mask in each slice, ml, ``(slices,)``."""
-        return np.array([np.count_nonzero(plane) for plane in self.mask]) * self.voxel_ml
+    def marked(self) -> np.ndarray:
+        """Volume of the mask in each slice in ml, or area in a picture's unit, ``(slices,)``."""
+        return np.array([np.count_nonzero(plane) for plane in self.mask]) * self.voxel_size
 
     def peaks(self) -> np.ndarray:
         """Highest score in each slice, ``(slices,)``."""
@@ -110,7 +115,7 @@ def choose_slices(view: SliceView, threshold: float, count: int = SHOWN) -> list
     Without a mask the highest-scoring slices come first, if they have any scores that gets a colour.
     """
     with_brain = [k for k in range(len(view)) if view.brain[k].any()] or list(range(len(view)))
-    marked, peaks = view.marked_ml(), view.peaks()
+    marked, peaks = view.marked(), view.peaks()
     apart = max(1, int(min(APART_MM / view.spacing[0], len(with_brain) / count)))
     chosen: list[int] = []
     for k in sorted(with_brain, key=lambda k: (-marked[k], -peaks[k])):
@@ -135,7 +140,7 @@ def coloured_from(threshold: float) -> float:
 
 def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: float) -> list[SlicePicture]:
     """Pictures of the slices, the map coloured up to ``top``."""
-    marked, peaks = view.marked_ml(), view.peaks()
+    marked, peaks = view.marked(), view.peaks()
     width_mm, height_mm = extent(view)
     height = PICTURE_HEIGHT
     width = int(np.clip(round(height * width_mm / height_mm), PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4))
@@ -189,7 +194,7 @@ def draw_colour_bar(threshold: float, top: float) -> str:
 def draw_profile(view: SliceView, slices: Sequence[int]) -> str:
     """Marked volume by slice, inferior to superior, with ticks where a slice is shown, as a data URI."""
     width, height, left, right, upper, lower = 920, 134, 58, 912, 8, 98
-    marked = view.marked_ml()
+    marked = view.marked()
     highest = max(float(marked.max()) * 1.1, 1e-3)
     step = (right - left) / len(view)
 

@@ -94,7 +94,7 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
             },
             names["mask"]: lambda path: write_like(result.mask, volume, path, dtype=np.uint8),
             names["brain"]: lambda path: write_like(result.brain, volume, path, dtype=np.uint8),
-            names["findings_csv"]: lambda path: write_findings_csv(result.findings, path),
+            names["findings_csv"]: lambda path: write_findings_csv(result.findings, path, result.is_picture),
             names["findings_json"]: lambda path: write_findings_json(result.findings, path),
             names["report"]: lambda path: write_report(result, path),
             names["provenance"]: record(result.provenance),
