@@ -20,7 +20,7 @@ from ..errors import InputError, MemoryExhausted
 from ..io.sources import Source, read, read_brain
 from ..io.volume import PathLike, Scan, Volume
 from ..models.declaration import BRAIN, IMAGE
-from ..preprocessing.intensity import ModeNormalisation, values_in_brain
+from ..preprocessing.intensity import ModeNormalisation, WindowNormalisation, values_in_brain
 from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
 from ..results.result import Progress, Result, Started
@@ -326,7 +326,15 @@ class Detector:
             doubts = list(region_warnings(stack, values[0], region))
         for warning in doubts:
             watch.warn(warning)
-        if plan.bundle.normalisation.kind == ModeNormalisation.kind:
+        rule = plan.bundle.normalisation
+        if isinstance(rule, WindowNormalisation):
+            for scale in scales:
+                if (scale.low, scale.high) != (rule.low, rule.high):
+                    watch.warn(
+                        f"The CT comes in a window, from {scale.low:g} to {scale.high:g}; it was taken to be that of "
+                        f"the model, {rule.low:g} to {rule.high:g} Hounsfield units. In another, scores mean little."
+                    )
+        if rule.kind == ModeNormalisation.kind:
             for inside, scale in zip(values, scales, strict=True):
                 for warning in scale_warnings(inside, scale):
                     watch.warn(warning)

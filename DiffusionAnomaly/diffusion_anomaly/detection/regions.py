@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
-from ..models.declaration import BRAIN, IMAGE, REGIONS
+from ..errors import InputError
+from ..io.orientation import Orientation
+from ..io.volume import binary
+from ..models.declaration import BRAIN, HEAD, INTRACRANIAL, REGIONS
+from .brain import largest_piece
+from .skull import intracranial_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,6 +21,10 @@ if TYPE_CHECKING:
     from ..io.volume import Volume
     from ..preprocessing.slices import SliceStack
     from .brain import BrainFinder
+
+
+# Otsu's threshold parts bright tissue from dark, such as skull in an MR; tissue begins at this share of it above air.
+TISSUE_SHARE = 0.4
 
 
 def find_region(
@@ -36,8 +46,31 @@ def find_region(
     """
     if region == BRAIN:
         return brain(volume, warn)
-    assert region == IMAGE
+    if region == INTRACRANIAL:
+        return intracranial_space(volume.image, volume.name)
+    if region == HEAD:
+        return head(volume)
     return whole_image(volume)
+
+
+def head(volume: Volume) -> sitk.Image:
+    """The head, or what else is in the picture: the largest piece that is brighter than air, with all that it encloses.
+
+    Raises:
+        InputError: when all is of one value.
+    """
+    values = sitk.GetArrayViewFromImage(volume.image)
+    low, high = (float(value) for value in np.percentile(values[..., :: max(1, values.size // 4_000_000)], (0.5, 99.5)))
+    if not low < high:
+        raise InputError(f"No head was found in {volume.name}: it has one value alone.", "Choose another scan.")
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.Execute(sitk.Clamp(volume.image, lowerBound=low, upperBound=high))
+    bright = volume.image > low + TISSUE_SHARE * (otsu.GetThreshold() - low)
+    inside = largest_piece(sitk.GetArrayViewFromImage(sitk.BinaryMorphologicalClosing(bright, [2, 2, 1])) != 0)
+    # Slices at the ends of a scan leave airways and sinuses open to the outside.
+    axis = 2 - Orientation.of(volume.image).axes[0]
+    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(inside, axis, 0)], axis)
+    return binary(filled.astype(np.float32), volume)
 
 
 def region_warnings(stack: SliceStack, values: np.ndarray, region: str) -> Iterator[str]:

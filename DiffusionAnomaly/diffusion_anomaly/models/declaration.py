@@ -304,6 +304,8 @@ def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:
     ):
         low, high = rule["low_percentile"], rule["high_percentile"]
         fail(package, ANOMALY, f"normalises from percentile {low} up to {high}, which is not above it", WRONG)
+    if rule is not None and rule.get("kind") == "window" and rule["low"] >= rule["high"]:
+        fail(package, ANOMALY, f"has a window from {rule['low']} to {rule['high']}, which is not above it", WRONG)
 
 
 def _check_postprocess(package: str, anomaly: Mapping[str, Any]) -> None:
