@@ -36,11 +36,17 @@ app = shared.make_app(__doc__)
 
 
 @app.command()
-def label(slices: Path, output: Path, distance: Annotated[int, typer.Option(min=1)] = 3) -> None:
-    """Slice labels of the LGG set from its slices.csv: scan, slice, label."""
-    from .data.slice_labels import label_tumour_slices
+def label(
+    slices: Path,
+    output: Path,
+    distance: Annotated[int, typer.Option(min=1, help="healthy slices are so far from any diseased one")] = 3,
+    column: Annotated[str, typer.Option(help="of the table; above 0 where a slice is diseased")] = "tumour_px",
+    ending: Annotated[str, typer.Option(help="of the scans' names, after the patient")] = "_flair.nii.gz",
+) -> None:
+    """Slice labels of a set from a table with the columns patient, slice and another: scan, slice, label."""
+    from .data.slice_labels import label_slices
 
-    label_tumour_slices(slices, output, distance)
+    label_slices(slices, output, distance, column, ending)
 
 
 @app.command()

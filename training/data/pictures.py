@@ -19,7 +19,7 @@ LABELS = "labels.csv"
 def unpack_pictures(
     arrays: Path, output: Path, label: str, patient: str, split: str = "split", strata: str | None = None
 ) -> None:
-    """Write ``<split>/<patient>-<number>.png`` and ``labels.csv``: scan, slice, label, and the stratum where asked for.
+    """Write ``<split>/<patient>-<number>.png`` and ``labels.csv``: scan, slice, label, patient, and a stratum.
 
     Args:
         arrays: an ``.npz`` file with ``images`` ``(N, rows, columns)`` uint8 and an entry ``(N,)`` for each name below.
@@ -49,7 +49,7 @@ def unpack_pictures(
         if where.setdefault(person, part) != part:
             raise InputError(f"{arrays}: {patient} {person} is in {where[person]} and in {part}.", "Split by patient.")
     table = output / LABELS
-    columns = [*COLUMNS, *([strata] if strata else [])]
+    columns = [*COLUMNS, "patient", *([strata] if strata else [])]
     keep_foreign(table, lambda path: path.read_text(encoding="utf-8").startswith(",".join(COLUMNS)))
     rows = []
     for number, image in enumerate(images):
@@ -58,6 +58,7 @@ def unpack_pictures(
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / name) as partial:
             Image.fromarray(image).save(partial, format="PNG")
-        rows.append([name, 0, int(entries[label][number]), *([entries[strata][number]] if strata else [])])
+        extra = [entries[strata][number]] if strata else []
+        rows.append([name, 0, int(entries[label][number]), entries[patient][number], *extra])
     with whole_file(table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])

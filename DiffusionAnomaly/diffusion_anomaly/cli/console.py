@@ -29,6 +29,7 @@ from ..worker import protocol
 if TYPE_CHECKING:
     from rich.progress import Task
 
+    from ..evaluation.labelled import LabelledTable
     from ..evaluation.table import Table
     from ..results.findings import Finding
     from ..results.result import Progress, Result, Started
@@ -79,7 +80,7 @@ class Listener(ScanListener, Protocol):
 
     def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None: ...
 
-    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None: ...
+    def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None: ...
 
     def failed(self, error: EngineError) -> None: ...
 
@@ -150,7 +151,7 @@ class Terminal:
         for kind in ("heat", "mask", "findings_csv", "report"):
             out.print(plain(files[kind]))
 
-    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
+    def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None:
         self._bar.stop()
         out.print(plain(table.markdown(), keep="\n"))
         for path in files.values():
@@ -224,7 +225,7 @@ class JsonLines:
     def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None:
         self._result(files, statistics(result), {**result.timings, "total": round(seconds, 3)})
 
-    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
+    def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None:
         self._result(files, table.to_dict(), {"total": round(seconds, 3)})
 
     def _result(self, files: Mapping[str, Path], numbers: Mapping[str, Any], timings: Mapping[str, float]) -> None:

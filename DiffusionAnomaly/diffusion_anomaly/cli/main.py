@@ -223,6 +223,10 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Healthy scans, where every finding is a false alarm.")
     ] = None,
     healthy_pattern: Annotated[str, typer.Option(help="Which of its files they are; * is the name.")] = "*.nii.gz",
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Labels of pictures or slices instead of masks: scan, slice, label."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the methods' noise and of the intervals.")] = 0,
@@ -235,6 +239,7 @@ def evaluate(
     """
     from ..evaluation import evaluate
     from ..evaluation.dataset import find_healthy, find_pairs
+    from ..evaluation.labelled import find_labelled, run_labelled
 
     listener = JsonLines() if json_lines else Terminal()
     try:
@@ -242,15 +247,19 @@ def evaluate(
             evaluate.RunSpec(method, model or None, {"precision": precision})
             for method, _, model in (run.partition("=") for run in runs or list(METHODS))
         ]
-        pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
+        labelled = None if labels is None else find_labelled(source, labels)
+        pairs = [] if labelled else find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
         healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
         end_like_interrupt()
         with listener:
             listener.begin(source, several=False)
             start = time.perf_counter()
-            table = evaluate.run(
-                pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans, steps=steps
-            )
+            if labelled:
+                table = run_labelled(labelled, specs, output, device, seed, listener.progress, steps=steps)
+            else:
+                table = evaluate.run(
+                    pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans, steps=steps
+                )
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
             listener.evaluated(table, files, time.perf_counter() - start)
