@@ -225,7 +225,7 @@ def evaluate(
     healthy_pattern: Annotated[str, typer.Option(help="Which of its files they are; * is the name.")] = "*.nii.gz",
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Labels of pictures or slices instead of masks: scan, slice, label."),
+        typer.Option(metavar="CSV", help="Labels instead of masks, with columns scan, slice, label."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",

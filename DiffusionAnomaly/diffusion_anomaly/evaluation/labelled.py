@@ -1,8 +1,8 @@
 """Methods against labels of whole pictures or slices, where nobody has drawn what is to be found.
 
 Each run's anomaly map becomes a few numbers a slice, over the region that its model looks at; how well these part
-diseased from healthy is the area under the ROC curve. The slices of a volume are judged one by one and, by their highest
-ones, patient by patient.
+diseased from healthy is the area under the ROC curve. The slices of a volume are judged one by one and, by their
+highest ones, patient by patient.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class LabelledTable:
 
     def markdown(self) -> str:
         keys = [key for key in self.rows[0] if key.startswith("auroc") and not key.endswith(("_low", "_high"))]
-        heads = [f"{unit}s, {TITLES[score]}" for _, unit, score in (key.split(".") for key in keys)]
+        heads = [f"AUROC of {unit}s, {TITLES[score]}" for _, unit, score in (key.split(".") for key in keys)]
         lines = markdown_table(
             ["method", *heads, "sensitivity", "specificity"],
             [
@@ -133,7 +133,7 @@ class LabelledTable:
             f"{row['diseased']} diseased, of {row['patients']} patients; in brackets 95 % bootstrap intervals over "
             "patients.",
             "",
-            "- **mean, highest 10 %, highest 1 %**: mean score of all of the region in a slice, or of its highest part.",
+            "- **mean, highest 10 %, highest 1 %**: mean score of a slice's region, or of its highest part.",
             f"- **patients**: by the mean of the {HIGHEST_SLICES} highest slices.",
             "- **sensitivity, specificity**: of slices, diseased with and healthy without anything marked at the "
             "stored threshold.",
@@ -181,6 +181,7 @@ def run_labelled(
             {
                 "seed": seed,
                 "resamples": resamples,
+                "hardware": ", ".join(dict.fromkeys(d.plan.device for d in detectors.values())),
                 "runs": {
                     label: {
                         "method": detector.plan.method.name,
@@ -235,7 +236,9 @@ def _slices(
         regions: dict[str, sitk.Image] = {}
         for label, detector in detectors.items():
             bundle = detector.plan.bundle
-            region = regions.setdefault(bundle.region, detector.find_brain(volume))
+            if bundle.region not in regions:
+                regions[bundle.region] = detector.find_brain(volume)
+            region = regions[bundle.region]
             result = detector(volume, brain=region)
             view = bundle.orientation_of(volume.image).view
             maps, marked, inside = (
@@ -247,9 +250,9 @@ def _slices(
                 values = maps[index][inside[index] != 0]
                 if not (values.size or truth):
                     continue
-                scores = {
-                    key: metrics.highest_mean(values, share) if values.size else 0.0 for key, share in SHARES.items()
-                }
+                pixels = int(values.size)
+                values = values if pixels else np.zeros(1)
+                scores = {key: metrics.highest_mean(values, share) for key, share in SHARES.items()}
                 found.append(
                     {
                         "run": label,
@@ -257,7 +260,7 @@ def _slices(
                         "patient": scan.patient,
                         "slice": index,
                         "label": truth,
-                        "region_pixels": int(values.size),
+                        "region_pixels": pixels,
                         **scores,
                         "marked_pixels": int(np.count_nonzero(marked[index])),
                     }
