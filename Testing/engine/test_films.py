@@ -173,6 +173,11 @@ def test_files_and_report_speak_of_areas(bundle: Bundle, tmp_path: Path, kind: s
     page = files["report"].read_text()
     assert f"<th>Area ({unit})</th>" in page
     assert " ml" not in page.split("How this was made")[0]
+    overlay = np.asarray(Image.open(files["overlay"]).convert("RGB")).astype(int)
+    assert overlay.shape[:2] == SHAPE
+    coloured = np.ptp(overlay, axis=-1) > 40
+    assert coloured[TOP : TOP + SIDE, LEFT : LEFT + SIDE].mean() > 0.9
+    assert coloured[: TOP - SIDE, : 2 * LEFT].mean() < 0.01
     again = read_volume(files["mask"])
     assert np.array_equal(sitk.GetArrayFromImage(again.image), sitk.GetArrayFromImage(result.mask))
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.outputs import OutputFolder
 from ..io.volume import read_mask, read_volume
+from ..models.declaration import IMAGE
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, save
 from ..system import is_out_of_memory
@@ -66,7 +67,8 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
     try:
         with folder:
             kept = ["scan"] if detector.plan.asked.keep_reconstruction else []
-            folder.check(file_names(str(request.scan), kept).values())
+            whole = detector.plan.bundle.region == IMAGE
+            folder.check(file_names(str(request.scan), kept, whole).values())
             volume = read_volume(request.scan, series=request.series, frame=request.frame)
             volume = replace(volume, title=request.title)
             brain = None if request.brain is None else read_mask(request.brain, volume)

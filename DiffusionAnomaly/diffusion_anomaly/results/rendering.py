@@ -12,11 +12,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image, ImageDraw, ImageFont
 
+from ..io.files import whole_file
 from ..io.orientation import Orientation
 from .findings import pixel_area, size_unit
 
@@ -148,15 +150,7 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
     sides = _side_letters(view.sides, size)
     pictures = []
     for k in slices:
-        grey = _scan_pixels(view, k, size)
-        overlay = np.repeat(grey[..., None], 3, axis=2)
-        _lay_map(overlay, view, k, threshold, top)
-        for outlined, colour, line, opacity in (
-            (view.brain, "#ffffff", BRAIN_LINE, BRAIN_LINE_OPACITY),
-            (view.mask, CONTOUR, MASK_LINE, 1.0),
-        ):
-            share = opacity * _outline(outlined[k, view.rows, view.columns], size, line)
-            _lay(overlay, np.array(_rgb(colour), np.float32), share)
+        grey, overlay = _painted(view, k, size, threshold, top)
         for pixels in (grey, overlay):
             for brightness, share in sides:
                 _lay(pixels, brightness, share)
@@ -166,6 +160,31 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
             )
         )
     return pictures
+
+
+def write_overlay(view: SliceView, threshold: float, path: Path) -> None:
+    """A picture with the anomaly map and the mask's outline over it, pixel by pixel, as a PNG file."""
+    rows, columns = view.scan[0].shape
+    view.rows, view.columns = slice(0, rows), slice(0, columns)
+    _, overlay = _painted(view, 0, (columns, rows), threshold, max(float(view.peaks().max()), 1.5 * threshold))
+    with whole_file(path) as partial:
+        Image.fromarray((overlay + 0.5).astype(np.uint8)).save(partial, "PNG")
+
+
+def _painted(
+    view: SliceView, k: int, size: tuple[int, int], threshold: float, top: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A slice in grey ``(height, width)`` and with the map and outlines ``(height, width, 3)``, from 0 to 255."""
+    grey = _scan_pixels(view, k, size)
+    overlay = np.repeat(grey[..., None], 3, axis=2)
+    _lay_map(overlay, view, k, threshold, top)
+    for outlined, colour, line, opacity in (
+        (view.brain, "#ffffff", BRAIN_LINE, BRAIN_LINE_OPACITY),
+        (view.mask, CONTOUR, MASK_LINE, 1.0),
+    ):
+        share = opacity * _outline(outlined[k, view.rows, view.columns], size, line)
+        _lay(overlay, np.array(_rgb(colour), np.float32), share)
+    return grey, overlay
 
 
 def draw_colour_bar(threshold: float, top: float) -> str:
