@@ -13,6 +13,8 @@ from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.skull import intracranial_space
 from diffusion_anomaly.errors import InputError, ModelError
+from diffusion_anomaly.evaluation.dataset import find_pairs
+from diffusion_anomaly.evaluation.evaluate import RunSpec, run
 from diffusion_anomaly.preprocessing.hounsfield import grey_kind
 from diffusion_anomaly.preprocessing.intensity import WindowNormalisation
 
@@ -205,3 +207,21 @@ def test_stored_numbers_are_refused_by_a_detection_too(detector: Detector) -> No
 def test_a_window_that_is_none_is_refused_in_a_package(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="which is not above it"):
         packages.intensity(tmp_path / "ct", normalisation={"kind": "window", "low": 80, "high": 0})
+
+
+def test_evaluation_judges_inside_the_region_of_its_runs(detector: Detector, tmp_path: Path) -> None:
+    values, truth = head_ct()
+    values[9:12, 60:80, 100:120] = 78.0
+    bleed = np.zeros(values.shape, np.uint8)
+    bleed[9:12, 60:80, 100:120] = 1
+    for name, array in (("a_ct", values), ("a_mask", bleed)):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(SPACING)
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    pairs = find_pairs(tmp_path, "*_ct.nii.gz")
+    run(pairs, [RunSpec("intensity", str(detector.plan.bundle.path), label="ours")], tmp_path / "out", "cpu")
+    assert dice(sitk.ReadImage(str(tmp_path / "out" / "brain" / "a.nii.gz")), truth) > 0.95
+    brain = packages.intensity(tmp_path / "brain")
+    runs = [RunSpec("intensity", str(model), label=model.name) for model in (detector.plan.bundle.path, brain.path)]
+    with pytest.raises(InputError, match="intracranial and brain"):
+        run(pairs, runs, tmp_path / "two", "cpu")

@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from pydantic import ValidationError
 
+from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import read_volume
 from training.data.pictures import unpack_pictures
 from training.data.preparation import PrepareConfig, prepare, strata_heights
 from training.data.sampling import SliceSampler
+from training.data.slice_labels import label_slices, read_labels
 from training.data.slices import Slices, training_slices
+from training.package.build import package
+from training.package.config import PackageConfig
 
 COUNT = 40
 
@@ -110,3 +116,43 @@ def test_a_picture_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     stored = np.load(tmp_path / "films.npz")["images"][0]
     values = read_volume(tmp_path / "films" / "train" / "p00-0000.png").image[:, :, 0]
     assert np.array_equal(np.array([[values[x, y] for x in range(24)] for y in range(16)]), stored)
+
+
+def test_a_table_of_another_set_gives_labels_with_a_margin(tmp_path: Path) -> None:
+    rows = [f"a,{number},{int(number == 4)}" for number in range(9)] + ["b,0,0"]
+    (tmp_path / "slices.csv").write_text("\n".join(["patient,slice,label", *rows]), encoding="utf-8")
+    label_slices(tmp_path / "slices.csv", tmp_path / "labels.csv", 2, "label", "_ct.nii.gz")
+    labels = read_labels(tmp_path / "labels.csv")
+    assert [labels["a_ct.nii.gz", number] for number in range(9)] == [0, 0, 0, -1, 1, -1, 0, 0, 0]
+    assert labels["b_ct.nii.gz", 0] == 0
+
+
+def test_a_package_of_pictures_keeps_false_alarms_below_a_share_of_the_image(tmp_path: Path) -> None:
+    unpack_pictures(arrays(tmp_path), tmp_path / "films", "sick", "patient", strata="view")
+    prepared = config(tmp_path, normalisation={"kind": "percentiles", "low_percentile": 0, "high_percentile": 100})
+    (tmp_path / "prepare.yaml").write_text(prepared.model_dump_json(), encoding="utf-8")
+    texts = dict.fromkeys(
+        ("title", "task", "description", "authors", "copyright", "license", "data_license", "data_source"), "text"
+    )
+    (tmp_path / "LICENSE").write_text("text", encoding="utf-8")
+    made = PackageConfig.model_validate(
+        {
+            "name": "films",
+            "version": "0.1.0",
+            "method": "intensity",
+            "modality": "X-ray",
+            "stages": {},
+            "prepare": tmp_path / "prepare.yaml",
+            "options": {"reference": 0.3},
+            "false_alarm_share": 0.2,
+            "texts": {**texts, "intended_use": "tests", "license_file": tmp_path / "LICENSE"},
+        }
+    )
+    bundle = package(made, tmp_path / "models")
+    assert (bundle.region, bundle.grid.spacing) == ("image", None)
+    assert "20.0% of the image" in bundle.anomaly["threshold"]["source"]
+    detector = Detector(Options(method="intensity"), bundle=bundle)
+    healthy = [path for path in sorted((tmp_path / "films" / "val").glob("*.png")) if int(path.stem[-4:]) % 4]
+    maps = [sitk.GetArrayFromImage(detector(path).anomaly_map) for path in healthy]
+    shares = [float((found >= detector.plan.threshold).mean()) for found in maps]
+    assert 0 < float(np.median(shares)) <= 0.2  # one of eight rows

@@ -69,7 +69,7 @@ def head(volume: Volume) -> sitk.Image:
     inside = largest_piece(sitk.GetArrayViewFromImage(sitk.BinaryMorphologicalClosing(bright, [2, 2, 1])) != 0)
     # Slices at the ends of a scan leave airways and sinuses open to the outside.
     axis = 2 - Orientation.of(volume.image).axes[0]
-    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(inside, axis, 0)], axis)
+    filled = np.stack([np.asarray(ndimage.binary_fill_holes(plane)) for plane in np.moveaxis(inside, axis, 0)], axis)
     return binary(filled.astype(np.float32), volume)
 
 

@@ -50,10 +50,11 @@ def intracranial_space(image: sitk.Image, name: str) -> sitk.Image:
     orientation = Orientation.of(image)
     canonical = orientation.view(sitk.GetArrayViewFromImage(image))
     slice_mm, row_mm, column_mm = orientation.spacing(image)
-    steps = tuple(
+    slice_step, row_step, column_step = (
         max(1, int(wanted / edge + 0.5)) if wanted > edge else 1
         for wanted, edge in ((SLICE_MM, slice_mm), (PIXEL_MM, row_mm), (PIXEL_MM, column_mm))
     )
+    steps = slice_step, row_step, column_step
     coarse = _averaged(canonical, steps)
     found = _closed(coarse, kind, (row_mm * steps[1], column_mm * steps[2]))
     if found is None:
@@ -123,7 +124,7 @@ def _closed(values: np.ndarray, kind: GreyKind, pixel_mm: tuple[float, float]) -
 
 def _without_islands(space: np.ndarray, most: int) -> np.ndarray:
     """With what lies in a slice's space and is as bright as bone: in a window that is blood and calcification."""
-    labels, count = ndimage.label(ndimage.binary_fill_holes(space) & ~space)
+    labels, count = _pieces(_filled(space) & ~space)
     if not count:
         return space
     sizes = np.bincount(labels.ravel())
@@ -140,11 +141,11 @@ def _spaces(bone: np.ndarray, empty: np.ndarray, pixel_mm: tuple[float, float], 
     closed = _distance(near, pixel_mm) > gap
     # What is far from all bone and shut off by what is near it, and its surroundings: a wide gap in a thin wall is no
     # part of the closing.
-    core = ndimage.binary_fill_holes(near) & ~near
-    filled = ndimage.binary_fill_holes(closed | framed) | _within(core, gap, pixel_mm)
+    core = _filled(near) & ~near
+    filled = _filled(closed | framed) | _within(core, gap, pixel_mm)
     inside = filled[margin:-margin, margin:-margin] & ~bone
     inside = _opened(inside, WALL_MM / 2, pixel_mm)
-    labels, count = ndimage.label(inside)
+    labels, count = _pieces(inside)
     if not count:
         return inside
     fat = np.asarray(ndimage.mean(empty, labels, np.arange(1, count + 1)))
@@ -168,7 +169,7 @@ def _opened(mask: np.ndarray, radius: float, pixel_mm: tuple[float, float]) -> n
 
 def _touching(space: np.ndarray, before: np.ndarray) -> np.ndarray:
     """The pieces that lie mostly within the neighbouring slice's space, their holes filled."""
-    labels, count = ndimage.label(space)
+    labels, count = _pieces(space)
     if not count:
         return space
     share = np.asarray(ndimage.mean(before, labels, np.arange(1, count + 1)))
@@ -181,6 +182,17 @@ def _is_bordered(space: np.ndarray, bone: np.ndarray, pixel_mm: tuple[float, flo
     return bool(border.any()) and float(bone[border].mean()) >= BONE_SHARE
 
 
+def _pieces(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels of the connected pieces, from 1, and how many there are."""
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, output=labels)
+    return labels, int(labels.max(initial=0))
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    return np.asarray(ndimage.binary_fill_holes(mask), bool)
+
+
 def _largest_area(space: np.ndarray) -> int:
-    labels, count = ndimage.label(space)
+    labels, count = _pieces(space)
     return int(np.bincount(labels.ravel())[1:].max()) if count else 0

@@ -221,10 +221,13 @@ class WindowNormalisation:
     """
 
     kind: ClassVar[str] = "window"
-    clip_max: ClassVar[float] = 1.0
 
     low: float
     high: float
+
+    @property
+    def clip_max(self) -> float:
+        return 1.0
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

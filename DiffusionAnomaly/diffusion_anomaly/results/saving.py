@@ -70,9 +70,8 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
 
     Returns:
         The paths of ``anomaly_map``, ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
-        ``findings_json``, ``report`` and
-        ``provenance``, and of the pseudo-healthy reconstruction where that was kept: ``reconstruction``, or
-        ``healed_<channel>`` of several.
+        ``findings_json``, ``report`` and ``provenance``, and of the pseudo-healthy reconstruction where that was kept:
+        ``reconstruction``, or ``healed_<channel>`` of several.
 
     Raises:
         InputError: when a file that is no earlier result is in the way, or something cannot be written. The folder is
