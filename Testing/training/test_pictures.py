@@ -144,15 +144,15 @@ def test_a_package_of_pictures_keeps_false_alarms_below_a_share_of_the_image(tmp
             "stages": {},
             "prepare": tmp_path / "prepare.yaml",
             "options": {"reference": 0.3},
-            "false_alarm_share": 0.2,
+            "false_alarm_share": 0.3,
             "texts": {**texts, "intended_use": "tests", "license_file": tmp_path / "LICENSE"},
         }
     )
     bundle = package(made, tmp_path / "models")
     assert (bundle.region, bundle.grid.spacing) == ("image", None)
-    assert "20.0% of the image" in bundle.anomaly["threshold"]["source"]
+    assert "30.0% of the image" in bundle.anomaly["threshold"]["source"]
     detector = Detector(Options(method="intensity"), bundle=bundle)
     healthy = [path for path in sorted((tmp_path / "films" / "val").glob("*.png")) if int(path.stem[-4:]) % 4]
     maps = [sitk.GetArrayFromImage(detector(path).anomaly_map) for path in healthy]
     shares = [float((found >= detector.plan.threshold).mean()) for found in maps]
-    assert 0 < float(np.median(shares)) <= 0.2  # one of eight rows
+    assert 0 < float(np.median(shares)) <= 0.3
