@@ -46,7 +46,7 @@ def test_findings_of_a_film_have_areas(
     )
     found = Detector(Options(method="intensity"), bundle=bundle)(read(volumes.imageOf(node)))
     files = found.save(tmp_path / "out")
-    shown = results.loadResults(scene, Place.of(node), {kind: str(path) for kind, path in files.items()}, Wanted())
+    shown = results.loadResults(scene, Place.of(node), files, Wanted())
     live = results.liveThresholdOf(shown)
     assert live.unit == unit
     (finding,) = live.at(shown.threshold, shown.minVolumeMl).findings
