@@ -59,7 +59,7 @@ def draw(scan: Path, results: Path, picture: Path) -> None:
 
 def spread_slices(view: SliceView, count: int) -> list[int]:
     """Slices that share the marked volume out evenly between them, or without any mark the brain's slices."""
-    weight = view.marked_ml()
+    weight = view.marked()
     if np.count_nonzero(weight) < count:
         weight = np.array([float(plane.any()) for plane in view.brain])
     share = np.cumsum(weight) / weight.sum()

@@ -36,11 +36,32 @@ app = shared.make_app(__doc__)
 
 
 @app.command()
-def label(slices: Path, output: Path, distance: Annotated[int, typer.Option(min=1)] = 3) -> None:
-    """Slice labels of the LGG set from its slices.csv: scan, slice, label."""
-    from .data.slice_labels import label_tumour_slices
+def label(
+    slices: Path,
+    output: Path,
+    distance: Annotated[int, typer.Option(min=1, help="healthy slices are so far from any diseased one")] = 3,
+    column: Annotated[str, typer.Option(help="of the table; above 0 where a slice is diseased")] = "tumour_px",
+    ending: Annotated[str, typer.Option(help="of the scans' names, after the patient")] = "_flair.nii.gz",
+) -> None:
+    """Slice labels of a set from a table with the columns patient, slice and another: scan, slice, label."""
+    from .data.slice_labels import label_slices
 
-    label_tumour_slices(slices, output, distance)
+    label_slices(slices, output, distance, column, ending)
+
+
+@app.command()
+def unpack(
+    arrays: Path,
+    output: Path,
+    label: Annotated[str, typer.Option(help="entry that is 0 for healthy pictures and 1 for diseased ones")],
+    patient: Annotated[str, typer.Option(help="entry that says whose picture it is")],
+    split: Annotated[str, typer.Option(help="entry that says where it belongs: train, val or test")] = "split",
+    strata: Annotated[str | None, typer.Option(help="entry to copy to the labels, such as the view")] = None,
+) -> None:
+    """Pictures of an array file (.npz) as image files, a folder a split, and their labels."""
+    from .data.pictures import unpack_pictures
+
+    unpack_pictures(arrays, output, label, patient, split, strata)
 
 
 @app.command()

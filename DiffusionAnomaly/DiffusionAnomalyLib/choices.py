@@ -167,7 +167,7 @@ def problemsAsText(found: Mapping[Path, str]) -> str:
 def expects(summary: BundleSummary) -> str:
     """Which scans a model knows."""
     planes = {"axial": _("axial slices"), "any": _("any orientation")}.get(summary.orientation, summary.orientation)
-    return ", ".join(filter(None, [summary.modality, planes, f"{summary.spacing:g} mm"]))
+    return ", ".join(filter(None, [summary.modality, planes, f"{summary.spacing:g} mm" if summary.spacing else ""]))
 
 
 def wholeCard(summary: BundleSummary) -> str:

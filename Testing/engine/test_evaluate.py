@@ -363,7 +363,9 @@ def test_the_share_of_lesion_outside_the_brain_mask_is_printed(cut: tuple[list[P
 def test_every_finding_in_a_healthy_scan_is_counted(
     patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(brain_finder.BrainFinder, "__call__", lambda finder, volume: phantom.brain_of(volume.image))
+    monkeypatch.setattr(
+        brain_finder.BrainFinder, "__call__", lambda finder, volume, warn: phantom.brain_of(volume.image)
+    )
     healthy = find_healthy(patients, "*_flair.nii.gz")
     assert [scan.name for scan in healthy] == list(PATIENTS)
     table = evaluate.run(with_brains(patients)[:1], [DARK], tmp_path, "cpu", healthy=healthy[:2], resamples=20)
@@ -466,7 +468,7 @@ def test_a_brain_is_found_once_a_scan_and_kept(
 ) -> None:
     asked = []
 
-    def find(finder: Any, volume: Any) -> sitk.Image:
+    def find(finder: Any, volume: Any, warn: Any) -> sitk.Image:
         asked.append(volume.source)
         return phantom.brain_of(volume.image)
 

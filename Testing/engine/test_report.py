@@ -165,7 +165,7 @@ def test_slice_numbers_are_the_scans_own(flair_like_grid: sitk.Image) -> None:
         lesion, brain = phantom.lesion_of(grid), phantom.brain_of(grid)
         view = SliceView(phantom.paint(grid), sitk.Cast(lesion, sitk.sitkFloat32), lesion, brain)
         own = np.flatnonzero(sitk.GetArrayViewFromImage(lesion).any(axis=(1, 2)))
-        assert {view.own_index(k) for k in np.flatnonzero(view.marked_ml())} == set(own)
+        assert {view.own_index(k) for k in np.flatnonzero(view.marked())} == set(own)
 
 
 def test_pixels_have_the_aspect_of_the_patient() -> None:
@@ -181,7 +181,7 @@ def test_pixels_have_the_aspect_of_the_patient() -> None:
 def test_scores_is_coloured_where_it_is_and_nowhere_else(result: Result, flair_like_volume: Volume) -> None:
     everything = phantom.on_grid(np.ones_like(sitk.GetArrayFromImage(result.brain)), result.brain)  # no outline
     view = view_of(replace(result, brain=everything), flair_like_volume.image)
-    k = int(np.argmax(view.marked_ml()))
+    k = int(np.argmax(view.marked()))
     drawn = draw_slices(view, [k], result.threshold, top=2 * result.threshold)[0]
     scan, overlay = picture(drawn.scan), picture(drawn.overlay)
     changed = np.abs(overlay - scan)[..., :3].max(axis=-1) > 0.1
@@ -252,7 +252,7 @@ def test_the_profile_has_a_bar_for_each_marked_slice(result: Result, flair_like_
     svg = drawing(draw_profile(view, [3, 7]))
     bars, *_ = (path.get("d", "") for path in svg.iter(f"{SVG}path"))
     heights = [float(bottom) - float(top) for bottom, top in re.findall(r" ([\d.]+)V([\d.]+)h", bars)]
-    marked = view.marked_ml()
+    marked = view.marked()
     expected = marked[marked > 0]
     assert np.allclose(np.array(heights) / max(heights), expected / expected.max(), atol=0.002)
     assert {"ml", "slice", "0"} <= set(texts(svg))
@@ -263,8 +263,8 @@ def test_the_slices_shown_hold_the_anomaly_and_a_sample_of_the_rest(result: Resu
     chosen = choose_slices(view, result.threshold)
     assert chosen == sorted(set(chosen))
     assert len(chosen) == SHOWN
-    assert int(np.argmax(view.marked_ml())) in chosen
-    assert sum(view.marked_ml()[k] == 0 for k in chosen) >= 4
+    assert int(np.argmax(view.marked())) in chosen
+    assert sum(view.marked()[k] == 0 for k in chosen) >= 4
     assert all(view.brain[k].any() for k in chosen)
 
 

@@ -17,7 +17,7 @@ from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import random_slices
 from training.data import preparation
 from training.data.preparation import PrepareConfig, prepare, slice_scan
-from training.data.slice_labels import label_tumour_slices, read_labels, slab_labels
+from training.data.slice_labels import label_slices, read_labels, slab_labels
 from training.data.slices import DISEASED, HEALTHY, HEALTHY_HALF, UNUSED, Slices, training_slices, validation_slices
 
 SHAPE = (8, 24, 20)  # slices, rows, columns
@@ -123,7 +123,7 @@ def test_an_array_file_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_slice_less_than_three_from_a_tumour_is_never_healthy(tmp_path: Path, patients: list[list[int]]) -> None:
     rows = [(f"P{p}", i, pixels) for p, slices in enumerate(patients) for i, pixels in enumerate(slices)]
     table = write_labels(tmp_path / "slices.csv", rows, ("patient", "slice", "tumour_px"))
-    label_tumour_slices(table, tmp_path / "labels.csv")
+    label_slices(table, tmp_path / "labels.csv")
     labels = read_labels(tmp_path / "labels.csv")
     assert len(labels) == len(rows)
     for patient, index, pixels in rows:
@@ -136,7 +136,7 @@ def test_the_labels_of_the_lgg_set_keep_the_distance_too(tmp_path: Path) -> None
     table = Path(__file__).resolve().parents[3] / "shared" / "data" / "lgg-flair" / "slices.csv"
     if not table.exists():
         pytest.skip(f"needs {table}, which is not distributed with the repository")
-    label_tumour_slices(table, tmp_path / "labels.csv")
+    label_slices(table, tmp_path / "labels.csv")
     labels = read_labels(tmp_path / "labels.csv")
     with table.open(newline="") as file:
         tumours = {

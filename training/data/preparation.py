@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_anomaly.detection.brain import BrainFinder
+from diffusion_anomaly.detection.regions import find_region, whole_image
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.orientation import Orientation
 from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
@@ -21,8 +24,8 @@ from diffusion_anomaly.preprocessing.intensity import Normalisation, normalisati
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 from .halves import healthy_halves
-from .slice_labels import read_labels, slab_labels
-from .slices import HEALTHY_HALF, Slices, join
+from .slice_labels import read_column, read_labels, slab_labels
+from .slices import HEALTHY_HALF, HEIGHT_BINS, Slices, join
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ class GridConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: tuple[int, int]
-    spacing: float = Field(gt=0)
+    spacing: float | None = Field(default=None, gt=0, description="mm; without it whole images are fitted to the size")
     max_slice_spacing: float = Field(default=3.0, gt=0)
     neighbours: int = Field(default=0, ge=0)
 
@@ -59,12 +62,13 @@ class NormalisationConfig(BaseModel):
 
 
 class BrainSource(BaseModel):
-    """Where the brain masks of scans come from."""
+    """Where the masks of what is looked at come from: mostly brains."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     brains: str | None = Field(default=None, description="pattern of ready brain masks: {scan} is the scan's name")
     brain_model: str = "brain-mask"
+    region: Literal["brain", "head", "intracranial", "image"] = "brain"
 
 
 class OtherContrast(BaseModel):
@@ -91,6 +95,9 @@ class PrepareConfig(BrainSource):
         default=None,
         description="how a scan's name ends, and its lesion mask's instead; with it, healthy halves are kept too",
     )
+    strata: str | None = Field(
+        default=None, description="column of the labels, such as view, in which classes are drawn alike, for pictures"
+    )
     grid: GridConfig
     normalisation: NormalisationConfig = NormalisationConfig()
     minimum_brain_pixels: int = Field(default=300, ge=1)
@@ -107,6 +114,10 @@ class PrepareConfig(BrainSource):
             for pattern in (self.pattern, *(other.pattern for other in self.other_contrasts.values())):
                 if pattern.count("*") != 1:
                     raise ValueError(f"the pattern {pattern!r} needs one *, which stands for the patient")
+        if self.strata is not None and self.labels is None:
+            raise ValueError("strata is a column of labels, which are not given")
+        if self.grid.spacing is None and self.region != "image":
+            raise ValueError(f"grid needs a spacing: the {self.region} has a size in mm")
         return self
 
     @property
@@ -167,6 +178,8 @@ def prepare(config: PrepareConfig, output: Path) -> None:
         require_labelled([scan[0] for scans in splits.values() for scan in scans], labels, config.labels)
     for split, scans in splits.items():
         slices = join([slice_scan(paths, config, labels, output / "brains") for paths in scans])
+        if config.strata is not None and config.labels is not None:
+            slices = replace(slices, height=strata_heights(slices.scan, read_column(config.labels, config.strata)))
         slices.save(output / f"{split}.npz")
         counts = {name: int((slices.label == value).sum()) for name, value in (("healthy", 0), ("diseased", 1))}
         logger.info("%s: %d scans, %d slices, %s", split, len(scans), len(slices), counts)
@@ -211,7 +224,8 @@ def slice_scan(
     images = [volume.image, *(read_volume(other).image for other in paths[1:])]
     require_different(paths, images)
     mask = brain_of(path, volume, config, brains)
-    stack = SliceStack(images, Grid(**config.grid.model_dump()), mask)
+    orientation = Orientation.stored(volume.image) if config.region == "image" else None
+    stack = SliceStack(images, Grid(**config.grid.model_dump()), mask, orientation)
     rule = config.normalisation.rule
     brain = stack.brain()
     scales = [rule.fit_scan(image, mask) for image in images]
@@ -248,6 +262,26 @@ def require_different(paths: Sequence[Path], images: Sequence[sitk.Image]) -> No
     for (first, one), (second, other) in combinations(zip(paths, arrays, strict=True), 2):
         if np.array_equal(one, other):
             raise InputError(f"{first} and {second} hold the same image.", "Give another contrast, or leave it out.")
+
+
+def strata_heights(scans: np.ndarray, stratum: Mapping[str, str]) -> np.ndarray:
+    """Heights that make a sampler draw both classes alike in each stratum, as it does at each height of a brain.
+
+    Args:
+        scans: ``(N,)`` names of pictures.
+        stratum: of each.
+
+    Returns:
+        ``(N,)`` float32.
+
+    Raises:
+        InputError: when there are more strata than a sampler tells apart.
+    """
+    names = sorted(set(stratum.values()))
+    if len(names) > HEIGHT_BINS:
+        raise InputError(f"There are {len(names)} strata; expected at most {HEIGHT_BINS}.", "Choose another column.")
+    place = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
+    return np.array([place[stratum[scan]] for scan in scans], np.float32)
 
 
 def halves_of(slices: Slices, normalised: np.ndarray, lesion: np.ndarray) -> Slices:
@@ -298,13 +332,15 @@ def slab_thickness(stack: SliceStack, volume: Volume) -> int:
 
 
 def brain_of(path: Path, volume: Volume, config: BrainSource, cache: Path | None) -> sitk.Image:
-    """A scan's brain: the mask beside it, the one found before, or the one found now and kept."""
+    """A scan's brain or other region: the mask beside it, the one found before, or the one found now and kept."""
+    if config.region == "image":
+        return whole_image(volume)
     if config.brains:
         return read_mask(path.parent / config.brains.format(scan=path.name.removesuffix(".nii.gz")), volume)
     kept = cache / path.name if cache else None
     if kept is not None and kept.exists():
         return read_mask(kept, volume)
-    mask = BrainFinder(open_bundle(config.brain_model))(volume)
+    mask = find_region(config.region, volume, BrainFinder(open_bundle(config.brain_model)))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_like(mask, volume, kept, dtype=np.uint8)

@@ -26,9 +26,7 @@ from torch import Tensor
 
 from diffusion_anomaly.errors import InputError
 
-from .slices import DISEASED, HEALTHY, Slices
-
-HEIGHT_BINS = 10
+from .slices import DISEASED, HEALTHY, HEIGHT_BINS, Slices
 
 
 def _drawable(labels: tuple[int, ...]) -> tuple[int, ...]:

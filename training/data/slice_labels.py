@@ -59,16 +59,34 @@ def read_labels(path: Path) -> dict[tuple[str, int], int]:
     return labels
 
 
-def label_tumour_slices(slices_csv: Path, output: Path, distance: int = 3) -> None:
-    """Labels of the LGG set: diseased with tumour, healthy at least ``distance`` slices away from any, else unused.
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """A further column of the labels' CSV, by scan.
 
     Raises:
-        InputError: when the table lacks the columns patient, slice and tumour_px, or ``output`` is another file.
+        InputError: when there is no such column.
+    """
+    return {row["scan"]: row[column] for _, row in _rows(path, ("scan", column))}
+
+
+def label_slices(
+    slices_csv: Path, output: Path, distance: int = 3, column: str = "tumour_px", ending: str = "_flair.nii.gz"
+) -> None:
+    """Labels of a set's slices: diseased, healthy at least ``distance`` slices away from any diseased, else unused.
+
+    Args:
+        slices_csv: table with the columns patient, slice and the one below.
+        output: CSV of scan, slice, label.
+        distance: in slices.
+        column: above 0 where a slice is diseased.
+        ending: of the scans' names, after the patient.
+
+    Raises:
+        InputError: when the table lacks a column, or ``output`` is another file.
     """
     keep_foreign(output, lambda path: path.read_text(encoding="utf-8").startswith(",".join(COLUMNS)))
     rows: dict[str, list[tuple[int, int]]] = {}
-    for _, row in _rows(slices_csv, ("patient", "slice", "tumour_px")):
-        rows.setdefault(row["patient"], []).append((int(row["slice"]), int(row["tumour_px"])))
+    for _, row in _rows(slices_csv, ("patient", "slice", column)):
+        rows.setdefault(row["patient"], []).append((int(row["slice"]), int(row[column])))
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -78,7 +96,7 @@ def label_tumour_slices(slices_csv: Path, output: Path, distance: int = 3) -> No
             for index, pixels in slices:
                 far = tumour.size == 0 or np.abs(tumour - index).min() >= distance
                 label = DISEASED if pixels > 0 else HEALTHY if far else UNUSED
-                writer.writerow([f"{patient}_flair.nii.gz", index, label])
+                writer.writerow([f"{patient}{ending}", index, label])
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

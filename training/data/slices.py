@@ -15,6 +15,7 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.files import holds_arrays, keep_foreign, whole_file
 
 HEALTHY, DISEASED, UNUSED = 0, 1, -1
+HEIGHT_BINS = 10  # of heights at which classes are drawn alike
 HEALTHY_HALF = 2  # a healthy half and its mirror image, see ``halves``
 
 
@@ -24,10 +25,10 @@ class Slices:
 
     Attributes:
         images: ``(N, C, H, W)`` uint8, 255 is 1.0 of the normalised range; C contrasts in the configuration's order.
-        brain: ``(N, H, W)`` bool.
+        brain: ``(N, H, W)`` bool, the region that is looked at: mostly the brain.
         label: ``(N,)`` int8: healthy 0, diseased 1, -1 neither (too close to a lesion to count as healthy), 2 a
             healthy half of a diseased slice with its mirror image.
-        height: ``(N,)`` float32, 0 at the brain's lowest slice and 1 at its highest.
+        height: ``(N,)`` float32, 0 at the brain's lowest slice and 1 at its highest; of pictures their stratum.
         scan: ``(N,)`` names.
         index: ``(N,)`` canonical slice index, counted from below.
         voxel_ml: ``(N,)`` float32.

@@ -21,6 +21,7 @@ from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Scan, read_volume
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised
+from diffusion_anomaly.models.declaration import IMAGE
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.preprocessing.slices import SliceStack
 from diffusion_anomaly.registry import UnsupervisedOptions
@@ -99,15 +100,24 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
         source = f"{len(judged)} scan{'s' if len(judged) > 1 else ''} of healthy people"
     else:
         judged = [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces]
-    threshold = threshold_for_false_alarms(judged, config.false_alarm_ml, config.false_alarm_quantile)
+    of_images = config.read_prepare().region == IMAGE
+    if of_images:  # pictures have no volume: each is counted as one, and its pixels as their share of it
+        judged = [(scores, 1.0 / scores[0].size, 1.0) for scores, _, _ in judged]
+    threshold = threshold_for_false_alarms(
+        judged,
+        config.false_alarm_share if of_images else config.false_alarm_ml,
+        config.false_alarm_quantile,
+        **({"min_component_ml": 0.0} if of_images else {}),
+    )
+    allowed = f"at most {config.false_alarm_share:.1%} of the image in false alarms on " if of_images else ""
     share = {1.0: "each", 0.5: "half"}.get(config.false_alarm_quantile, f"{config.false_alarm_quantile:.0%}")
     mean, deviation = float(np.mean(scores)), float(np.std(scores))
     return {
         "calibration": calibration.to_dict(),
         "threshold": {
             "heat": round(threshold, 4),
-            "false_alarm_ml": config.false_alarm_ml,
-            "source": f"{share} of {source}",
+            **({} if of_images else {"false_alarm_ml": config.false_alarm_ml}),
+            "source": f"{allowed}{share} of {source}",
         },
         "score_range": {"mean": mean, "std": deviation, "upper": mean + UNKNOWN_DEVIATIONS * deviation},
     }

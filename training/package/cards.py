@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from diffusion_anomaly.evaluation.labelled import TITLES
+from diffusion_anomaly.models.declaration import IMAGE, REGIONS
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.models.writing import write_bundle
 
@@ -21,6 +23,13 @@ MEASURES = {
     "lesion_recall": "lesion recall at the stored threshold",
     "false_positives": "false positives a scan",
     "slice_auroc": "slice AUROC",
+    **{
+        f"auroc.{unit}.{score}": f"{unit} AUROC of the map's {title}"
+        for unit in ("picture", "slice", "patient")
+        for score, title in TITLES.items()
+    },
+    "sensitivity": "sensitivity at the stored threshold",
+    "specificity": "specificity at the stored threshold",
     "seconds": "seconds a scan",
     "network_calls": "network calls a slice",
 }
@@ -71,6 +80,8 @@ def _measured(evaluation: Path, run: str, data: str) -> dict[str, Any]:
         raise ConfigurationError(f"{evaluation} has no run {run!r}; it has {', '.join(rows)}.")
     quality: dict[str, Any] = {"measured on": data, "patients": rows[run]["patients"]}
     for key, name in MEASURES.items():
+        if key not in rows[run]:  # measured on masks, or on labels
+            continue
         quality[name] = round(rows[run][key], 6)
         if f"{key}_low" in rows[run]:
             quality[f"{name}, 95 % interval"] = [round(rows[run][f"{key}_{end}"], 6) for end in ("low", "high")]
@@ -91,4 +102,6 @@ def render_card(anomaly: dict[str, Any], texts: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("model_card.md.jinja").render(anomaly=anomaly, texts=texts)
+    return environment.get_template("model_card.md.jinja").render(
+        anomaly=anomaly, texts=texts, regions=REGIONS | {IMAGE: "whole image"}
+    )

@@ -96,6 +96,9 @@ class PackageConfig(BaseModel):
         default=[], description="scans of healthy people, to set the threshold with; else the healthy slices serve"
     )
     false_alarm_ml: float = Field(default=1.0, gt=0, description="healthy false alarms a scan at the threshold")
+    false_alarm_share: float = Field(
+        default=0.01, gt=0, lt=1, description="the same of whole images: share of the image instead of ml"
+    )
     false_alarm_quantile: float = Field(default=0.5, gt=0, le=1, description="share of scans that stay below it")
     texts: Texts
 

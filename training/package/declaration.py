@@ -31,9 +31,9 @@ def uncalibrated(config: PackageConfig) -> dict[str, Any]:
     """The declaration as far as training settled it."""
     prepare = config.read_prepare()
     declared = {
-        "orientation": "axial",
-        "brain_only": True,
-        "grid": (config.grid or prepare.grid).model_dump(mode="json"),
+        "orientation": "any" if prepare.region == "image" else "axial",
+        "region": prepare.region,
+        "grid": (config.grid or prepare.grid).model_dump(mode="json", exclude_none=True),
         "normalisation": (config.normalisation or prepare.normalisation).rule.to_dict(),
         "postprocess": config.postprocess,
     }

@@ -179,18 +179,18 @@ class ResultPanel:
     def _showFindings(self, nodes: ResultNodes) -> None:
         if self._found is None:
             return
-        names = self._names()
+        names, unit = self._names(), self._threshold(nodes).unit
         rows = [
             (
                 names.get(finding.id, str(finding.id)),
-                f"{finding.volume_ml:.2f}",
+                f"{finding.size:.2f}" if unit == "ml" else f"{finding.size:.0f} {unit}",
                 f"{finding.peak_score:.2f}",
                 findingsTable.inWords(finding.centroid_ras),
             )
             for finding in self._found.findings
         ]
         self._table.show(rows)
-        say(self._ui.summaryLabel, findingsTable.summary(self._found.findings))
+        say(self._ui.summaryLabel, findingsTable.summary(self._found.findings, unit))
 
     def _names(self) -> dict[int, str]:
         """Of the findings that are shown and have one, by their ids."""

@@ -63,7 +63,7 @@ def fillTable(node: Any, live: LiveThreshold, found: Thresholded) -> None:
     node.SetAndObserveTable(table)
     for title, _kind, unit in COLUMNS:
         if unit:
-            node.SetColumnUnitLabel(title, unit)
+            node.SetColumnUnitLabel(title, live.unit if title == VOLUME else unit)
 
 
 def setName(node: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
@@ -108,17 +108,18 @@ def inWords(ras: Sequence[float]) -> str:
     return ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
 
 
-def summary(findings: Sequence[Finding]) -> str:
+def summary(findings: Sequence[Finding], unit: str = "ml") -> str:
     """The findings in a line."""
     if not findings:
         return _("No finding at this threshold.")
     if len(findings) == 1:
-        return _("1 finding of {volume:.1f} ml, highest score {peak:.1f}.").format(
-            volume=findings[0].volume_ml, peak=findings[0].peak_score
+        return _("1 finding of {volume:.1f} {unit}, highest score {peak:.1f}.").format(
+            volume=findings[0].size, unit=unit, peak=findings[0].peak_score
         )
-    return _("{count} findings, {volume:.1f} ml in all, highest score {peak:.1f}.").format(
+    return _("{count} findings, {volume:.1f} {unit} in all, highest score {peak:.1f}.").format(
         count=len(findings),
-        volume=sum(finding.volume_ml for finding in findings),
+        volume=sum(finding.size for finding in findings),
+        unit=unit,
         peak=max(finding.peak_score for finding in findings),
     )
 
@@ -126,7 +127,7 @@ def summary(findings: Sequence[Finding]) -> str:
 def _row(finding: Finding, name: str) -> list[Any]:
     return [
         name or str(finding.id),
-        finding.volume_ml,
+        finding.size,
         finding.peak_score,
         finding.mean_score,
         *finding.centroid_ras,

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from diffusion_anomaly.io.orientation import Orientation
-from diffusion_anomaly.results.findings import Finding, segment
+from diffusion_anomaly.results.findings import Finding, segment, size_unit
 
 # One healthy voxel in ten has a higher anomaly score; below, scores are not shown and mean nothing.
 LOWEST = 1.0
@@ -41,6 +41,7 @@ class LiveThreshold:
 
     Args:
         anomalyMap: the engine's.
+        minArea: of a picture, whose findings have areas, as its provenance says.
 
     Attributes:
         box: where in the whole volume the box lies, k j i.
@@ -48,8 +49,10 @@ class LiveThreshold:
         peak: the highest score.
     """
 
-    def __init__(self, anomalyMap: sitk.Image) -> None:
+    def __init__(self, anomalyMap: sitk.Image, minArea: float | None = None) -> None:
         values = sitk.GetArrayViewFromImage(anomalyMap)
+        self._minArea = minArea
+        self.unit = size_unit(anomalyMap, minArea is not None)
         self.shape: tuple[int, ...] = values.shape
         self.peak = float(values.max(initial=0.0))
         shown = values >= LOWEST
@@ -65,7 +68,7 @@ class LiveThreshold:
 
     def at(self, threshold: float, minVolumeMl: float) -> Thresholded:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
-        mask, labels, findings = segment(self._inBox, max(threshold, LOWEST), minVolumeMl)
+        mask, labels, findings = segment(self._inBox, max(threshold, LOWEST), minVolumeMl, min_area=self._minArea)
         return Thresholded(
             sitk.GetArrayViewFromImage(mask).copy(),
             sitk.GetArrayViewFromImage(labels).copy(),

@@ -29,6 +29,7 @@ from ..worker import protocol
 if TYPE_CHECKING:
     from rich.progress import Task
 
+    from ..evaluation.labelled import LabelledTable
     from ..evaluation.table import Table
     from ..results.findings import Finding
     from ..results.result import Progress, Result, Started
@@ -80,7 +81,7 @@ class Listener(ScanListener, Protocol):
 
     def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None: ...
 
-    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None: ...
+    def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None: ...
 
     def failed(self, error: EngineError) -> None: ...
 
@@ -150,12 +151,12 @@ class Terminal:
         self._bar.stop()
         if self._several:
             out.print(plain(self._scan, "bold"))
-        show_findings(result.findings, result.threshold)
+        show_findings(result.findings, result.threshold, result.unit)
         out.print(plain(f"{seconds:.0f} s on {result.provenance['device']['name']}"))
         for kind in ("heat", "mask", "findings_csv", "report"):
             out.print(plain(files[kind]))
 
-    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
+    def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None:
         self._bar.stop()
         out.print(plain(table.markdown(), keep="\n"))
         for path in files.values():
@@ -234,7 +235,7 @@ class JsonLines:
     def result(self, result: Result, files: Mapping[str, Path], seconds: float) -> None:
         self._result(files, statistics(result), {**result.timings, "total": round(seconds, 3)})
 
-    def evaluated(self, table: Table, files: Mapping[str, Path], seconds: float) -> None:
+    def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None:
         self._result(files, table.to_dict(), {"total": round(seconds, 3)})
 
     def _result(self, files: Mapping[str, Path], numbers: Mapping[str, Any], timings: Mapping[str, float]) -> None:
@@ -254,20 +255,23 @@ class JsonLines:
         sys.stdout.flush()
 
 
-def show_findings(findings: Sequence[Finding], threshold: float) -> None:
+def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml") -> None:
     """The largest findings as a table on stdout, and what they add up to."""
-    total = sum(finding.volume_ml for finding in findings)
+    from ..results.findings import sized
+
+    total = sum(finding.size for finding in findings)
     if not findings:
         out.print(Text(f"No finding at an anomaly score of {threshold:.2f} or more."))
         return
     table = RichTable(box=None, pad_edge=False, header_style="bold")
-    for heading in ("finding", "volume ml", "peak score", "mean score", "centre R A S mm", "slices"):
+    size = "volume" if unit == "ml" else "area"
+    for heading in ("finding", f"{size} {unit}", "peak score", "mean score", "centre R A S mm", "slices"):
         table.add_column(heading, justify="right", no_wrap=True)
     for finding in findings[:FINDINGS_SHOWN]:
         first, last = finding.slices
         table.add_row(
             str(finding.id),
-            f"{finding.volume_ml:.2f}",
+            sized(finding.size, unit).split()[0],
             f"{finding.peak_score:.2f}",
             f"{finding.mean_score:.2f}",
             " ".join(f"{value:.1f}" for value in finding.centroid_ras),
@@ -277,9 +281,8 @@ def show_findings(findings: Sequence[Finding], threshold: float) -> None:
     more = len(findings) - FINDINGS_SHOWN
     if more > 0:
         out.print(Text(f"… and {more} more in findings.csv"))
-    out.print(
-        Text(f"{counted(len(findings), 'finding')}, {total:.2f} ml at an anomaly score of {threshold:.2f} or more")
-    )
+    number = counted(len(findings), "finding")
+    out.print(Text(f"{number}, {sized(total, unit)} at an anomaly score of {threshold:.2f} or more"))
 
 
 def show_error(error: EngineError, scan: Path | None = None) -> None:

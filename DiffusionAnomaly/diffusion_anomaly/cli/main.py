@@ -139,6 +139,9 @@ def detect(
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Brain mask; default: found by a network.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")] = None,
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
+    min_area: Annotated[
+        float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Slices at once; results differ by rounding at most.")] = None,
     slice_spacing: Annotated[
         float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")
@@ -186,6 +189,7 @@ def detect(
             seed=seed,
             threshold=threshold,
             min_volume_ml=min_volume,
+            min_area=min_area,
             batch_size=batch_size,
             slice_spacing=slice_spacing,
             overrides=parse_settings(settings or []),
@@ -292,13 +296,16 @@ def threshold(
     at: Annotated[float, typer.Option("--at", metavar="SCORE", help="Anomaly score from which a voxel is anomalous.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for mask and findings.")],
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
+    min_area: Annotated[
+        float | None, typer.Option(metavar="MM2", help="The map is of a picture: findings have areas, smaller go.")
+    ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was made of another map too.")] = False,
 ) -> None:
     """Apply another threshold to an anomaly map, without inference."""
     from .rethreshold import rethreshold
 
-    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, brain=mask, overwrite=overwrite)
+    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, min_area=min_area, brain=mask, overwrite=overwrite)
 
 
 @app.command()
@@ -332,6 +339,10 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Healthy scans, where every finding is a false alarm.")
     ] = None,
     healthy_pattern: Annotated[str, typer.Option(help="Which of its files they are; * is the name.")] = "*.nii.gz",
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Labels instead of masks, with columns scan, slice, label."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the methods' noise and of the intervals.")] = 0,
@@ -344,6 +355,7 @@ def evaluate(
     """
     from ..evaluation import evaluate
     from ..evaluation.dataset import find_healthy, find_pairs
+    from ..evaluation.labelled import find_labelled, run_labelled
 
     listener = JsonLines() if json_lines else Terminal()
     try:
@@ -352,15 +364,21 @@ def evaluate(
             for method, _, model in (run.partition("=") for run in runs or list(METHODS))
         ]
         patterns = dict(named("--channel", text, "flair='*_flair.nii.gz'") for text in channels or [])
-        pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only)
+        labelled = None if labels is None else find_labelled(source, labels)
+        pairs = (
+            [] if labelled else find_pairs(source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only)
+        )
         healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
         end_like_interrupt()
         with listener:
             listener.begin(source, several=False)
             start = time.perf_counter()
-            table = evaluate.run(
-                pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans, steps=steps
-            )
+            if labelled:
+                table = run_labelled(labelled, specs, output, device, seed, listener.progress, steps=steps)
+            else:
+                table = evaluate.run(
+                    pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans, steps=steps
+                )
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
             listener.evaluated(table, files, time.perf_counter() - start)

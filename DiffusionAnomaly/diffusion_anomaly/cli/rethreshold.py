@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import InputError
 from ..io.outputs import ANOMALY_MAP, OutputFolder, Recorded, record, recorded
 from ..io.volume import read_anomaly_map, read_mask, write_like
-from ..results.findings import segment, write_findings_csv, write_findings_json
+from ..results.findings import segment, size_unit, write_findings_csv, write_findings_json
 from ..results.saving import PROVENANCE, file_names, image_suffix
 from .console import err, out, plain, show_findings
 
@@ -27,12 +27,20 @@ _HIGHEST_MIDDLE, _HIGHEST = 3.0, 100.0
 _NEARLY_CERTAIN = 0.95
 
 
+def _recorded_area(made: Recorded | None) -> float | None:
+    """The smallest area of a finding that the detection of a picture took; None of another map."""
+    options = None if made is None else made.content.get("options")
+    area = options.get("min_area") if isinstance(options, dict) else None
+    return float(area) if isinstance(area, (int, float)) else None
+
+
 def rethreshold(
     anomaly_map: Path,
     at: float,
     output: Path,
     *,
     min_volume_ml: float = 0.05,
+    min_area: float | None = None,
     brain: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Path]:
@@ -43,6 +51,7 @@ def rethreshold(
         at: the anomaly score from which a voxel is in the mask.
         output: folder; not one that holds a detection, whose provenance would then speak of another mask.
         min_volume_ml: smaller findings are dropped.
+        min_area: the same of a picture; None takes what the detection took, and of a volume none.
         brain: mask file on the anomaly map's grid; None takes all scores.
         overwrite: whether what was made of another map may make room.
 
@@ -73,12 +82,15 @@ def rethreshold(
                 of = f"another map ({content['heat']})" if content.get("heat") else f"another command ({name})"
                 raise InputError(f"{output} holds the result of {of}.", "Choose another folder, or say --overwrite.")
         inside = None if brain is None else read_mask(brain, volume)
-        mask, _, findings = segment(volume.image, at, min_volume_ml, inside)
+        if min_area is None:
+            min_area = _recorded_area(made)
+        mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
         about = {
             "heat": str(anomaly_map.absolute()),
             "heat_sha256": volume.sha256,
             "threshold": at,
             "min_volume_ml": min_volume_ml,
+            "min_area": min_area,
             "brain": None if brain is None else str(brain.absolute()),
             "warnings": warnings,
             "diffusion_anomaly": __version__,
@@ -86,7 +98,7 @@ def rethreshold(
         }
         writers = (
             lambda path: write_like(mask, volume, path, dtype=np.uint8),
-            lambda path: write_findings_csv(findings, path),
+            lambda path: write_findings_csv(findings, path, min_area is not None),
             lambda path: write_findings_json(findings, path, warnings),
             record(about),
         )
@@ -96,7 +108,7 @@ def rethreshold(
     for content in earlier.values():
         if (replaced := _described(content)) != _described(about):
             err.print(plain(f"{output}: mask and findings {replaced} were replaced."))
-    show_findings(findings, at)
+    show_findings(findings, at, size_unit(volume.image, min_area is not None))
     for path in files.values():
         out.print(plain(path))
     return files

@@ -7,6 +7,7 @@ Torch is imported when a detector first runs, not when this file is.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,9 @@ from ..errors import InputError, MemoryExhausted
 from ..io.contrasts import contrast_of, find_channels, match_names
 from ..io.sources import Source, read, read_brain
 from ..io.volume import PathLike, Scan, Volume
+from ..models.declaration import BRAIN, IMAGE
 from ..preprocessing.alignment import align
-from ..preprocessing.intensity import ModeNormalisation, values_in_brain
+from ..preprocessing.intensity import ModeNormalisation, WindowNormalisation, values_in_brain
 from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
 from ..results.result import Progress, Result, Started
@@ -42,6 +44,7 @@ from .input_checks import (
 from .planning import Options, Plan, make_plan
 from .provenance import describe
 from .recognition import CONTRASTS, Recogniser, Recognition, Verdict
+from .regions import find_region, region_warnings
 
 if TYPE_CHECKING:
     from ..models.networks import Model
@@ -185,6 +188,14 @@ class Detector:
             volumes[str(name)] = volume
         return self.join(volumes)
 
+    def find_brain(self, scan: Scan | Volume, warn: Callable[[str], None] = lambda message: None) -> sitk.Image:
+        """What of a scan the model looks at, mostly the brain, by its first channel: uint8 0/1 on its grid.
+
+        Raises:
+            InputError: when it is not found.
+        """
+        return find_region(self.plan.bundle.region, self._scan(scan).reference, self._brain_finder, warn)
+
     def raw_map(
         self, scan: Scan | Volume, brain: sitk.Image, *, progress: Callable[[Progress], None] | None = None
     ) -> RawMap:
@@ -201,7 +212,7 @@ class Detector:
         """A scan as the model is shown it: its slices, and each channel's intensities to [0, 1]."""
         images = self._scan(scan).images
         normalisation = self.plan.bundle.normalisation
-        stack = SliceStack(images, self.plan.grid, brain)
+        stack = SliceStack(images, self.plan.grid, brain, self.plan.bundle.orientation_of(images[0]))
         return stack, [normalisation.fit_scan(image, brain) for image in images]
 
     @property
@@ -248,20 +259,23 @@ class Detector:
         plan, reference = self.plan, scan.reference
         # An uncalibrated package is refused before any work.
         calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
+        whole = plan.bundle.region == IMAGE
         for name, volume in scan.channels.items():
-            for warning in scan_warnings(volume, _known_as(name) if len(plan.channels) > 1 else plan.bundle.modality):
+            modality = _known_as(name) if len(plan.channels) > 1 else plan.bundle.modality
+            for warning in scan_warnings(volume, modality, whole):
                 watch.warn(warning)
         if plan.calibration_warning is not None:
             watch.warn(plan.calibration_warning)
         for name, volume in scan.channels.items():
             values = sitk.GetArrayViewFromImage(volume.image)
             watch.judge(label_verdict(values, _called(name, scan)), FORCE_HINT, force)
-        # Whoever gives a mask has looked at the scan.
-        watch.judge(head_verdict(reference.image), SPACING_HINT, force or mask is not None)
-        if mask is not None:
-            watch.judge(given_mask_verdict(outline(reference.image), mask), MASK_HINT, force)
+        if plan.bundle.region == BRAIN:
+            # Whoever gives a mask has looked at the scan.
+            watch.judge(head_verdict(reference.image), SPACING_HINT, force or mask is not None)
+            if mask is not None:
+                watch.judge(given_mask_verdict(outline(reference.image), mask), MASK_HINT, force)
         watch.enter("brain")
-        brain = mask if mask is not None else self._brain_finder(reference, watch.warn)
+        brain = mask if mask is not None else self.find_brain(scan, watch.warn)
         brain = _where_all_are(scan, brain, watch)
         recognised = self._recognise(scan, brain, watch, mask is not None, force)
         watch.report(1, 1)
@@ -273,7 +287,11 @@ class Detector:
         for n, plane in enumerate(found.raw):  # one by one: the table works in float64
             calibrated[n] = calibrate(plane)
         anomaly_map = found.stack.to_volume(calibrated)
-        mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain)
+        min_area = None
+        if whole and min(scan.reference.image.GetSize()) == 1:
+            min_area = plan.asked.min_area
+            min_area = math.prod(found.stack.pixel_mm) if min_area is None else min_area
+        mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area)
         score = whole_image_score(found.scores)
         doubt = score_warning(score, score_range, plan.method.score_title) if score_range else None
         if doubt:
@@ -288,6 +306,7 @@ class Detector:
             force=force,
             recognised=recognised,
             score=score,
+            min_area=min_area,
             warnings=watch.warnings,
             timings=watch.timings,
         )
@@ -321,7 +340,9 @@ class Detector:
         Raises:
             InputError: when the model does not know such scans, or the mask found is no brain's, and nobody insists.
         """
-        recognised = {}
+        recognised: dict[str, Recognition] = {}
+        if self.plan.bundle.region != BRAIN:
+            return recognised
         if not given:
             watch.judge(brain_size_verdict(scan.reference.image, brain), SPACING_HINT, force)
         if not self._recogniser.is_there:
@@ -345,13 +366,26 @@ class Detector:
         stack, scales = self.slices(scan, brain)
         reference = scan.reference.image
         values = [values_in_brain(image, brain) for image in scan.images]
-        for warning in (
-            *brain_warnings(stack, values[0]),
-            *mask_warnings(reference, brain, given),
-            *hemisphere_warnings(brain, given),
-        ):
+        region = plan.bundle.region
+        if region == BRAIN:
+            doubts = [
+                *brain_warnings(stack, values[0]),
+                *mask_warnings(reference, brain, given),
+                *hemisphere_warnings(brain, given),
+            ]
+        else:
+            doubts = list(region_warnings(stack, values[0], region))
+        for warning in doubts:
             watch.warn(warning)
-        if plan.bundle.normalisation.kind == ModeNormalisation.kind:
+        rule = plan.bundle.normalisation
+        if isinstance(rule, WindowNormalisation):
+            for scale in scales:
+                if (scale.low, scale.high) != (rule.low, rule.high):
+                    watch.warn(
+                        f"The CT comes in a window, from {scale.low:g} to {scale.high:g}; it was taken to be that of "
+                        f"the model, {rule.low:g} to {rule.high:g} Hounsfield units. In another, scores mean little."
+                    )
+        if rule.kind == ModeNormalisation.kind:
             for inside, scale in zip(values, scales, strict=True):
                 for warning in scale_warnings(inside, scale, given):
                     watch.warn(warning)
@@ -382,7 +416,7 @@ class Detector:
             stack.brain(),
             plan.postprocess,
             run.reconstruction_error,
-            pixel_spacing=stack.grid.spacing,
+            pixel_spacing=math.sqrt(math.prod(stack.pixel_mm)),
             slice_spacing=stack.slice_spacing,
         )
         reconstruction = run.reconstruction

@@ -97,12 +97,13 @@ _LABELS = re.compile(
 _FLAIR_BY_ACQUISITION = re.compile(r"(?<![a-z0-9])acq-[a-z0-9]*flair")
 
 
-def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
+def scan_warnings(volume: Volume, modality: str | None, whole_image: bool = False) -> Iterator[str]:
     """What the scan alone says.
 
     Args:
         volume: the scan.
         modality: what the model knows; None for a method without a model.
+        whole_image: whether the model looks at whole images, which may show anything from any side.
     """
     yield from volume.warnings
     if volume.non_finite:
@@ -115,7 +116,8 @@ def scan_warnings(volume: Volume, modality: str | None) -> Iterator[str]:
     other = contrast_of(volume.name, volume.metadata)
     if modality and other and other != modality.upper():
         yield f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
-    yield from _plane_warnings(volume.image)
+    if not whole_image:
+        yield from _plane_warnings(volume.image)
 
 
 def contrast_of(source: str, metadata: Mapping[str, str]) -> str | None:

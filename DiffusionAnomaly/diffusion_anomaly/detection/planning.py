@@ -62,6 +62,8 @@ class Options:
         seed: of all randomness.
         threshold: the anomaly score from which a voxel is in the mask; None takes the package's.
         min_volume_ml: smaller findings are dropped.
+        min_area: the same of findings in a picture: mm², or pixels of one without a scale; None takes one pixel of the
+            model's grid.
         batch_size: slices at once; None chooses by the device. Changes a result by rounding at most, and on the CPU
             not at all.
         slice_spacing: slices are looked at no farther apart than this, in mm; None takes the package's.
@@ -80,6 +82,7 @@ class Options:
     seed: int = 0
     threshold: float | None = None
     min_volume_ml: float = 0.05
+    min_area: float | None = None
     batch_size: int | None = None
     slice_spacing: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +103,8 @@ class Options:
             _check_number("threshold", self.threshold, lambda value: value > 0, "an anomaly score above 0")
         if self.batch_size is not None:
             _check_number("batch_size", self.batch_size, lambda value: value >= 1, "at least 1", whole=True)
+        if self.min_area is not None:
+            _check_number("min_area", self.min_area, lambda value: value >= 0, "mm² or pixels, at least 0")
         if self.slice_spacing is not None:
             _check_number("slice_spacing", self.slice_spacing, lambda value: value > 0, "a number of mm above 0")
         if not isinstance(self.overrides, Mapping):

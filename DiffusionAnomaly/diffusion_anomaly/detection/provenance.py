@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
+from ..models.declaration import BRAIN, IMAGE
 from ..system import device_name, versions
 from ..text import printable
 from .planning import resolved_options
@@ -36,6 +37,7 @@ def describe(
     force: bool,
     recognised: Mapping[str, Recognition],
     score: float,
+    min_area: float | None,
     warnings: list[str],
     timings: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def describe(
         force: whether the scan was to be looked at in any case.
         recognised: what each channel looks like, where the model's contrasts can be told.
         score: the whole-image score.
+        min_area: below which findings of a picture were dropped; None of a volume.
         warnings: what the user was told.
         timings: seconds by stage.
     """
@@ -59,9 +62,10 @@ def describe(
         "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "input": describe_input(scan.reference, plan.asked.anonymous),
         **_channels(scan, plan.asked.anonymous),
+        "region": plan.bundle.region,
         "brain": {
-            "source": "given by the user" if brain_given else describe_brain_model(),
-            "volume_ml": round(volume_ml(brain), 3),
+            "source": "given by the user" if brain_given else _finder(plan.bundle.region),
+            **({"volume_ml": round(volume_ml(brain), 3)} if min_area is None else {}),
         },
         "recognised": {
             name: {
@@ -77,6 +81,7 @@ def describe(
             **resolved_options(plan),
             "force": force,
             "batch_size": run.batch_size,
+            "min_area": min_area,
             "slice_spacing": found.stack.grid.max_slice_spacing,
         },
         "calibration": plan.calibration_source,
@@ -136,6 +141,11 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "modality": bundle.modality,
         "license": bundle.license,
     }
+
+
+def _finder(region: str) -> dict[str, Any] | str:
+    """What found a region."""
+    return describe_brain_model() if region == BRAIN else "all of it" if region == IMAGE else "found by grey level"
 
 
 def describe_brain_model() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
 from ..io.outputs import OutputFolder, result_in_place_of_scan
 from ..io.volume import Scan, read_mask, read_volume
+from ..models.declaration import IMAGE
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, save
 from ..system import is_out_of_memory
@@ -89,7 +90,8 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
             sources, note = channel_sources(detector, request)
             first = next(iter(sources.values())).path if sources else request.scan
             kept = detector.plan.channels if detector.plan.asked.keep_reconstruction else []
-            earlier = folder.replaced(file_names(str(first), kept).values())
+            whole = detector.plan.bundle.region == IMAGE
+            earlier = folder.replaced(file_names(str(first), kept, whole).values())
             scan = _read(detector, request, sources, note)
             if not request.overwrite:
                 keep_other_scans(earlier, scan.reference.sha256, request.output)

@@ -25,6 +25,7 @@ from scipy import ndimage
 from ..detection.brain import BrainFinder
 from ..detection.detector import Detector
 from ..detection.planning import Options, Plan, make_plan
+from ..detection.regions import find_region
 from ..errors import InputError
 from ..io.contrasts import declared_name, match_names
 from ..io.files import Writer, file_stem
@@ -135,8 +136,7 @@ def _evaluate(
     healthy_places = _Places(folder.new / "healthy", list(detectors), [scan.name for scan in healthy])
     pictures = [f"montage-{label}.png" for label in places.labels.values()]
     folder.check([*places.files(), *(f"healthy/{name}" for name in healthy_places.files()), *pictures, *FILES])
-    device = next(iter(detectors.values())).plan.asked.device
-    brains = _find_brains(pairs, healthy, places, healthy_places, device, clock)
+    brains = _find_brains(pairs, healthy, places, healthy_places, _region_of(detectors), clock)
     weights = {
         label: max(1, detector.plan.method.network_calls(detector.plan.method_options))
         for label, detector in detectors.items()
@@ -438,11 +438,10 @@ def _find_brains(
     healthy: Sequence[HealthyScan],
     places: _Places,
     healthy_places: _Places,
-    device: str,
+    find: Callable[[Volume], sitk.Image],
     clock: _Clock,
 ) -> dict[Path, _Brain]:
-    """Check every scan and what belongs to it, and find the brains of those without a mask."""
-    find = BrainFinder(device=device)
+    """Check every scan and what belongs to it, and find the brains, or other regions, of those without a mask."""
     clock.enter("brain", len(pairs) + len(healthy))
     brains = {}
     for done, scan in enumerate((*pairs, *healthy)):
@@ -461,6 +460,20 @@ def _find_brains(
         write_like(brain, volume, path, dtype=np.uint8)
         brains[scan.scan] = _Brain(path, seconds, False)
     return brains
+
+
+def _region_of(detectors: Mapping[str, Detector]) -> Callable[[Volume], sitk.Image]:
+    """What finds the one region that all runs are judged in; the baseline takes that of the others.
+
+    Raises:
+        InputError: when they look at several.
+    """
+    regions = {d.plan.bundle.region: d for label, d in detectors.items() if label != BASELINE or len(detectors) == 1}
+    if len(regions) > 1:
+        raise InputError(f"The runs look at {' and '.join(regions)}.", "Evaluate those of one region at a time.")
+    (region, detector), *_ = regions.items()
+    finder = BrainFinder(device=detector.plan.asked.device)
+    return lambda volume: find_region(region, volume, finder)
 
 
 def _read_truth(pair: Pair, brain: Path) -> Truth:

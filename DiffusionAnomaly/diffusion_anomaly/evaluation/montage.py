@@ -127,7 +127,7 @@ def _paint_row(panels: Sequence[Axes], files: Files, threshold: float, min_volum
     mask, _, _ = segment(map_image, threshold, min_volume_ml, brain)
     predicted = SliceView(volume.image, map_image, mask, brain)
     reference = SliceView(volume.image, map_image, true_mask, brain)
-    k = int(np.argmax(reference.marked_ml()))
+    k = int(np.argmax(reference.marked()))
     for panel in panels:
         paint_scan(panel, predicted, k)
     _, anomaly_map, marked, outlined = panels

@@ -54,6 +54,16 @@ class Orientation:
         backwards = [bool(direction[p, nearest[p]] * sign < 0) for p, sign in world]
         return cls((slice_axis, row_axis, column_axis), (backwards[0], backwards[1], backwards[2]))
 
+    @classmethod
+    def stored(cls, image: sitk.Image) -> Orientation:
+        """The image as its file holds it, whatever its header says: a film is stored as it is looked at.
+
+        The last axis counts slices, or in an image of one slice the axis that has that one.
+        """
+        slices = max(range(3), key=lambda axis: (image.GetSize()[axis] == 1, axis))
+        columns, rows = (axis for axis in range(3) if axis != slices)
+        return cls((slices, rows, columns), (False, False, False))
+
     def view(self, array: np.ndarray) -> np.ndarray:
         """Canonical (slice, row, column) view of an array as SimpleITK gives it (k, j, i). Copies nothing."""
         steps = tuple(slice(None, None, -1) if backwards else slice(None) for backwards in self.flipped)

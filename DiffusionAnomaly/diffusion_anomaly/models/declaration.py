@@ -28,6 +28,9 @@ ANOMALY = "configs/anomaly.json"
 WRONG = "Correct the declaration and write the package again, or get the package again."
 HELPERS = {"brain": "brain", "recognition": "recogniser"}
 """Kinds of package that are no method of slices, and the network of each: one finds brains, one recognises scans."""
+BRAIN, HEAD, INTRACRANIAL, IMAGE = "brain", "head", "intracranial", "image"
+REGIONS = {BRAIN: "brain", HEAD: "head", INTRACRANIAL: "space inside the skull", IMAGE: "image"}
+"""What of a scan a package may look at, in words."""
 # What is read before any schema is asked, in Slicer's own process too: what must be an object, and the short texts.
 OBJECTS = {
     *("grid", "grid3d", "normalisation", "schedule", "codec", "options", "postprocess", "latent_threshold"),
@@ -204,6 +207,9 @@ def _check_channels(package: str, anomaly: Mapping[str, Any]) -> None:
 
 
 def _check_grid(package: str, anomaly: Mapping[str, Any]) -> None:
+    region = anomaly.get("region", BRAIN)
+    if "spacing" not in anomaly["grid"] and region != IMAGE:
+        fail(package, ANOMALY, f"has a grid without spacing, but looks at the {region}, which has a size", WRONG)
     if "codec" not in anomaly:
         return
     size, factor = anomaly["grid"]["size"], anomaly["codec"]["factor"]
@@ -304,6 +310,8 @@ def _check_normalisation(package: str, anomaly: Mapping[str, Any]) -> None:
     ):
         low, high = rule["low_percentile"], rule["high_percentile"]
         fail(package, ANOMALY, f"normalises from percentile {low} up to {high}, which is not above it", WRONG)
+    if rule is not None and rule.get("kind") == "window" and rule["low"] >= rule["high"]:
+        fail(package, ANOMALY, f"has a window from {rule['low']} to {rule['high']}, which is not above it", WRONG)
 
 
 def _check_postprocess(package: str, anomaly: Mapping[str, Any]) -> None:

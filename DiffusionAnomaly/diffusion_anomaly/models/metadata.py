@@ -44,7 +44,7 @@ def complete_metadata(
         derived[key] = data_format(part, config, anomaly)
     if not networks:  # MONAI's schema asks for it all the same: what goes in and what comes out
         width, height = anomaly["grid"]["size"]
-        clip = anomaly["normalisation"]["clip_max"]
+        clip = anomaly["normalisation"].get("clip_max", 1.0)
         shape, channels = [height, width], len(anomaly.get("channels", (anomaly["modality"],)))
         derived["network_data_format"] = {
             "inputs": {"image": _tensor("image", "magnitude", channels, shape, [0, clip], modality="MR")},

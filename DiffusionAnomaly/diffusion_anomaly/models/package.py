@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..text import LINES, printable
-from .declaration import ANOMALY, METADATA, NAMES, OBJECTS, check_declaration, network_file, weights_file
+from .declaration import ANOMALY, BRAIN, METADATA, NAMES, OBJECTS, check_declaration, network_file, weights_file
 from .manifest import MANIFEST, FileRecord, check_version, fail, parse_json, read_listed, read_manifest
 
 if TYPE_CHECKING:
+    import SimpleITK as sitk
     from torch import Tensor
 
+    from ..io.orientation import Orientation
     from ..preprocessing.intensity import Normalisation
     from ..preprocessing.slices import Grid
 
@@ -66,12 +68,23 @@ class Bundle:
         return tuple(self.anomaly.get("channels", (self.modality,)))
 
     @property
+    def region(self) -> str:
+        """What of a scan is looked at: one of ``declaration.REGIONS``; packages that do not say look at the brain."""
+        return str(self.anomaly.get("region", BRAIN))
+
+    def orientation_of(self, image: sitk.Image) -> Orientation:
+        """Which of an image's axes are slices, rows and columns: axial slices, or the image as it is stored."""
+        from ..io.orientation import Orientation
+
+        return Orientation.stored(image) if self.anomaly.get("orientation") == "any" else Orientation.of(image)
+
+    @property
     def grid(self) -> Grid:
         """The slice grid the networks were trained on."""
         from ..preprocessing.slices import Grid
 
         declared = self._declared("grid")
-        return Grid(**{**declared, "size": tuple(declared["size"])})
+        return Grid(**{"spacing": None, **declared, "size": tuple(declared["size"])})
 
     @property
     def normalisation(self) -> Normalisation:

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..errors import InputError
+from .hounsfield import grey_kind
 
 # Medians and percentiles of this many brain voxels, evenly spread, stand for all of them.
 ENOUGH_VOXELS = 4_000_000
@@ -93,8 +94,8 @@ def normalisation_from_dict(rule: Mapping[str, Any]) -> Normalisation:
     Raises:
         InputError: for a kind that is not known, or numbers that make no scale.
     """
-    kinds: dict[str, type[PercentileNormalisation | ModeNormalisation]] = {
-        cls.kind: cls for cls in (PercentileNormalisation, ModeNormalisation)
+    kinds: dict[str, type[PercentileNormalisation | ModeNormalisation | WindowNormalisation]] = {
+        cls.kind: cls for cls in (PercentileNormalisation, ModeNormalisation, WindowNormalisation)
     }
     rest = dict(rule)
     kind = rest.pop("kind", PercentileNormalisation.kind)
@@ -203,6 +204,47 @@ class ModeNormalisation:
         fill = fill_value(image, brain)
         # A mask often takes in some of what surrounds a stripped brain.
         return self.fit(values if fill is None or (values == fill).all() else values[values != fill])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class WindowNormalisation:
+    """A fixed window of Hounsfield units, as CT is looked at; `low` becomes 0 and `high` becomes 1.
+
+    A CT that comes in a window already is taken to be in this one: its lowest value becomes 0 and its highest 1.
+
+    >>> scale = WindowNormalisation(0.0, 80.0).fit(np.array([-1000.0, 40.0, 1200.0]))
+    >>> scale(np.array([[[-1000.0, 40.0, 1200.0]]]), np.ones((1, 1, 3), bool)).tolist()
+    [[[0.0, 0.5, 1.0]]]
+    """
+
+    kind: ClassVar[str] = "window"
+
+    low: float
+    high: float
+
+    @property
+    def clip_max(self) -> float:
+        return 1.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise InputError(f"The window is {self.low:g} to {self.high:g}; expected low < high.")
+
+    def fit(self, values_in_brain: np.ndarray) -> IntensityScale:
+        """The window itself, whatever the values."""
+        return IntensityScale(self.low, self.high, 1.0, 1.0)
+
+    def fit_scan(self, image: sitk.Image, brain: sitk.Image) -> IntensityScale:
+        """Scale of one scan.
+
+        Raises:
+            InputError: for numbers that are neither Hounsfield units nor a window of them.
+        """
+        found = grey_kind(image, values_in_brain(image, brain))
+        return self.fit(np.empty(0)) if found.is_hounsfield else IntensityScale(found.low, found.high, 1.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}

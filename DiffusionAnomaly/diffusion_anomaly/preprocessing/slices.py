@@ -34,14 +34,15 @@ class Grid:
 
     Attributes:
         size: Width and height in pixels.
-        spacing: Pixel edge in mm, the same along both axes.
+        spacing: Pixel edge in mm, the same along both axes; None for slices that are fitted to the size, each axis by
+            itself, as pictures without a scale are.
         max_slice_spacing: Slices are at most this far apart, in mm. Thinner input is averaged over slabs that
             approach it; thicker input is taken slice by slice.
         neighbours: How many slices on either side a network sees beside each slice.
     """
 
     size: tuple[int, int]
-    spacing: float
+    spacing: float | None
     max_slice_spacing: float = 3.0
     neighbours: int = 0
 
@@ -50,7 +51,7 @@ class Grid:
             raise InputError(f"Grid size is {self.size}; expected a width and a height of at least 1 pixel.")
         for name in ("spacing", "max_slice_spacing"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} is {value}; expected a positive number of mm.")
         if self.neighbours == int(self.neighbours):  # JSON has one kind of number
             object.__setattr__(self, "neighbours", int(self.neighbours))
@@ -82,7 +83,8 @@ class SliceStack:
     Args:
         images: The scan's channels, 3-D, on one grid.
         grid: The model's slices.
-        brain: Brain mask on that grid, not 0 inside.
+        brain: Mask of the region that is looked at on that grid, not 0 inside: mostly the brain.
+        orientation: Which of the scan's axes are slices, rows and columns; None for axial slices.
 
     Raises:
         InputError: when a channel or the mask has another grid, when the mask is empty, or leaves no pixel on the
@@ -92,12 +94,15 @@ class SliceStack:
         indices: Canonical index of each slice's middle, ascending. Slices without brain are left out. An
             index does not depend on batches, so it can seed a slice's randomness.
         slice_spacing: Distance between slices in mm.
+        pixel_mm: Height and width of a pixel in mm.
         voxel_ml: What one pixel of one slice stands for, in ml.
     """
 
     indices: tuple[int, ...]
 
-    def __init__(self, images: Sequence[sitk.Image], grid: Grid, brain: sitk.Image) -> None:
+    def __init__(
+        self, images: Sequence[sitk.Image], grid: Grid, brain: sitk.Image, orientation: Orientation | None = None
+    ) -> None:
         reference = images[0]
         if not same_grid(brain, reference):
             raise InputError(
@@ -114,7 +119,7 @@ class SliceStack:
         self._images = tuple(images)  # the views below are of their memory
         self._image = reference
         self._mask_image = brain
-        self._orientation = Orientation.of(self._image)
+        self._orientation = orientation or Orientation.of(self._image)
         self._channels = [self._orientation.view(sitk.GetArrayViewFromImage(image)) for image in images]
         self._mask = self._orientation.view(sitk.GetArrayViewFromImage(self._mask_image))
         slice_mm, row_mm, column_mm = self._orientation.spacing(self._image)
@@ -123,13 +128,15 @@ class SliceStack:
             raise InputError("The brain mask is empty.", "Give a mask that covers the brain, or leave it out.")
         # A scan whose header says 1.0000001 mm is a 1 mm scan: without the allowance, 3 mm would hold 2
         # slices.
-        thickness = max(1, math.floor(grid.max_slice_spacing / slice_mm + 1e-3))
+        thickness = min(max(1, math.floor(grid.max_slice_spacing / slice_mm + 1e-3)), len(self._mask))
         self.slice_spacing = thickness * slice_mm
-        self.voxel_ml = grid.spacing**2 * self.slice_spacing / 1000
 
         width, height = grid.size
-        self._rows = _Axis.centred(box[1], self._mask.shape[1], row_mm, height, grid.spacing)
-        self._columns = _Axis.centred(box[2], self._mask.shape[2], column_mm, width, grid.spacing)
+        extents = ((box[1][1] - box[1][0] + 1) * row_mm, (box[2][1] - box[2][0] + 1) * column_mm)
+        self.pixel_mm = (grid.spacing or extents[0] / height, grid.spacing or extents[1] / width)
+        self.voxel_ml = math.prod(self.pixel_mm) * self.slice_spacing / 1000
+        self._rows = _Axis.centred(box[1], self._mask.shape[1], row_mm, height, self.pixel_mm[0])
+        self._columns = _Axis.centred(box[2], self._mask.shape[2], column_mm, width, self.pixel_mm[1])
 
         first, last = box[0]
         slabs = [Slab(k, min(k + thickness, len(self._mask))) for k in range(first, last + 1, thickness)]
@@ -141,7 +148,7 @@ class SliceStack:
         if not keep:
             voxels = counted(int(np.count_nonzero(self._mask)), "voxel")
             raise InputError(
-                f"The brain mask ({voxels}) covers no pixel of {grid.spacing} mm on the model's grid.",
+                f"The brain mask ({voxels}) covers no pixel of {self.pixel_mm[0]:g} mm on the model's grid.",
                 "Give a mask that covers the brain.",
             )
         self._slabs = tuple(slabs[index] for index in keep)

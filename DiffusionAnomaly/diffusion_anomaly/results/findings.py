@@ -31,7 +31,7 @@ class Finding:
 
     Attributes:
         id: From 1 in order of rank; also its value in the label image.
-        volume_ml: Volume.
+        volume_ml: Volume; 0 in a picture, which has areas.
         peak_score: Highest score in it.
         mean_score: Mean score over it.
         centroid_ras: Centre of its voxels, each counted alike, in mm right, anterior, superior.
@@ -39,6 +39,8 @@ class Finding:
             inferior-superior (the only slice's axis in a scan of one slice). Where that axis runs downwards
             the first is the superior one. These are the numbers that a viewer of the file shows.
         bounding_box: First and last voxel (i, j, k) it touches, in the scan's own indices, both inside.
+        area_pixels: Of a finding in a picture, its area; else None.
+        area_mm2: The same in mm² where the picture has a scale.
     """
 
     id: int
@@ -48,15 +50,52 @@ class Finding:
     centroid_ras: tuple[float, float, float]
     slices: tuple[int, int]
     bounding_box: tuple[tuple[int, int, int], tuple[int, int, int]]
+    area_pixels: int | None = None
+    area_mm2: float | None = None
+
+    @property
+    def size(self) -> float:
+        """Volume in ml, or a picture's area in mm² or, without a scale, in pixels."""
+        areas = (self.area_mm2, self.area_pixels)
+        return next((float(area) for area in areas if area is not None), self.volume_ml)
 
     @property
     def burden(self) -> float:
-        """Volume times mean score, by which findings are ranked: both large and improbable comes first."""
-        return self.volume_ml * self.mean_score
+        """Size times mean score, by which findings are ranked: both large and improbable comes first."""
+        return self.size * self.mean_score
+
+
+def has_scale(picture: sitk.Image) -> bool:
+    """Whether a picture's pixels have a size. 1 mm is what programs take where nothing is stated; no film has it."""
+    return sorted(picture.GetSpacing())[-2:] != [1.0, 1.0] and picture.GetSpacing()[:2] != (1.0, 1.0)
+
+
+def pixel_area(picture: sitk.Image) -> float:
+    """Of one pixel of a one-slice image: mm², or 1 where its pixels have no size."""
+    slices = Orientation.stored(picture).axes[0]
+    return math.prod(edge for axis, edge in enumerate(picture.GetSpacing()) if axis != slices)
+
+
+def size_unit(image: sitk.Image, is_picture: bool) -> str:
+    """What findings' sizes are counted in."""
+    return "ml" if not is_picture else "mm²" if has_scale(image) else "pixels"
+
+
+def sized(size: float, unit: str) -> str:
+    """A size in words.
+
+    >>> sized(0.054, "ml"), sized(1304.4, "mm²"), sized(12.0, "pixels")
+    ('0.05 ml', '1304 mm²', '12 pixels')
+    """
+    return f"{size:.2f} {unit}" if unit == "ml" else f"{size:.0f} {unit}"
 
 
 def segment(
-    anomaly_map: sitk.Image, threshold: float, min_volume_ml: float = 0.05, brain: sitk.Image | None = None
+    anomaly_map: sitk.Image,
+    threshold: float,
+    min_volume_ml: float = 0.05,
+    brain: sitk.Image | None = None,
+    min_area: float | None = None,
 ) -> tuple[sitk.Image, sitk.Image, list[Finding]]:
     """Apply a threshold to an anomaly map and list what is left.
 
@@ -68,6 +107,8 @@ def segment(
         anomaly_map: 3-D anomaly map, not negative.
         threshold: Voxels with a score of at least this much, and above 0, are marked.
         min_volume_ml: Smaller components are dropped.
+        min_area: Of a picture, whose components have areas and no volumes, instead: mm², or pixels where it has no
+            scale. None for a volume.
         brain: On the grid of the anomaly map; what lies outside (0) is not marked. The engine's own maps are 0 there.
 
     Returns:
@@ -77,7 +118,7 @@ def segment(
     Raises:
         InputError: a negative or undefined threshold or volume, or a brain mask on another grid.
     """
-    for name, value in (("threshold", threshold), ("smallest volume", min_volume_ml)):
+    for name, value in (("threshold", threshold), ("smallest volume", min_volume_ml), ("smallest area", min_area or 0)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"The {name} is {value}; expected a number of at least 0.", "Give such a number.")
     values = sitk.GetArrayViewFromImage(anomaly_map)
@@ -93,7 +134,7 @@ def segment(
     ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
     count = int(labels.max())
     ranked = sorted(
-        _measure(anomaly_map, labels, count, min_volume_ml),
+        _measure(anomaly_map, labels, count, min_volume_ml, min_area),
         key=lambda finding: (-finding.burden, -finding.peak_score, finding.bounding_box),
     )
     ranks = np.zeros(count + 1, dtype=np.uint16 if len(ranked) <= 65535 else np.uint32)
@@ -104,13 +145,16 @@ def segment(
     return _on_grid((ranked_labels > 0).astype(np.uint8), anomaly_map), _on_grid(ranked_labels, anomaly_map), findings
 
 
-def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float]]:
+def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float | None]]:
     """One flat row a finding, the units in the column names (the anomaly score is a pure number)."""
     rows = []
     for finding in findings:
-        row: dict[str, int | float] = {
-            "id": finding.id,
-            "volume_ml": finding.volume_ml,
+        row: dict[str, int | float | None] = {"id": finding.id}
+        if finding.area_pixels is None:
+            row |= {"volume_ml": finding.volume_ml}
+        else:
+            row |= {"area_mm2": finding.area_mm2, "area_pixels": finding.area_pixels}
+        row |= {
             "peak_heat_neg_log10_p": finding.peak_score,
             "mean_heat_neg_log10_p": finding.mean_score,
         }
@@ -122,13 +166,13 @@ def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float]]:
     return rows
 
 
-def write_findings_csv(findings: Sequence[Finding], path: str | os.PathLike[str]) -> None:
+def write_findings_csv(findings: Sequence[Finding], path: str | os.PathLike[str], is_picture: bool = False) -> None:
     """Write the table as CSV, whole or not at all; the heading is there without findings too.
 
     Raises:
         InputError: when the file cannot be written.
     """
-    nothing = Finding(0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), (0, 0), ((0, 0, 0), (0, 0, 0)))
+    nothing = Finding(0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), (0, 0), ((0, 0, 0), (0, 0, 0)), 0 if is_picture else None)
     text = io.StringIO()
     table = csv.DictWriter(text, list(findings_table([nothing])[0]), lineterminator="\n")
     table.writeheader()
@@ -155,9 +199,14 @@ def write_findings_json(
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def _measure(anomaly_map: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: float) -> list[Finding]:
+def _measure(
+    anomaly_map: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: float, min_area: float | None
+) -> list[Finding]:
     """A finding for each label that is large enough; its id is the label."""
-    voxel_ml = math.prod(anomaly_map.GetSpacing()) / 1000
+    is_picture = min_area is not None
+    least = min_volume_ml if min_area is None else min_area
+    voxel = pixel_area(anomaly_map) if is_picture else math.prod(anomaly_map.GetSpacing()) / 1000
+    scale = has_scale(anomaly_map)
     slice_axis = Orientation.of(anomaly_map).axes[0]
     places = np.flatnonzero(labels)
     owners = labels.reshape(-1)[places]
@@ -171,9 +220,9 @@ def _measure(anomaly_map: sitk.Image, labels: np.ndarray, count: int, min_volume
     boxes = ndimage.find_objects(labels)
     findings = []
     for label in range(1, count + 1):
-        volume_ml = float(sizes[label]) * voxel_ml
+        size = float(sizes[label]) * voxel
         # 50 voxels of 0.9999999 mm are 0.05 ml.
-        if volume_ml < min_volume_ml * (1 - 1e-6):
+        if size < least * (1 - 1e-6):
             continue
         left, posterior, superior = anomaly_map.TransformContinuousIndexToPhysicalPoint(
             [float(centre[label]) for centre in centres]
@@ -183,12 +232,14 @@ def _measure(anomaly_map: sitk.Image, labels: np.ndarray, count: int, min_volume
         findings.append(
             Finding(
                 id=label,
-                volume_ml=volume_ml,
+                volume_ml=0.0 if is_picture else size,
                 peak_score=float(peaks[label]),
                 mean_score=float(means[label]),
                 centroid_ras=(-left, -posterior, superior),
                 slices=(first[slice_axis], last[slice_axis]),
                 bounding_box=(first, last),
+                area_pixels=int(sizes[label]) if is_picture else None,
+                area_mm2=size if is_picture and scale else None,
             )
         )
     return findings

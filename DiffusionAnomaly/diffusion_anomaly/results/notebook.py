@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from .findings import sized
 from .rendering import SliceView, choose_slices, draw_slices
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ FINDINGS = 10
 
 def render_notebook(result: Result) -> str:
     """The most anomalous slices, the largest findings and the warnings."""
-    view = SliceView(result.scan.reference.image, result.anomaly_map, result.mask, result.brain)
+    view = SliceView(result.scan.reference.image, result.anomaly_map, result.mask, result.brain, result.is_picture)
     top = max(float(view.peaks().max()), 1.5 * result.threshold)
     pictures = draw_slices(view, choose_slices(view, result.threshold, SLICES), result.threshold, top)
     images = "".join(
@@ -24,15 +25,15 @@ def render_notebook(result: Result) -> str:
         for picture in pictures
     )
     rows = "".join(
-        f"<tr><td>{finding.id}</td><td>{finding.volume_ml:.2f}</td><td>{finding.peak_score:.2f}</td>"
+        f"<tr><td>{finding.id}</td><td>{sized(finding.size, result.unit)}</td><td>{finding.peak_score:.2f}</td>"
         f"<td>{' '.join(f'{value:.0f}' for value in finding.centroid_ras)}</td></tr>"
         for finding in result.findings[:FINDINGS]
     )
-    head = "<tr><th>finding</th><th>volume (ml)</th><th>peak score</th><th>centre (R A S, mm)</th></tr>"
-    total = sum(finding.volume_ml for finding in result.findings)
+    head = "<tr><th>finding</th><th>size</th><th>peak score</th><th>centre (R A S, mm)</th></tr>"
+    total = sized(sum(finding.size for finding in result.findings), result.unit)
     warnings = "".join(f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings)
     return (
-        f"<div><p><b>{escape(result.name)}</b>: {len(result.findings)} finding(s), {total:.2f} ml at an anomaly score "
+        f"<div><p><b>{escape(result.name)}</b>: {len(result.findings)} finding(s), {total} at an anomaly score "
         f"of {result.threshold:.2f} or more. {escape(str(result.provenance['purpose']))}</p>"
         f"{warnings}<div>{images}</div>" + (f"<table>{head}{rows}</table>" if rows else "") + "</div>"
     )

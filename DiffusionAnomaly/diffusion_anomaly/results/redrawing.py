@@ -73,8 +73,9 @@ def redraw(folder: Path) -> Path:
         )
     request = _read(folder / REQUEST)
     scan, anomaly_map, brain = (_image(folder / name) for name in (SCAN, ANOMALY_MAP, BRAIN))
-    mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain)
     made = request.provenance
+    min_area = made["options"].get("min_area")
+    mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, min_area)
     threshold = made["threshold"]
     if request.threshold != threshold["heat"]:
         threshold = {"heat": request.threshold, "source": "chosen by the user after the run"}

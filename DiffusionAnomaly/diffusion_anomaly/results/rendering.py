@@ -12,12 +12,15 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image, ImageDraw, ImageFont
 
+from ..io.files import whole_file
 from ..io.orientation import Orientation
+from .findings import pixel_area, size_unit
 
 SHOWN = 12
 EVENLY_SPACED = 4
@@ -50,7 +53,7 @@ class SlicePicture:
         overlay: the same with the anomaly map and the outlines of mask and brain.
         width, height: of each picture in pixels.
         peak: highest score in the slice.
-        area_ml: volume of the mask in the slice.
+        marked: volume of the mask in the slice, or in a picture its area.
     """
 
     index: int
@@ -59,23 +62,27 @@ class SlicePicture:
     width: int
     height: int
     peak: float
-    area_ml: float
+    marked: float
 
 
 class SliceView:
     """Canonical slices of scan, anomaly map and mask: right of the patient on the left, anterior on top."""
 
-    def __init__(self, scan: sitk.Image, anomaly_map: sitk.Image, mask: sitk.Image, brain: sitk.Image) -> None:
-        orientation = Orientation.of(scan)
+    def __init__(
+        self, scan: sitk.Image, anomaly_map: sitk.Image, mask: sitk.Image, brain: sitk.Image, is_picture: bool = False
+    ) -> None:
+        orientation = Orientation.stored(scan) if is_picture else Orientation.of(scan)
         self._images = (scan, anomaly_map, mask, brain)  # the arrays are views of their memory
         self.scan, self.anomaly_map, self.mask, self.brain = (
             orientation.view(sitk.GetArrayViewFromImage(image)) for image in (scan, anomaly_map, mask, brain)
         )
         self.spacing = orientation.spacing(scan)
-        self.voxel_ml = float(np.prod(self.spacing)) / 1000
+        self.voxel_size = pixel_area(scan) if is_picture else float(np.prod(self.spacing)) / 1000
+        self.unit = size_unit(scan, is_picture)
         self._flipped = orientation.flipped[0]
         column = np.array(scan.GetDirection()).reshape(3, 3)[:, orientation.axes[2]]
-        self.sides = _LABELS[int(np.argmax(np.abs(column)))]
+        # Which side of the patient a picture's left edge is, it does not say.
+        self.sides = ("", "") if is_picture else _LABELS[int(np.argmax(np.abs(column)))]
         self.window = _window(self.scan, self.brain)
         self.rows, self.columns = self._crop()
 
@@ -86,9 +93,9 @@ class SliceView:
         """The slice's number in the scan's own order."""
         return len(self) - 1 - k if self._flipped else k
 
-    def marked_ml(self) -> np.ndarray:
-        """Volume of the mask in each slice, ml, ``(slices,)``."""
-        return np.array([np.count_nonzero(plane) for plane in self.mask]) * self.voxel_ml
+    def marked(self) -> np.ndarray:
+        """Volume of the mask in each slice in ml, or area in a picture's unit, ``(slices,)``."""
+        return np.array([np.count_nonzero(plane) for plane in self.mask]) * self.voxel_size
 
     def peaks(self) -> np.ndarray:
         """Highest score in each slice, ``(slices,)``."""
@@ -111,7 +118,7 @@ def choose_slices(view: SliceView, threshold: float, count: int = SHOWN) -> list
     Without a mask the highest-scoring slices come first, if they have any scores that gets a colour.
     """
     with_brain = [k for k in range(len(view)) if view.brain[k].any()] or list(range(len(view)))
-    marked, peaks = view.marked_ml(), view.peaks()
+    marked, peaks = view.marked(), view.peaks()
     apart = max(1, int(min(APART_MM / view.spacing[0], len(with_brain) / count)))
     chosen: list[int] = []
     for k in sorted(with_brain, key=lambda k: (-marked[k], -peaks[k])):
@@ -138,21 +145,13 @@ def coloured_from(threshold: float) -> float:
 
 def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: float) -> list[SlicePicture]:
     """Pictures of the slices, the map coloured up to ``top``."""
-    marked, peaks = view.marked_ml(), view.peaks()
+    marked, peaks = view.marked(), view.peaks()
     width, height = _picture_size(view)
     size = (2 * width, 2 * height)
     sides = _side_letters(view.sides, size)
     pictures = []
     for k in slices:
-        grey = _scan_pixels(view, k, size)
-        overlay = np.repeat(grey[..., None], 3, axis=2)
-        _lay_map(overlay, view, k, threshold, top)
-        for outlined, colour, line, opacity in (
-            (view.brain, "#ffffff", BRAIN_LINE, BRAIN_LINE_OPACITY),
-            (view.mask, CONTOUR, MASK_LINE, 1.0),
-        ):
-            share = opacity * _outline(outlined[k, view.rows, view.columns], size, line)
-            _lay(overlay, np.array(_rgb(colour), np.float32), share)
+        grey, overlay = _painted(view, k, size, threshold, top)
         for pixels in (grey, overlay):
             for brightness, share in sides:
                 _lay(pixels, brightness, share)
@@ -187,6 +186,31 @@ def _picture_size(view: SliceView) -> tuple[int, int]:
     return int(np.clip(width, PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4)), PICTURE_HEIGHT
 
 
+def write_overlay(view: SliceView, threshold: float, path: Path) -> None:
+    """A picture with the anomaly map and the mask's outline over it, pixel by pixel, as a PNG file."""
+    rows, columns = view.scan[0].shape
+    view.rows, view.columns = slice(0, rows), slice(0, columns)
+    _, overlay = _painted(view, 0, (columns, rows), threshold, max(float(view.peaks().max()), 1.5 * threshold))
+    with whole_file(path) as partial:
+        Image.fromarray((overlay + 0.5).astype(np.uint8)).save(partial, "PNG")
+
+
+def _painted(
+    view: SliceView, k: int, size: tuple[int, int], threshold: float, top: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A slice in grey ``(height, width)`` and with the map and outlines ``(height, width, 3)``, from 0 to 255."""
+    grey = _scan_pixels(view, k, size)
+    overlay = np.repeat(grey[..., None], 3, axis=2)
+    _lay_map(overlay, view, k, threshold, top)
+    for outlined, colour, line, opacity in (
+        (view.brain, "#ffffff", BRAIN_LINE, BRAIN_LINE_OPACITY),
+        (view.mask, CONTOUR, MASK_LINE, 1.0),
+    ):
+        share = opacity * _outline(outlined[k, view.rows, view.columns], size, line)
+        _lay(overlay, np.array(_rgb(colour), np.float32), share)
+    return grey, overlay
+
+
 def draw_colour_bar(threshold: float, top: float) -> str:
     """The colour scale, with the threshold marked, as a data URI."""
     width, left, bar = 420, 12, 396
@@ -213,7 +237,7 @@ def draw_colour_bar(threshold: float, top: float) -> str:
 def draw_profile(view: SliceView, slices: Sequence[int]) -> str:
     """Marked volume by slice, inferior to superior, with ticks where a slice is shown, as a data URI."""
     width, height, left, right, upper, lower = 920, 134, 58, 912, 8, 98
-    marked = view.marked_ml()
+    marked = view.marked()
     highest = max(float(marked.max()) * 1.1, 1e-3)
     step = (right - left) / len(view)
 

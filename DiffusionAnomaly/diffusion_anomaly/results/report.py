@@ -12,9 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..io.files import write_text
+from ..models.declaration import BRAIN, REGIONS
 from ..registry import METHODS
 from ..text import LINES, printable
+from .findings import sized
 from .rendering import (
     SliceView,
     choose_slices,
@@ -92,10 +96,11 @@ def render(shown: Shown) -> str:
     """A page as HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    view = SliceView(shown.scan, shown.anomaly_map, shown.mask, shown.brain)
-    others = [
-        SliceView(image, shown.anomaly_map, shown.mask, shown.brain) for image in list(shown.channels.values())[1:]
-    ]
+    min_area = shown.provenance["options"].get("min_area")
+    view, *others = (
+        SliceView(image, shown.anomaly_map, shown.mask, shown.brain, min_area is not None)
+        for image in (shown.scan, *list(shown.channels.values())[1:])
+    )
     threshold, findings, provenance = shown.threshold, shown.findings, shown.provenance
     slices = choose_slices(view, threshold)
     peak = float(view.peaks().max())
@@ -118,7 +123,12 @@ def render(shown: Shown) -> str:
         findings=findings[:FINDINGS_SHOWN],
         names=shown.names,
         hidden_findings=max(0, len(findings) - FINDINGS_SHOWN),
-        total_ml=sum(finding.volume_ml for finding in findings),
+        unit=view.unit,
+        sized=sized,
+        least=provenance["options"]["min_volume_ml"] if min_area is None else min_area,
+        total=sum(finding.size for finding in findings),
+        covered=np.count_nonzero(view.brain) * view.voxel_size,
+        region=REGIONS.get(provenance.get("region", BRAIN), "region"),
         peak=peak,
         threshold=threshold,
         coloured_from=coloured_from(threshold),

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from ..io.volume import Scan
 from ..text import counted
-from .findings import Finding, segment
+from .findings import Finding, segment, size_unit, sized
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,16 @@ class Result:
         """What the scan is called in headings."""
         return str(self.provenance["input"]["title"])
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether findings have areas: one slice, of which the model looks at the whole image."""
+        return self.provenance["options"].get("min_area") is not None
+
+    @property
+    def unit(self) -> str:
+        """What findings' sizes are counted in."""
+        return size_unit(self.anomaly_map, self.is_picture)
+
     def at(self, threshold: float, min_volume_ml: float | None = None) -> Result:
         """The same with another threshold: mask and findings follow, nothing is run again.
 
@@ -91,7 +101,7 @@ class Result:
         """
         options = self.provenance["options"]
         least = options["min_volume_ml"] if min_volume_ml is None else min_volume_ml
-        mask, _, findings = segment(self.anomaly_map, threshold, least, self.brain)
+        mask, _, findings = segment(self.anomaly_map, threshold, least, self.brain, options.get("min_area"))
         provenance = {
             **self.provenance,
             "threshold": {"heat": threshold, "source": "chosen by the user after the run"},
@@ -106,10 +116,10 @@ class Result:
         return save(self, directory)
 
     def __repr__(self) -> str:
-        total = sum(finding.volume_ml for finding in self.findings)
+        total = sized(sum(finding.size for finding in self.findings), self.unit)
         model = self.provenance["model"]
         return (
-            f"<Result of {self.name}: {counted(len(self.findings), 'finding')}, {total:.2f} ml at an anomaly score of "
+            f"<Result of {self.name}: {counted(len(self.findings), 'finding')}, {total} at an anomaly score of "
             f"{self.threshold:.2f} or more; {model['name']} {model['version']}>"
         )
 
@@ -125,6 +135,8 @@ def statistics(result: Result) -> dict[str, Any]:
     return {
         "findings": [_record(finding) for finding in result.findings],
         "volume_ml": sum(finding.volume_ml for finding in result.findings),
+        "size": sum(finding.size for finding in result.findings),
+        "unit": result.unit,
         "peak_heat": max((finding.peak_score for finding in result.findings), default=_peak(result.anomaly_map)),
         "threshold": result.threshold,
         "score": result.score,

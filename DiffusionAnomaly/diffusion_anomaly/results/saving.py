@@ -34,12 +34,13 @@ def image_suffix(source: str) -> str:
     return ".nii.gz"
 
 
-def file_names(source: str, reconstructed: Iterable[str] = ()) -> dict[str, str]:
+def file_names(source: str, reconstructed: Iterable[str] = (), is_picture: bool = False) -> dict[str, str]:
     """The names of a detection's files by kind, in the order in which they are written.
 
     Args:
         source: file or folder of the scan.
         reconstructed: channels whose pseudo-healthy reconstruction is kept.
+        is_picture: whether the map is drawn over the scan too.
     """
     suffix, channels = image_suffix(source), list(reconstructed)
     stems = distinct_names(map(file_stem, channels))
@@ -49,6 +50,7 @@ def file_names(source: str, reconstructed: Iterable[str] = ()) -> dict[str, str]
         **{kind: f"{kind}{suffix}" for kind in healed},
         "mask": f"mask{suffix}",
         "brain": f"brain{suffix}",
+        **({"overlay": "overlay.png"} if is_picture else {}),
         "findings_csv": "findings.csv",
         "findings_json": "findings.json",
         "report": REPORT,
@@ -68,9 +70,9 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
             and nothing else.
 
     Returns:
-        The paths of ``anomaly_map``, ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report`` and
-        ``provenance``, and of the pseudo-healthy reconstruction where that was kept: ``reconstruction``, or
-        ``healed_<channel>`` of several.
+        The paths of ``anomaly_map``, ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
+        ``findings_json``, ``report`` and ``provenance``, and of the pseudo-healthy reconstruction where that was kept:
+        ``reconstruction``, or ``healed_<channel>`` of several.
 
     Raises:
         InputError: when a file that is no earlier result is in the way, or something cannot be written. The folder is
@@ -84,7 +86,7 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
             return save(result, folder)
     volume = result.scan.reference
     made = result.reconstruction or {}
-    names = file_names(volume.source, made)
+    names = file_names(volume.source, made, result.is_picture)
     healed = [name for kind, name in names.items() if kind.startswith("healed")]
     published = directory.publish(
         {
@@ -95,10 +97,18 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
             },
             names["mask"]: lambda path: write_like(result.mask, volume, path, dtype=np.uint8),
             names["brain"]: lambda path: write_like(result.brain, volume, path, dtype=np.uint8),
-            names["findings_csv"]: lambda path: write_findings_csv(result.findings, path),
+            **({names["overlay"]: lambda path: _write_overlay(result, path)} if result.is_picture else {}),
+            names["findings_csv"]: lambda path: write_findings_csv(result.findings, path, result.is_picture),
             names["findings_json"]: lambda path: write_findings_json(result.findings, path, result.warnings),
             names["report"]: lambda path: write_report(result, path),
             names["provenance"]: record(result.provenance),
         },
     )
     return {kind: published[name] for kind, name in names.items()}
+
+
+def _write_overlay(result: Result, path: Path) -> None:
+    from .rendering import SliceView, write_overlay
+
+    view = SliceView(result.scan.reference.image, result.anomaly_map, result.mask, result.brain, is_picture=True)
+    write_overlay(view, result.threshold, path)

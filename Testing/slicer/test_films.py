@@ -1,0 +1,55 @@
+"""A film as a volume of one slice in the scene: its findings have areas, and keep them at another threshold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
+
+import mrmlscene
+import packages
+from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.planning import Options
+from diffusion_anomaly.io.sources import read
+from DiffusionAnomalyLib.scene import findingsTable, results, volumes
+from DiffusionAnomalyLib.scene.results import Place, Wanted
+
+SHAPE = (1, 60, 50)
+
+
+@pytest.mark.parametrize(("spacing", "unit"), [((0.5, 0.5, 1.0), "mm²"), ((1.0, 1.0, 1.0), "pixels")])
+def test_findings_of_a_film_have_areas(
+    scene: Any, tmp_path: Path, spacing: tuple[float, float, float], unit: str
+) -> None:
+    values = np.random.default_rng(0).normal(80, 2, SHAPE).astype(np.float32)
+    values[0, 30:40, 10:20] = 200
+    film = sitk.GetImageFromArray(values)
+    film.SetSpacing(spacing)
+    node = mrmlscene.addScan(scene, film, tmp_path)
+    bundle = packages.intensity(
+        tmp_path / "films",
+        region="image",
+        orientation="any",
+        grid={"size": [48, 56]},
+        normalisation={
+            "kind": "percentiles",
+            "low_percentile": 1,
+            "high_percentile": 90,
+            "high_value": 0.5,
+            "clip_max": 1,
+        },
+    )
+    found = Detector(Options(method="intensity"), bundle=bundle)(read(volumes.imageOf(node)))
+    files = found.save(tmp_path / "out")
+    shown = results.loadResults(scene, Place.of(node), files, Wanted())
+    live = results.liveThresholdOf(shown)
+    assert live.unit == unit
+    (finding,) = live.at(shown.threshold, shown.minVolumeMl).findings
+    assert finding.size == found.findings[0].size > 0
+    assert unit in findingsTable.summary([finding], live.unit)
+    assert shown.table.GetColumnUnitLabel(findingsTable.VOLUME) == unit
