@@ -399,6 +399,37 @@ def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps
     assert torch.equal(reconstruction[mask == 0], latent[mask == 0])
 
 
+def test_stochastic_healing_depends_on_the_seed_alone() -> None:
+    images = with_blob(random_slices(5))
+    options = replace(QUICK["unsupervised"], eta=1.0, fresh_noise=True)
+
+    def anomaly_map(batch: SliceBatch) -> Tensor:
+        return METHODS["unsupervised"].run(batch, small_model(), options, ignore).anomaly_map
+
+    whole = anomaly_map(make_batch(images))
+    assert torch.equal(whole, anomaly_map(make_batch(images)))
+    for first in range(0, 5, 2):
+        part = anomaly_map(make_batch(images[first : first + 2], first=first))
+        torch.testing.assert_close(part, whole[first : first + 2], rtol=0, atol=1e-5)
+    assert (whole - anomaly_map(make_batch(images, seed=1))).abs().max() > 1e-3
+    assert (whole - run("unsupervised", make_batch(images)).anomaly_map).abs().max() > 1e-3
+
+
+def test_stochastic_healing_draws_healthy_pixels_of_the_models_own_spread() -> None:
+    """Without steps of their own randomness two walks end where their start says; with it they end anywhere."""
+    mean, spread = 0.3, 0.5
+    model = make_model(GaussianNoise(mean, spread))
+    latent = torch.zeros(1, 1, SIZE, SIZE)
+    walked = {}
+    for eta in (0.0, 1.0):
+        options = UnsupervisedOptions(steps=250, start_level=999, kl_to=1000, eta=eta, fresh_noise=eta > 0)
+        walked[eta] = heal(latent, latent + 1, [torch.Generator().manual_seed(3)], model, options, ignore)
+        assert float(walked[eta].mean()) == pytest.approx(mean, abs=0.06)
+        assert float(walked[eta].std()) == pytest.approx(spread, rel=0.08)
+    correlation = torch.corrcoef(torch.stack([walked[0.0].flatten(), walked[1.0].flatten()]))[0, 1]
+    assert abs(float(correlation)) < 0.1
+
+
 @pytest.mark.parametrize("forget", [False, True])
 def test_forgetting_leaves_no_trace_of_what_was_inside_the_mask(forget: bool) -> None:
     model = make_model(GaussianNoise(0.3, 0.5))
@@ -684,6 +715,9 @@ def test_user_overrides_package_overrides_default() -> None:
         ("guided", {"steps": True}, r"steps is True"),
         ("guided", {"level": 1001}, r"level is 1001"),
         ("guided", {"guidance_scale": float("nan")}, r"guidance_scale is nan"),
+        ("guided", {"clamp": "always"}, r"clamp is 'always'.*none, before, after"),
+        ("guided", {"order": 3}, r"order is 3.*1 to 2"),
+        ("unsupervised", {"eta": 1.5}, r"eta is 1\.5.*0 to 1"),
         ("guided", {"guidance": 1}, r"no option guidance.*guidance_scale"),
         ("restore", {"steps": 11}, r"steps is 11, more than the 10 levels.*1 to 10"),
         ("restore", {"levels": 0}, r"levels is 0"),

@@ -96,6 +96,8 @@ class NoisedTask:
 
     def _require_fitting_network(self) -> None:
         """Say in the configuration's words what would otherwise fail inside a convolution."""
+        if self.config.network.get("num_class_embeds") is not None:
+            raise InputError("network.num_class_embeds: class-conditional networks are not trained.", "Leave it out.")
         height, width = self.slices.images.shape[1:]
         if height % self.codec.factor or width % self.codec.factor:
             raise InputError(

@@ -74,6 +74,16 @@ class RunSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
 
+    @classmethod
+    def parse(cls, text: str, **options: Any) -> RunSpec:
+        """From ``METHOD[:PRESET][=MODEL]`` and what else is set for all runs."""
+        named, _, model = text.partition("=")
+        method, _, preset = named.partition(":")
+        if not preset:
+            return cls(method, model or None, options)
+        label = f"{method} ({', '.join(filter(None, (model and Path(model).name, preset)))})"
+        return cls(method, model or None, {**options, "preset": preset}, label)
+
 
 def run(
     pairs: Sequence[Pair],
@@ -201,7 +211,7 @@ def plan_runs(
             "seed": seed,
         }
         options = checked(Options, content, f"The run {spec.label or spec.method}")
-        if spec.method == BASELINE and not (spec.label or spec.model or options.overrides):
+        if spec.method == BASELINE and not (spec.label or spec.model or options.overrides or options.preset):
             plain = replace(options, steps=None)
             continue
         plan = make_plan(options)
