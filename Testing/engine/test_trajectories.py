@@ -170,7 +170,7 @@ def test_latents_have_no_range_to_be_clamped_to(clamp: str) -> None:
 # --- One step, as another library takes it -------------------------------------------------------------------
 
 
-def monai_scheduler(kind: str, prediction_type: str, clip: bool = False):  # type: ignore[no-untyped-def]
+def monai_scheduler(kind: str, prediction_type: str, clip: bool = False) -> Any:
     schedulers = pytest.importorskip("monai.networks.schedulers")
     return getattr(schedulers, kind)(
         1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type, clip_sample=clip
