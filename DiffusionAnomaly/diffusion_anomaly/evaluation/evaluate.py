@@ -158,7 +158,8 @@ def _evaluate(
         for label, detector in detectors.items():
             result, seconds = _detect(detector, volume, truth.brain_image, clock, weights[label])
             write_like(result.anomaly_map, volume, places.anomaly_map(label, pair.name), dtype=np.float32)
-            cases[label].append(_compare(pair.name, truth, result, detector.plan.calibration, seconds + brain.seconds, brain.given))
+            calibration, seconds = detector.plan.calibration, seconds + brain.seconds
+            cases[label].append(_compare(pair.name, truth, result, calibration, seconds, brain.given))
             provenance[label] = result.provenance
     false_alarms = _count_false_alarms(healthy, detectors, brains, healthy_places, clock, weights)
     clock.enter("table", len(detectors))

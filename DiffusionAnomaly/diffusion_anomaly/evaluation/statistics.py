@@ -40,7 +40,7 @@ class Case:
         average_precision: over brain voxels, with the reference's voxels outside of the brain as missed; NaN without a
             reference.
         average_precision_in_brain: over brain voxels alone; NaN without a reference in the brain.
-        otsu_dice: of the raw map at Otsu's threshold for this scan, which needs no healthy scans; NaN without a reference.
+        otsu_dice: of the raw map at this scan's own threshold by Otsu; NaN without a reference.
         voxel_auroc: area under the ROC curve over brain voxels, with the reference's voxels outside of the brain as
             missed; NaN without a reference.
         outside_brain_voxels: of the reference.
