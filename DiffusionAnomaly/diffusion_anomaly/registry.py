@@ -172,7 +172,7 @@ PAPER_GUIDED = {
     "side": "both",
     "min_reference_intensity": 0.0,
 }
-"""Wolleb et al. 2022, with the clamp of the published code, which the paper's figures come from."""
+"""Wolleb et al. 2022, with the clamp of the published code; the paper's Algorithm 1 states none."""
 
 PAPER_UNSUPERVISED = {
     "steps": 501,

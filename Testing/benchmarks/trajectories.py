@@ -190,8 +190,8 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _shown(error: float) -> str:
-    """Two digits, or that it is no more than rounding."""
-    return "< 0.00001" if error < 1e-5 else f"{error:.2g}"
+    """Two digits, or that it is so small that rounding counts."""
+    return "< 0.0001" if error < 1e-4 else f"{error:.2g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
