@@ -20,7 +20,8 @@ from diffusion_anomaly.detection.inference import make_batch
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.evaluation.formatting import markdown_table, number
-from diffusion_anomaly.io.sources import read, read_brain
+from diffusion_anomaly.io.sources import read_brain
+from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.methods.base import SliceBatch
 from diffusion_anomaly.models.networks import Model
 from diffusion_anomaly.registry import GuidedOptions, get_method
@@ -112,8 +113,8 @@ def _batches(detector: Detector, scans: Sequence[Path], brains: Sequence[Path], 
     if brains and len(brains) != len(scans):
         raise InputError(f"{len(brains)} brain masks were given for {len(scans)} scans.", "Give one a scan, or none.")
     for place, path in enumerate(scans):
-        scan = read(path)
-        brain = read_brain(brains[place], scan.reference) if brains else detector.find_brain(scan)
+        scan = read_volume(path)
+        brain = read_brain(brains[place], scan) if brains else detector.find_brain(scan)
         stack, scales = detector.slices(scan, brain)
         whole = make_batch(stack, scales, 0, len(stack), detector.plan.asked.seed)
         inside = [n for n in range(len(stack)) if bool(whole.brain[n].any())]

@@ -399,6 +399,26 @@ def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps
     assert torch.equal(reconstruction[mask == 0], latent[mask == 0])
 
 
+def test_clamp_and_order_of_guided_are_those_of_its_options() -> None:
+    """A network that expects values beyond the range of pixels: each choice gives another map, for as many calls."""
+    images = with_blob(random_slices(2))
+    model = make_model(GaussianNoise(-1.5, 0.6), TwoClasses(1.0, -1.0, 1.0), pixel=True)
+    quick = replace(QUICK["guided"], guidance_scale=0.3)
+    maps = {}
+    for clamp in ("none", "before", "after"):
+        for order in (1, 2):
+            options = replace(quick, clamp=clamp, order=order)
+            count = Count()
+            maps[clamp, order] = METHODS["guided"].run(make_batch(images), model, options, count).anomaly_map
+            assert count.calls == METHODS["guided"].network_calls(options)
+    default = METHODS["guided"].run(make_batch(images), model, quick, ignore).anomaly_map
+    assert torch.equal(maps["after", 1], default)
+    names = list(maps)
+    for first, one in enumerate(names):
+        for other in names[:first]:
+            assert (maps[one] - maps[other]).abs().max() > 1e-3, f"{one} and {other}"
+
+
 def test_stochastic_healing_depends_on_the_seed_alone() -> None:
     images = with_blob(random_slices(5))
     options = replace(QUICK["unsupervised"], eta=1.0, fresh_noise=True)

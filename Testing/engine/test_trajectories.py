@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import SimpleITK as sitk
 import torch
 from torch import Tensor
 
 import packages
 from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.models.loading import load_model
 from diffusion_anomaly.models.networks import Codec, Model
 from diffusion_anomaly.models.schedule import (
@@ -26,7 +28,7 @@ from diffusion_anomaly.models.schedule import (
     transition,
 )
 from diffusion_anomaly.registry import CLAMPS
-from Testing.benchmarks import trajectories
+from Testing.benchmarks import benchmark, trajectories
 from Testing.benchmarks.trajectories import (
     GRADIENT,
     LAST,
@@ -117,6 +119,25 @@ def test_the_table_in_the_documentation_is_what_the_command_prints(capsys: pytes
     trajectories.main([])
     for line in capsys.readouterr().out.splitlines():
         assert line in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_round_trip_is_measured_with_the_packages_own_options(
+    tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(tmp_path / name) for name in ("scan.nii.gz", "brain.nii.gz")]
+    sitk.WriteImage(flair_like_volume.image, files[0])
+    sitk.WriteImage(flair_like_brain, files[1])
+    package = str(packages.guided(tmp_path / "toy", options={"steps": 2, "guidance_scale": 0.0}).path)
+    words = ["roundtrip", "--model", package, "--scan", files[0], "--brain", files[1], "--steps", "3", "--slices", "2"]
+    assert benchmark.main([*words, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed if line.startswith("| 3 |")]
+    assert [row[1] for row in rows] == ["1", "2"]
+    for _, _, alone, guided, share in rows:
+        assert float(alone) > 0 and alone == guided and float(share) == 1, "without guidance both are one"
+    assert rows[0][2] != rows[1][2]
+    assert "2 slices of 1 scans" in printed[-1]
+    assert benchmark.main([*words, "--brain", files[1]]) != 0, "two brains for one scan"
 
 
 # --- Guidance and the clamp ---------------------------------------------------------------------------------
