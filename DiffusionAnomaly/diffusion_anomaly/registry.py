@@ -108,8 +108,7 @@ class UnsupervisedOptions(MethodOptions):
     levels, the antithetic pairs, the smoothing, steps without randomness (``eta`` 0), ``start_from_noise`` and
     ``n_reconstructions`` are ours; ``PAPER_UNSUPERVISED`` is without them.
 
-    ``latent_threshold`` is a number, a ``(h, w)`` nested list (one number a latent position), or the
-    object that a package carries: ``{"percentile": p, "value": number or nested list,
+    ``latent_threshold`` is a number, or the object that a package carries: ``{"percentile": p, "value": number,
     "table": [[percentile, value], ...]}``. The table is optional and lets ``latent_percentile`` be chosen.
     """
 

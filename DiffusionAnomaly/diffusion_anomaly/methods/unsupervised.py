@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ModelError
 from ..models.networks import Model
 from ..models.schedule import add_noise, kl_map, step_grid, stochastic_transition, transition
 from ..options import check_number
@@ -67,18 +66,13 @@ class Unsupervised:
         smoothed mask.
 
         Raises:
-            ModelError: for no model, no diffusion network, or no threshold of the latents' size.
+            ModelError: for no model, no diffusion network, or no threshold.
             InputError: when a level is beyond the model's schedule, or the percentile cannot be had.
         """
         model = require_model(model, "unsupervised")
         threshold = resolve_threshold(options.latent_threshold, options.latent_percentile)
         found = self.improbability(batch, model, options, progress)
-        if threshold.ndim and threshold.shape != found.kl.shape[1:]:
-            raise ModelError(
-                f"The latent threshold is {tuple(threshold.shape)}, the latents {tuple(found.kl.shape[1:])}.",
-                "Use a number, or one number a latent position.",
-            )
-        mask = ((found.kl > threshold.to(found.kl.device)) & found.inside)[:, None].float()
+        mask = ((found.kl > threshold) & found.inside)[:, None].float()
         generators = fork(batch.generators)
         healthy = torch.stack(
             [

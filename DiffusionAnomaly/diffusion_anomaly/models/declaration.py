@@ -232,7 +232,7 @@ def _check_latents(package: str, anomaly: Mapping[str, Any], networks: Mapping[s
 
 
 def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> None:
-    """What the networks on latents hand each other: as many channels, and a threshold at each position."""
+    """What the networks on latents hand each other: as many channels."""
     if "diffusion" not in networks:
         return
     latent = networks["diffusion"].get("in_channels")
@@ -249,11 +249,6 @@ def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping
         values = anomaly["codec"].get(key)
         if isinstance(values, list) and len(values) not in (1, latent):
             fail(package, ANOMALY, f"has a codec with {len(values)} values of {key} for {latent} channels", WRONG)
-    rows = anomaly.get("latent_threshold", {}).get("value")
-    if isinstance(rows, list):
-        width, height = (pixels // anomaly["codec"]["factor"] for pixels in anomaly["grid"]["size"])
-        if len(rows) != height or any(len(row) != width for row in rows):
-            fail(package, ANOMALY, f"has a latent_threshold whose value is not {height} rows of {width} numbers", WRONG)
 
 
 def _check_conditions(package: str, part: str, config: Mapping[str, Any]) -> None:
