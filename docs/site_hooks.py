@@ -136,6 +136,9 @@ def method_options() -> str:
         for option in options:
             about = option.metadata.get("about", "").replace("|", "\\|")
             parts.append(f"| `{option.name}` | {_value(option.default)} | {_range(option.metadata)} | {about} |")
+        for name, preset in guide.presets.items():
+            said = ", ".join(f"`{option}` {_value(value)}" for option, value in preset.items())
+            parts.append(f"\nThe preset `{name}`: {said}.")
         parts.append("")
     return "\n".join(parts)
 

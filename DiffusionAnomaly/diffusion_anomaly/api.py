@@ -52,7 +52,7 @@ def load(model: str | Path | None = None, *, method: str | None = None, **option
     Args:
         model: a model package by name, or its folder; None takes the method's default.
         method: name of a method; None takes the model's, or without a model the default one.
-        options: any field of ``Options`` (``device``, ``precision``, ``steps``, ``seed``, ``threshold``,
+        options: any field of ``Options`` (``device``, ``precision``, ``steps``, ``preset``, ``seed``, ``threshold``,
             ``min_volume_ml``, ``batch_size``, ``slice_spacing``, ``keep_reconstruction``, ``anonymous``, ``force``,
             ``register``), or any option of the method, such as ``guidance_scale`` of the guided one.
 
@@ -126,7 +126,7 @@ def evaluate(
     Args:
         data: a folder of scans with reference masks, or a CSV file with the columns ``scan`` and ``reference``.
         output: folder for tables, pictures and anomaly maps.
-        runs: ``METHOD`` or ``METHOD=MODEL``.
+        runs: ``METHOD``, ``METHOD=MODEL``, ``METHOD:PRESET`` or ``METHOD:PRESET=MODEL``.
         scan_pattern, mask_pattern, brain_pattern: files in the folder; ``*`` is the patient. Without brain masks a
             network finds them.
         channels: for models of several contrasts, each one's pattern by its name instead of ``scan_pattern``; the
@@ -146,8 +146,7 @@ def evaluate(
     from .evaluation import evaluate as evaluation
     from .evaluation.dataset import find_healthy, find_pairs
 
-    parted = (run.partition("=") for run in runs)
-    specs = [evaluation.RunSpec(method, model or None, {"precision": precision}) for method, _, model in parted]
+    specs = [evaluation.RunSpec.parse(run, precision=precision) for run in runs]
     pairs = find_pairs(data, scan_pattern, mask_pattern, brain_pattern, channels, complete_only)
     scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
     return evaluation.run(pairs, specs, output, device, seed, progress, healthy=scans, steps=steps)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .models.networks import Model
 
 SIDES = ("both", "bright", "dark")
+CLAMPS = ("none", "before", "after")
 RESTORER_MAPS = ("residual", "probability", "product")
 SLICES = ("grid", "normalisation")
 # What options were called in the first packages, jobs and scripts.
@@ -69,12 +70,20 @@ class RestoreOptions(MethodOptions):
 class GuidedOptions(MethodOptions):
     """Options of the guided method; ``level`` and ``guidance_scale`` default to the paper's.
 
-    ``level`` counts noise levels: L = 500 walks the list from -1 (clean) to index 499.
+    ``level`` counts noise levels: L = 500 walks the list from -1 (clean) to index 499. ``clamp`` and ``order`` say how
+    a step is taken, see ``methods.guided``; latents have no range, so ``clamp`` says nothing about them.
     """
 
     steps: int = number(50, 1, 1000, "transitions each way; at most `level`")
     level: int = number(500, 1, 1000, "noise levels the slice is encoded through (L)")
     guidance_scale: float = number(100.0, 0.0, 1e6, "weight of the gradient of log C(healthy | x_t, t) (s)")
+    clamp: str = choice(
+        "after",
+        CLAMPS,
+        "whether the predicted clean pixels are kept in their range, before or after guidance is added; "
+        "the paper's algorithm says none, its published code does it before",
+    )
+    order: int = number(1, 1, 2, "1 for DDIM, 2 for Adams-Bashforth steps over the same network calls")
     side: str = choice("both", SIDES, "which differences count; the paper takes both")
     min_reference_intensity: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
@@ -96,10 +105,10 @@ class UnsupervisedOptions(MethodOptions):
     """Options of the unsupervised method. Levels are indices: -1 is clean, 0 the least noise.
 
     ``start_level``, ``kl_from``, ``kl_to`` and ``latent_percentile`` default to the paper's. The number of
-    levels, the antithetic pairs, the smoothing, ``start_from_noise`` and ``n_reconstructions`` are ours.
+    levels, the antithetic pairs, the smoothing, steps without randomness (``eta`` 0), ``start_from_noise`` and
+    ``n_reconstructions`` are ours; ``PAPER_UNSUPERVISED`` is without them.
 
-    ``latent_threshold`` is a number, a ``(h, w)`` nested list (one number a latent position), or the
-    object that a package carries: ``{"percentile": p, "value": number or nested list,
+    ``latent_threshold`` is a number, or the object that a package carries: ``{"percentile": p, "value": number,
     "table": [[percentile, value], ...]}``. The table is optional and lets ``latent_percentile`` be chosen.
     """
 
@@ -115,6 +124,7 @@ class UnsupervisedOptions(MethodOptions):
     latent_threshold: Any = field(default=None, metadata={"about": "KL above which a latent is healed"})
     mask_sigma: float = number(2.0, 0.0, 50.0, "Gaussian smoothing of the upsampled mask, pixels")
     fresh_noise: bool = flag(False, "noise the known part anew at each level of healing")
+    eta: float = number(0.0, 0.0, 1.0, "randomness of a step of healing: 0 for none (DDIM), 1 for the paper's (DDPM)")
     start_from_noise: bool = flag(
         False, "start healing from noise alone inside the mask, so that no trace of it is kept"
     )
@@ -152,6 +162,37 @@ class IntensityOptions(MethodOptions):
     reference: float = number(0.42, 0.0, 1e6, "normalised intensity of ordinary tissue, such as the scale's mode")
 
 
+PAPER_GUIDED = {
+    "steps": 500,
+    "level": 500,
+    "guidance_scale": 100.0,
+    "clamp": "before",
+    "order": 1,
+    "side": "both",
+    "min_reference_intensity": 0.0,
+}
+"""Wolleb et al. 2022, with the clamp of the published code; the paper's Algorithm 1 states none."""
+
+PAPER_UNSUPERVISED = {
+    "steps": 501,
+    "start_level": 500,
+    "kl_from": 400,
+    "kl_to": 600,
+    "kl_levels": 200,
+    "noise_draws": 1,
+    "antithetic": False,
+    "kl_sigma": 0.0,
+    "latent_percentile": 97.5,
+    "fresh_noise": True,
+    "eta": 1.0,
+    "start_from_noise": False,
+    "n_reconstructions": 1,
+    "side": "both",
+    "min_reference_intensity": 0.0,
+}
+"""Pinaya et al. 2022. The width of the mask's smoothing, which the paper does not state, stays the package's."""
+
+
 @dataclass(frozen=True)
 class NumberRange:
     """A number that the user may set.
@@ -187,6 +228,7 @@ class MethodEntry:
         score_title: what the whole-image score is.
         score_is_familiarity: whether a score far from the healthy range means that the image is not what the model
             knows (wrong contrast, wrong body part), rather than that it is diseased.
+        presets: options by the name of a preset, between the package's and the user's: ``paper`` is what was published.
         noise_level_option, guidance_scale_option: which option is the noise level from or through which the scan is
             rebuilt, and which the strength of guidance, for whoever offers those; ``steps`` is an option of that name.
     """
@@ -204,6 +246,7 @@ class MethodEntry:
     calibrated: tuple[str, ...] = ("calibration", "threshold")
     folded: tuple[str, Callable[[int], tuple[int, ...]]] | None = None
     score_is_familiarity: bool = False
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     noise_level_option: str | None = None
     guidance_scale_option: str | None = None
 
@@ -254,25 +297,35 @@ class MethodEntry:
         return self.method.network_calls(options)
 
     def make_options(
-        self, packaged: Mapping[str, Any] | None = None, chosen: Mapping[str, Any] | None = None
+        self,
+        packaged: Mapping[str, Any] | None = None,
+        chosen: Mapping[str, Any] | None = None,
+        preset: str | None = None,
     ) -> MethodOptions:
-        """The method's options: its defaults, overlaid by the model package's, overlaid by the user's.
+        """The method's options: its defaults, overlaid by the model package's, a preset's, and the user's.
 
         Args:
             packaged: what the model package sets.
             chosen: what the user sets; a value of None means that the user set nothing.
+            preset: one of ``presets``; None for none.
 
         Raises:
             ModelError: when the package's own options are unknown or out of range.
-            InputError: when the user's are, or do not go together with the package's.
+            InputError: when the user's are, or do not go together with the package's; or for an unknown preset.
         """
+        if preset is not None and preset not in self.presets:
+            raise InputError(
+                f"The method {self.name!r} has no preset {preset!r}.",
+                f"It has {', '.join(self.presets)}." if self.presets else "It has none.",
+            )
         try:
             base = self._known(packaged or {})
             self.options_type(**base)
         except InputError as error:
             raise ModelError(f"The model package's options do not fit: {error.what}", error.hint) from error
         more = {name: value for name, value in (chosen or {}).items() if value is not None}
-        return self.options_type(**base | self._known(more))
+        named = self.presets[preset] if preset is not None else {}
+        return self.options_type(**{**base, **named, **self._known(more)})
 
     def _known(self, given: Mapping[str, Any]) -> dict[str, Any]:
         known = [option.name for option in fields(self.options_type)]
@@ -344,6 +397,7 @@ register(
         declared=DIFFUSION,
         calibrated=("calibration", "threshold", "score_range", "latent_threshold"),
         score_is_familiarity=True,
+        presets={"paper": PAPER_UNSUPERVISED},
         noise_level_option="start_level",
     )
 )
@@ -359,6 +413,7 @@ register(
         score_title="classifier's log-odds of disease",
         networks=("diffusion", "classifier"),
         declared=DIFFUSION,
+        presets={"paper": PAPER_GUIDED},
         noise_level_option="level",
         guidance_scale_option="guidance_scale",
     )

@@ -46,14 +46,21 @@ from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import choose_device, device_name, versions
 
-from . import compare, measure, options, robustness, steps
+from . import compare, measure, options, robustness, roundtrip, steps, trajectories
 from .measure import say
 from .memory import child, memory
 from .speed import speed
 
 LARGE = (512, 512, 300)
 # What has arguments of its own.
-OTHERS = {"compare": compare.main, "robustness": robustness.main, "steps": steps.main, "options": options.main}
+OTHERS = {
+    "compare": compare.main,
+    "robustness": robustness.main,
+    "roundtrip": roundtrip.main,
+    "steps": steps.main,
+    "options": options.main,
+    "trajectories": trajectories.main,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

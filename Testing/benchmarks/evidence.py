@@ -46,7 +46,7 @@ def parser(
     add = made.add_argument
     add("data", type=Path, metavar="FOLDER|CSV", help="scans with reference masks, as for diffusion-anomaly evaluate")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="for tables, and for going on after a stop")
-    add("--run", action="append", metavar="METHOD[=MODEL]", help=runs)
+    add("--run", action="append", metavar="METHOD[:PRESET][=MODEL]", help=runs)
     add("--patients", type=int, metavar="N", help="so many of them, evenly spread over their names; default: all")
     add("--patient", action="append", metavar="NAME", help="this one; repeatable")
     add("--scan-pattern", default="*_flair.nii.gz", help="scans in a folder; * is the patient")
@@ -79,10 +79,7 @@ def chosen(pairs: Sequence[Pair], names: Sequence[str] | None, count: int | None
 
 def plans_of(asked: argparse.Namespace) -> dict[str, Plan]:
     """What is run, by label, as an evaluation would: with the baselines beside."""
-    specs = [
-        evaluate.RunSpec(method, model or None, {"precision": asked.precision})
-        for method, _, model in (run.partition("=") for run in asked.run or METHODS)
-    ]
+    specs = [evaluate.RunSpec.parse(run, precision=asked.precision) for run in asked.run or METHODS]
     return evaluate.plan_runs(specs, asked.device, asked.seed)
 
 

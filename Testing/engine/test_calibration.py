@@ -54,6 +54,12 @@ def test_calibration_keeps_the_order_of_all_values_and_leaves_zero_at_zero(rng: 
     assert (np.diff(scores) > 0).all()
 
 
+def test_calibrated_scores_go_back_to_raw_ones_within_the_table_and_beyond(rng: np.random.Generator) -> None:
+    calibration = Calibration.fit(rng.exponential(size=20_000))
+    raw = np.linspace(0, 3 * calibration.raw[-1], 1000)
+    assert calibration.inverse(calibration(raw)) == pytest.approx(raw, rel=1e-4, abs=1e-5)
+
+
 def test_mostly_zero_scores_is_calibrated_against_all_healthy_voxels(rng: np.random.Generator) -> None:
     raw = np.where(rng.random(100_000) < 0.05, 1 + rng.random(100_000), 0)
     calibration = Calibration.fit(raw)

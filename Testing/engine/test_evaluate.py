@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import stats
 
 import packages
 import phantom
 from diffusion_anomaly.detection import brain as brain_finder
-from diffusion_anomaly.detection.planning import Options
+from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import Cancelled, InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_healthy, find_pairs
@@ -233,6 +234,31 @@ def test_pooled_average_precision_is_that_of_all_voxels_at_once(
         other.append(values[brain & ~reference])
     expected = metrics.average_precision(np.concatenate(lesion), np.concatenate(other))
     assert row_of(written, label)["pooled_average_precision"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_voxel_auroc_and_otsus_dice_are_those_of_the_raw_scores_of_each_scan(
+    patients: Path, output: Path, written: dict[str, Any]
+) -> None:
+    calibration = make_plan(Options("intensity")).calibration
+    for row, (anomaly_map, reference, brain) in zip(
+        [row for row in written["patients"] if row["run"] == "intensity"],
+        arrays(patients, output, "intensity"),
+        strict=True,
+    ):
+        scores = sitk.GetArrayFromImage(anomaly_map)
+        if not reference.any():
+            assert row["otsu_dice"] is None and row["voxel_auroc"] is None
+            continue
+        ranks = stats.rankdata(scores[brain])
+        positive = reference[brain]
+        count, others = positive.sum(), (~positive).sum()
+        expected = (ranks[positive].sum() - count * (count + 1) / 2) / (count * others)
+        assert row["voxel_auroc"] == pytest.approx(expected, abs=1e-9)
+        raw = np.zeros_like(scores, dtype=float)
+        raw[brain] = calibration.inverse(scores[brain])
+        predicted = brain & (raw >= metrics.otsu_threshold(raw[brain]))
+        overlap = 2 * (predicted & reference).sum() / (predicted.sum() + reference.sum())
+        assert row["otsu_dice"] == pytest.approx(overlap, abs=1e-9)
 
 
 def test_dice_at_both_thresholds_is_that_of_findings_cut_anew(
@@ -519,6 +545,8 @@ def made_up(name: str, lesions: tuple[tuple[float, bool], ...], dice: float = 0.
         dice=dice,
         average_precision=precision,
         average_precision_in_brain=precision,
+        otsu_dice=0.5,
+        voxel_auroc=0.5,
         outside_brain_voxels=0,
         lesions=metrics.LesionMatch(volumes, found, 2),
         free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(HEATS)), 0.0),

@@ -151,9 +151,9 @@ SEALED: dict[str, tuple[Callable[[Path], None], str]] = {
     "codec of other channels": (entry(ANOMALY, "codec", "shift", value="[1, 2, 3]"), "3 values of shift"),
     "schedule of no levels": (entry(ANOMALY, "schedule", "levels", value="0"), "schedule/levels"),
     "post-processing of text": (entry(ANOMALY, "postprocess", "median_pixels", value='"3"'), "postprocess"),
-    "threshold of another size": (
+    "threshold that is a list": (
         entry(ANOMALY, "latent_threshold", "value", value="[[1, 2], [3, 4]]"),
-        "12 rows of 10 numbers",
+        "latent_threshold/value",
     ),
     "100,000 odd qualities": (
         entry(ANOMALY, "quality", value=json.dumps({f"q{i}": {} for i in range(100_000)})),

@@ -399,6 +399,57 @@ def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps
     assert torch.equal(reconstruction[mask == 0], latent[mask == 0])
 
 
+def test_clamp_and_order_of_guided_are_those_of_its_options() -> None:
+    """A network that expects values beyond the range of pixels: each choice gives another map, for as many calls."""
+    images = with_blob(random_slices(2))
+    model = make_model(GaussianNoise(-1.5, 0.6), TwoClasses(1.0, -1.0, 1.0), pixel=True)
+    quick = replace(QUICK["guided"], guidance_scale=0.3)
+    maps = {}
+    for clamp in ("none", "before", "after"):
+        for order in (1, 2):
+            options = replace(quick, clamp=clamp, order=order)
+            count = Count()
+            maps[clamp, order] = METHODS["guided"].run(make_batch(images), model, options, count).anomaly_map
+            assert count.calls == METHODS["guided"].network_calls(options)
+    default = METHODS["guided"].run(make_batch(images), model, quick, ignore).anomaly_map
+    assert torch.equal(maps["after", 1], default)
+    names = list(maps)
+    for first, one in enumerate(names):
+        for other in names[:first]:
+            assert (maps[one] - maps[other]).abs().max() > 1e-3, f"{one} and {other}"
+
+
+def test_stochastic_healing_depends_on_the_seed_alone() -> None:
+    images = with_blob(random_slices(5))
+    options = replace(QUICK["unsupervised"], eta=1.0, fresh_noise=True)
+
+    def anomaly_map(batch: SliceBatch) -> Tensor:
+        return METHODS["unsupervised"].run(batch, small_model(), options, ignore).anomaly_map
+
+    whole = anomaly_map(make_batch(images))
+    assert torch.equal(whole, anomaly_map(make_batch(images)))
+    for first in range(0, 5, 2):
+        part = anomaly_map(make_batch(images[first : first + 2], first=first))
+        torch.testing.assert_close(part, whole[first : first + 2], rtol=0, atol=1e-5)
+    assert (whole - anomaly_map(make_batch(images, seed=1))).abs().max() > 1e-3
+    assert (whole - run("unsupervised", make_batch(images)).anomaly_map).abs().max() > 1e-3
+
+
+def test_stochastic_healing_draws_healthy_pixels_of_the_models_own_spread() -> None:
+    """Without steps of their own randomness two walks end where their start says; with it they end anywhere."""
+    mean, spread = 0.3, 0.5
+    model = make_model(GaussianNoise(mean, spread))
+    latent = torch.zeros(1, 1, SIZE, SIZE)
+    walked = {}
+    for eta in (0.0, 1.0):
+        options = UnsupervisedOptions(steps=250, start_level=999, kl_to=1000, eta=eta, fresh_noise=eta > 0)
+        walked[eta] = heal(latent, latent + 1, [torch.Generator().manual_seed(3)], model, options, ignore)
+        assert float(walked[eta].mean()) == pytest.approx(mean, abs=0.06)
+        assert float(walked[eta].std()) == pytest.approx(spread, rel=0.08)
+    correlation = torch.corrcoef(torch.stack([walked[0.0].flatten(), walked[1.0].flatten()]))[0, 1]
+    assert abs(float(correlation)) < 0.1
+
+
 @pytest.mark.parametrize("forget", [False, True])
 def test_forgetting_leaves_no_trace_of_what_was_inside_the_mask(forget: bool) -> None:
     model = make_model(GaussianNoise(0.3, 0.5))
@@ -483,23 +534,6 @@ def test_the_background_is_never_healed_and_the_score_is_the_kl_maps() -> None:
     assert torch.equal(result.score, again.score)
 
 
-def test_threshold_may_be_one_number_or_one_a_latent_position() -> None:
-    model = make_model(GaussianNoise(healthy_mean(), 0.06))
-    batch = with_blob(healthy_slices(1))
-
-    def anomaly_map(threshold: object) -> Tensor:
-        options = UnsupervisedOptions(latent_threshold=threshold, mask_sigma=0)
-        return METHODS["unsupervised"].run(make_batch(batch), model, options, ignore).anomaly_map
-
-    everywhere = anomaly_map(1e-5)
-    assert torch.equal(anomaly_map([[1e-5] * SIZE] * SIZE), everywhere)
-    high_on_the_left = [[1e9] * 16 + [1e-5] * 16] * SIZE
-    assert anomaly_map(high_on_the_left)[:, :, :16].max() == 0
-    assert everywhere[:, :, :16].max() > 0
-    with pytest.raises(ModelError, match=r"\(2, 2\)"):
-        anomaly_map([[1.0, 1.0], [1.0, 1.0]])
-
-
 def test_fitted_threshold_is_the_percentile_and_its_table_offers_others() -> None:
     values = np.linspace(0, 100, 10_001)
     fitted = fit_latent_threshold(values)
@@ -511,17 +545,7 @@ def test_fitted_threshold_is_the_percentile_and_its_table_offers_others() -> Non
         resolve_threshold({"percentile": 97.5, "value": 1.0}, 90)
 
 
-def test_threshold_by_position_falls_back_on_all_where_few_slices_have_brain() -> None:
-    values = np.full((100, 2, 2), np.nan)
-    values[:, 0, 0], values[:, 0, 1] = np.linspace(0, 1, 100), np.linspace(0, 10, 100)
-    values[:5, 1, 0] = 1000
-    fitted = resolve_threshold(fit_latent_threshold(values, 90), 90)
-    assert fitted[0].tolist() == pytest.approx([0.9, 9.0])
-    overall = np.percentile(values[np.isfinite(values)], 90)
-    assert fitted[1].tolist() == pytest.approx([overall, overall])
-
-
-@pytest.mark.parametrize("threshold", [None, "high", [1.0, 2.0], [[1.0, float("nan")]], {"percentile": 97.5}])
+@pytest.mark.parametrize("threshold", [None, "high", True, [[1.0, 2.0]], float("nan"), 10**400, {"percentile": 97.5}])
 def test_an_unusable_threshold_is_a_model_error(threshold: object) -> None:
     with pytest.raises(ModelError, match="latent threshold"):
         resolve_threshold(threshold, 97.5)
@@ -684,6 +708,9 @@ def test_user_overrides_package_overrides_default() -> None:
         ("guided", {"steps": True}, r"steps is True"),
         ("guided", {"level": 1001}, r"level is 1001"),
         ("guided", {"guidance_scale": float("nan")}, r"guidance_scale is nan"),
+        ("guided", {"clamp": "always"}, r"clamp is 'always'.*none, before, after"),
+        ("guided", {"order": 3}, r"order is 3.*1 to 2"),
+        ("unsupervised", {"eta": 1.5}, r"eta is 1\.5.*0 to 1"),
         ("guided", {"guidance": 1}, r"no option guidance.*guidance_scale"),
         ("restore", {"steps": 11}, r"steps is 11, more than the 10 levels.*1 to 10"),
         ("restore", {"levels": 0}, r"levels is 0"),

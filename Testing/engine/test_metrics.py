@@ -94,6 +94,40 @@ def test_auroc_is_the_share_of_pairs_in_order(positive: np.ndarray, negative: np
     assert metrics.auroc(positive, negative) == pytest.approx(np.mean(pairs))
 
 
+@settings(max_examples=60, deadline=None)
+@given(scores, scores, st.integers(1, 9))
+def test_missed_positives_rank_below_all_in_auroc(positive: np.ndarray, negative: np.ndarray, missed: int) -> None:
+    below = np.full(missed, min(positive.min(), negative.min()) - 1)
+    expected = metrics.auroc(np.concatenate([positive, below]), negative)
+    assert metrics.auroc(positive, negative, missed) == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-3, 9).map(float), min_size=1, max_size=40).map(np.array))
+def test_otsus_threshold_parts_values_with_the_largest_variance_between(values: np.ndarray) -> None:
+    def between(threshold: float) -> float:
+        upper = values >= threshold
+        apart = values[upper].mean() - values[~upper].mean()
+        return float(upper.mean() * (1 - upper.mean()) * apart**2)
+
+    found = metrics.otsu_threshold(values)
+    splits = np.unique(values)[1:]
+    if splits.size == 0:
+        assert found == math.inf
+    else:
+        assert found in splits
+        assert between(found) == pytest.approx(max(map(between, splits)))
+
+
+def test_otsus_threshold_is_that_of_simpleitk_within_a_bin() -> None:
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(1, 0.2, 40_000), random.normal(3, 0.5, 10_000)])
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.SetNumberOfHistogramBins(256)
+    otsu.Execute(sitk.GetImageFromArray(values.reshape(250, 200)))
+    assert metrics.otsu_threshold(values) == pytest.approx(otsu.GetThreshold(), abs=1.5 * np.ptp(values) / 256)
+
+
 def test_auroc_without_one_of_the_classes_is_no_number() -> None:
     assert math.isnan(metrics.auroc(np.array([]), np.ones(2)))
     assert math.isnan(metrics.auroc(np.ones(2), np.array([])))

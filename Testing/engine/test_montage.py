@@ -28,6 +28,8 @@ def case(name: str, precision: float) -> Case:
         dice=0.5,
         average_precision=precision,
         average_precision_in_brain=precision,
+        otsu_dice=0.5,
+        voxel_auroc=0.5,
         outside_brain_voxels=0,
         lesions=metrics.LesionMatch((1.0,), (True,), 0),
         free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(HEATS)), 0.0),

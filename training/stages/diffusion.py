@@ -96,6 +96,8 @@ class NoisedTask:
 
     def _require_fitting_network(self) -> None:
         """Say in the configuration's words what would otherwise fail inside a convolution."""
+        if self.config.network.get("num_class_embeds") is not None:
+            raise InputError("network.num_class_embeds: class-conditional networks are not trained.", "Leave it out.")
         contrasts, height, width = self.slices.images.shape[1:]
         if self.config.codec is not None:
             require_contrasts(read_yaml(self.config.codec, CodecConfig), self.slices)

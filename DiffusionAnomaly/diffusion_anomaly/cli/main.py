@@ -133,6 +133,9 @@ def detect(
     steps: Annotated[
         int | None, typer.Option(help="Noise levels walked, by a method that has steps; default: the package's.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="paper: the published options of guided or unsupervised.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
@@ -184,6 +187,7 @@ def detect(
             method=method or _method_of(model),
             model=model,
             steps=steps,
+            preset=preset,
             device=device,
             precision=precision,
             seed=seed,
@@ -318,7 +322,11 @@ def evaluate(
     ],
     runs: Annotated[
         list[str] | None,
-        typer.Option("--run", metavar="METHOD[=MODEL]", help="What to evaluate; repeatable. [default: both methods]"),
+        typer.Option(
+            "--run",
+            metavar="METHOD[:PRESET][=MODEL]",
+            help="What to evaluate, such as guided:paper; repeatable. [default: every method]",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the packages'.")] = None,
     scan_pattern: Annotated[str, typer.Option(help="Scans in a folder; * is the patient.")] = "*_flair.nii.gz",
@@ -359,10 +367,7 @@ def evaluate(
 
     listener = JsonLines() if json_lines else Terminal()
     try:
-        specs = [
-            evaluate.RunSpec(method, model or None, {"precision": precision})
-            for method, _, model in (run.partition("=") for run in runs or list(METHODS))
-        ]
+        specs = [evaluate.RunSpec.parse(run, precision=precision) for run in runs or list(METHODS)]
         patterns = dict(named("--channel", text, "flair='*_flair.nii.gz'") for text in channels or [])
         labelled = None if labels is None else find_labelled(source, labels)
         pairs = (

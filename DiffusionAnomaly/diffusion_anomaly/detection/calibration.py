@@ -90,6 +90,12 @@ class Calibration:
         beyond = np.maximum(values - self.raw[-1], 0.0) * self.tail_slope
         return np.asarray(scores + beyond, dtype=np.float32)
 
+    def inverse(self, scores: np.ndarray) -> np.ndarray:
+        """Calibrated scores of any shape back to float64 raw ones."""
+        values = np.asarray(scores, dtype=np.float64)
+        beyond = np.maximum(values - self.scores[-1], 0.0) / self.tail_slope
+        return np.interp(values, self.scores, self.raw) + beyond
+
     @property
     def tail_slope(self) -> float:
         """Anomaly scores per raw unit beyond the last knot: the mean slope of the last factor of ten before it."""

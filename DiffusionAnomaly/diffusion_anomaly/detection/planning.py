@@ -33,6 +33,7 @@ _KINDS: dict[str, Any] = {
     "method": str,
     "model": (str, os.PathLike, NoneType),
     "steps": (int, NoneType),
+    "preset": (str, NoneType),
     "device": str,
     "precision": str,
     "keep_reconstruction": bool,
@@ -44,6 +45,7 @@ _KIND_NAMES = {
     str: "text",
     bool: "true or false",
     (int, NoneType): "a whole number",
+    (str, NoneType): "text",
     (str, os.PathLike, NoneType): "a name or a folder",
 }
 HELPER_DUTIES = {"brain": "finds brains", "recognition": "recognises scans"}
@@ -57,6 +59,7 @@ class Options:
         method: name of a method.
         model: name of a model package or its folder; None takes the method's default.
         steps: shorthand for the method's option of that name; None leaves it to the package.
+        preset: the method's options under a name, such as ``paper``; a single option that the user sets goes before.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
         precision: ``auto``, ``float32`` or ``bfloat16``.
         seed: of all randomness.
@@ -77,6 +80,7 @@ class Options:
     method: str = DEFAULT_METHOD
     model: str | None = None
     steps: int | None = None
+    preset: str | None = None
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -251,7 +255,7 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
     return Plan(
         asked=options,
         method=method,
-        method_options=method.make_options(_packaged_options(bundle), overrides),
+        method_options=method.make_options(_packaged_options(bundle), overrides, options.preset),
         bundle=bundle,
         postprocess=settings,
     )
@@ -302,6 +306,7 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
     """Every option as it was in force, for provenance."""
     return {
         **asdict(plan.method_options),
+        "preset": plan.asked.preset,
         "seed": plan.asked.seed,
         "threshold": plan.threshold,
         "min_volume_ml": plan.asked.min_volume_ml,

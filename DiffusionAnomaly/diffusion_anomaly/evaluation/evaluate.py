@@ -23,6 +23,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..detection.brain import BrainFinder
+from ..detection.calibration import Calibration
 from ..detection.detector import Detector
 from ..detection.planning import Options, Plan, make_plan
 from ..detection.regions import find_region
@@ -76,6 +77,16 @@ class RunSpec:
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
+
+    @classmethod
+    def parse(cls, text: str, **options: Any) -> RunSpec:
+        """From ``METHOD[:PRESET][=MODEL]`` and what else is set for all runs."""
+        named, _, model = text.partition("=")
+        method, _, preset = named.partition(":")
+        if not preset:
+            return cls(method, model or None, options)
+        label = f"{method} ({', '.join(filter(None, (model and Path(model).name, preset)))})"
+        return cls(method, model or None, {**options, "preset": preset}, label)
 
 
 def run(
@@ -151,7 +162,8 @@ def _evaluate(
         for label, detector in detectors.items():
             result, seconds = _detect(detector, _shown_to(detector, scan), truth.brain_image, clock, weights[label])
             write_like(result.anomaly_map, volume, places.anomaly_map(label, pair.name), dtype=np.float32)
-            cases[label].append(_compare(pair.name, truth, result, seconds + brain.seconds, brain.given))
+            calibration, seconds = detector.plan.calibration, seconds + brain.seconds
+            cases[label].append(_compare(pair.name, truth, result, calibration, seconds, brain.given))
             provenance[label] = result.provenance
     false_alarms = _count_false_alarms(healthy, detectors, brains, healthy_places, clock, weights)
     clock.enter("table", len(detectors))
@@ -205,7 +217,7 @@ def plan_runs(
             "seed": seed,
         }
         options = checked(Options, content, f"The run {spec.label or spec.method}")
-        if spec.method == BASELINE and not (spec.label or spec.model or options.overrides):
+        if spec.method == BASELINE and not (spec.label or spec.model or options.overrides or options.preset):
             plain = replace(options, steps=None)
             continue
         plan = make_plan(options)
@@ -391,13 +403,18 @@ def _count(name: str, volume: Volume, result: Result, seconds: float) -> Healthy
     )
 
 
-def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_given: bool) -> Case:
+def _compare(
+    name: str, truth: Truth, result: Result, calibration: Calibration, seconds: float, brain_given: bool
+) -> Case:
     anomaly_map, predicted = truth.view(result.anomaly_map), truth.view(result.mask) != 0
     outside = int(np.count_nonzero(truth.reference & ~truth.brain))
     lesion_scores, other_scores = (
         anomaly_map[truth.reference & truth.brain],
         anomaly_map[truth.brain & ~truth.reference],
     )
+    raw = calibration.inverse(anomaly_map[truth.brain])
+    by_otsu = np.zeros_like(truth.brain)
+    by_otsu[truth.brain] = raw >= metrics.otsu_threshold(raw)
     judged = [
         *np.flatnonzero(truth.tumour_slices & truth.brain.any(axis=(1, 2))),
         *np.flatnonzero(truth.free_slices),
@@ -410,6 +427,8 @@ def _compare(name: str, truth: Truth, result: Result, seconds: float, brain_give
         dice=metrics.dice(predicted, truth.reference),
         average_precision=metrics.average_precision(lesion_scores, other_scores, outside),
         average_precision_in_brain=metrics.average_precision(lesion_scores, other_scores),
+        otsu_dice=metrics.dice(by_otsu, truth.reference),
+        voxel_auroc=metrics.auroc(lesion_scores, other_scores, outside) if truth.reference.any() else math.nan,
         outside_brain_voxels=outside,
         lesions=metrics.match_lesions(predicted, truth.reference, truth.voxel_ml),
         free=FreeSlices.of(name, anomaly_map, predicted, truth.brain, truth.free_slices, truth.voxel_ml),

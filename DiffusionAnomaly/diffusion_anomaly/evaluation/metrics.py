@@ -71,16 +71,34 @@ def average_precision(positive: np.ndarray, negative: np.ndarray, missed: int = 
     return average_precision_of_counts(counts, at_least(negative, values), missed)
 
 
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+def otsu_threshold(values: np.ndarray) -> float:
+    """The threshold that parts values into two classes of the largest variance between them (Otsu 1979).
+
+    Exact, without a histogram: all splits between distinct values are tried.
+
+    Returns:
+        The lowest value of the upper class; infinite where there are no two distinct values.
+    """
+    ordered = np.sort(values, axis=None).astype(np.float64)
+    splits = np.flatnonzero(np.diff(ordered) > 0) + 1  # how many values lie below
+    if splits.size == 0:
+        return float("inf")
+    sums = np.cumsum(ordered)
+    below, above = splits, ordered.size - splits
+    apart = sums[splits - 1] / below - (sums[-1] - sums[splits - 1]) / above
+    return float(ordered[splits[np.argmax(below * (above * apart**2))]])
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray, missed: int = 0) -> float:
     """Area under the ROC curve: the share of pairs in which the positive scores higher, ties counting half.
 
-    Mann and Whitney 1947. NaN when either side is empty.
+    Mann and Whitney 1947. NaN when either side is empty; ``missed`` positives score lower than all others.
     """
-    if positive.size == 0 or negative.size == 0:
+    if positive.size + missed == 0 or negative.size == 0:
         return float("nan")
     ordered = np.sort(negative)
     below = np.searchsorted(ordered, positive, side="left") + np.searchsorted(ordered, positive, side="right")
-    return float(below.sum() / (2.0 * positive.size * negative.size))
+    return float(below.sum() / (2.0 * (positive.size + missed) * negative.size))
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, int]:

@@ -40,6 +40,9 @@ class Case:
         average_precision: over brain voxels, with the reference's voxels outside of the brain as missed; NaN without a
             reference.
         average_precision_in_brain: over brain voxels alone; NaN without a reference in the brain.
+        otsu_dice: of the raw map at this scan's own threshold by Otsu; NaN without a reference.
+        voxel_auroc: area under the ROC curve over brain voxels, with the reference's voxels outside of the brain as
+            missed; NaN without a reference.
         outside_brain_voxels: of the reference.
         lesions: how the components of mask and reference meet.
         free: the slices with brain that are far from any tumour.
@@ -58,6 +61,8 @@ class Case:
     dice: float
     average_precision: float
     average_precision_in_brain: float
+    otsu_dice: float
+    voxel_auroc: float
     outside_brain_voxels: int
     lesions: LesionMatch
     free: FreeSlices
@@ -158,6 +163,8 @@ class RunResult:
         dice = np.array([case.dice for case in cases])
         precision = np.array([case.average_precision for case in cases])
         precision_in_brain = np.array([case.average_precision_in_brain for case in cases])
+        otsu = np.array([case.otsu_dice for case in cases])
+        voxel_auroc = np.array([case.voxel_auroc for case in cases])
         outside = np.array([case.outside_brain for case in cases])
         found = np.array([sum(case.lesions.found) for case in cases])
         lesions = np.array([len(case.lesions.found) for case in cases])
@@ -177,6 +184,8 @@ class RunResult:
         return {
             "dice": lambda chosen: metrics.mean_or_nan(dice[chosen]),
             "best_dice": self.sweep.best_dice,
+            "otsu_dice": lambda chosen: metrics.mean_or_nan(otsu[chosen]),
+            "voxel_auroc": lambda chosen: metrics.mean_or_nan(voxel_auroc[chosen]),
             "average_precision": lambda chosen: metrics.mean_or_nan(precision[chosen]),
             "average_precision_in_brain": lambda chosen: metrics.mean_or_nan(precision_in_brain[chosen]),
             "pooled_average_precision": self.sweep.pooled,
@@ -264,6 +273,8 @@ def case_row(label: str, case: Case) -> dict[str, Any]:
         "dice": case.dice,
         "average_precision": case.average_precision,
         "average_precision_in_brain": case.average_precision_in_brain,
+        "otsu_dice": case.otsu_dice,
+        "voxel_auroc": case.voxel_auroc,
         "lesions": len(case.lesions.found),
         "lesions_found": sum(case.lesions.found),
         "false_positives": case.lesions.false_positives,

@@ -29,8 +29,10 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("dice", "Dice", 3, "Dice overlap at the stored threshold, mean over patients"),
     Column("best_dice", "best Dice", 3, "highest mean Dice of one threshold for all, chosen on the references"),
+    Column("otsu_dice", "Otsu Dice", 3, "Dice overlap at each scan's own threshold by Otsu, mean over patients"),
     Column("average_precision", "AP", 3, "average precision, lesion outside the mask as missed, mean over patients"),
     Column("pooled_average_precision", "pooled AP", 3, "the same over all patients' voxels together"),
+    Column("voxel_auroc", "voxel AUROC", 3, "area under the ROC curve of a scan's voxels, mean over patients"),
     Column("outside_brain", "outside mask", 3, "share of the reference outside the brain mask, mean over patients"),
     Column("outside_brain_worst", "outside, worst", 3, "the largest such share of a patient"),
     Column("lesion_recall", "lesion recall", 3, "share of reference components with a predicted voxel in them"),
@@ -171,14 +173,16 @@ def _about(runs: Sequence[RunResult], seed: int, resamples: int) -> dict[str, An
 
 DEFINITIONS = {
     "brain voxels": "scores are judged inside the brain mask, the same mask for all methods; reference voxels "
-    "outside of it count as missed in Dice, in lesion recall and in average precision, where no threshold reaches "
-    "them; "
+    "outside of it count as missed in Dice, in lesion recall, and in average precision and voxel AUROC, where no "
+    "threshold reaches them; "
     "evaluation.json has average precision inside the mask alone as average_precision_in_brain",
     "beats intensity": "not shown where the interval of AP − intensity holds 0, or with fewer than 6 patients",
     "tumour-free slices": "slices with brain at least 3 slices and at least 15 mm away from any slice with a reference "
     "voxel; slices in between are in neither class",
     "slice score": "mean score of the highest-scoring 1 % of a slice's brain voxels",
     "components": "voxels that share a face, an edge or a corner; predicted ones below the minimum volume are dropped",
+    "Otsu Dice": "at the threshold that parts the raw scores of the scan's brain voxels into the two classes with the "
+    "largest variance between them; nothing is dropped. It finds something in every scan, healthy ones too",
     "best Dice": "at the best of 64 thresholds, equally spaced by rank among the scores of all lesion voxels, and the "
     "stored one, each after small components are dropped",
 }

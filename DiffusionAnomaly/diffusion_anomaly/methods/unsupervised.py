@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ModelError
 from ..models.networks import Model
-from ..models.schedule import add_noise, kl_map, step_grid, transition
+from ..models.schedule import add_noise, kl_map, step_grid, stochastic_transition, transition
 from ..options import check_number
 from ..registry import UnsupervisedOptions
 from .base import (
@@ -67,18 +66,13 @@ class Unsupervised:
         smoothed mask.
 
         Raises:
-            ModelError: for no model, no diffusion network, or no threshold of the latents' size.
+            ModelError: for no model, no diffusion network, or no threshold.
             InputError: when a level is beyond the model's schedule, or the percentile cannot be had.
         """
         model = require_model(model, "unsupervised")
         threshold = resolve_threshold(options.latent_threshold, options.latent_percentile)
         found = self.improbability(batch, model, options, progress)
-        if threshold.ndim and threshold.shape != found.kl.shape[1:]:
-            raise ModelError(
-                f"The latent threshold is {tuple(threshold.shape)}, the latents {tuple(found.kl.shape[1:])}.",
-                "Use a number, or one number a latent position.",
-            )
-        mask = ((found.kl > threshold.to(found.kl.device)) & found.inside)[:, None].float()
+        mask = ((found.kl > threshold) & found.inside)[:, None].float()
         generators = fork(batch.generators)
         healthy = torch.stack(
             [
@@ -157,6 +151,9 @@ def heal(
     so inside the mask the same noise is still there, and with any other one outside, the two halves of what
     the network sees would not belong together.
 
+    With ``eta`` above 0 the model's step adds noise of its own, drawn from the slice's generator; at 1 it is the
+    paper's draw from the posterior, to which ``fresh_noise`` outside the mask belongs.
+
     With ``start_from_noise`` (ours) the walk starts from noise alone inside the mask. At level 500 a third of the
     amplitude of z0 is still in z_500, enough for a network that saw healthy slices only to bring a large lesion back.
 
@@ -176,7 +173,12 @@ def heal(
     if options.start_from_noise:
         z = torch.where(mask > 0, noise, z)
     for t, s in pairwise(reversed(grid)):
-        step = transition(z, model.eps(z, levels_of(t, z)), t, s, model.schedule, clamp)
+        eps = model.eps(z, levels_of(t, z))
+        if options.eta > 0:
+            drawn = draw_noise(generators, latent.shape[1:], model)
+            step = stochastic_transition(z, eps, t, s, model.schedule, drawn, options.eta, clamp)
+        else:
+            step = transition(z, eps, t, s, model.schedule, clamp)
         if options.fresh_noise:
             noise = draw_noise(generators, latent.shape[1:], model)
         z = torch.where(mask > 0, step, add_noise(latent, noise, s, model.schedule))

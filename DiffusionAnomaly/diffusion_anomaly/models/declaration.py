@@ -83,6 +83,7 @@ def check_declaration(
         if config.get("spatial_dims", dimensions) != dimensions:
             found = f"has spatial_dims {config['spatial_dims']}, expected {dimensions}"
             fail(package, network_file(part), found, WRONG)
+        _check_conditions(package, part, config)
     if metadata["version"] != anomaly["version"]:
         found = f"says version {metadata['version']}, {ANOMALY} says {anomaly['version']}"
         fail(package, METADATA, found, WRONG)
@@ -238,13 +239,15 @@ def _check_latents(package: str, anomaly: Mapping[str, Any], networks: Mapping[s
 
 
 def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> None:
-    """What the networks on latents hand each other: as many channels, and a threshold at each position."""
+    """What the networks on latents hand each other: as many channels."""
     if "diffusion" not in networks:
         return
     latent = networks["diffusion"].get("in_channels")
     for part, key in (("diffusion", "out_channels"), ("classifier", "in_channels")):
         if part in networks and networks[part].get(key) != latent:
             found = f"has {key} {networks[part].get(key)}; the latents have {latent} channels"
+            if part == "diffusion" and latent and networks[part].get(key) == 2 * latent:
+                found += ", and a network that also predicts variances (learned sigma) is not supported"
             fail(package, network_file(part), found, WRONG)
     if networks.get("classifier", {}).get("out_channels", 2) != 2:
         found = f"has out_channels {networks['classifier']['out_channels']}; the classes are healthy and diseased"
@@ -258,11 +261,19 @@ def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping
                 f"has a codec with {counted(len(values), 'value')} of {key} for {latent} channels",
                 WRONG,
             )
-    rows = anomaly.get("latent_threshold", {}).get("value")
-    if isinstance(rows, list):
-        width, height = (pixels // anomaly["codec"]["factor"] for pixels in anomaly["grid"]["size"])
-        if len(rows) != height or any(len(row) != width for row in rows):
-            fail(package, ANOMALY, f"has a latent_threshold whose value is not {height} rows of {width} numbers", WRONG)
+
+
+def _check_conditions(package: str, part: str, config: Mapping[str, Any]) -> None:
+    """Refuse networks that ask for what no method gives them: a context, or a class elsewhere than in diffusion.
+
+    A class-conditional diffusion network is told "healthy".
+    """
+    if config.get("with_conditioning") or config.get("cross_attention_dim") is not None:
+        fail(package, network_file(part), "has with_conditioning, but no method gives a network a context", WRONG)
+    classes = config.get("num_class_embeds")
+    if classes is not None and (part != "diffusion" or not isinstance(classes, int) or classes < 1):
+        found = f"has num_class_embeds {classes}; a number of classes, healthy first, is for diffusion networks alone"
+        fail(package, network_file(part), found, WRONG)
 
 
 def _check_options(package: str, anomaly: Mapping[str, Any], method: MethodEntry) -> None:

@@ -19,6 +19,9 @@ from ..system import is_out_of_memory, without_garbage_collection
 from .schedule import Schedule, network_level, to_epsilon
 from .unet import PlainUNet
 
+HEALTHY = 0
+"""The class of a slice without disease, for classifiers and class-conditional diffusion networks."""
+
 # Samples a network call on the CPU. A convolution may pick another kernel for another batch size and round
 # differently, so every call has this size (the last is filled up) and a slice never depends on its companions.
 CPU_CHUNK = 8
@@ -93,6 +96,13 @@ def _network_class(name: str, arguments: Mapping[str, Any]) -> type[nn.Module]:
         return PlainUNet
     with without_garbage_collection():
         return getattr(import_module(NETWORKS[name]), name)
+
+
+def call_at(network: Any, x: Tensor, levels: Tensor) -> Tensor:
+    """A network's answer at levels ``(N,)``; a class-conditional one is asked for healthy slices."""
+    if getattr(network, "num_class_embeds", None) is None:
+        return network(x, levels)
+    return network(x, levels, class_labels=torch.full_like(levels, HEALTHY))
 
 
 class Codec(nn.Module):
@@ -251,12 +261,15 @@ class Model:
 
     @torch.no_grad()
     def eps(self, x_t: Tensor, t: int | Tensor) -> Tensor:
-        """The noise in ``x_t`` ``(N, C, h, w)`` at level ``t`` (an int, or ``(N,)``); level -1 asks at ``t = 0``."""
+        """The noise in ``x_t`` ``(N, C, h, w)`` at level ``t`` (an int, or ``(N,)``); level -1 asks at ``t = 0``.
+
+        A class-conditional network is asked for healthy slices.
+        """
         if self.diffusion is None:
             raise ModelError("This model package has no diffusion network.", "Choose another package.")
         self.calls += len(x_t)
         levels = self._levels(x_t, t)
-        output = self._chunks(lambda x, level: self.diffusion(x, level), x_t, levels)  # type: ignore[misc]
+        output = self._chunks(lambda x, level: call_at(self.diffusion, x, level), x_t, levels)
         return to_epsilon(output, x_t, levels, self.schedule, self.prediction_type)
 
     def log_prob(self, x_t: Tensor, t: int | Tensor) -> Tensor:

@@ -185,9 +185,79 @@ def transition(
     x0 = predict_x0(x_t, eps, t, schedule)
     if clamp is not None and t != CLEAN:
         x0 = x0.clamp(*clamp)
-        alpha_bar = schedule.alpha_bar(t)
-        eps = (x_t - alpha_bar**0.5 * x0) / (1.0 - alpha_bar) ** 0.5
+        eps = epsilon_of(x_t, x0, t, schedule)
     return add_noise(x0, eps, s, schedule)
+
+
+def stochastic_transition(
+    x_t: Tensor,
+    eps: Tensor,
+    t: int,
+    s: int,
+    schedule: Schedule,
+    noise: Tensor,
+    eta: float = 1.0,
+    clamp: tuple[float, float] | None = None,
+) -> Tensor:
+    """Move down from level ``t`` to ``s`` with fresh noise (Song et al. 2021, eq. 12 and 16).
+
+    With ``eta`` 1 it draws from the posterior of DDPM, ``q(x_s | x_t, x_0)`` with the predicted clean image (Ho et al.
+    2020, eq. 6 and 7); with 0 it is ``transition``.
+
+    Args:
+        x_t, eps, t, s, schedule, clamp: as for ``transition``; ``s`` is below ``t``.
+        noise: standard normal, of the same shape; the clean level takes none of it.
+        eta: share of the posterior's standard deviation.
+    """
+    before, after = float(schedule.alpha_bar(t)), float(schedule.alpha_bar(s))
+    variance = eta**2 * (1.0 - after) / (1.0 - before) * (1.0 - before / after)
+    if clamp is not None:
+        eps = clamped_epsilon(x_t, eps, t, schedule, clamp)
+    x0 = predict_x0(x_t, eps, t, schedule)
+    return after**0.5 * x0 + (1.0 - after - variance) ** 0.5 * eps + variance**0.5 * noise
+
+
+def epsilon_of(x_t: Tensor, x0: Tensor, t: int, schedule: Schedule) -> Tensor:
+    """The noise in ``x_t`` when ``x0`` is the clean image; there is none at the clean level."""
+    alpha_bar = schedule.alpha_bar(t)
+    return (x_t - alpha_bar**0.5 * x0) / (1.0 - alpha_bar) ** 0.5
+
+
+def clamped_epsilon(x_t: Tensor, eps: Tensor, t: int, schedule: Schedule, clamp: tuple[float, float]) -> Tensor:
+    """The noise that goes with the predicted clean image once this is clamped to its range.
+
+    At the clean level, where any noise goes with the image, it stays as it is.
+    """
+    if t == CLEAN:
+        return eps
+    return epsilon_of(x_t, predict_x0(x_t, eps, t, schedule).clamp(*clamp), t, schedule)
+
+
+def noise_to_signal(t: int, schedule: Schedule) -> float:
+    """``sqrt((1 - alpha_bar_t) / alpha_bar_t)``: the time in which a transition is a straight step.
+
+    With ``y = x / sqrt(alpha_bar)`` a transition is ``y_s = y_t + (sigma_s - sigma_t) eps``, Euler's method for the
+    probability flow ``dy / d sigma = eps`` (Song et al. 2021, eq. 14).
+    """
+    alpha_bar = float(schedule.alpha_bar(t))
+    return ((1.0 - alpha_bar) / alpha_bar) ** 0.5
+
+
+def second_order_epsilon(eps: Tensor, before: Tensor, t_before: int, t: int, s: int, schedule: Schedule) -> Tensor:
+    """The noise with which one transition becomes a second-order step (Adams and Bashforth, unequal steps).
+
+    It extrapolates from the noise at the level before and at this one to the middle of the step, in the time of
+    ``noise_to_signal``, so no further network call is needed.
+
+    Args:
+        eps: predicted at level ``t``.
+        before: predicted at ``t_before``, where the step to ``t`` began.
+        t_before, t, s: neighbouring levels of the walk, up or down.
+        schedule: the noise levels.
+    """
+    past, now, then = (noise_to_signal(level, schedule) for level in (t_before, t, s))
+    weight = (then - now) / (now - past) / 2.0
+    return eps + weight * (eps - before)
 
 
 def posterior_variance(schedule: Schedule) -> Tensor:

@@ -82,7 +82,7 @@ def _check_runs(bundle: Bundle, part: str, network: nn.Module) -> None:
     """Call a network on one slice of the package's grid, or on a corner of it with the same remainders."""
     import torch
 
-    from .networks import Codec
+    from .networks import Codec, call_at
 
     config = bundle.network_config(part)
     channels = config.get("in_channels", 1)
@@ -100,7 +100,7 @@ def _check_runs(bundle: Bundle, part: str, network: nn.Module) -> None:
                 found, expected = (*found, *decoded.shape[2:]), (*expected, *(edge * factor for edge in latent))
             else:
                 image = torch.zeros(1, channels, *latent)
-                output = network(image, torch.zeros(1, dtype=torch.long)) if takes_level else network(image)
+                output = call_at(network, image, torch.zeros(1, dtype=torch.long)) if takes_level else network(image)
                 found, expected = output.shape[1:], (config.get("out_channels"), *latent)
                 if part in ("classifier", "recogniser"):
                     expected = expected[:1]
