@@ -15,7 +15,14 @@ from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.head_size import brain_size_verdict
 from diffusion_anomaly.detection.planning import Options
-from diffusion_anomaly.detection.recognition import DOUBTED, REFUSED, Recogniser, Recognition, recognition_window
+from diffusion_anomaly.detection.recognition import (
+    DOUBTED,
+    REFUSED,
+    Recogniser,
+    Recognition,
+    Verdict,
+    recognition_window,
+)
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Volume, read_volume
 
@@ -123,6 +130,24 @@ def test_a_verdict_says_what_is_seen_and_refuses_only_what_is_far_off() -> None:
     nothing = recognition(0.0, 1.0, "no brain").verdict("FLAIR", "channel FLAIR")
     assert nothing is not None and nothing.refused and nothing.message.startswith("The channel FLAIR shows no brain")
     assert recognition(0.0, 1.0).verdict("a contrast of tomorrow") is None
+
+
+@pytest.mark.parametrize(("likeness", "refused"), [(0.6, None), (0.3, False), (0.05, True)])
+def test_a_single_slice_is_trusted_less(likeness: float, refused: bool | None) -> None:
+    def verdict(is_single: bool) -> Verdict | None:
+        return Recognition({"FLAIR": likeness, "T1": 1 - likeness}, {"upright": 1.0}, is_single).verdict("FLAIR")
+
+    single, whole = verdict(True), verdict(False)
+    assert (None if single is None else single.refused) == refused
+    assert single is None or "a single slice" in single.message
+    assert whole is None or not whole.refused
+
+
+def test_a_scan_of_one_slice_is_known_as_such(sample: Volume, recogniser: Recogniser) -> None:
+    middle = sample.image.GetSize()[2] // 2
+    whole, single = (seen(image, recogniser) for image in (sample.image, sample.image[:, :, middle : middle + 1]))
+    assert whole is not None and not whole.is_single
+    assert single is not None and single.is_single
 
 
 @pytest.mark.parametrize(
