@@ -53,8 +53,8 @@ def read_metaimage(file: ScanFile, frame: int | None, digest: hashlib._Hash) -> 
     encoding = _encoding(header, file.what)
     shape = (*sizes[:3], *[1] * (3 - axes))
     check_size(shape, encoding.dtype, file.what)
-    stored, behind = read_parts(file, _data_files(header, file), encoding, sizes, digest)
-    values = stored[chosen] if axes == 4 else stored.reshape(shape[::-1])
+    stored, behind = read_parts(file, _data_files(header, file), encoding, sizes, digest, chosen if axes == 4 else None)
+    values = stored.reshape(shape[::-1])
     return Reading(as_float32(values), geometry, min(axes, 3), header.metadata(), (*warnings, *behind_warning(behind)))
 
 

@@ -69,8 +69,9 @@ def read_nrrd(file: ScanFile, frame: int | None, digest: hashlib._Hash) -> Readi
     geometry, warnings = _place(fields, spatial, file.what)
     encoding = _encoding(fields, file.what)
     check_size(tuple(sizes[axis] for axis in spatial), encoding.dtype, file.what)
-    stored, behind = read_parts(file, names, encoding, sizes, digest)
-    if frames_axis is not None:
+    slowest = frames_axis is not None and frames_axis == len(sizes) - 1  # then one volume is kept, not all
+    stored, behind = read_parts(file, names, encoding, sizes, digest, chosen if slowest else None)
+    if frames_axis is not None and not slowest:
         stored = stored.take(chosen, axis=len(sizes) - 1 - frames_axis)
     kept = [sizes[axis] for axis in spatial] + [1] * (3 - len(spatial))
     return Reading(
