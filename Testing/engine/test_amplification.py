@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import struct
 import time
 import tracemalloc
 import zlib
@@ -15,6 +16,7 @@ import pytest
 
 from diffusion_anomaly.io import parts
 from diffusion_anomaly.io.volume import read_volume
+from diffusion_anomaly.text import distinct_names
 from test_formats import VALUES, array_of, metaimage, nifti, nrrd, refused, write
 
 FRAMES = 60
@@ -228,3 +230,29 @@ def test_volumes_may_lie_in_any_number_of_files(tmp_path: Path, suffix: str, fil
         assert np.array_equal(array_of(path, frame=frame), VALUES + frame)
     write(tmp_path / f"{files - 1}.raw", plain[(files - 1) * share : -2])
     refused(path, "cut short", frame=0)
+
+
+# Pictures and names
+
+
+def pages(count: int) -> bytes:
+    """A TIFF of so many pages that share their pixels."""
+    content = bytearray(b"II*\0" + struct.pack("<I", 24) + bytes(16))
+    fields = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 16}
+    page = struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", tag, 4, 1, fields[tag]) for tag in fields)
+    for number in range(count):
+        following = 0 if number == count - 1 else len(content) + len(page) + 4
+        content += page + struct.pack("<I", following)
+    return bytes(content)
+
+
+def test_pages_are_not_counted(tmp_path: Path) -> None:
+    assert array_of(write(tmp_path / "one.tif", pages(1))).shape == (1, 4, 4)
+    for count in (2, 20_000):
+        refused(write(tmp_path / "many.tif", pages(count)), "several pages")
+
+
+def test_many_equal_names_are_told_apart_at_once() -> None:
+    names = distinct_names(["scan"] * 20_000 + ["Scan", "scan-3"])
+    assert len(set(names)) == len(names) == 20_002
+    assert names[:3] == ["scan", "scan-2", "scan-3"] and names[-2:] == ["Scan-20001", "scan-3-2"]

@@ -26,6 +26,11 @@ _FIELDS = {
     *("type", "dimension", "sizes", "encoding", "endian", "kinds", "spacings", "byte skip", "line skip", "byteskip"),
     *("lineskip", "space", "space dimension", "space directions", "space origin", "space units"),
 }
+_NUMBERS = {
+    *("dimension", "spacings", "space dimension", "space directions", "space origin"),
+    *("byte skip", "line skip", "byteskip", "lineskip"),
+}
+_PYTHONS = re.compile(r"[^\x00-\x7f]|\d_")  # what Python takes for a part of a number, and nobody else
 GRID_FIELDS = ("space", "space dimension", "space directions", "space origin")
 _ENCODINGS = {
     **{"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"},
@@ -105,6 +110,8 @@ def _parse(lines: list[bytes], file: ScanFile) -> tuple[Mapping[str, Any], list[
         elif name in _FIELDS | {"data file", "datafile"}:
             if name in seen or len(line) > MOST_FIELD:
                 raise InputError(f"{file.what}: its header states '{name}' twice, or at length.", _CONVERT)
+            if name in _NUMBERS and _PYTHONS.search(value):
+                raise InputError(f"{file.what}: its header states '{name}' that are no decimal numbers.", _CONVERT)
             if name == "sizes" and not re.fullmatch(r"[0-9 \t]{1,200}", value.strip()):
                 raise InputError(f"{file.what}: its header states sizes that are no whole numbers.", _CONVERT)
             seen.add(name)
