@@ -42,8 +42,8 @@ def read(
         title: what to call it; empty for the name of its file.
 
     Raises:
-        InputError: when it cannot be read as one grey volume a contrast, or is a result of this program; the message
-            says why and what to do.
+        InputError: when it cannot be read as one grey volume a contrast, is a result of this program, or takes no such
+            option; the message says why and what to do.
         MemoryExhausted: when it does not fit into memory.
 
     >>> read(np.zeros((4, 8, 8)), spacing=(1, 1, 3)).image.GetSpacing()
