@@ -85,12 +85,15 @@ def distinct_names(names: Iterable[str]) -> list[str]:
     ['Scan', 'scan-2', 'x']
     """
     taken: set[str] = set()
+    last: dict[str, int] = {}  # number of each stem; all up to it are taken
     distinct = []
     for stem in names:
-        name, number = stem, 1
+        key = folded(stem)
+        name, number = stem, last.get(key, 1)
         while folded(name) in taken:
             number += 1
             name = f"{stem}-{number}"
+        last[key] = number
         taken.add(folded(name))
         distinct.append(name)
     return distinct

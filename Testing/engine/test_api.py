@@ -131,7 +131,7 @@ def test_a_wrong_detector_is_refused_when_it_is_made(arguments: tuple, options: 
         (np.zeros((0, 4, 4)), {"spacing": (1, 1, 1)}, "shape (0, 4, 4)"),
         (np.full((4, 4, 4), np.nan), {"spacing": (1, 1, 1)}, "no finite value"),
         (sitk.Image(4, 4, 4, sitk.sitkVectorUInt8), {}, "one grey value"),
-        (sitk.Image(4, 4, 4, sitk.sitkUInt8), {"spacing": (1, 1, 1)}, "states its own"),
+        (sitk.Image(4, 4, 4, sitk.sitkUInt8), {"spacing": (1, 1, 1)}, "takes none"),
         ("nowhere.nii.gz", {}, "no file or folder nowhere.nii.gz"),
         (17, {}, "A int is no scan"),
         ({"FLAIR": np.zeros((4, 4, 4)), "T1": np.zeros((4, 4, 4))}, {"spacing": (1, 1, 1)}, "knows FLAIR"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +352,102 @@ def test_a_projection_may_lack_its_place(
 def test_a_picture_of_a_screen_is_no_scan(tmp_path: Path) -> None:
     data = dicoms.image(dicoms.voxels((5, 6)), "1.2.840.10008.5.1.4.1.1.7", Modality="OT", PixelSpacing=["1", "1"])
     assert "ImageOrientationPatient" in refused(dicoms.save(data, tmp_path / "screen.dcm"))
+
+
+# One image of a series
+
+
+def test_an_image_beside_others_of_its_series_says_what_is_left_out(tmp_path: Path) -> None:
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    dicoms.save(dicoms.classic(dicoms.voxels(), SeriesInstanceUID="1.2.9")[0], folder / "other.dcm")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "below").mkdir()
+    shutil.copy(folder / "03-0.dcm", folder / "copy.dcm")
+    (warning,) = read_volume(folder / "03-0.dcm").warnings
+    assert "3 more images of it" in warning and "Give the folder" in warning
+    assert read_volume(folder / "other.dcm").warnings == ()
+
+
+@pytest.mark.parametrize("name", ["SeriesInstanceUID", "SOPInstanceUID"])
+def test_images_without_uids_are_counted_too(tmp_path: Path, name: str) -> None:
+    for k, data in enumerate(dicoms.classic(dicoms.voxels(), **{name: ""})):
+        data.save_as(tmp_path / f"{k}.dcm", enforce_file_format=False)
+    assert any("3 more images" in warning for warning in read_volume(tmp_path / "0.dcm").warnings)
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "MG"])
+def test_a_projection_beside_others_is_whole_by_itself(tmp_path: Path, modality: str) -> None:
+    kind = "1.2.840.10008.5.1.4.1.1.1"
+    for number in range(2):
+        data = dicoms.image(dicoms.voxels((5, 6)), kind, Modality=modality, PixelSpacing=["1", "1"])
+        dicoms.save(data, tmp_path / f"{number}.dcm")
+    assert not any("series" in warning for warning in read_volume(tmp_path / "0.dcm").warnings)
+
+
+def test_an_object_of_many_frames_is_whole_by_itself(tmp_path: Path) -> None:
+    pixels = dicoms.voxels()
+    for number in range(2):
+        data = dicoms.enhanced(pixels, [(0, 0, 3.0 * k) for k in range(len(pixels))])
+        dicoms.save(data, tmp_path / f"{number}.dcm")
+    assert read_volume(tmp_path / "0.dcm").warnings == ()
+
+
+# Images without UIDs
+
+
+@pytest.mark.parametrize("uid", ["", None])
+def test_empty_slices_without_uids_are_no_copies(tmp_path: Path, uid: str | None) -> None:
+    first, second = dicoms.voxels(), dicoms.voxels(seed=1)
+    first[0] = second[0] = 0
+    stacks = [
+        dicoms.classic(values, SOPInstanceUID=uid, EchoTime=str(time)) for values, time in ((first, 10), (second, 90))
+    ]
+    for number, stack in enumerate(stacks):
+        for k, data in enumerate(stack):
+            data.save_as(tmp_path / f"{number}-{k}.dcm", enforce_file_format=False)
+    assert np.array_equal(array(read_volume(tmp_path, frame=1).image), second)
+
+
+def test_empty_frames_of_objects_without_uids_are_no_copies(tmp_path: Path) -> None:
+    places = [(0, 0, 3.0 * k) for k in range(4)]
+    stacks = dicoms.voxels(), dicoms.voxels(seed=1)
+    for number, values in enumerate(stacks):
+        values[0] = 0
+        group = partial(_echo, time=float(number))
+        data = dicoms.enhanced(values, places, frame=group, InstanceNumber=str(number), SOPInstanceUID="")
+        data.save_as(tmp_path / f"{number}.dcm", enforce_file_format=False)
+    assert np.array_equal(array(read_volume(tmp_path, frame=1).image), stacks[1])
+
+
+def _echo(index: int, group: Dataset, time: float) -> None:
+    group.MREchoSequence = [dicoms.with_elements(EffectiveEchoTime=time)]
+
+
+@pytest.mark.parametrize("uid", [True, False])
+def test_each_image_that_may_be_a_copy_is_decoded_once_for_that(
+    tmp_path: Path, uid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusion_anomaly.io.dicom import reading
+
+    volumes = 12
+    for number in range(volumes):
+        extra = {} if uid else {"SOPInstanceUID": ""}
+        for k, data in enumerate(dicoms.classic(dicoms.voxels(seed=number), InstanceNumber="1", **extra)):
+            data.save_as(tmp_path / f"{number}-{k}.dcm", enforce_file_format=False)
+    decoded: list[Path] = []
+    values = reading.Pixels.values
+    monkeypatch.setattr(reading.Pixels, "values", lambda self, plane: decoded.append(plane.path) or values(self, plane))
+    refused(tmp_path, frame=0)
+    assert len(decoded) == len(set(decoded)) == volumes * 4
+
+
+def test_a_stack_that_this_machine_cannot_hold_is_refused_before_it_takes_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusion_anomaly.errors import MemoryExhausted
+    from diffusion_anomaly.io import content
+
+    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
+    monkeypatch.setattr(content, "_memory", lambda: 1000)
+    with pytest.raises(MemoryExhausted, match="6 x 5 x 4 voxels"):
+        read_volume(folder)

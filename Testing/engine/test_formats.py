@@ -471,6 +471,10 @@ def test_what_an_nrrd_leaves_open_is_said(tmp_path, fields, words):
     ({"sizes": "9.5 8 7"}, "whole numbers"),
     ({"sizes": "9 8 0"}, "9 x 8 x 0"),
     ({"byte_skip": "-7"}, "skips"),
+    ({"byte_skip": "1_0"}, "no decimal numbers"),
+    ({"space_directions": "(2_0,0,0) (0,2,0) (0,0,5)"}, "no decimal numbers"),
+    ({"space_origin": "(\u0662,0,0)"}, "no decimal numbers"),
+    ({"drop": ("space", "space directions", "space origin"), "spacings": "2 1_0 5"}, "no decimal numbers"),
     ({"line_skip": "99999999999"}, "skips"),
     ({"extra": "no field\n"}, "no field"),
     ({"extra": "type: int\n"}, "twice"),
@@ -577,14 +581,21 @@ def metaimage(path: Path, data: bytes | None = None, **fields) -> Path:
 @pytest.mark.parametrize(("fields", "words"), [
     ({"TransformMatrix": "1 0 0 0.3 1 0 0 0 1"}, "right angles|scales"),
     ({"TransformMatrix": "2 0 0 0 2 0 0 0 2"}, "scales"),
-    ({"TransformMatrix": "1 0 0 0 1 0 0 0 nan"}, "not finite"),
+    ({"TransformMatrix": "1 0 0 0 1 0 0 0 nan"}, "not 9 numbers"),
     ({"TransformMatrix": "0 0 0 0 0 0 0 0 0"}, "spacing"),
     ({"TransformMatrix": "1 0 0 1"}, "not 9 numbers"),
     ({"ElementSpacing": "2000 2000 5000"}, "2000 x 2000 x 5000 mm"),
     ({"ElementSpacing": "2 -2 5"}, "negative"),
     ({"ElementSpacing": "2 0 5"}, "0 x 5 mm"),
     ({"ElementSpacing": "2 two 5"}, "not 3 numbers"),
-    ({"Offset": "inf 0 0"}, "not finite"),
+    ({"Offset": "inf 0 0"}, "not 3 numbers"),
+    ({"Offset": "1e999 0 0"}, "not finite"),
+    ({"ElementSpacing": "1_0 1 1"}, "not 3 numbers"),
+    ({"ElementSpacing": "\u0662 1 1"}, "not 3 numbers"),
+    ({"ElementSpacing": "0x2 1 1"}, "not 3 numbers"),
+    ({"DimSize": "9 8 0_7"}, "not 3 numbers"),
+    ({"NDims": "--3"}, "NDims"),
+    ({"NDims": "0_3"}, "NDims"),
     ({"Position": "1 2 3"}, "contradict"),
     ({"NDims": 100000}, "100000 dimensions"),
     ({"NDims": "²"}, "NDims"),
@@ -692,7 +703,7 @@ def test_pictures_that_are_no_grey_slice_are_refused(tmp_path):
         refused(tmp_path / f"a{suffix}", "colour image")
     grey = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
     grey.save(tmp_path / "pages.tif", save_all=True, append_images=[grey, grey])
-    refused(tmp_path / "pages.tif", "3 pages")
+    refused(tmp_path / "pages.tif", "several pages")
     clear = grey.convert("LA")
     clear.putalpha(100)
     clear.save(tmp_path / "clear.png")
@@ -771,6 +782,7 @@ OTHERS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "philips": ("scan.PAR", lambda: b"# === DATA DESCRIPTION FILE ===\n", "PAR/REC"),
     "pdf": ("scan.nii", lambda: b"%PDF-1.7" + bytes(60), "PDF"),
     "lsm": ("scan.lsm", lambda: b"II*\0" + bytes(60), "LSM|TIFF"),
+    "bruker": ("2dseq", lambda: VALUES.tobytes(), "Bruker"),
     "envi": ("scan.hdr", lambda: b"ENVI\nsamples = 9\n", "ENVI"),
     "nothing": ("scan", lambda: b"hello, this is text", "no image format"),
     "one byte": ("scan.nii", lambda: b"\x5c", "not a NIfTI"),

@@ -182,6 +182,18 @@ def test_voxels_that_are_no_number_become_the_smallest_value_and_are_counted(tmp
     assert array(volume.image)[1, 2, 3] == array(volume.image).min() == -5
 
 
+@pytest.mark.parametrize("ends", [(-3e38, 3e38), (0, 3.4e38), (-3.4e38, 0), (-3.4e38, -3.4e38), (-1e-30, 1e30)])
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_what_replaces_voxels_that_are_no_number_is_finite(tmp_path, ends, share):
+    values = np.full(1000, np.float32(ends[0]))
+    values[-1] = ends[1]
+    values[: int(share * 1000)] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(values.reshape(10, 10, 10)), str(tmp_path / "scan.nrrd"))
+    found = array(read_volume(tmp_path / "scan.nrrd").image)
+    assert np.isfinite(found).all()
+    assert found[0, 0, 0] == found.min() and found[-1, -1, -1] == np.float32(ends[1])
+
+
 def test_a_constant_scan_is_a_scan(tmp_path):
     sitk.WriteImage(sitk.Image(5, 6, 7, sitk.sitkInt16) + 3, str(tmp_path / "scan.nii.gz"))
     volume = read_volume(tmp_path / "scan.nii.gz")

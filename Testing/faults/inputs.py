@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import math
 import random
@@ -116,10 +117,10 @@ def load() -> Callable[[random.Random, Path], str]:
     return partial(_case, read_volume)
 
 
-def _case(read_volume: Callable[[Path], object], chance: random.Random, folder: Path) -> str:
+def _case(read_volume: Callable[..., object], chance: random.Random, folder: Path) -> str:
     seeds = next(path for path in (folder.parent / "seeds-input",) if path.is_dir())
     path = mutated(seeds, folder, chance)
-    check(read_volume(path))
+    check(read_volume(path, frame=chance.choice((None, None, 0, 1))))
     return "result"
 
 
@@ -129,11 +130,13 @@ def mutated(seeds: Path, folder: Path, chance: random.Random) -> Path:
         (
             *("a.nii", "a.nii", "two.nii", "four.nii", "a.nii.gz", "pair.hdr", "pair-gz.hdr", "a.nrrd", "a.nrrd"),
             *("packed.nrrd", "detached.nhdr", "a.mha", "a.mha", "packed.mha", "raw.mhd", "a.png", "series", "series"),
-            *("rle", "enhanced", "enhanced", "twins"),
+            *("rle", "enhanced", "enhanced", "twins", "amplified"),
         )
     )
     if name == "twins":
         return _twins(seeds, folder, chance)
+    if name == "amplified":
+        return _amplified(seeds, folder, chance)
     if (seeds / name).is_dir():
         return _series(seeds / name, folder / name, chance)
     for file in seeds.glob(f"{name.split('.')[0]}.*"):
@@ -195,6 +198,72 @@ def _twins(seeds: Path, folder: Path, chance: random.Random) -> Path:
         data = gzip.compress(bytes(reversed(gzip.decompress(data))), mtime=0)
     (folder / (name or other)).write_bytes(data)
     return folder / chance.choice((one, name or other))
+
+
+def _amplified(seeds: Path, folder: Path, chance: random.Random) -> Path:
+    """A small file that asks for a lot of work: the limit of a case's time and memory shows what it costs."""
+    choice = chance.choice(("members", "skip", "volumes", "text", "offset", "pages", "files", "images"))
+    pack, encoding = chance.choice(((gzip.compress, "gzip"), (bz2.compress, "bzip2")))
+    voxels = np.arange(math.prod(SIZE), dtype="<i2").tobytes()
+    path = folder / "a.nrrd"
+    if choice == "members":
+        members = pack(chance.choice((b"", b"", b"7"))) * chance.choice((10, 5000, 100_000))
+        if chance.random() < 0.5:
+            path = folder / "a.nii.gz"
+            path.write_bytes((seeds / "a.nii.gz").read_bytes() + (members if encoding == "gzip" else b""))
+        else:
+            path.write_bytes(_nrrd(SIZE, encoding) + pack(voxels) + members)
+    elif choice == "skip":
+        skip = chance.choice((1 << 20, 1 << 26, 1 << 27, 1 << 39))
+        path.write_bytes(_nrrd(SIZE, encoding, f"byte skip: {skip}\n") + pack(bytes(1 << 24)) * chance.choice((1, 99)))
+    elif choice == "volumes":
+        frames = chance.choice((2, 100, 9500))  # the most take more than the memory of a case
+        plain = gzip.compress(bytes(1 << 24), 1) * (frames * 64 * 64 * 20 * 2 // (1 << 24) + 1)
+        path.write_bytes(_nrrd((64, 64, 20, frames), "gzip", "kinds: domain domain domain list\n") + plain)
+    elif choice == "text":
+        more = chance.choice((b" 7", b" ", b"\n", b" 7.0000000", b" x")) * chance.choice((1000, 1 << 20, 1 << 23))
+        path.write_bytes(_nrrd(SIZE, "ascii") + b" ".join(b"%d" % (k % 900) for k in range(math.prod(SIZE))) + more)
+    elif choice == "offset":
+        path = folder / "a.nii.gz"
+        data = bytearray((seeds / "a.nii").read_bytes())
+        struct.pack_into("<f", data, 108, chance.choice((1e6, 6e7, 1e9)))
+        path.write_bytes(gzip.compress(bytes(data), mtime=0) + gzip.compress(bytes(1 << 24)) * 64)
+    elif choice == "pages":
+        path = folder / "a.tif"
+        path.write_bytes(_tiff(chance.choice((1, 2, 1000, 30_000))))
+    elif choice == "files":
+        path = folder / "a.nhdr"
+        names = chance.choice((1, 5, 10_000))
+        plane = pack(bytes(max(1, 2 * math.prod(SIZE) // names)) + bytes(chance.choice((0, 1000, 1 << 24))))
+        (folder / "a.raw").write_bytes(plane)
+        path.write_bytes(_nrrd(SIZE, encoding, "data file: LIST\n" + "a.raw\n" * names)[:-1])
+    else:
+        shutil.copytree(seeds / "series", folder / "series")
+        path = folder / "series"
+        data = (path / "0.dcm").read_bytes()
+        blank = data.replace(b"1.2.3.1\0", bytes(8)) if chance.random() < 0.7 else data
+        for number in range(chance.choice((2, 30, 300))):
+            end = chance.randbytes(2 * SIZE[0] * SIZE[1])
+            (path / f"more-{number}.dcm").write_bytes(blank[: len(blank) - len(end)] + end)
+    return path
+
+
+def _nrrd(sizes: tuple[int, ...], encoding: str, extra: str = "") -> bytes:
+    extents = " ".join(map(str, sizes))
+    return (
+        f"NRRD0004\ntype: short\ndimension: {len(sizes)}\nsizes: {extents}\nendian: little\nencoding: {encoding}\n"
+        f"{extra}\n"
+    ).encode()
+
+
+def _tiff(pages: int) -> bytes:
+    """Of so many pages that share their pixels."""
+    content = bytearray(b"II*\0" + struct.pack("<I", 24) + bytes(16))
+    fields = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 16}
+    page = struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", tag, 4, 1, fields[tag]) for tag in fields)
+    for number in range(pages):
+        content += page + struct.pack("<I", 0 if number == pages - 1 else len(content) + len(page) + 4)
+    return bytes(content)
 
 
 def _series(series: Path, folder: Path, chance: random.Random) -> Path:

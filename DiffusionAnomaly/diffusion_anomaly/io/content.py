@@ -1,7 +1,7 @@
 """The bytes of a scan's files, read once: hashed as they come, inflated to their end, bounded before they are stored.
 
-Whatever is said later of a file, its hash and its header, comes from this one reading. A path is never opened twice,
-so nothing that replaces a file during a run can mix two scans.
+Whatever is said later of a file, its hash, its header and its voxels, comes from this one reading, so nothing that
+replaces a file during a run can mix two scans. (That it is no DICOM was seen before, by its first bytes.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from ..errors import InputError, MemoryExhausted
 from ..text import counted, printable
 
 CHUNK = 1 << 20
+# What a decompressor is given at once: at the end of each member of a stream it copies what is left of it.
+_PIECE = 1 << 14
+# Members of a stream that hold nothing; some writers end a file with one.
+_MOST_EMPTY = 1000
 # The most that deflate makes of a byte; whoever promises more is wrong.
 MOST_INFLATION = 1032
 # 2 GB in 8 bits, 8 GB in float32: a head at 0.2 mm. What needs more is no scan that one pass could handle.
@@ -203,9 +207,9 @@ def inflate(chunks: Iterator[bytes], what: str, window: int = 31) -> Iterator[by
     Raises:
         InputError: while it is read, when the stream is damaged, cut short, or followed by something else than zeros.
     """
-    decoder, padding = zlib.decompressobj(window), False
+    decoder, padding, filled, empty = zlib.decompressobj(window), False, False, 0
     try:
-        for chunk in chunks:
+        for chunk in _pieces(chunks):
             while chunk:
                 if decoder.eof:
                     padding = padding or chunk[:1] == b"\0"
@@ -213,10 +217,12 @@ def inflate(chunks: Iterator[bytes], what: str, window: int = 31) -> Iterator[by
                         if chunk.strip(b"\0"):
                             raise zlib.error("followed by something else")
                         break
-                    decoder = zlib.decompressobj(window)
+                    empty = _count_empty(empty, filled, what)
+                    decoder, filled = zlib.decompressobj(window), False
                 data = decoder.decompress(chunk, CHUNK)
                 chunk = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
                 if data:
+                    filled = True
                     yield data
         if not decoder.eof:
             yield decoder.flush()
@@ -232,18 +238,40 @@ def inflate_bzip2(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
     Raises:
         InputError: while it is read, when the stream is damaged or cut short.
     """
-    decoder = bz2.BZ2Decompressor()
+    decoder, filled, empty = bz2.BZ2Decompressor(), False, 0
     try:
-        for chunk in chunks:
+        for chunk in _pieces(chunks):
             while chunk or not (decoder.needs_input or decoder.eof):
                 if decoder.eof:
-                    decoder = bz2.BZ2Decompressor()
-                yield decoder.decompress(chunk, CHUNK)
+                    empty = _count_empty(empty, filled, what)
+                    decoder, filled = bz2.BZ2Decompressor(), False
+                data = decoder.decompress(chunk, CHUNK)
                 chunk = decoder.unused_data if decoder.eof else b""
+                if data:
+                    filled = True
+                    yield data
     except OSError as error:
         raise _damaged(what) from error
     if not decoder.eof:
         raise InputError(f"{what} is cut short: its compressed content does not end.", COPY_AGAIN)
+
+
+def _pieces(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        for start in range(0, len(chunk), _PIECE):
+            yield chunk[start : start + _PIECE]
+
+
+def _count_empty(empty: int, filled: bool, what: str) -> int:
+    """The number of members without content, one more unless the last was filled.
+
+    Raises:
+        InputError: when there are more than any writer makes.
+    """
+    empty += not filled
+    if empty > _MOST_EMPTY:
+        raise InputError(f"{what} is damaged: its compressed content is in countless empty parts.", COPY_AGAIN)
+    return empty
 
 
 def _damaged(what: str) -> InputError:

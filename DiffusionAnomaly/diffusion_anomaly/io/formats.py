@@ -65,15 +65,9 @@ _REFUSED: tuple[tuple[int, bytes, str], ...] = (
 )
 _REFUSED_NAMES = {
     **{".mnc": "a MINC file", ".head": "an AFNI file", ".brik": "an AFNI file", ".gipl": "a GIPL file"},
-    **{
-        ".vtk": "a VTK file",
-        ".vti": "a VTK file",
-        ".mrc": "an MRC map",
-        ".lsm": "an LSM file",
-        ".2dseq": "a Bruker file",
-    },
+    **{".vtk": "a VTK file", ".vti": "a VTK file", ".mrc": "an MRC map", "2dseq": "a Bruker file"},
     **{".par": "a Philips PAR/REC file", ".rec": "a Philips PAR/REC file", ".v": "an ECAT file"},
-    **{".mif": "an MRtrix file", ".bruker": "a Bruker file", ".zip": "a zip archive", ".pkl": "a Python pickle"},
+    **{".mif": "an MRtrix file", ".zip": "a zip archive", ".pkl": "a Python pickle"},
 }
 _HEADERS, _VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
 
@@ -147,7 +141,7 @@ def _read(file: ScanFile, path: Path, header: Path, frame: int | None, digest: h
         return read_metaimage(file, frame, digest)
     if suffix_of(path) in (".nii", ".nii.gz"):
         raise InputError(f"{file.what} is not a NIfTI file, whatever its name says.", "Give the scan itself.")
-    name = _REFUSED_NAMES.get(suffix_of(path))
+    name = _REFUSED_NAMES.get(suffix_of(path) or path.name.lower())
     if name:
         raise InputError(f"{file.what} is {name} by its name, which is not read.", READ_INSTEAD)
     raise InputError(f"{file.what} is in no image format that can be read, or is damaged.", READ_INSTEAD)

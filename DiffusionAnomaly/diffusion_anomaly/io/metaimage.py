@@ -13,9 +13,10 @@ from ..text import clean_text
 from .content import ScanFile, behind_warning, check_size
 from .geometry import MOST_SHEAR, Geometry, geometry_of
 from .parts import Encoding, read_header_lines, read_parts
-from .reading import Reading, as_float32, choose_frame, not_grey
+from .reading import DECIMAL, INTEGER, Reading, as_float32, choose_frame, not_grey
 
 MOST_LINE, MOST_HEADER = 1 << 16, 1 << 20
+_LONGEST_NUMBER = 64
 _TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
     # On disk a long has 4 bytes, whatever it has in memory.
@@ -56,10 +57,13 @@ def read_metaimage(file: ScanFile, frame: int | None, digest: hashlib._Hash) -> 
     shape = (*sizes[:3], *[1] * (3 - axes))
     check_size(shape, encoding.dtype, file.what)
     values_a_voxel = () if components == 1 else (components,)
-    stored, behind = read_parts(file, _data_files(header, file), encoding, (*values_a_voxel, *sizes), digest)
+    volume = chosen if axes == 4 else None
+    stored, behind = read_parts(
+        file, _data_files(header, file), encoding, (*values_a_voxel, *sizes), digest, volume
+    )
     if components > 1:
         stored = stored[..., chosen]
-    values = stored[chosen] if axes == 4 else stored.reshape(shape[::-1])
+    values = stored.reshape(shape[::-1])
     return Reading(as_float32(values), geometry, min(axes, 3), header.metadata(), (*warnings, *behind_warning(behind)))
 
 
@@ -100,20 +104,17 @@ class _Header:
     def integer(self, name: str, default: int | None) -> int:
         if not (text := self.text(name)) and default is not None:
             return default
-        if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or len(text) > 18:
+        if not INTEGER.fullmatch(text) or len(text) > 18:
             raise InputError(f"{self.what}: {name} in its header is {clean_text(text, 40)!r}, no number.", _CONVERT)
         return int(text)
 
     def numbers(self, names: str | tuple[str, ...], count: int, *, whole: bool = False) -> np.ndarray:
         names = (names,) if isinstance(names, str) else names
-        text = self.text(*names)
-        try:
-            values = np.array([(int if whole else float)(word) for word in text.split()], np.int64 if whole else float)
-        except (ValueError, OverflowError):
-            values = np.empty(0)
-        if len(values) != count:
+        words = self.text(*names).split()
+        pattern, longest = (INTEGER, 18) if whole else (DECIMAL, _LONGEST_NUMBER)
+        if len(words) != count or not all(len(word) <= longest and pattern.fullmatch(word) for word in words):
             raise InputError(f"{self.what}: {names[0]} in its header is not {count} numbers.", _CONVERT)
-        return values
+        return np.array([(int if whole else float)(word) for word in words], np.int64 if whole else np.float64)
 
     def flag(self, *names: str, default: bool) -> bool:
         text = self.text(*names)

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..text import clean_text, counted
 from .content import (
+    MOST_BEHIND,
     MOST_INFLATION,
     Content,
     ScanFile,
@@ -91,11 +92,14 @@ def read_nifti(file: ScanFile, compressed: bool, frame: int | None, data: ScanFi
     if data is not None:
         content.finish()
         content = _content(data, compressed := data.peek(2) == b"\x1f\x8b")
-        check_promise(offset + size, data.size, MOST_INFLATION if compressed else 1, data.what)
-        content.skip(offset)
-    else:
-        check_promise(offset + size, file.size, MOST_INFLATION if compressed else 1, file.what)
-        content.skip(offset - length)
+    voxels = data or file
+    check_promise(offset + size, voxels.size, MOST_INFLATION if compressed else 1, voxels.what)
+    if compressed and offset > MOST_BEHIND:
+        raise InputError(
+            f"{file.what}: its header skips {offset} bytes of compressed content (vox_offset), more than any writer.",
+            "Export or convert the scan again.",
+        )
+    content.skip(offset - (length if data is None else 0))
     stored, behind = read_frame(content, dtype, shape, frames, chosen)
     description = clean_text(bytes(header["descrip"].tobytes()).split(b"\0")[0])
     return Reading(

@@ -26,6 +26,11 @@ _FIELDS = {
     *("type", "dimension", "sizes", "encoding", "endian", "kinds", "spacings", "byte skip", "line skip", "byteskip"),
     *("lineskip", "space", "space dimension", "space directions", "space origin", "space units"),
 }
+_NUMBERS = {
+    *("dimension", "spacings", "space dimension", "space directions", "space origin"),
+    *("byte skip", "line skip", "byteskip", "lineskip"),
+}
+_PYTHONS = re.compile(r"[^\x00-\x7f]|\d_")  # what Python takes for a part of a number, and nobody else
 GRID_FIELDS = ("space", "space dimension", "space directions", "space origin")
 _ENCODINGS = {
     **{"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"},
@@ -71,8 +76,9 @@ def read_nrrd(file: ScanFile, frame: int | None, digest: hashlib._Hash) -> Readi
     geometry, warnings = _place(fields, spatial, file.what)
     encoding = _encoding(fields, file.what)
     check_size(tuple(sizes[axis] for axis in spatial), encoding.dtype, file.what)
-    stored, behind = read_parts(file, names, encoding, sizes, digest)
-    if frames_axis is not None:
+    slowest = frames_axis is not None and frames_axis == len(sizes) - 1  # then one volume is kept, not all
+    stored, behind = read_parts(file, names, encoding, sizes, digest, chosen if slowest else None)
+    if frames_axis is not None and not slowest:
         stored = stored.take(chosen, axis=len(sizes) - 1 - frames_axis)
     kept = [sizes[axis] for axis in spatial] + [1] * (3 - len(spatial))
     return Reading(
@@ -106,6 +112,8 @@ def _parse(lines: list[bytes], file: ScanFile) -> tuple[Mapping[str, Any], list[
         elif name in _FIELDS | {"data file", "datafile"}:
             if name in seen or len(line) > MOST_FIELD:
                 raise InputError(f"{file.what}: its header states '{name}' twice, or at length.", _CONVERT)
+            if name in _NUMBERS and _PYTHONS.search(value):
+                raise InputError(f"{file.what}: its header states '{name}' that are no decimal numbers.", _CONVERT)
             if name == "sizes" and not re.fullmatch(r"[0-9 \t]{1,200}", value.strip()):
                 raise InputError(f"{file.what}: its header states sizes that are no whole numbers.", _CONVERT)
             seen.add(name)

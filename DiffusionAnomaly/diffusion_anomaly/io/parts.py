@@ -19,7 +19,9 @@ from ..errors import InputError
 from ..text import clean_text
 from .content import (
     COPY_AGAIN,
+    MOST_BEHIND,
     MOST_INFLATION,
+    MOST_VOXELS,
     Content,
     ScanFile,
     check_promise,
@@ -31,9 +33,12 @@ from .content import (
 
 MOST_PARTS = 10_000
 # bzip2 makes 900 kB of zeros into some 40 bytes.
-MOST_INFLATION_BZIP2 = 25_000
-# A number and the blank behind it.
-_LEAST_TEXT = 2
+_MOST_INFLATIONS = {"bzip2": 25_000, "gzip": MOST_INFLATION, "zlib": MOST_INFLATION}
+# Bytes of text a voxel: a number and the blank behind it take 2 or more, in full precision and in columns some 30.
+_LEAST_TEXT, _MOST_TEXT = 2, 32
+# Behind them; text takes a hundred times as long as raw voxels.
+_MOST_TEXT_BEHIND = 1 << 20
+_CONVERT = "Export or convert the scan again."
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,14 @@ def read_header_lines(file: ScanFile, last: Sequence[bytes], most_line: int, mos
 
 
 def read_parts(
-    header: ScanFile, names: Sequence[str] | None, encoding: Encoding, shape: tuple[int, ...], digest: hashlib._Hash
+    header: ScanFile,
+    names: Sequence[str] | None,
+    encoding: Encoding,
+    shape: tuple[int, ...],
+    digest: hashlib._Hash,
+    frame: int | None = None,
 ) -> tuple[np.ndarray, int]:
-    """All voxels that a header describes.
+    """The voxels that a header describes, and the check that all of them are there.
 
     Args:
         header: the header's file, at its end.
@@ -97,6 +107,7 @@ def read_parts(
         encoding: of each of them.
         shape: extents, the fastest first.
         digest: takes the bytes of the files.
+        frame: which volume to keep, where the slowest axis counts them; None for all voxels.
 
     Returns:
         The voxels, the slowest axis first, as they are stored, and the number of bytes that follow them.
@@ -105,72 +116,129 @@ def read_parts(
         InputError: when a file is missing, cut short, damaged, or named where a header may name none.
         MemoryExhausted: when this machine cannot hold it.
     """
-    size = check_size(shape, encoding.dtype, header.what)
-    count = size // encoding.dtype.itemsize
-    if names is not None and (not names or len(names) > MOST_PARTS or count % len(names)):
+    kept = shape if frame is None else shape[:-1]
+    size = check_size(kept, encoding.dtype, header.what)
+    frames = 1 if frame is None else shape[-1]
+    if size // encoding.dtype.itemsize * frames > MOST_VOXELS:
+        raise InputError(f"{header.what}: its header states {frames} volumes, too many.", "Give one volume of it.")
+    total, first = size * frames, size * (frame or 0)
+    parts = 1 if names is None else len(names)
+    if not 0 < parts <= MOST_PARTS or total // encoding.dtype.itemsize % parts:
+        raise InputError(f"{header.what} names {parts} data files for {' x '.join(map(str, shape))} voxels.", _CONVERT)
+    if names is not None and len(set(names)) < parts:
+        raise InputError(f"{header.what} names a data file twice.", _CONVERT)
+    if encoding.kind in _MOST_INFLATIONS and encoding.skip * parts > MOST_BEHIND:
         raise InputError(
-            f"{header.what} names {len(names)} data files for {' x '.join(map(str, shape))} voxels.",
-            "Export or convert the scan again.",
+            f"{header.what}: its header skips {encoding.skip} bytes of compressed content, more than any writer does.",
+            _CONVERT,
         )
-    share = size if names is None else size // len(names)
-    behind, stored = 0, None
+    share, behind = total // parts, 0
+    stored: np.ndarray | None = None
     for index, name in enumerate([None] if names is None else names):
+        # Of this file's share, what belongs to the volume.
+        start, stop = (min(max(at - index * share, 0), share) for at in (first, first + size))
         with nullcontext(header) if name is None else ScanFile(_beside(header, name), digest) as file:
-            held = file.left if encoding.stored is None else min(file.left, encoding.stored)
-            most = {"raw": 1, "bzip2": MOST_INFLATION_BZIP2, "text": 0}.get(encoding.kind, MOST_INFLATION)
-            if most:
-                check_promise(share, held, most, file.what)
-            else:
-                check_promise(share // encoding.dtype.itemsize * _LEAST_TEXT - 1, held, 1, file.what)
+            _check_held(file, encoding, share)
             if stored is None:  # not before the first file has shown that it can hold its share
                 stored = np.empty(size, np.uint8)
-            behind += _fill(file, encoding, stored[index * share : (index + 1) * share])
+            offset = index * share + start - first
+            behind += _fill(
+                file,
+                encoding,
+                stored[offset : offset + stop - start] if stop > start else stored[:0],
+                start,
+                share - stop,
+            )
+        if behind > MOST_BEHIND:
+            raise InputError(f"{header.what}: its data files hold far more than it promises.", _CONVERT)
     assert stored is not None  # there is at least one file
-    return stored.view(encoding.dtype).reshape(shape[::-1]), behind
+    return stored.view(encoding.dtype).reshape(kept[::-1]), behind
 
 
-def _fill(file: ScanFile, encoding: Encoding, target: np.ndarray) -> int:
-    """Fill an array with a file's voxels; the number of bytes that follow them."""
+def _check_held(file: ScanFile, encoding: Encoding, share: int) -> None:
+    """Refuse a file that cannot hold its share of the voxels, or as text holds far more than that."""
+    held = max(0, file.left - encoding.skip_lines)
+    if encoding.stored is not None:
+        held = min(held, encoding.stored)
+    skip = max(0, encoding.skip)
+    if encoding.kind != "text":
+        check_promise(skip + share, held, _MOST_INFLATIONS.get(encoding.kind, 1), file.what)
+        return
+    voxels = share // encoding.dtype.itemsize
+    check_promise(skip + voxels * _LEAST_TEXT - 1, held, 1, file.what)
+    if held - skip > voxels * _MOST_TEXT + _MOST_TEXT_BEHIND:
+        raise InputError(f"{file.what} holds far more text than the {voxels} numbers of its header take.", _CONVERT)
+
+
+def _fill(file: ScanFile, encoding: Encoding, target: np.ndarray, before: int, after: int) -> int:
+    """Fill an array with some of a file's voxels; the number of bytes that follow them all.
+
+    Args:
+        file: at its first line.
+        encoding: of the voxels.
+        target: uint8.
+        before, after: bytes of other voxels around them.
+    """
     for _ in range(encoding.skip_lines):
         _skip_line(file)
-    if encoding.skip < 0:
-        if encoding.kind != "raw":
-            raise InputError(f"{file.what}: voxels from its end must be raw.", "Export or convert the scan again.")
-        return _fill_from_end(file, target)
+    if encoding.skip < 0 and encoding.kind != "raw":
+        raise InputError(f"{file.what}: voxels from its end must be raw.", _CONVERT)
     if encoding.kind == "text":
-        return _fill_text(file, encoding, target)
+        return _fill_text(file, encoding, target, before, after)
     chunks: Iterator[bytes] = file.chunks(encoding.stored)
+    skip = encoding.skip
+    if skip < 0:  # the voxels are the last bytes
+        skip = max(0, file.left - before - len(target) - after)
     if encoding.kind == "bzip2":
         chunks = inflate_bzip2(chunks, file.what)
     elif encoding.kind != "raw":
         chunks = inflate(chunks, file.what, 47 if encoding.kind == "zlib" else 31)
     content = Content(chunks, file.what)
-    content.skip(encoding.skip)
+    content.skip(skip + before)
     content.into(target)
-    return content.finish() + file.finish()
+    behind = content.finish(after) - after
+    if behind < 0:
+        share = before + len(target) + after
+        raise cut_short(file.what, share + behind, share)
+    return behind + file.finish()
 
 
-def _fill_from_end(file: ScanFile, target: np.ndarray) -> int:
-    rest = Content(file.chunks(), file.what)
-    rest.skip(max(0, file.left - len(target)))
-    rest.into(target)
-    return rest.finish()
-
-
-def _fill_text(file: ScanFile, encoding: Encoding, target: np.ndarray) -> int:
-    text = b"".join(file.chunks()).strip()
-    voxels = target.view(encoding.dtype)
+def _fill_text(file: ScanFile, encoding: Encoding, target: np.ndarray, before: int, after: int) -> int:
+    content = Content(file.chunks(), file.what)
+    content.skip(encoding.skip)
+    text = content.read(file.size).strip()
+    itemsize = encoding.dtype.itemsize
+    expected = (before + len(target) + after) // itemsize
     try:
         with warnings.catch_warnings():  # it warns of what follows the last number that it understands
             warnings.simplefilter("error")
-            numbers = np.fromstring(text[encoding.skip :], np.float64, sep=" ")
-            if len(numbers) < len(voxels):
-                raise cut_short(file.what, len(numbers), len(voxels))
-            with np.errstate(all="ignore"):
-                voxels[:] = numbers[: len(voxels)]
+            numbers = np.fromstring(text, np.float64, sep=" ")
     except (DeprecationWarning, RuntimeWarning, ValueError) as error:
         raise InputError(f"{file.what} is damaged: its voxels are not all numbers.", COPY_AGAIN) from error
-    return len(numbers) - len(voxels)
+    if len(numbers) < expected:
+        raise cut_short(file.what, len(numbers), expected)
+    voxels = numbers[before // itemsize : (before + len(target)) // itemsize]
+    with np.errstate(all="ignore"):
+        target.view(encoding.dtype)[:] = voxels
+        _check_range(voxels, encoding.dtype, file.what)
+    return len(numbers) - expected
+
+
+def _check_range(numbers: np.ndarray, dtype: np.dtype, what: str) -> None:
+    """Refuse numbers that a type cannot hold: they would become others."""
+    if dtype.kind == "f":
+        wrong = np.isfinite(numbers) & ~(np.abs(numbers) <= float(np.finfo(dtype).max))
+    else:
+        limits = np.iinfo(dtype)
+        # The largest of 64 bits has no double of its own, the one above it has.
+        wrong = ~(
+            (numbers >= float(limits.min)) & (numbers < float(int(limits.max) + 1)) & (np.trunc(numbers) == numbers)
+        )
+    if wrong.any():
+        raise InputError(
+            f"{what} holds the number {numbers[wrong.argmax()]:g}, which is none of its header's type ({dtype.name}).",
+            "Export it with the type that its numbers have.",
+        )
 
 
 def _skip_line(file: ScanFile) -> None:

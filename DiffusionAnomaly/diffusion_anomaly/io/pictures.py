@@ -74,11 +74,13 @@ def read_picture(file: ScanFile, kind: str, frame: int | None) -> Reading:
 def _check_pages(picture, what: str) -> None:
     if _LSM_TAG in getattr(picture, "tag_v2", {}):
         raise InputError(f"{what} is an LSM file of a microscope, no scan.", "Give NIfTI, NRRD, MetaImage or DICOM.")
-    if getattr(picture, "n_frames", 1) > 1:
-        raise InputError(
-            f"{what} has {picture.n_frames} pages; expected one.",
-            "Save one page to a file, or the whole as NIfTI, NRRD or MetaImage.",
-        )
+    try:
+        picture.seek(1)  # counting them takes the square of their number
+    except EOFError:
+        return
+    raise InputError(
+        f"{what} has several pages; expected one.", "Save one page to a file, or the whole as NIfTI, NRRD or MetaImage."
+    )
 
 
 def _grey(picture, what: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +42,39 @@ def read(
         title: what to call it; empty for the name of its file.
 
     Raises:
-        InputError: when it cannot be read as one grey volume a contrast, or is a result of this program; the message
-            says why and what to do.
+        InputError: when it cannot be read as one grey volume a contrast, is a result of this program, or takes no such
+            option; the message says why and what to do.
         MemoryExhausted: when it does not fit into memory.
 
     >>> read(np.zeros((4, 8, 8)), spacing=(1, 1, 3)).image.GetSpacing()
     (1.0, 1.0, 3.0)
     """
-    if isinstance(source, (Volume, Scan)):
-        return source
+    options: dict[str, Any] = {"spacing": spacing, "series": series, "frame": frame}
+    given = {name: value for name, value in options.items() if value is not None}
+    if unused := sorted(given.keys() - _options_of(source)):
+        raise InputError(
+            f"A {unused[0]} was given for {_kind_of(source)}, which takes none.",
+            "Leave it out: a spacing belongs to an array, a series or frame to a file or folder.",
+        )
+    if isinstance(source, Volume):
+        return replace(source, title=title) if title else source
+    if isinstance(source, Scan):
+        renamed = {name: replace(volume, title=title) for name, volume in source.channels.items()}
+        return Scan(renamed) if title else source
     if isinstance(source, Mapping):
-        options: dict[str, Any] = {"series": series, "frame": frame, "title": title}
         volumes = {}
         for name, one in source.items():
-            is_array = isinstance(one, np.ndarray)
-            channel = read(one, **options, spacing=spacing if is_array else None)
+            taken = {option: given[option] for option in given.keys() & _options_of(one)}
+            channel = read(one, **taken, title=title)
             if not isinstance(channel, Volume):
                 raise InputError(f"The channel {name} is itself several channels.", "Give one volume a channel.")
             volumes[str(name)] = channel
         return Scan(volumes)
     if isinstance(source, (str, os.PathLike)):
-        if spacing is not None:
-            raise InputError("A spacing was given for a file, which states its own.", "Leave it out.")
         if (refusal := result_in_place_of_scan(Path(source))) is not None:
             raise refusal
         volume = read_volume(source, series=series, frame=frame)
-        return volume if not title else Volume(**{**vars(volume), "title": title})
+        return replace(volume, title=title) if title else volume
     image = _image(source, spacing)
     digest = hashlib.sha256(np.ascontiguousarray(sitk.GetArrayViewFromImage(image)).tobytes()).hexdigest()
     return as_volume(image, "", digest, {}, title)
@@ -100,6 +108,29 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
     return _binary(sitk.GetArrayViewFromImage(source), like)
 
 
+def _kind_of(source: object) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return "a file"
+    if isinstance(source, Mapping):
+        return "channels"
+    kinds = {
+        np.ndarray: "an array",
+        sitk.Image: "an image",
+        Volume: "a scan that was read",
+        Scan: "a scan that was read",
+    }
+    return next((name for kind, name in kinds.items() if isinstance(source, kind)), f"a {type(source).__name__}")
+
+
+def _options_of(source: object) -> set[str]:
+    """What `read` can be told about a source, apart from its title."""
+    if isinstance(source, Mapping):
+        return set().union(*map(_options_of, source.values()))
+    if isinstance(source, (str, os.PathLike)):
+        return {"series", "frame"}
+    return {"spacing"} if isinstance(source, np.ndarray) else set()
+
+
 def _binary(values: np.ndarray, like: Volume) -> sitk.Image:
     check_mask(values, "The brain mask")
     return binary(values, like)
@@ -107,8 +138,6 @@ def _binary(values: np.ndarray, like: Volume) -> sitk.Image:
 
 def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
     if isinstance(source, sitk.Image):
-        if spacing is not None:
-            raise InputError("A spacing was given for an image, which states its own.", "Leave it out.")
         _check_grey(source)
         return sitk.Cast(source, sitk.sitkFloat32)
     if not isinstance(source, np.ndarray):

@@ -274,10 +274,11 @@ def _finite(image: sitk.Image, what: str) -> tuple[sitk.Image, int]:
             "Export the scan again.",
         )
     finite = np.isfinite(view)
-    lowest = view.min(initial=np.inf, where=finite)
+    lowest = float(view.min(initial=np.inf, where=finite))  # in double precision, which holds any difference
     if non_finite >= BACKGROUND_SHARE * view.size:
-        lowest = lowest - (view.max(initial=-np.inf, where=finite) - lowest) / 1000
-    array = np.where(finite, view, lowest)
+        below = lowest - (float(view.max(initial=-np.inf, where=finite)) - lowest) / 1000
+        lowest = max(below, float(np.finfo(view.dtype).min))
+    array = np.where(finite, view, view.dtype.type(lowest))
     mended = sitk.GetImageFromArray(array)
     mended.CopyInformation(image)
     return mended, non_finite

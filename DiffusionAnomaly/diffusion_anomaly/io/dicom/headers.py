@@ -28,6 +28,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from ...errors import InputError, MemoryExhausted
 from ...text import clean_text
+from ..reading import DECIMAL, INTEGER
 
 PIXEL_TAGS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -45,8 +46,6 @@ PARSE_ERRORS = (
     struct.error,
     zlib.error,
 )
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _BINARY = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}
 _LONGEST_NUMBER = 64
 _LONGEST_TEXT, _LONGEST_CODE = 200, 1024
@@ -234,7 +233,7 @@ class Header:
             order = "<" if element.is_little_endian else ">"
             found = struct.unpack(f"{order}{len(content) // size}{code}", content)
         else:
-            pattern = _INTEGER if _representation(name) == "IS" or kind == "IS" else _DECIMAL
+            pattern = INTEGER if _representation(name) == "IS" or kind == "IS" else DECIMAL
             found = []
             for part in content.decode("ascii").strip(" \0").split("\\"):
                 text = part.strip(" \0")

@@ -69,7 +69,7 @@ class Plane:
     Attributes:
         path: the file.
         frame: number of the frame in it, from 0.
-        uid: SOP instance UID.
+        uid: SOP instance UID, of a frame with its number; empty where the file states none.
         size: rows, columns.
         axes: Image Orientation (Patient): row direction, column direction.
         position: Image Position (Patient), mm, LPS: centre of the first pixel.
@@ -196,6 +196,8 @@ def planes_of(header: Header) -> list[Plane]:
         "ConcatenationUID" not in header
     )
 
+    uid = header.code("SOPInstanceUID")
+
     def plane(index: int, group: Header | None) -> Plane:
         def item(sequence: str) -> Header | None:
             """The frame's own group, or else the one that all share."""
@@ -219,7 +221,7 @@ def planes_of(header: Header) -> list[Plane]:
         return Plane(
             path=path,
             frame=index,
-            uid=f"{header.code('SOPInstanceUID')}/{index}",
+            uid=f"{uid}/{index}" if uid else "",
             size=size,
             axes=axes,
             position=position,

@@ -15,12 +15,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from ...errors import InputError
+from ...text import counted
+from ..content import check_size
 from .decompression import Decompressor
 from .headers import Header, parse, read_bytes, silence
 from .pixels import Pixels
-from .planes import HEADER_TAGS, Plane, is_multiframe, plane_of, planes_of
+from .planes import HEADER_TAGS, PROJECTIONS, Plane, frames_of, is_multiframe, plane_of, planes_of
 from .recognition import DicomScan
-from .series import DicomFile, choose_series, find_series, read_one
+from .series import DicomFile, choose_series, count_siblings, find_series, read_one
 from .stack import choose_volume, place
 
 # What all images of one volume have in common, and what it is called in messages. Names are compared, never shown.
@@ -45,6 +47,7 @@ def read(path: Path, series: str | None, frame: int | None) -> DicomScan:
         warnings: list[str] = []
         if not path.is_dir() and (file := _single(path)) is not None:
             files, shown = [file], path
+            warnings = _left_out(file)
         else:
             shown = path if path.is_dir() else path.parent
             chosen, warnings = choose_series(shown, *find_series(shown, HEADER_TAGS), series)
@@ -69,6 +72,19 @@ def _single(path: Path) -> DicomFile | None:
             return None
         raise InputError(f"{path} is a DICOM object without an image of the body.", "Give the scan itself.")
     return file
+
+
+def _left_out(file: DicomFile) -> list[str]:
+    """A warning where the only file to read is one slice of several that lie beside it."""
+    assert file.header is not None
+    if file.header.code("Modality") in PROJECTIONS or frames_of(file.header) > 1:  # whole by itself
+        return []
+    if not (siblings := count_siblings(file)):
+        return []
+    return [
+        f"{file.path.name} is one image of a series; its folder holds {counted(siblings, 'more image')} of it, which "
+        "were not read. Give the folder to read the whole scan."
+    ]
 
 
 def _read_files(
@@ -106,6 +122,7 @@ def _read_files(
             digest.update(file.content)
         image = file.pixels.values(plane)
         if index == 0:  # its size is proved now
+            check_size((*image.shape[::-1], len(stack)), image.dtype, str(where))
             values = np.empty((len(stack), *image.shape), np.float32)
         values[index] = image
         warnings.extend(file.pixels.warnings)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pydicom.datadict import tag_for_keyword
 
 from ...errors import InputError
 from ...text import counted
@@ -21,6 +22,11 @@ from .headers import BoundedFile, Header, read_header
 from .recognition import HEAD_BYTES, has_dicom_head
 
 _DEEPEST_FOLDER, _MOST_FILES = 12, 30_000
+# Headers that are looked at for images beside a single one: a second's work.
+_MOST_SIBLINGS = 2000
+_SIBLING_TAGS = [
+    tag_for_keyword(keyword) or 0 for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Rows")
+]
 _DIRECTORY = "1.2.840.10008.1.3.10"
 # Objects that have pixels and are no image of a body: segmentations and a dose.
 _NO_IMAGES = frozenset(
@@ -182,6 +188,28 @@ def read_one(path: Path, tags: list[int]) -> DicomFile | None:
         fault = "is cut short: it ends before its pixels" if expects_pixels else ""
         return DicomFile(path, header if fault else None, series, fault)
     return DicomFile(path, header, series or "")
+
+
+def count_siblings(file: DicomFile) -> int:
+    """How many other images of a file's series lie beside it, among the files whose names are next to its own."""
+    try:
+        paths = sorted(Path(entry.path) for entry in os.scandir(file.path.parent) if entry.is_file())
+    except OSError:  # the file may be read and its folder not be listed
+        return 0
+    here = next((index for index, path in enumerate(paths) if path.name == file.path.name), 0)
+    first = max(0, min(here - _MOST_SIBLINGS // 2, len(paths) - _MOST_SIBLINGS))
+    images = {file.header.code("SOPInstanceUID") if file.header else ""} - {""}
+    siblings = 0
+    for path in paths[first : first + _MOST_SIBLINGS]:
+        if path.name == file.path.name or path.name.startswith("."):
+            continue
+        other = read_one(path, _SIBLING_TAGS)
+        if other is None or other.header is None or other.fault or other.series != file.series:
+            continue
+        uid = other.header.code("SOPInstanceUID")
+        siblings += uid not in images  # a copy of an image is none more
+        images |= {uid} - {""}
+    return siblings
 
 
 def choose_series(

@@ -6,6 +6,8 @@ silence would move or hide a lesion.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -189,18 +191,27 @@ def _without_doubles(places: list[list[Plane]], values: Values) -> tuple[list[li
     result: list[list[Plane]] = []
     dropped: list[Plane] = []
     for place_ in places:
-        kept: dict[object, list[Plane]] = {}
+        often = Counter(name for plane in place_ for name in _names(plane))
+        seen: set[tuple[object, bytes]] = set()
+        kept = []
         for plane in place_:
-            names = plane.uid, (plane.number, plane.distinctions)
-            alike = {id(other): other for name in names for other in kept.get(name, ())}.values()
-            if any(other.size == plane.size and np.array_equal(values(other), values(plane)) for other in alike):
+            shared = [name for name in _names(plane) if often[name] > 1]
+            # Decoded once, and not at all where nothing else could be a copy.
+            pixels = hashlib.sha256(values(plane).tobytes()).digest() if shared else b""
+            marks = {(name, pixels) for name in shared}
+            if marks & seen:
                 dropped.append(plane)
-                continue
-            for name in names:
-                kept.setdefault(name, []).append(plane)
-        copies = set(map(id, dropped))
-        result.append([plane for plane in place_ if id(plane) not in copies])
+            else:
+                seen |= marks
+                kept.append(plane)
+        result.append(kept)
     return result, dropped
+
+
+def _names(plane: Plane) -> list[object]:
+    """What two copies of an image have in common; anonymised images may lack the first."""
+    numbered = (plane.number, plane.distinctions)
+    return [plane.uid, numbered] if plane.uid else [numbered]
 
 
 def _check_counts(places: list[list[Plane]], where: Path) -> None:
