@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,8 +53,19 @@ class Listener(Protocol):
     def warning(self, message: str) -> None: ...
 
 
-def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tuple[Result, dict[str, Path]]:
+def run_scan(
+    detector: Detector,
+    request: ScanRequest,
+    listener: Listener,
+    open_folder: Callable[[Path, Iterable[Path]], OutputFolder] = OutputFolder,
+) -> tuple[Result, dict[str, Path]]:
     """Read, detect, write.
+
+    Args:
+        detector: what to detect with.
+        request: what to read and where to write.
+        listener: is told how it goes.
+        open_folder: makes the folder for the results, of its path and of what is read.
 
     Returns:
         The result and its files by kind, see ``results.saving.save``.
@@ -68,7 +79,7 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
     if (refusal := result_in_place_of_scan(request.scan)) is not None:
         raise refusal
     inputs = [path for path in (request.scan, request.brain) if path is not None]
-    folder = OutputFolder(request.output, inputs)
+    folder = open_folder(request.output, inputs)
     try:
         with folder:
             kept = ["scan"] if detector.plan.asked.keep_reconstruction else []

@@ -20,7 +20,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -70,16 +70,21 @@ class OutputFolder:
     Args:
         directory: made if it does not exist.
         inputs: files and folders that the run reads.
+        commit: called when all files are written, just before they take their places; what it raises stops that. Once
+            it has returned, only a kill from outside can leave half a result.
 
     Raises:
         InputError: on entry, when it is no folder or cannot be written to, another run writes into it, or it lies in a
             folder that is read as a whole.
     """
 
-    def __init__(self, directory: Path | str, inputs: Iterable[Path | str] = ()) -> None:
+    def __init__(
+        self, directory: Path | str, inputs: Iterable[Path | str] = (), commit: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = _as_path(directory)
         self.published = False
         self._inputs = [Path(given) for given in inputs]
+        self._commit = commit
         self._made: list[Path] = []
         self._lock: int | None = None
         self._staging: Path | None = None
@@ -181,13 +186,23 @@ class OutputFolder:
                 write(new / name)
                 _flush_to_disk(new / name)
             with uninterrupted():
-                _exchange(self.path, new, self._old, self.check(names), names)
+                going = self.check(names)
+                self._commit()
+                _exchange(self.path, new, self._old, going, names)
                 self.published = True
         except OSError as error:
             raise write_error(self.path / Path(str(error.filename or name)).name, error) from error
         except InputError as error:  # the user asked for no hidden folder, so no message names one
             raise InputError(error.what.replace(str(new), str(self.path)), error.hint) from error
         return {name: self.path / name for name in names}
+
+    def discard(self) -> None:
+        """Take away what this run has made, before it commits; from any thread, when the process is to end at once."""
+        for place in (self._staging, self._elsewhere):
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+        for folder in reversed(self._made):
+            remove_if_empty(folder)
 
     @property
     def _old(self) -> Path:
@@ -228,14 +243,8 @@ class OutputFolder:
                 self._made.append(folder)
 
     def _close(self) -> None:
-        if self._staging is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        if self._elsewhere is not None:
-            shutil.rmtree(self._elsewhere, ignore_errors=True)
-            self._elsewhere = None
-        for folder in reversed(self._made):
-            remove_if_empty(folder)
+        self.discard()
+        self._staging = self._elsewhere = None
         self._made.clear()
         if self._lock is not None:
             os.close(self._lock)
