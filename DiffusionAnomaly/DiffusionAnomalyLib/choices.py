@@ -125,6 +125,12 @@ def numberProblem(number: NumberRange | None, value: float | None) -> str:
     )
 
 
+def channels(model: Path | None) -> tuple[str, ...]:
+    """The contrasts that a package looks at together, the input volume's first; none that is not there."""
+    names = _anomaly(model).get("channels", ()) if model is not None and isThere(model) else ()
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
 def sliceSpacing(model: Path | None) -> float:
     """How far apart slices lie by default, in mm."""
     grid = _anomaly(model).get("grid", {}) if model is not None else {}

@@ -23,8 +23,9 @@ from .process.jobqueue import Entry, JobQueue
 from .process.process import OwnedProcess, PipeProcess
 from .process.warmworker import WarmWorker
 from .process.workerjob import DetectionJob, Outcome, State
-from .process.workspace import Workspace, removeStale
+from .process.workspace import INPUT, Workspace, removeStale
 from .progresstext import rememberTimings
+from .scene.channels import problemWithChannels
 from .scene.display import isInView, showInSlices
 from .scene.results import Place, ResultNodes, Wanted, loadResults
 from .scene.volumes import imageOf, maskOf
@@ -156,13 +157,31 @@ class Detection:
     def onChanged(self, callback: Callable[[], None]) -> None:
         self.queue.onChanged = callback
 
-    def add(self, volumeNode: Any, request: Request, maskNode: Any = None, segmentId: str = "") -> Entry:
+    def add(
+        self,
+        volumeNode: Any,
+        request: Request,
+        maskNode: Any = None,
+        segmentId: str = "",
+        channels: Mapping[str, Any] | None = None,
+    ) -> Entry:
         """Queue a detection. The scan is written out now, so that later changes of it do not matter to the worker.
+
+        Args:
+            volumeNode: the scan; for a model of several contrasts its first channel, which gives the grid.
+            request: what to run.
+            maskNode, segmentId: the brain mask; None lets the brain be found.
+            channels: the volumes of the other channels by the model's names.
 
         Raises:
             InputError: when the volume, the mask or the method is no good, or the disk is full. Nothing stays behind.
         """
         steps = stepsOf(request)
+        first, others = channelsOf(request)
+        given = {name: (channels or {}).get(name) for name in others}
+        if problem := problemWithChannels(volumeNode, first, given):
+            raise InputError(problem, _("The model looks at several contrasts together."))
+        images = {name: imageOf(node) for name, node in given.items()}
         image = imageOf(volumeNode)
         mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
         options = request.options()
@@ -173,7 +192,11 @@ class Detection:
             workspace.writeScan(image)
             if mask is not None:
                 workspace.writeMask(mask)
-            workspace.writeJob(request.method, model, options, volumeNode.GetName())
+            files = {first: INPUT} if images else {}
+            for number, (name, other) in enumerate(images.items(), start=2):
+                files[name] = f"channel-{number}.nrrd"
+                workspace.writeImage(other, files[name])
+            workspace.writeJob(request.method, model, options, volumeNode.GetName(), files)
             if request.keepFiles:
                 workspace.keep()
         except EngineError:
@@ -263,6 +286,12 @@ def stepsOf(request: Request) -> int | None:
         return request.steps
     model = modelFolder(request)
     return int(choices.defaultOf(guide.steps, model))
+
+
+def channelsOf(request: Request) -> tuple[str, tuple[str, ...]]:
+    """What the input volume is to the model, and which other channels it needs; none for a single contrast."""
+    names = choices.channels(modelFolder(request))
+    return (names[0], names[1:]) if names else ("", ())
 
 
 def modelFolder(request: Request) -> Path | None:

@@ -10,7 +10,7 @@ Everything else is reached from these names. Torch is imported when something ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,8 @@ def load(model: str | Path | None = None, *, method: str | None = None, **option
         model: a model package by name, or its folder; None takes the method's default.
         method: name of a method; None takes the model's, or without a model the default one.
         options: any field of ``Options`` (``device``, ``precision``, ``steps``, ``seed``, ``threshold``,
-            ``min_volume_ml``, ``batch_size``, ``slice_spacing``, ``keep_reconstruction``, ``anonymous``, ``force``), or
-            any option of the method, such as ``guidance_scale`` of the guided one.
+            ``min_volume_ml``, ``batch_size``, ``slice_spacing``, ``keep_reconstruction``, ``anonymous``, ``force``,
+            ``register``), or any option of the method, such as ``guidance_scale`` of the guided one.
 
     Raises:
         InputError: for a method, an option or a device that does not exist, or a value out of range.
@@ -111,6 +111,8 @@ def evaluate(
     scan_pattern: str = "*_flair.nii.gz",
     mask_pattern: str = "*_mask.nii.gz",
     brain_pattern: str | None = None,
+    channels: Mapping[str, str] | None = None,
+    complete_only: bool = False,
     healthy: Path | str | None = None,
     healthy_pattern: str = "*.nii.gz",
     steps: int | None = None,
@@ -127,6 +129,9 @@ def evaluate(
         runs: ``METHOD`` or ``METHOD=MODEL``.
         scan_pattern, mask_pattern, brain_pattern: files in the folder; ``*`` is the patient. Without brain masks a
             network finds them.
+        channels: for models of several contrasts, each one's pattern by its name instead of ``scan_pattern``; the
+            reference masks belong to the first.
+        complete_only: whether patients without all contrasts are left out; else they are refused.
         healthy, healthy_pattern: a folder of scans in which every finding is a false alarm.
         steps: for every method that has steps, at most as many as its model allows.
         device, precision, seed: as for a detector.
@@ -143,6 +148,6 @@ def evaluate(
 
     parted = (run.partition("=") for run in runs)
     specs = [evaluation.RunSpec(method, model or None, {"precision": precision}) for method, _, model in parted]
-    pairs = find_pairs(data, scan_pattern, mask_pattern, brain_pattern)
+    pairs = find_pairs(data, scan_pattern, mask_pattern, brain_pattern, channels, complete_only)
     scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
     return evaluation.run(pairs, specs, output, device, seed, progress, healthy=scans, steps=steps)

@@ -135,7 +135,7 @@ def test_a_wrong_detector_is_refused_when_it_is_made(arguments: tuple, options: 
         ("nowhere.nii.gz", {}, "no file or folder nowhere.nii.gz"),
         (17, {}, "A int is no scan"),
         ({"FLAIR": np.zeros((4, 4, 4)), "T1": np.zeros((4, 4, 4))}, {"spacing": (1, 1, 1)}, "knows FLAIR"),
-        ({}, {}, "no channel"),
+        ({}, {}, "FLAIR is missing"),
     ],
 )
 def test_what_is_no_scan_is_refused_by_name(detector: da.Detector, scan: object, options: dict, said: str) -> None:

@@ -57,6 +57,7 @@ FOR_SLICER = {
     for name in (
         "detection.input_checks",
         "errors",
+        "io.contrasts",
         "io.files",
         "io.orientation",
         "models.declaration",

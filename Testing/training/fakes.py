@@ -117,17 +117,17 @@ def events(directory: Path) -> EventAccumulator:
         return EventAccumulator(folder, size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
-def random_slices(count: int, size: int, seed: int) -> Slices:
+def random_slices(count: int, size: int, seed: int, contrasts: int = 1) -> Slices:
     """Discs of noise, the diseased ones with a bright square; labels alternate over the height."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] - (size - 1) / 2.0
     brain = np.repeat((x**2 + y**2 < (0.42 * size) ** 2)[None], count, 0)
-    images = rng.integers(80, 160, brain.shape)
+    images = rng.integers(80, 160, (count, contrasts, size, size))
     label = np.arange(count) % 2
-    images[label == 1, size // 2 : size // 2 + 3, size // 2 : size // 2 + 3] = 250
+    images[label == 1, :, size // 2 : size // 2 + 3, size // 2 : size // 2 + 3] = 250
     height = np.repeat(np.linspace(0.0, 1.0, count // 2), 2)
     return Slices(
-        images=np.where(brain, images, 0).astype(np.uint8),
+        images=np.where(brain[:, None], images, 0).astype(np.uint8),
         brain=brain,
         label=label.astype(np.int8),
         height=height.astype(np.float32),

@@ -69,7 +69,7 @@ def test_a_batch_holds_clean_and_noisy_slices_that_differ_in_the_brain_alone(sli
 
 def test_tissue_at_the_dark_end_of_the_range_belongs_to_the_brain(tmp_path: Path) -> None:
     slices = random_slices(8, 16, 0)
-    slices.images[:, :, :8] = 0  # half of the brain, as ventricles are on FLAIR
+    slices.images[:, :, :, :8] = 0  # half of the brain, as ventricles are on FLAIR
     made = task(save(tmp_path, slices))
     dark = draw(made, size=32)
     inside = dark["brain"] & (dark["image"] == -1.0)
@@ -91,8 +91,8 @@ def test_a_batch_is_a_function_of_its_generator(slices_folder: Path) -> None:
 @pytest.mark.parametrize("halves", [False, True])
 def test_halves_are_drawn_when_asked_for_and_never_watched(tmp_path: Path, halves: bool) -> None:
     slices = random_slices(8, 16, 0)
-    slices.images[slices.brain] = 60
-    slices.images[4:][slices.brain[4:]] = 180
+    slices.images[slices.brain[:, None]] = 60
+    slices.images[4:][slices.brain[4:, None]] = 180
     label = np.array([HEALTHY] * 4 + [HEALTHY_HALF] * 4, np.int8)
     made = task(save(tmp_path, replace(slices, label=label)), halves=halves)
     assert (draw(made, size=64)["image"][..., 7:9, 7:9] > 0.0).any() == halves

@@ -113,11 +113,26 @@ def test_a_turn_and_its_opposite_bring_a_smooth_slice_back() -> None:
 # Halves
 
 
+def halves(images: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Those of slices of a single contrast, ``(n, H, W)``."""
+    return [(number, image[0], inside) for number, image, inside in healthy_halves(images[:, None], brain, lesion)]
+
+
+def test_every_contrast_is_mirrored_about_the_plane_of_the_first() -> None:
+    images, brain, lesion = volume_with({2: lesion_at((64, 64), 4.0, 2.0, 13.0)})
+    inverted = np.where(brain, 1.0 - images, 0.0)
+    ((_, pair, _),) = healthy_halves(np.stack([images, inverted], axis=1), brain, lesion)
+    ((_, alone, inside),) = halves(images, brain, lesion)
+    np.testing.assert_array_equal(pair[0], alone)
+    core = ndimage.binary_erosion(inside, iterations=2)
+    np.testing.assert_allclose(pair[1][core], 1.0 - alone[core], atol=1e-9)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_lesion_on_one_side_gives_the_other_half_and_its_mirror_image(size: tuple[int, int], side: int) -> None:
     images, brain, lesion = volume_with({2: lesion_at(size, 4.0, 2.0, side * 13.0)})
-    ((number, image, inside),) = healthy_halves(images, brain, lesion)
+    ((number, image, inside),) = halves(images, brain, lesion)
     assert number == 2
     np.testing.assert_array_equal(image, image[:, ::-1])
     np.testing.assert_array_equal(inside, inside[:, ::-1])
@@ -139,22 +154,22 @@ def test_a_lesion_on_one_side_gives_the_other_half_and_its_mirror_image(size: tu
 def test_a_lesion_that_reaches_both_halves_gives_none(places: tuple[float, ...]) -> None:
     size = (64, 64)
     mask = np.any([lesion_at(size, 4.0, 2.0, across) for across in places], axis=0)
-    assert healthy_halves(*volume_with({2: mask})) == []
+    assert halves(*volume_with({2: mask})) == []
 
 
 def test_a_slice_without_lesion_gives_no_half() -> None:
     size = (64, 64)
-    found = healthy_halves(*volume_with({0: lesion_at(size, 4.0, 2.0, 13.0), 4: lesion_at(size, 4.0, 2.0, -13.0)}))
+    found = halves(*volume_with({0: lesion_at(size, 4.0, 2.0, 13.0), 4: lesion_at(size, 4.0, 2.0, -13.0)}))
     assert [number for number, _, _ in found] == [0, 4]
-    assert healthy_halves(*volume_with({1: np.zeros(size, bool)})) == []
+    assert halves(*volume_with({1: np.zeros(size, bool)})) == []
 
 
 def test_what_a_neighbour_shows_of_a_lesion_counts() -> None:
     """By partial volume a slice has a little of what lies above and below it."""
     size = (64, 64)
     left, right = (lesion_at(size, 4.0, 2.0, across) for across in (-13.0, 13.0))
-    assert healthy_halves(*volume_with({1: left, 2: right})) == []
-    assert [number for number, _, _ in healthy_halves(*volume_with({1: left, 3: right}))] == [1, 3]
+    assert halves(*volume_with({1: left, 2: right})) == []
+    assert [number for number, _, _ in halves(*volume_with({1: left, 3: right}))] == [1, 3]
 
 
 def test_a_brain_that_is_not_symmetric_or_not_there_gives_none() -> None:
@@ -163,11 +178,11 @@ def test_a_brain_that_is_not_symmetric_or_not_there_gives_none() -> None:
     images, brain, marked = volume_with({2: lesion})
     across, along = place(size, 4.0, 2.0)
     brain[2] &= ~((across < 0) & (along > -5.0))  # a quarter is cut off
-    assert healthy_halves(np.where(brain, images, 0.0), brain, marked) == []
-    assert healthy_halves(np.zeros_like(images), np.zeros_like(brain), marked) == []
+    assert halves(np.where(brain, images, 0.0), brain, marked) == []
+    assert halves(np.zeros_like(images), np.zeros_like(brain), marked) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 1)])
 def test_the_smallest_slices_are_looked_at_too(size: tuple[int, int]) -> None:
     everything = np.ones((1, *size), bool)
-    assert healthy_halves(everything.astype(float), everything, everything) == []
+    assert halves(everything.astype(float), everything, everything) == []

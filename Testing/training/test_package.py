@@ -21,7 +21,7 @@ from diffusion_anomaly.detection.calibration import false_alarm_ml
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import InputError, ModelError
-from diffusion_anomaly.io.volume import Volume, read_mask, read_volume
+from diffusion_anomaly.io.volume import Scan, Volume, read_mask, read_volume
 from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.models.verification import verify
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
@@ -357,4 +357,4 @@ def test_a_slab_of_a_thin_scan_is_healthy_when_all_its_slices_are(
     stack = SliceStack([volume.image], Grid(SIZE, 2.0, max_slice_spacing=3.0), brain)
     assert stack.indices == (1, 4, 7)
     of_scan = None if labels is None else {(path.name, i): labels.get(i, HEALTHY) for i in range(9)}
-    assert CalibrationScan(volume, brain, path.name, of_scan).healthy(stack).tolist() == expected
+    assert CalibrationScan(Scan({"FLAIR": volume}), brain, path.name, of_scan).healthy(stack).tolist() == expected

@@ -115,7 +115,7 @@ def test_augmented_slices_stay_in_range_and_are_minus_one_outside_the_brain() ->
 
 def test_the_brain_follows_the_image() -> None:
     slices = random_slices(8, 48, 0)
-    slices.images[slices.brain] = 200
+    slices.images[slices.brain[:, None]] = 200
     sampler = SliceSampler(slices, (HEALTHY,), AugmentationConfig(rotation=0.5, scale=0.2, **SAME_BRIGHTNESS))
     inside = 2.0 * 200 / 255 - 1.0
     for image in sampler.draw(np.random.default_rng(0), 16)["image"][:, 0]:
@@ -127,9 +127,10 @@ def test_the_brain_follows_the_image() -> None:
 
 def test_slices_are_mirrored_between_left_and_right_only() -> None:
     slices = random_slices(4, 32, 0)
-    slices.images[:, :16] = np.where(slices.brain[:, :16], 250, 0)  # anterior
-    slices.images[:, 16:, :16] = np.where(slices.brain[:, 16:, :16], 130, 0)
-    slices.images[:, 16:, 16:] = np.where(slices.brain[:, 16:, 16:], 10, 0)
+    images, brain = slices.images[:, 0], slices.brain
+    images[:, :16] = np.where(brain[:, :16], 250, 0)  # anterior
+    images[:, 16:, :16] = np.where(brain[:, 16:, :16], 130, 0)
+    images[:, 16:, 16:] = np.where(brain[:, 16:, 16:], 10, 0)
     image = SliceSampler(slices, (HEALTHY,), AugmentationConfig(**STILL, **SAME_BRIGHTNESS)).draw(
         np.random.default_rng(0), 40
     )["image"][:, 0]
@@ -187,16 +188,29 @@ def test_erosion_takes_so_many_pixels_off_every_third_brain() -> None:
     assert counts[1] == pytest.approx(counts[2], abs=25)
 
 
+def test_contrasts_move_together_and_change_their_intensities_apart() -> None:
+    slices = random_slices(8, 32, 0, contrasts=3)
+    slices.images[:] = slices.images[:, :1]
+    image = SliceSampler(slices, (HEALTHY,), AugmentationConfig(**SAME_BRIGHTNESS)).draw(np.random.default_rng(0), 16)
+    assert image["image"].shape == (16, 3, 32, 32) and image["brain"].shape == (16, 1, 32, 32)
+    np.testing.assert_allclose(image["image"][:, 0], image["image"][:, 2], atol=1e-6)
+    image = SliceSampler(slices, (HEALTHY,), AugmentationConfig(**STILL, tissue_contrast=0.3)).draw(
+        np.random.default_rng(0), 16
+    )["image"]
+    apart = (image[:, 0] - image[:, 1]).abs().mean((1, 2))
+    assert (apart > 1e-3).sum() > 12
+
+
 def test_no_augmentation_leaves_slices_as_they_are(slices: Slices) -> None:
     image = SliceSampler(slices, (DISEASED,), None).draw(np.random.default_rng(0), 1)["image"]
-    known = torch.from_numpy(slices.images[:, None] / 127.5 - 1.0).float()
+    known = torch.from_numpy(slices.images / 127.5 - 1.0).float()
     assert (known - image).abs().amax((1, 2, 3)).min() < 1e-6
 
 
 def test_plain_slices_are_spread_evenly_over_one_label(slices: Slices) -> None:
     image = plain(slices, 5, DISEASED)
     places = np.flatnonzero(slices.label == DISEASED)
-    expected = slices.images[places[[0, 2, 5, 8, 11]]] / 127.5 - 1.0
+    expected = slices.images[places[[0, 2, 5, 8, 11]], 0] / 127.5 - 1.0
     np.testing.assert_allclose(image[:, 0].numpy(), np.where(slices.brain[:5], expected, -1.0), atol=1e-6)
     assert len(plain(slices, 500, DISEASED)) == len(places)
 

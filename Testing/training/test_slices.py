@@ -73,10 +73,10 @@ def write_labels(path: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_slices_of_any_width_come_back_as_they_were(tmp_path: Path, width: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    shape = (count, 5, width)
+    shape = (count, 2, 5, width)
     slices = Slices(
         rng.integers(0, 256, shape).astype(np.uint8),
-        rng.random(shape) < 0.5,
+        rng.random((count, 5, width)) < 0.5,
         rng.integers(-1, 2, count).astype(np.int8),
         rng.random(count).astype(np.float32),
         np.array([f"näme {i}.nii.gz" for i in range(count)]),
@@ -191,27 +191,27 @@ def test_scans_become_normalised_labelled_slices_on_the_models_grid(scans: Path)
     train, val = (Slices.load(scans / "out" / f"{split}.npz") for split in ("train", "val"))
     assert set(train.scan) == {"p01.nii.gz", "p02.nii.gz"}
     assert set(val.scan) == {"p03.nii.gz"}
-    assert train.images.shape == (12, 18, 20)
+    assert train.images.shape == (12, 1, 18, 20)
     for name in ("p01.nii.gz", "p02.nii.gz"):  # the second is stored upside down, and still counted from below
         one = train.select(train.scan == name)
         assert one.index.tolist() == [1, 2, 3, 4, 5, 6]
         assert one.label.tolist() == [HEALTHY, UNUSED, HEALTHY, HEALTHY, DISEASED, HEALTHY]
         np.testing.assert_allclose(one.height, np.linspace(0.0, 1.0, 6))
-        brightness = [image[brain].mean() for image, brain in zip(one.images, one.brain, strict=True)]
+        brightness = [image[brain].mean() for image, brain in zip(one.images[:, 0], one.brain, strict=True)]
         assert np.all(np.diff(brightness) >= 0)
-    np.testing.assert_array_equal(train.images[~train.brain], 0)
+    np.testing.assert_array_equal(train.images[:, 0][~train.brain], 0)
     np.testing.assert_allclose(train.voxel_ml, 2.0 * 2.0 * 5.0 / 1000.0)
     # The default scale: the brain's lowest half per cent is 0 and the mode of the tissue that is no fluid 0.42.
-    inside = val.images[val.brain] / 255.0
+    inside = val.images[:, 0][val.brain] / 255.0
     assert np.mean(inside == 0.0) == pytest.approx(0.005, abs=0.005)
-    middles = [np.median(image[brain]) / 255.0 for image, brain in zip(val.images, val.brain, strict=True)]
+    middles = [np.median(image[brain]) / 255.0 for image, brain in zip(val.images[:, 0], val.brain, strict=True)]
     assert np.abs(np.array(middles) - 0.42).min() < 0.05
 
 
 def test_a_thin_scan_is_labelled_by_all_slices_of_a_slab(scans: Path) -> None:
     path = write_scan(scans / "thin", "p09", 9, thickness=1.0)
     labels = {(path.name, i): DISEASED if i == 3 else HEALTHY for i in range(8)}
-    found = slice_scan(path, prepare_config(scans), labels, scans / "brains")
+    found = slice_scan([path], prepare_config(scans), labels, scans / "brains")
     assert found.index.tolist() == [2, 5]  # slices 1 to 3 and 4 to 6
     assert found.label.tolist() == [DISEASED, HEALTHY]
 
@@ -293,9 +293,9 @@ def test_halves_are_kept_beside_the_slices_and_used_only_when_asked_for(with_les
     assert (with_them.label == HEALTHY).sum() == (plain.label == HEALTHY).sum() + 2
     assert HEALTHY_HALF not in validation_slices(with_lesions / "out").label
     # A half is its own mirror image, and lies at its slice's height.
-    np.testing.assert_array_equal(half.images, half.images[:, :, ::-1])
+    np.testing.assert_array_equal(half.images, half.images[..., ::-1])
     np.testing.assert_array_equal(half.brain, half.brain[:, :, ::-1])
-    assert not half.images[~half.brain].any()
+    assert not half.images[:, 0][~half.brain].any()
     np.testing.assert_allclose(half.height, 3.0 / 5.0)
 
 
@@ -315,3 +315,77 @@ def test_a_lesion_mask_that_is_missing_is_named(with_lesions: Path) -> None:
     with pytest.raises(InputError, match=r"p02_lesion\.nii\.gz"):
         prepare(halves_config(with_lesions), with_lesions / "out")
     assert not list((with_lesions / "out").glob("*.npz"))
+
+
+# Several contrasts
+
+
+@pytest.fixture
+def contrasts(tmp_path: Path) -> Path:
+    """Two patients and one: FLAIR, its inverse as T1 in a folder of its own, and its square as T2 beside it."""
+    for split, patient in (("train", "p01"), ("train", "p02"), ("val", "p03")):
+        path = write_scan(tmp_path / split, f"{patient}_flair", int(patient[1:]), upside_down=patient == "p02")
+        scan = sitk.ReadImage(str(path))
+        other = tmp_path / "other" / split
+        other.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(1000.0 - scan, str(other / f"{patient}_t1.nii.gz"))
+        sitk.WriteImage(scan**2, str(path.with_name(f"{patient}_t2.nii.gz")))
+    return tmp_path
+
+
+def contrasts_config(folder: Path, **changes: Any) -> PrepareConfig:
+    t1 = {"pattern": "*_t1.nii.gz", "train": folder / "other" / "train", "val": folder / "other" / "val"}
+    entries = {
+        "pattern": "*_flair.nii.gz",
+        "contrast": "FLAIR",
+        "other_contrasts": {"T1": t1, "T2": {"pattern": "*_t2.nii.gz"}},
+    }
+    return prepare_config(folder, **(entries | changes))
+
+
+def test_contrasts_become_channels_each_on_its_own_scale(contrasts: Path) -> None:
+    config = contrasts_config(contrasts)
+    assert config.channels == ("FLAIR", "T1", "T2")
+    prepare(config, contrasts / "out")
+    prepare(prepare_config(contrasts, pattern="*_flair.nii.gz"), contrasts / "one")
+    several, one = (Slices.load(contrasts / folder / "train.npz") for folder in ("out", "one"))
+    assert several.images.shape == (12, 3, 18, 20)
+    np.testing.assert_array_equal(several.images[:, :1], one.images)
+    flair, t1, t2 = (several.images[:, number][several.brain].astype(float) for number in range(3))
+    assert np.corrcoef(flair, t1)[0, 1] < -0.7 and np.corrcoef(flair, t2)[0, 1] > 0.9
+    assert min(flair.std(), t1.std(), t2.std()) > 10, "each uses its range, whatever its units"
+    # Names are those of the first contrast, by which labels and lesions go.
+    assert set(several.scan) == {"p01_flair.nii.gz", "p02_flair.nii.gz"}
+
+
+def test_patients_without_all_contrasts_are_refused_or_left_out(contrasts: Path) -> None:
+    (contrasts / "other" / "train" / "p02_t1.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"1 scan is missing, the first is .*p02_t1\.nii\.gz.*complete_only"):
+        prepare(contrasts_config(contrasts), contrasts / "out")
+    prepare(contrasts_config(contrasts, complete_only=True), contrasts / "out")
+    assert set(Slices.load(contrasts / "out" / "train.npz").scan) == {"p01_flair.nii.gz"}
+    (contrasts / "val" / "p03_t2.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"No patient in .*val has all of FLAIR, T1, T2"):
+        prepare(contrasts_config(contrasts, complete_only=True), contrasts / "out")
+
+
+def test_a_contrast_that_is_a_copy_of_another_is_refused(contrasts: Path) -> None:
+    scan = sitk.ReadImage(str(contrasts / "train" / "p02_flair.nii.gz"))
+    sitk.WriteImage(scan, str(contrasts / "other" / "train" / "p02_t1.nii.gz"))
+    with pytest.raises(InputError, match=r"p02_flair\.nii\.gz and .*p02_t1\.nii\.gz hold the same image"):
+        prepare(contrasts_config(contrasts), contrasts / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrast": None}, "contrast and other_contrasts belong together"),
+        ({"other_contrasts": {}}, "contrast and other_contrasts belong together"),
+        ({"contrast": "t1"}, "two contrasts have one name: t1, T1"),
+        ({"pattern": "p??_flair.nii.gz"}, r"the pattern 'p\?\?_flair.nii.gz' needs one \*"),
+    ],
+)
+def test_contrasts_that_cannot_be_told_apart_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    entries = {"other_contrasts": {"T1": {"pattern": "*_t1.nii.gz"}}}
+    with pytest.raises(ValidationError, match=message):
+        contrasts_config(tmp_path, **(entries | changes))

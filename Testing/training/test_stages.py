@@ -97,7 +97,7 @@ def test_the_loaded_codec_has_latents_of_unit_deviation(trained: Workplace, name
     codec, facts = load_codec(config, trained.folder / name)
     assert facts["step"] == 4
     slices = Slices.load(config.slices / "train.npz")
-    image = torch.from_numpy(slices.images[slices.label == 0] / 127.5 - 1.0).float()[:, None]
+    image = torch.from_numpy(slices.images[slices.label == 0] / 127.5 - 1.0).float()
     latent = codec.encode(torch.where(torch.from_numpy(slices.brain[slices.label == 0])[:, None], image, -1.0))
     brain = torch.nn.functional.max_pool2d((image > -1.0).float(), 4)[:, 0] > 0
     values = latent.permute(0, 2, 3, 1)[brain]
@@ -140,12 +140,12 @@ def test_latents_of_an_unfinished_codec_are_used_with_a_warning(
         ("classifier", "fold", 3, "16 x 16 pixels, which the codec's factor 3 does not divide"),
         ("codec", "slices", "nowhere", r"nowhere/train\.npz does not exist: run the stage 'prepare' first"),
         ("codec", "fold", 3, "fold is 3, which does not divide factor 4"),
-        ("codec", "fold", 2, "network.in_channels is 1, but fold 2 needs 4"),
+        ("codec", "fold", 2, "network.in_channels is 1, but fold 2 needs 4 a contrast"),
         ("codec", "network", BASIC, "network is BasicUNet; expected one of AutoEncoder, AutoencoderKL, VQVAE"),
         ("codec", "kl_weight", -1, "kl_weight: .*greater than or equal to 0"),
         ("classifier", "halves", True, "halves are for healthy slices alone"),
-        ("denoiser", "network.out_channels", 32, "network.out_channels is 32, but fold needs 16"),
-        ("denoiser", "fold", 3, "16 x 16 pixels|network.in_channels is 16, but fold needs 9"),
+        ("denoiser", "network.out_channels", 32, "network.out_channels is 32, but 1 contrast, folded, need 16"),
+        ("denoiser", "fold", 3, "16 x 16 pixels|network.in_channels is 16, but 1 contrast, folded, need 9"),
         ("denoiser", "corruption", {"levels": 2}, "corruption.noise: Field required"),
         ("denoiser", "corruption.noise.cell", [0, 3], r"noise.cell: found \[0, 3\], expected a range"),
         ("localise", "network.in_channels", 4, "network.in_channels is 4, but fold and slabs need 12"),

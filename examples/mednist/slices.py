@@ -58,7 +58,7 @@ def as_slices(pictures: np.ndarray, label: int, name: str) -> Slices:
     """
     count = len(pictures)
     return Slices(
-        images=pictures,
+        images=pictures[:, None],
         brain=np.ones(pictures.shape, bool),
         label=np.full(count, label, np.int8),
         height=np.full(count, 0.5, np.float32),

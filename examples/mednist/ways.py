@@ -49,7 +49,7 @@ class Pictures:
     @classmethod
     def load(cls, path: Path, seed: int) -> Pictures:
         slices = Slices.load(path)
-        return cls(slices.images, slices.brain, np.arange(len(slices)), seed)
+        return cls(slices.images[:, 0], slices.brain, np.arange(len(slices)), seed)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -25,24 +25,25 @@ def healthy_halves(
     """Mirrored halves of a scan's slices with lesion.
 
     Args:
-        images: ``(n, H, W)`` in [0, 1], left and right along the last axis, slices in order.
+        images: ``(n, C, H, W)`` in [0, 1], left and right along the last axis, slices in order. The first contrast
+            settles the plane of symmetry.
         brain, lesion: ``(n, H, W)`` bool.
 
     Returns:
-        For each half that is healthy: its slice's number, the image ``(H, W)`` and its brain.
+        For each half that is healthy: its slice's number, the image ``(C, H, W)`` and its brain.
     """
     # What a neighbouring slice shows of the lesion is in this one by partial volume.
     near = ndimage.binary_dilation(lesion, np.ones((3, 1, 1), bool))
     near = ndimage.binary_dilation(near, ndimage.generate_binary_structure(3, 1) & _IN_PLANE, iterations=MARGIN)
     found = []
     for number in np.flatnonzero(lesion.any(axis=(1, 2))):
-        angle, shift = symmetry(images[number], brain[number], near[number])
-        image = upright(images[number], angle, shift)
+        angle, shift = symmetry(images[number, 0], brain[number], near[number])
+        image = np.stack([upright(contrast, angle, shift) for contrast in images[number]])
         inside = upright(brain[number].astype(np.float32), angle, shift) > 0.5
         marked = upright(near[number].astype(np.float32), angle, shift) > 0.01
         if _dice(inside, inside[:, ::-1]) < LEAST_OVERLAP:
             continue
-        middle = image.shape[1] // 2
+        middle = inside.shape[1] // 2
         for healthy in (slice(0, middle), slice(middle, None)):
             if marked[:, healthy].any() or inside[:, healthy].sum() < inside.sum() * 0.4:
                 continue
@@ -88,8 +89,8 @@ _IN_PLANE = np.array([[[False]], [[True]], [[False]]])
 
 
 def _mirrored(image: np.ndarray, half: slice) -> np.ndarray:
-    result = image[:, ::-1].copy()
-    result[:, half] = image[:, half]
+    result = image[..., ::-1].copy()
+    result[..., half] = image[..., half]
     return result
 
 

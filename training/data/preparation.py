@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +67,25 @@ class BrainSource(BaseModel):
     brain_model: str = "brain-mask"
 
 
+class OtherContrast(BaseModel):
+    """Scans of another contrast, each on the grid of the patient's first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pattern: str = Field(description="* is the patient, as in the first contrast's pattern")
+    train: Path | None = Field(default=None, description="where they lie; without it, where the first contrast's do")
+    val: Path | None = None
+
+
 class PrepareConfig(BrainSource):
     """Configuration file of the stage ``prepare``."""
 
     train: Path
     val: Path
     pattern: str = "*.nii.gz"
+    contrast: str | None = Field(default=None, description="what the scans are, when there are other contrasts too")
+    other_contrasts: dict[str, OtherContrast] = Field(default={}, description="by name, in the order of the channels")
+    complete_only: bool = Field(default=False, description="leave patients out who lack a contrast; else refuse them")
     labels: Path | None = Field(default=None, description="CSV scan,slice,label; without it every slice is healthy")
     lesions: tuple[str, str] | None = Field(
         default=None,
@@ -85,7 +99,55 @@ class PrepareConfig(BrainSource):
     def _consistent(self) -> PrepareConfig:
         if self.lesions is not None and self.labels is None:
             raise ValueError("lesions needs labels too: without them, slices with a lesion would count as healthy")
+        if (self.contrast is not None) != bool(self.other_contrasts):
+            raise ValueError("contrast and other_contrasts belong together: a single contrast needs no name")
+        if len({name.casefold() for name in self.channels}) < len(self.channels):
+            raise ValueError(f"two contrasts have one name: {', '.join(self.channels)}")
+        if self.other_contrasts:
+            for pattern in (self.pattern, *(other.pattern for other in self.other_contrasts.values())):
+                if pattern.count("*") != 1:
+                    raise ValueError(f"the pattern {pattern!r} needs one *, which stands for the patient")
         return self
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The contrasts by name, in the order of the slices' channels; none for scans of a single contrast."""
+        return () if self.contrast is None else (self.contrast, *self.other_contrasts)
+
+    def scans(self, split: str) -> list[tuple[Path, ...]]:
+        """Each patient's files of one split, one a contrast, sorted by name.
+
+        Raises:
+            FileNotFoundError: when the folder holds no scan.
+            InputError: when a patient lacks a contrast, or every one does.
+        """
+        folder: Path = getattr(self, split)
+        scans = [self._contrasts_of(path, split) for path in sorted(folder.glob(self.pattern))]
+        if not scans:
+            raise FileNotFoundError(f"{folder} holds no scan that matches {self.pattern}.")
+        missing = [path for scan in scans for path in scan if not path.exists()]
+        if missing and not self.complete_only:
+            raise InputError(
+                f"{len(missing)} scan{'s are' if len(missing) > 1 else ' is'} missing, the first is {missing[0]}.",
+                "Every patient needs every contrast; 'complete_only: true' leaves the others out.",
+            )
+        complete = [scan for scan in scans if all(path.exists() for path in scan)]
+        if len(complete) < len(scans):
+            logger.info("%s: %d of %d patients have all contrasts", split, len(complete), len(scans))
+        if not complete:
+            raise InputError(f"No patient in {folder} has all of {', '.join(self.channels)}.", "Look at the patterns.")
+        return complete
+
+    def _contrasts_of(self, path: Path, split: str) -> tuple[Path, ...]:
+        folder: Path = getattr(self, split)
+        before, after = self.pattern.partition("*")[::2]
+        patient = path.relative_to(folder).as_posix().removeprefix(before)
+        patient = patient.removesuffix(after) if after else patient
+        others = (
+            (getattr(other, split) or folder) / other.pattern.replace("*", patient)
+            for other in self.other_contrasts.values()
+        )
+        return (path, *others)
 
 
 def prepare(config: PrepareConfig, output: Path) -> None:
@@ -99,16 +161,12 @@ def prepare(config: PrepareConfig, output: Path) -> None:
     for split in ("train", "val"):  # before hours of work
         Slices.keep_foreign(output / f"{split}.npz")
     labels = read_labels(config.labels) if config.labels else None
-    splits = {}
-    for split, folder in (("train", config.train), ("val", config.val)):
-        splits[split] = sorted(folder.glob(config.pattern))
-        if not splits[split]:
-            raise FileNotFoundError(f"{folder} holds no scan that matches {config.pattern}.")
-    require_disjoint(splits["train"], splits["val"])
+    splits = {split: config.scans(split) for split in ("train", "val")}
+    require_disjoint(*([path for scan in scans for path in scan] for scans in splits.values()))
     if labels is not None:
-        require_labelled([*splits["train"], *splits["val"]], labels, config.labels)
+        require_labelled([scan[0] for scans in splits.values() for scan in scans], labels, config.labels)
     for split, scans in splits.items():
-        slices = join([slice_scan(path, config, labels, output / "brains") for path in scans])
+        slices = join([slice_scan(paths, config, labels, output / "brains") for paths in scans])
         slices.save(output / f"{split}.npz")
         counts = {name: int((slices.label == value).sum()) for name, value in (("healthy", 0), ("diseased", 1))}
         logger.info("%s: %d scans, %d slices, %s", split, len(scans), len(slices), counts)
@@ -138,15 +196,28 @@ def require_labelled(scans: Iterable[Path], labels: Mapping[tuple[str, int], int
             )
 
 
-def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int], int] | None, brains: Path) -> Slices:
-    """The slices of one scan, with brain enough to matter."""
-    volume = read_volume(path)
+def slice_scan(
+    paths: Sequence[Path], config: PrepareConfig, labels: Mapping[tuple[str, int], int] | None, brains: Path
+) -> Slices:
+    """The slices of one scan, with brain enough to matter.
+
+    Args:
+        paths: its contrasts, the first one's brain, labels and lesions being the scan's.
+        config: of the stage.
+        labels: of its slices.
+        brains: folder of the brains found so far.
+    """
+    path, volume = paths[0], read_volume(paths[0])
+    images = [volume.image, *(read_volume(other).image for other in paths[1:])]
+    require_different(paths, images)
     mask = brain_of(path, volume, config, brains)
-    stack = SliceStack([volume.image], Grid(**config.grid.model_dump()), mask)
+    stack = SliceStack(images, Grid(**config.grid.model_dump()), mask)
     rule = config.normalisation.rule
     brain = stack.brain()
-    normalised = rule.fit_scan(volume.image, mask)(stack.images()[:, 0], brain) / rule.clip_max
-    images = np.round(255.0 * normalised).astype(np.uint8)
+    scales = [rule.fit_scan(image, mask) for image in images]
+    shown = stack.images()
+    channels = [scale(shown[:, number], brain) for number, scale in enumerate(scales)]
+    normalised = np.stack(channels, axis=1) / rule.clip_max
     index = np.array(stack.indices)
     name = path.name
     label = np.zeros(len(index), np.int8)
@@ -154,7 +225,7 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
         label = slab_labels(labels, name, index, slab_thickness(stack, volume))
     count = len(index)
     slices = Slices(
-        images,
+        np.round(255.0 * normalised).astype(np.uint8),
         brain,
         label,
         (index - index[0]).astype(np.float32) / max(1, index[-1] - index[0]),
@@ -167,12 +238,24 @@ def slice_scan(path: Path, config: PrepareConfig, labels: Mapping[tuple[str, int
     return slices.select(slices.brain.sum((1, 2)) >= config.minimum_brain_pixels)
 
 
+def require_different(paths: Sequence[Path], images: Sequence[sitk.Image]) -> None:
+    """No contrast may be another one's copy, as sets are published in which one stands in for those that lack.
+
+    Raises:
+        InputError: naming both files.
+    """
+    arrays = [sitk.GetArrayViewFromImage(image) for image in images]
+    for (first, one), (second, other) in combinations(zip(paths, arrays, strict=True), 2):
+        if np.array_equal(one, other):
+            raise InputError(f"{first} and {second} hold the same image.", "Give another contrast, or leave it out.")
+
+
 def halves_of(slices: Slices, normalised: np.ndarray, lesion: np.ndarray) -> Slices:
     """The healthy halves of one scan's slices, each with its mirror image.
 
     Args:
         slices: all of the scan's, in order.
-        normalised: ``(N, H, W)`` their images in [0, 1].
+        normalised: ``(N, C, H, W)`` their images in [0, 1].
         lesion: ``(N, H, W)`` bool.
     """
     found = healthy_halves(normalised, slices.brain, lesion)

@@ -59,11 +59,15 @@ class AugmentationConfig(BaseModel):
 
     def build(self) -> Compose:
         image, both = ["image"], ["image", "brain"]
-        ours: list[Any] = []
+        intensities: list[Any] = [
+            RandAdjustContrastd(image, prob=0.5, gamma=(float(np.exp(-self.contrast)), float(np.exp(self.contrast)))),
+            RandScaleIntensityd(image, factors=self.intensity, prob=0.5),
+            RandBiasFieldd(image, degree=2, coeff_range=(-self.bias_field, self.bias_field), prob=0.3),
+            RandGaussianSmoothd(image, sigma_x=(0.1, self.blur), sigma_y=(0.1, self.blur), prob=0.3),
+        ]
         if self.tissue_contrast > 0:
-            ours.append(RandTissueContrast(self.tissue_contrast))
-        if self.erosion > 0:
-            ours.append(RandErosion(self.erosion))
+            intensities.append(RandTissueContrast(self.tissue_contrast))
+        intensities.append(RandGaussianNoised(image, prob=0.3, std=self.noise))
         return Compose(
             [
                 RandFlipd(both, prob=0.5, spatial_axis=1),
@@ -76,16 +80,25 @@ class AugmentationConfig(BaseModel):
                     mode=["bilinear", "nearest"],
                     padding_mode="zeros",
                 ),
-                RandAdjustContrastd(
-                    image, prob=0.5, gamma=(float(np.exp(-self.contrast)), float(np.exp(self.contrast)))
-                ),
-                RandScaleIntensityd(image, factors=self.intensity, prob=0.5),
-                RandBiasFieldd(image, degree=2, coeff_range=(-self.bias_field, self.bias_field), prob=0.3),
-                RandGaussianSmoothd(image, sigma_x=(0.1, self.blur), sigma_y=(0.1, self.blur), prob=0.3),
-                *ours,
-                RandGaussianNoised(image, prob=0.3, std=self.noise),
+                EachContrast(Compose(intensities)),
+                *([RandErosion(self.erosion)] if self.erosion > 0 else []),
             ]
         )
+
+
+class EachContrast(Randomizable):
+    """Change each contrast's intensities on its own: one scanner makes each sequence in its own way."""
+
+    def __init__(self, transform: Compose) -> None:
+        self.transform = transform
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> EachContrast:
+        self.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        changed: list[Any] = [self.transform({**data, "image": channel[None]}) for channel in data["image"]]
+        return {**data, "image": torch.cat([part["image"] for part in changed])}
 
 
 class RandTissueContrast(Randomizable):
@@ -149,7 +162,7 @@ class SliceSampler:
         self.weight = weight / weight.sum()
 
     def draw(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        """``image`` (size, 1, H, W) in [-1, 1] with -1 outside the brain, ``brain`` bool, and ``label`` (size,)."""
+        """``image`` (size, C, H, W) in [-1, 1] with -1 outside the brain, ``brain`` bool, and ``label`` (size,)."""
         images, brains, labels = [], [], []
         if self.transform is not None:
             self.transform.set_random_state(int(rng.integers(2**31)))
@@ -163,7 +176,7 @@ class SliceSampler:
         return {"image": torch.stack(images), "brain": torch.stack(brains), "label": torch.tensor(labels)}
 
     def _augmented(self, index: int) -> tuple[Tensor, Tensor]:
-        image = torch.from_numpy(self.slices.images[index].astype(np.float32) / 255.0)[None]
+        image = torch.from_numpy(self.slices.images[index].astype(np.float32) / 255.0)
         brain = torch.from_numpy(self.slices.brain[index].astype(np.float32))[None]
         if self.transform is not None:
             changed: Any = self.transform({"image": image, "brain": brain})
@@ -176,14 +189,19 @@ def to_network_range(image: Tensor, brain: Tensor) -> Tensor:
     return torch.where(brain, 2.0 * image.clamp(0.0, 1.0) - 1.0, -torch.ones_like(image))
 
 
+def side_by_side(images: Tensor) -> Tensor:
+    """``(n, C, H, W)`` as one picture ``(1, C * H, n * W)``: a column an image, its contrasts below each other."""
+    return torch.cat(list(torch.cat(list(images.movedim(1, 0)), 1)), 1)[None]
+
+
 def plain(slices: Slices, count: int, label: int) -> Tensor:
-    """Up to ``count`` slices of one label, evenly spread and untouched, ``(n, 1, H, W)`` in [-1, 1].
+    """Up to ``count`` slices of one label, evenly spread and untouched, ``(n, C, H, W)`` in [-1, 1].
 
     Raises:
         InputError: when there is no slice of that label.
     """
     chosen = evenly(slices, count, label)
-    image = torch.from_numpy(chosen.images.astype(np.float32) / 255.0)[:, None]
+    image = torch.from_numpy(chosen.images.astype(np.float32) / 255.0)
     return to_network_range(image, torch.from_numpy(chosen.brain)[:, None])
 
 

@@ -23,7 +23,7 @@ class Slices:
     """Normalised slices of many scans.
 
     Attributes:
-        images: ``(N, H, W)`` uint8, 255 is 1.0 of the normalised range.
+        images: ``(N, C, H, W)`` uint8, 255 is 1.0 of the normalised range; C contrasts in the configuration's order.
         brain: ``(N, H, W)`` bool.
         label: ``(N,)`` int8: healthy 0, diseased 1, -1 neither (too close to a lesion to count as healthy), 2 a
             healthy half of a diseased slice with its mirror image.
@@ -88,6 +88,8 @@ class Slices:
         # Whole bytes are packed; a width that is no multiple of 8 has been filled up.
         width = arrays["images"].shape[-1]
         arrays["brain"] = np.unpackbits(arrays["brain"], axis=-1, count=width).astype(bool)
+        if arrays["images"].ndim == 3:  # files of one contrast may leave its axis out
+            arrays["images"] = arrays["images"][:, None]
         return cls(**arrays)
 
 

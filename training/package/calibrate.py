@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from diffusion_anomaly.detection.calibration import Calibration, threshold_for_f
 from diffusion_anomaly.detection.detector import Detector, whole_image_score
 from diffusion_anomaly.detection.inference import RawMap, make_batch
 from diffusion_anomaly.detection.planning import Options
-from diffusion_anomaly.io.volume import Volume, read_volume
+from diffusion_anomaly.io.volume import Scan, read_volume
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold
 from diffusion_anomaly.methods.unsupervised import Unsupervised
 from diffusion_anomaly.models.package import Bundle
@@ -41,7 +40,7 @@ UNKNOWN_DEVIATIONS = 4.0
 class CalibrationScan:
     """A validation scan and the labels of its thin slices; without labels all are healthy."""
 
-    volume: Volume
+    scan: Scan
     brain: Any
     name: str
     labels: dict[tuple[str, int], int] | None
@@ -51,16 +50,17 @@ class CalibrationScan:
         index = np.array(stack.indices)
         if self.labels is None:
             return np.ones(len(index), bool)
-        return slab_labels(self.labels, self.name, index, slab_thickness(stack, self.volume)) == HEALTHY
+        return slab_labels(self.labels, self.name, index, slab_thickness(stack, self.scan.reference)) == HEALTHY
 
 
 def calibration_scans(config: PackageConfig) -> Iterator[CalibrationScan]:
     prepare = config.read_prepare()
     labels = read_labels(prepare.labels) if prepare.labels else None
-    for path in sorted(prepare.val.glob(prepare.pattern)):
-        volume = read_volume(path)
-        brain = brain_of(path, volume, prepare, config.brains)
-        yield CalibrationScan(volume, brain, path.name, labels)
+    names = prepare.channels or (config.modality,)
+    for paths in prepare.scans("val"):
+        scan = Scan(dict(zip(names, map(read_volume, paths), strict=True)))
+        brain = brain_of(paths[0], scan.reference, prepare, config.brains)
+        yield CalibrationScan(scan, brain, paths[0].name, labels)
 
 
 def learn_latent_threshold(bundle: Bundle, scans: list[CalibrationScan]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def learn_latent_threshold(bundle: Bundle, scans: list[CalibrationScan]) -> dict
     assert model is not None and isinstance(options, UnsupervisedOptions)
     values = []
     for scan in scans:
-        stack, scales = detector.slices(scan.volume, scan.brain)
+        stack, scales = detector.slices(scan.scan, scan.brain)
         for place in np.flatnonzero(scan.healthy(stack)).tolist():
             batch = make_batch(stack, scales, place, place + 1, seed=0)
             found = Unsupervised().improbability(batch, model, options, lambda calls: None)
@@ -85,13 +85,13 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
     detector = Detector(Options(method=config.method), bundle=bundle)
     pieces, scores = [], []
     for scan in scans:
-        found = detector.raw_map(scan.volume, scan.brain)
+        found = detector.raw_map(scan.scan, scan.brain)
         keep = scan.healthy(found.stack)
         brain = found.stack.brain()
         scores.append(whole_image_score(found.scores))
         if keep.any():
             pieces.append((found.raw[keep], brain[keep], found.stack.voxel_ml, brain.sum() / brain[keep].sum()))
-        logger.info("%s: %s, %d healthy slices", config.method, Path(scan.volume.source).name, keep.sum())
+        logger.info("%s: %s, %d healthy slices", config.method, scan.name, keep.sum())
     source = f"{sum(len(raw) for raw, *_ in pieces)} healthy slices of {len(pieces)} validation scans"
     calibration = Calibration.fit(np.concatenate([raw[brain] for raw, brain, _, _ in pieces]), source=source)
     if config.healthy:

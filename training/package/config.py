@@ -106,6 +106,8 @@ class PackageConfig(BaseModel):
             raise ValueError(f"stages lacks {', '.join(missing)}, which the method {self.method} needs")
         if "codec" in self.stages and self.stages["codec"].run is None:
             raise ValueError("the codec needs its 'run', which holds the scale of its latents")
+        if self.healthy and self.prepare is not None and self.read_prepare().channels:
+            raise ValueError("healthy: scans of one contrast cannot set the threshold of several; use healthy: []")
         return self
 
     def read_prepare(self) -> PrepareConfig:

@@ -37,6 +37,8 @@ def uncalibrated(config: PackageConfig) -> dict[str, Any]:
         "normalisation": (config.normalisation or prepare.normalisation).rule.to_dict(),
         "postprocess": config.postprocess,
     }
+    if prepare.channels:
+        declared["channels"] = list(prepare.channels)
     if config.method == "intensity":
         return declared | {"options": config.options}
     if config.method == "localise":

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.models.networks import Codec, build_network
 
-from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain
-from ..data.slices import training_slices, validation_slices
+from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain, side_by_side
+from ..data.slices import Slices, training_slices, validation_slices
 from ..trainer.checkpoints import averaged_weights, require_fit
 from ..trainer.configuration import NetworkDeclaration
 from ..trainer.loop import Batch
@@ -66,11 +66,17 @@ class CodecConfig(BaseModel):
             raise ValueError(f"network is {kind}; expected one of {', '.join(AUTOENCODERS)}")
         if self.factor % self.fold:
             raise ValueError(f"fold is {self.fold}, which does not divide factor {self.factor}")
-        for entry in ("in_channels", "out_channels"):
-            found = self.network.get(entry)
-            if found != self.fold**2:
-                raise ValueError(f"network.{entry} is {found}, but fold {self.fold} needs {self.fold**2}")
+        found_in, found_out = self.network.get("in_channels"), self.network.get("out_channels")
+        if not found_in or found_in % self.fold**2:
+            raise ValueError(f"network.in_channels is {found_in}, but fold {self.fold} needs {self.fold**2} a contrast")
+        if found_out != found_in:
+            raise ValueError(f"network.out_channels is {found_out}, but network.in_channels is {found_in}")
         return self
+
+    @property
+    def contrasts(self) -> int:
+        """How many contrasts a slice has that the network encodes."""
+        return self.network["in_channels"] // self.fold**2
 
 
 # A code that is used less often than this a step, on average, is put where latents are. Without it three of 512 codes
@@ -93,7 +99,7 @@ class TrainableCodec(nn.Module):
         self.fold = fold
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, 1, H, W)`` to its reconstruction and the latents' cost: commitment, or divergence from normal."""
+        """``(N, C, H, W)`` to its reconstruction and the latents' cost: commitment, or divergence from normal."""
         folded = nn.functional.pixel_unshuffle(image, self.fold).contiguous(memory_format=torch.channels_last)
         result, cost = self._through(folded)
         return nn.functional.pixel_shuffle(result.float(), self.fold), cost
@@ -135,12 +141,14 @@ class CodecTask:
         torch.manual_seed(config.trainer.seed)
         self.config = config
         self.network: nn.Module = TrainableCodec(build_network(config.network), config.fold)
-        self.sampler = SliceSampler(training_slices(config.slices, config.halves), config.labels, config.augmentation)
+        slices = training_slices(config.slices, config.halves)
+        require_contrasts(config, slices)
+        self.sampler = SliceSampler(slices, config.labels, config.augmentation)
         self.validation = plain(validation_slices(config.slices), 48, config.labels[0])
         # A commitment loss has its own weight inside MONAI's quantiser.
         self.cost_weight = config.kl_weight if isinstance(self.network.network, AutoencoderKL) else 1.0
         if config.initialise == "principal_components":
-            images = plain(training_slices(config.slices, config.halves), 512, config.labels[0])
+            images = plain(slices, 512, config.labels[0])
             start_at_principal_components(self.network.network, images, config.fold)
         self.spectral = JukeboxLoss(spatial_dims=2)
 
@@ -163,7 +171,7 @@ class CodecTask:
         image = self.validation.to(next(network.parameters()).device)
         result = network(image)[0]
         shown = torch.cat([image[::8], result[::8]], 2)
-        return {"psnr": psnr(result, image)}, {"scan, codec": 0.5 + 0.5 * torch.cat(list(shown), 2)}
+        return {"psnr": psnr(result, image)}, {"scan, codec": 0.5 + 0.5 * side_by_side(shown)}
 
 
 @torch.no_grad()
@@ -175,7 +183,7 @@ def start_at_principal_components(network: nn.Module, images: Tensor, fold: int)
 
     Args:
         network: one layer each way, kernel 1, neither norm nor activation.
-        images: ``(n, 1, H, W)`` in [-1, 1], -1 outside the brain.
+        images: ``(n, C, H, W)`` in [-1, 1], -1 outside the brain.
         fold: pixels folded into channels along each axis.
 
     Raises:
@@ -183,7 +191,7 @@ def start_at_principal_components(network: nn.Module, images: Tensor, fold: int)
     """
     parameters = list(network.parameters())
     shapes = [tuple(parameter.shape) for parameter in parameters]
-    channels = fold**2
+    channels = images.shape[1] * fold**2
     components = shapes[0][0] if shapes else 0
     if shapes != [(components, channels, 1, 1), (components,), (components, channels, 1, 1), (channels,)]:
         raise InputError(
@@ -200,6 +208,21 @@ def start_at_principal_components(network: nn.Module, images: Tensor, fold: int)
     encode_bias.copy_(-basis @ mean)
     decode.copy_(basis[..., None, None])
     decode_bias.copy_(mean)
+
+
+def require_contrasts(config: CodecConfig, slices: Slices) -> None:
+    """Refuse slices with other contrasts than a codec is made for.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    found = slices.images.shape[1]
+    if found != config.contrasts:
+        raise InputError(
+            f"The slices have {found} contrast{'s' if found > 1 else ''}, but the codec's network.in_channels is "
+            f"{config.network['in_channels']}.",
+            f"With fold {config.fold}, {found} of them need {found * config.fold**2}.",
+        )
 
 
 def psnr(result: Tensor, image: Tensor) -> float:
@@ -230,7 +253,8 @@ def load_codec(config: CodecConfig, run: Path) -> tuple[Codec, dict[str, Any]]:
     images = plain(training_slices(config.slices, config.halves), 256, config.labels[0])
     with torch.no_grad():
         latent = torch.cat([codec.encode(piece) for piece in images.split(16)])
-    inside = nn.functional.max_pool2d((images > -1.0).float(), config.factor)[:, 0] > 0
+    brain = (images > -1.0).any(dim=1, keepdim=True).float()
+    inside = nn.functional.max_pool2d(brain, config.factor)[:, 0] > 0
     values = latent.permute(0, 2, 3, 1)[inside]
     shift, deviation = values.mean(0).tolist(), values.std(0).clamp_min(1e-6)
     if config.latent_scale == "common":

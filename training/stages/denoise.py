@@ -17,7 +17,7 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.models.networks import Codec, build_network
 
 from ..data.noise import NoiseConfig
-from ..data.sampling import AugmentationConfig, SliceSampler, evenly, plain
+from ..data.sampling import AugmentationConfig, SliceSampler, evenly, plain, side_by_side
 from ..data.slices import HEALTHY, training_slices, validation_slices
 from ..trainer.configuration import NetworkDeclaration
 from ..trainer.loop import Batch
@@ -54,12 +54,16 @@ class DenoiseTask:
         torch.manual_seed(config.trainer.seed)
         self.config = config
         self.network: nn.Module = build_network(config.network)
-        for entry in ("in_channels", "out_channels"):
-            if config.network.get(entry) != config.fold**2:
-                raise InputError(f"network.{entry} is {config.network.get(entry)}, but fold needs {config.fold**2}.")
         self.codec = Codec(None, config.fold)
         slices = training_slices(config.slices, config.halves)
-        height, width = slices.images.shape[1:]
+        contrasts, height, width = slices.images.shape[1:]
+        needed = contrasts * config.fold**2
+        for entry in ("in_channels", "out_channels"):
+            if config.network.get(entry) != needed:
+                found, several = config.network.get(entry), "s" if contrasts > 1 else ""
+                raise InputError(
+                    f"network.{entry} is {found}, but {contrasts} contrast{several}, folded, need {needed}."
+                )
         if height % config.fold or width % config.fold:
             raise InputError(
                 f"Slices have {width} x {height} pixels, which fold {config.fold} does not divide.",
@@ -74,21 +78,22 @@ class DenoiseTask:
         return self._corrupted(drawn["image"], drawn["brain"], rng)
 
     def _corrupted(self, image: Tensor, brain: Tensor, rng: np.random.Generator) -> Batch:
-        """Clean and noisy images ``(N, 1, H, W)`` in [-1, 1], brains and levels ``(N,)``."""
+        """Clean and noisy images ``(N, C, H, W)`` in [-1, 1], brains and levels ``(N,)``."""
         corruption = self.config.corruption
         levels = rng.integers(corruption.levels, size=len(image))
         noise = [
-            coarse_noise(tuple(image.shape[2:]), corruption.noise, (level + 1) / corruption.levels, rng)
-            for level in levels
+            [coarse_noise(tuple(image.shape[2:]), corruption.noise, (level + 1) / corruption.levels, rng) for _ in one]
+            for one, level in zip(image, levels, strict=True)
         ]
-        noisy = image + 2.0 * torch.from_numpy(np.stack(noise)[:, None].astype(np.float32))
+        noisy = image + 2.0 * torch.from_numpy(np.array(noise, dtype=np.float32))
         corrupted = torch.where(brain, noisy.clamp(-1.0, 1.0), -1.0)
         return {"image": image, "brain": brain, "corrupted": corrupted, "level": torch.from_numpy(levels)}
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         restored = self._restored(network, batch["corrupted"], batch["level"])
         inside = batch["brain"]
-        absolute = (inside * (restored - batch["image"]).abs()).sum() / inside.sum().clamp_min(1)
+        difference = (restored - batch["image"]).abs().mean(dim=1, keepdim=True)
+        absolute = (inside * difference).sum() / inside.sum().clamp_min(1)
         return {"loss": absolute, "l1": absolute}
 
     def _restored(self, network: nn.Module, corrupted: Tensor, level: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ class DenoiseTask:
         scalars = self.loss(network, batch, torch.Generator())
         restored = self._restored(network, batch["corrupted"][:6], batch["level"][:6])
         shown = torch.cat([batch["image"][:6], batch["corrupted"][:6], restored], 2)
-        pictures = {"clean, corrupted and restored": 0.5 + 0.5 * torch.cat(list(shown), 2)}
+        pictures = {"clean, corrupted and restored": 0.5 + 0.5 * side_by_side(shown)}
         return {name: float(value) for name, value in scalars.items()}, pictures
 
 

@@ -22,12 +22,12 @@ from diffusion_anomaly.models.schedule import (
     velocity,
 )
 
-from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain
+from ..data.sampling import AugmentationConfig, Labels, SliceSampler, plain, side_by_side
 from ..data.slices import training_slices, validation_slices
 from ..trainer.configuration import NetworkDeclaration, read_yaml
 from ..trainer.loop import Batch
 from ..trainer.optimisation import TrainerConfig
-from .codec import CodecConfig, read_codec
+from .codec import CodecConfig, read_codec, require_contrasts
 
 
 class ScheduleConfig(BaseModel):
@@ -96,13 +96,15 @@ class NoisedTask:
 
     def _require_fitting_network(self) -> None:
         """Say in the configuration's words what would otherwise fail inside a convolution."""
-        height, width = self.slices.images.shape[1:]
+        contrasts, height, width = self.slices.images.shape[1:]
+        if self.config.codec is not None:
+            require_contrasts(read_yaml(self.config.codec, CodecConfig), self.slices)
         if height % self.codec.factor or width % self.codec.factor:
             raise InputError(
                 f"Slices have {width} x {height} pixels, which the codec's factor {self.codec.factor} does not divide.",
                 "Choose another grid or another factor.",
             )
-        _, channels, *shape = self.latent(torch.zeros(1, 1, height, width)).shape
+        _, channels, *shape = self.latent(torch.zeros(1, contrasts, height, width)).shape
         needed = {"in_channels": channels, "out_channels": self.outputs(channels), "input_shape": shape}
         for entry, value in needed.items():
             declared = self.config.network.get(entry, value)
@@ -145,7 +147,7 @@ class DiffusionTask(NoisedTask):
         start = pyramid_noise(self.latent(image[:6]).shape, generator, self.config.schedule.pyramid).to(device)
         walked = self._heal(network, self.latent(image[:6]), start)
         shown = torch.cat([image[:6], self.codec.decode(walked)], 2)
-        return {"loss": float(loss)}, {"scan, noised and denoised": 0.5 + 0.5 * torch.cat(list(shown), 2)}
+        return {"loss": float(loss)}, {"scan, noised and denoised": 0.5 + 0.5 * side_by_side(shown)}
 
     def _heal(self, network: nn.Module, latent: Tensor, noise: Tensor, steps: int = 20) -> Tensor:
         highest = min(499, self.config.highest_level)

@@ -6,9 +6,14 @@ from typing import Any
 
 import slicer
 
+from diffusion_anomaly.errors import EngineError
+
+from ..detection import Request, channelsOf
 from ..sampledata import loadSample
+from ..scene.channels import chosenChannels, fillChannels, problemWithChannels
 from ..scene.volumes import describe, problemWith, problemWithMask
 from ..translation import tr as _
+from .channelselectors import ChannelSelectors
 from .context import PanelContext
 from .qthelpers import Combo
 
@@ -19,6 +24,7 @@ class InputPanel:
     def __init__(self, context: PanelContext) -> None:
         self._context = context
         self._ui = context.ui
+        self._channels = ChannelSelectors(context)
         self._segments = Combo(self._ui.segmentComboBox, self._onSegment)
         self._ui.sampleDataLabel.connect("linkActivated(QString)", self._onSample)
 
@@ -26,6 +32,10 @@ class InputPanel:
         volume = parameters.inputVolume
         problem = problemWith(volume)
         self._ui.inputInfoLabel.setText(problem or describe(volume))
+        others = _otherChannels(parameters)
+        if others and not problem:
+            fillChannels(parameters.parameterNode, others, volume)
+        self._channels.show(others)
         mask = parameters.brainMask
         isSegmentation = mask is not None and mask.IsA("vtkMRMLSegmentationNode")
         self._ui.segmentComboBox.setVisible(isSegmentation)
@@ -40,7 +50,16 @@ class InputPanel:
 
     def problem(self, parameters: Any) -> str:
         """Why the input cannot be analysed; empty when it can."""
-        return problemWith(parameters.inputVolume) or problemWithMask(parameters.brainMask)
+        problem = problemWith(parameters.inputVolume) or problemWithMask(parameters.brainMask)
+        if problem or not _otherChannels(parameters):
+            return problem
+        first, _others = channelsOf(_asked(parameters))
+        return problemWithChannels(parameters.inputVolume, first, self.channels(parameters))
+
+    def channels(self, parameters: Any) -> dict[str, Any]:
+        """The volumes of the model's other channels by name; empty for a model of a single contrast."""
+        others = _otherChannels(parameters)
+        return chosenChannels(parameters.parameterNode, others) if others else {}
 
     def _onSegment(self, segment: str) -> None:
         if self._context.parameters is not None:
@@ -51,3 +70,15 @@ class InputPanel:
             node = loadSample()
             if self._context.parameters is not None:
                 self._context.parameters.inputVolume = node
+
+
+def _asked(parameters: Any) -> Request:
+    return Request(parameters.method.name, parameters.method.model or None)
+
+
+def _otherChannels(parameters: Any) -> tuple[str, ...]:
+    """Those beside the input volume; none while the model or the method is not there."""
+    try:
+        return channelsOf(_asked(parameters))[1]
+    except EngineError:
+        return ()

@@ -118,7 +118,10 @@ class RunPanel:
                         _("The model {folder} is not there any more.").format(folder=gone),
                         _("Another one is chosen now: press Run again to use it."),
                     )
-                self._detection.add(parameters.inputVolume, request, parameters.brainMask, parameters.brainSegment)
+                channels = self._input.channels(parameters)
+                self._detection.add(
+                    parameters.inputVolume, request, parameters.brainMask, parameters.brainSegment, channels
+                )
                 self._startedAt = time.monotonic()
         except EngineError as error:
             say(self._ui.messageLabel, str(error))

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -94,14 +95,26 @@ class Workspace:
         """
         self._write(image, name, 1)
 
-    def writeJob(self, method: str, model: str | None, options: dict[str, object], title: str = "") -> None:
+    def writeJob(
+        self,
+        method: str,
+        model: str | None,
+        options: dict[str, object],
+        title: str = "",
+        channels: Mapping[str, str] | None = None,
+    ) -> None:
         """Write what to do with them, and what the user calls the scan. Paths stay relative: the folder may be moved.
+
+        Args:
+            method, model, options, title: of the job.
+            channels: files of the scan's channels by name, where there are several.
 
         Raises:
             InputError: when it cannot be written.
         """
         mask = MASK if (self.folder / MASK).exists() else None
-        write_job(Job(INPUT, RESULTS, method, model, mask, options, title), self.folder)
+        scan = "" if channels else INPUT
+        write_job(Job(scan, RESULTS, method, model, mask, options, title, channels or {}), self.folder)
 
     def readLog(self, longest: int = 200_000) -> str:
         """The end of the worker's log; empty when there is none."""

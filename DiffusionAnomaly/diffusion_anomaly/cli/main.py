@@ -11,9 +11,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from ..text import PrintableFormatter
 from . import models
 from .batch import FAULT, distinct_titles, each_once, output_folders, run_batch
 from .console import JsonLines, Terminal, err, out, plain, show_error
+
+if TYPE_CHECKING:
+    from ..io.contrasts import ChannelSource
 
 # The base of typer's own errors: newer typers bring their own click, older ones import it.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -97,10 +100,31 @@ def root(
 
 @app.command()
 def detect(
-    scans: Annotated[list[Path], typer.Argument(metavar="SCAN", help="Image files or DICOM folders.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where to; several scans get a subfolder each.")
     ],
+    scans: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SCAN]...",
+            help="Image files or DICOM folders; for a model of several contrasts, folders that hold all of them.",
+        ),
+    ] = None,
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel",
+            metavar="NAME=FILE",
+            help="One contrast of a scan, instead of SCAN; FILE:0 is the first volume of a 4-D file. Once a channel.",
+        ),
+    ] = None,
+    channels_from: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A 4-D file, instead of SCAN, whose volumes are the channels in order."),
+    ] = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Move the other channels rigidly onto the first one before.")
+    ] = False,
     method: Annotated[
         str | None,
         typer.Option(help=f"{', '.join(METHODS)}; default: the model's, or {DEFAULT_METHOD}."),
@@ -147,6 +171,8 @@ def detect(
     from ..detection.planning import Options
     from ..detection.scan import ScanRequest
 
+    sources = parse_channels(channels or [])
+    scans = _scans(scans or [], sources, channels_from, series, frame)
     if mask is not None and len(scans) > 1:
         raise InputError("One brain mask was given for several scans.", "Run the scans one by one.")
     listener = JsonLines() if json_lines else Terminal()
@@ -166,6 +192,7 @@ def detect(
             keep_reconstruction=keep_reconstruction,
             anonymous=anonymous,
             force=force,
+            register=register,
         )
         end_like_interrupt()
         each_in_folder = subfolders or len(scans) > 1
@@ -175,18 +202,78 @@ def detect(
         folders = output_folders(scans, output, anonymous) if each_in_folder else [output]
         read = [scan for scan in scans if result_in_place_of_scan(scan) is None]  # the others are refused in their turn
         for folder in folders:
-            keep_out_of(read, folder)
+            keep_out_of([*read, *(source.path for source in sources.values())], folder)
         if anonymous and len(scans) > 1 and not json_lines:  # told here alone, so that nothing written names a scan
             for folder, scan in zip(folders, scans, strict=True):
                 err.print(plain(f"{folder.name}: {scan}"))
         requests = [
-            ScanRequest(scan, folder, mask, series, frame, title, overwrite)
+            ScanRequest(
+                scan,
+                folder,
+                mask,
+                series,
+                frame,
+                title,
+                overwrite,
+                channels=sources,
+                in_order=channels_from is not None,
+            )
             for scan, folder, title in zip(scans, folders, distinct_titles(scans), strict=True)
         ]
         raise typer.Exit(run_batch(Detector(options), requests, listener))
     except EngineError as error:  # of no one scan: every consumer of events gets its last line
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error
+
+
+def _scans(
+    scans: list[Path],
+    sources: Mapping[str, ChannelSource],
+    channels_from: Path | None,
+    series: str | None,
+    frame: int | None,
+) -> list[Path]:
+    """What stands for each scan, where one of three ways to name scans was used."""
+    ways = [bool(scans), bool(sources), channels_from is not None]
+    if sum(ways) != 1:
+        found = "no scan" if not any(ways) else "scans in two ways"
+        raise InputError(f"The command names {found}.", "Give SCAN, or --channel once a channel, or --channels-from.")
+    if not scans and (series is not None or frame is not None):
+        raise InputError(
+            "--series and --frame are for single scans.", "Write --channel NAME=FILE:0 or NAME=FOLDER:SERIES."
+        )
+    if channels_from is not None:
+        return [channels_from]
+    return scans or [next(iter(sources.values())).path]
+
+
+def parse_channels(texts: Sequence[str]) -> dict[str, ChannelSource]:
+    """``NAME=FILE`` texts as sources by name; see ``ChannelSource.parse`` for what a file may be.
+
+    Raises:
+        InputError: for a text that is none, and for a name that is given twice.
+    """
+    from ..io.contrasts import ChannelSource
+
+    parsed: dict[str, ChannelSource] = {}
+    for text in texts:
+        name, path = named("--channel", text, "flair=a.nii.gz")
+        if name.casefold() in (other.casefold() for other in parsed):
+            raise InputError(f"The channel {name} is given twice.", "Give each channel once.")
+        parsed[name] = ChannelSource.parse(path)
+    return parsed
+
+
+def named(option: str, text: str, example: str) -> tuple[str, str]:
+    """What stands before and behind the first ``=``.
+
+    Raises:
+        InputError: when one of the two is not there.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip() or not value:
+        raise InputError(f"{option} got {text!r}.", f"Write it as NAME=FILE, such as {option} {example}.")
+    return name.strip(), value
 
 
 def _method_of(model: str | None) -> str:
@@ -228,6 +315,17 @@ def evaluate(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the packages'.")] = None,
     scan_pattern: Annotated[str, typer.Option(help="Scans in a folder; * is the patient.")] = "*_flair.nii.gz",
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel",
+            metavar="NAME=PATTERN",
+            help="Each of several contrasts, instead of --scan-pattern; references belong to the first.",
+        ),
+    ] = None,
+    complete_only: Annotated[
+        bool, typer.Option("--complete-only", help="Leave patients without all contrasts out.")
+    ] = False,
     mask_pattern: Annotated[str, typer.Option(help="Their reference masks.")] = "*_mask.nii.gz",
     brain_pattern: Annotated[str | None, typer.Option(help="Their brain masks; default: found by a network.")] = None,
     healthy: Annotated[
@@ -253,7 +351,8 @@ def evaluate(
             evaluate.RunSpec(method, model or None, {"precision": precision})
             for method, _, model in (run.partition("=") for run in runs or list(METHODS))
         ]
-        pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern)
+        patterns = dict(named("--channel", text, "flair='*_flair.nii.gz'") for text in channels or [])
+        pairs = find_pairs(source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only)
         healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
         end_like_interrupt()
         with listener:

@@ -7,17 +7,21 @@ Torch is imported when a detector first runs, not when this file is.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError, MemoryExhausted
+from ..io.contrasts import contrast_of, find_channels, match_names
 from ..io.sources import Source, read, read_brain
 from ..io.volume import PathLike, Scan, Volume
+from ..preprocessing.alignment import align
 from ..preprocessing.intensity import ModeNormalisation, values_in_brain
 from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from .inference import HeldModel, RawMap
 
 
+# Share of the brain outside a channel's field of view that is worth a word, and that is too much.
+LEAST_UNCOVERED, MOST_UNCOVERED = 0.005, 0.5
 _FORCE = (
     "--force, force=True in Python (in the call for one scan, in da.load for all), or the panel's setting runs it all "
     "the same."
@@ -117,8 +123,9 @@ class Detector:
         """Detect in one scan.
 
         Args:
-            scan: a path, a DICOM folder, a SimpleITK image, an array, or what ``io.sources.read`` made of one; several
-                by contrast name for a model that knows several.
+            scan: a path, a DICOM folder, a SimpleITK image, an array, or what ``io.sources.read`` made of one; for a
+                model that knows several contrasts, several of these by name, which are brought onto the first one's
+                grid, or the folder that holds them all.
             brain: brain mask on the scan's grid, taken as given; None lets the bundled network find the brain.
             spacing: of an array, in mm ``(x, y, z)``, which is the reverse of the order of its axes.
             force: whether this scan is looked at although the model seems not to know it; None takes the option.
@@ -133,7 +140,7 @@ class Detector:
             Cancelled: when ``progress`` raised it.
         """
         watch = _Watch(progress, on_started, on_warning)
-        scan = self._scan(read(scan, spacing=spacing))
+        scan = self._scan(self._read(scan, spacing))
         mask = None if brain is None else read_brain(brain, scan.reference)
         force = self.plan.asked.force if force is None else force
         try:
@@ -151,6 +158,32 @@ class Detector:
             )
             self.release()
             raise failure from error
+
+    def join(self, volumes: Mapping[str, Volume]) -> Scan:
+        """The model's channels as one scan, on the grid of its first.
+
+        Raises:
+            InputError: for other channels than the model's, and for volumes that do not show one head.
+        """
+        names = match_names(volumes, self.plan.channels, self.plan.bundle.name)
+        asked = self.plan.asked
+        return align(
+            {name: volumes[given] for name, given in names.items()}, registered=asked.register, force=asked.force
+        )
+
+    def _read(self, source: Source | Scan | Mapping[str, Source], spacing: Sequence[float] | None) -> Scan | Volume:
+        if isinstance(source, (str, os.PathLike)) and len(self.plan.channels) > 1:
+            found = find_channels(Path(source), self.plan.channels)
+            return self.join({name: channel.read() for name, channel in found.items()})
+        if not isinstance(source, Mapping):
+            return read(source, spacing=spacing)
+        volumes = {}
+        for name, one in source.items():
+            volume = read(one, spacing=spacing if isinstance(one, np.ndarray) else None)
+            if not isinstance(volume, Volume):
+                raise InputError(f"The channel {name} is itself several channels.", "Give one volume a channel.")
+            volumes[str(name)] = volume
+        return self.join(volumes)
 
     def raw_map(
         self, scan: Scan | Volume, brain: sitk.Image, *, progress: Callable[[Progress], None] | None = None
@@ -209,14 +242,14 @@ class Detector:
                 f"{', '.join(names)}.",
                 "Give each of them, by its name." if missing else "Leave the others out.",
             )
-        return scan if given == names else Scan({name: scan.channels[name] for name in names})
+        return scan if given == names else replace(scan, channels={name: scan.channels[name] for name in names})
 
     def _detect(self, scan: Scan, mask: sitk.Image | None, watch: _Watch, force: bool) -> Result:
         plan, reference = self.plan, scan.reference
         # An uncalibrated package is refused before any work.
         calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
         for name, volume in scan.channels.items():
-            for warning in scan_warnings(volume, name if len(plan.channels) > 1 else plan.bundle.modality):
+            for warning in scan_warnings(volume, _known_as(name) if len(plan.channels) > 1 else plan.bundle.modality):
                 watch.warn(warning)
         if plan.calibration_warning is not None:
             watch.warn(plan.calibration_warning)
@@ -229,6 +262,7 @@ class Detector:
             watch.judge(given_mask_verdict(outline(reference.image), mask), MASK_HINT, force)
         watch.enter("brain")
         brain = mask if mask is not None else self._brain_finder(reference, watch.warn)
+        brain = _where_all_are(scan, brain, watch)
         recognised = self._recognise(scan, brain, watch, mask is not None, force)
         watch.report(1, 1)
 
@@ -293,7 +327,7 @@ class Detector:
         if not self._recogniser.is_there:
             watch.warn("Whether the model knows such scans was not checked: the package scan-recognition is not there.")
         for name, volume in scan.channels.items():
-            modality = name if len(scan.channels) > 1 else self.plan.bundle.modality
+            modality = _known_as(name) if len(scan.channels) > 1 else self.plan.bundle.modality
             # What the others look like, the network was not taught.
             if modality not in CONTRASTS or not self._recogniser.is_there:
                 continue
@@ -367,6 +401,35 @@ class Detector:
         from ..models.loading import load_model
 
         return load_model(self.plan.bundle, device, self.plan.asked.precision)
+
+
+def _known_as(channel: str) -> str:
+    """The contrast that the recogniser knows a channel by: with or without contrast agent is one to it."""
+    contrast = contrast_of(channel)
+    return {None: channel, "T1C": "T1"}.get(contrast, contrast or channel)
+
+
+def _where_all_are(scan: Scan, brain: sitk.Image, watch: _Watch) -> sitk.Image:
+    """The part of the brain that every channel shows: elsewhere a missing channel would look anomalous.
+
+    Raises:
+        InputError: when hardly any is left.
+    """
+    if scan.covered is None:
+        return brain
+    inside = sitk.GetArrayViewFromImage(brain) != 0
+    covered = inside & (sitk.GetArrayViewFromImage(scan.covered) != 0)
+    lost = 1 - np.count_nonzero(covered) / max(1, np.count_nonzero(inside))
+    if lost > MOST_UNCOVERED:
+        raise InputError(
+            f"{lost:.0%} of the brain is outside the field of view of one of the channels.",
+            "Give scans that show the whole head.",
+        )
+    if lost > LEAST_UNCOVERED:
+        watch.warn(f"{lost:.1%} of the brain is outside the field of view of one of the channels and is not looked at.")
+    part = sitk.GetImageFromArray(covered.astype(np.uint8))
+    part.CopyInformation(brain)
+    return part
 
 
 def whole_image_score(scores: np.ndarray) -> float:

@@ -38,6 +38,7 @@ _KINDS: dict[str, Any] = {
     "keep_reconstruction": bool,
     "anonymous": bool,
     "force": bool,
+    "register": bool,
 }
 _KIND_NAMES = {
     str: "text",
@@ -67,6 +68,7 @@ class Options:
         overrides: any other option of the method, by name.
         anonymous: whether the scan's file name, title and description are left out of provenance and report.
         force: whether a scan that the model seems not to know is looked at all the same, with a warning.
+        register: whether the other channels are moved rigidly onto the first one before.
         keep_reconstruction: whether the pseudo-healthy reconstruction is a result too, where the method has one.
     """
 
@@ -84,6 +86,7 @@ class Options:
     keep_reconstruction: bool = False
     anonymous: bool = False
     force: bool = False
+    register: bool = False
 
     def __post_init__(self) -> None:
         _check_number("seed", self.seed, lambda value: value >= 0, "a whole number of at least 0", whole=True)
@@ -299,6 +302,7 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
         "min_volume_ml": plan.asked.min_volume_ml,
         "slice_spacing": plan.asked.slice_spacing,
         "force": plan.asked.force,
+        "register": plan.asked.register,
         "device": plan.asked.device,
         "precision": plan.asked.precision,
         "postprocess": plan.postprocess.to_dict(),

@@ -116,6 +116,7 @@ def describe_input(volume: Volume, anonymous: bool = False) -> dict[str, Any]:
         "direction_lps": list(image.GetDirection()),
         "non_finite_voxels": volume.non_finite,
         "metadata": modality if anonymous else dict(volume.metadata),
+        **({"alignment": dict(volume.alignment)} if volume.alignment else {}),
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
+from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
 from ..io.outputs import OutputFolder, result_in_place_of_scan
-from ..io.volume import read_mask, read_volume
+from ..io.volume import Scan, read_mask, read_volume
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, save
 from ..system import is_out_of_memory
@@ -21,13 +22,15 @@ class ScanRequest:
     """What to read and where to write.
 
     Attributes:
-        scan: file or DICOM folder.
+        scan: file or DICOM folder; of several channels the first one's, or the folder that holds them all.
         output: folder for the results.
         brain: brain mask file; None lets the network find the brain.
         series: which series of a DICOM folder.
         frame: which volume of a 4-D scan, counted from 0.
         title: what the user calls the scan; empty for the name of its file.
         overwrite: whether the result of another scan may make room for this one's.
+        channels: where each channel comes from, by its name, for a model that knows several contrasts.
+        in_order: whether the volumes of the one file ``scan`` are the model's channels, in its order.
     """
 
     scan: Path
@@ -37,6 +40,18 @@ class ScanRequest:
     frame: int | None = None
     title: str = ""
     overwrite: bool = True
+    channels: Mapping[str, ChannelSource] = field(default_factory=dict)
+    in_order: bool = False
+
+    @property
+    def scans(self) -> list[Path]:
+        """The files or folders of the scan, each once."""
+        return list(dict.fromkeys([self.scan, *(source.path for source in self.channels.values())]))
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Everything that is read."""
+        return self.scans if self.brain is None else [*self.scans, self.brain]
 
 
 class Listener(Protocol):
@@ -76,22 +91,23 @@ def run_scan(
         EngineError: as reading, a detection and writing raise it. A folder that was made for results is gone then.
     """
     listener.stage("read", 0, 1)
-    if (refusal := result_in_place_of_scan(request.scan)) is not None:
-        raise refusal
-    inputs = [path for path in (request.scan, request.brain) if path is not None]
-    folder = open_folder(request.output, inputs)
+    for path in request.scans:
+        if (refusal := result_in_place_of_scan(path)) is not None:
+            raise refusal
+    folder = open_folder(request.output, request.inputs)
     try:
         with folder:
-            kept = ["scan"] if detector.plan.asked.keep_reconstruction else []
-            earlier = folder.replaced(file_names(str(request.scan), kept).values())
-            volume = read_volume(request.scan, series=request.series, frame=request.frame)
+            sources, note = channel_sources(detector, request)
+            first = next(iter(sources.values())).path if sources else request.scan
+            kept = detector.plan.channels if detector.plan.asked.keep_reconstruction else []
+            earlier = folder.replaced(file_names(str(first), kept).values())
+            scan = _read(detector, request, sources, note)
             if not request.overwrite:
-                keep_other_scans(earlier, volume.sha256, request.output)
-            volume = replace(volume, title=request.title)
-            brain = None if request.brain is None else read_mask(request.brain, volume)
+                keep_other_scans(earlier, scan.reference.sha256, request.output)
+            brain = None if request.brain is None else read_mask(request.brain, scan.reference)
             listener.stage("read", 1, 1)
             result = detector(
-                volume,
+                scan,
                 brain=brain,
                 progress=listener.progress,
                 on_started=listener.started,
@@ -122,6 +138,46 @@ def keep_other_scans(earlier: Mapping[str, Mapping[str, Any]], sha256: str, fold
         if about.get("sha256") != sha256:
             made = f"another scan ({about['title']})" if about.get("title") else f"another command ({name})"
             raise InputError(f"{folder} holds the result of {made}.", "Choose another folder, or say --overwrite.")
+
+
+def channel_sources(detector: Detector, request: ScanRequest) -> tuple[dict[str, ChannelSource], str]:
+    """Where each of the model's channels comes from, and what to tell the user of how it was found.
+
+    Returns:
+        Sources by the model's names in its order; empty for a single scan for a model of one contrast.
+
+    Raises:
+        InputError: for channels that are missing, unknown, ambiguous, or the same.
+    """
+    names, model = detector.plan.channels, detector.plan.bundle.name
+    if request.channels:
+        matched = match_names(request.channels, names, model)
+        found = {name: request.channels[given] for name, given in matched.items()}
+        require_different(found)
+        return found, ""
+    if request.in_order:
+        return volumes_in_order(request.scan, names), ""
+    if len(names) == 1:
+        return {}, ""
+    if request.series is not None or request.frame is not None:
+        raise InputError(
+            f"The model {model} needs {', '.join(names)} together; --series and --frame choose one scan.",
+            f"Write --channel {names[0]}=FOLDER:SERIES or FILE:0, and the other channels likewise.",
+        )
+    found = find_channels(request.scan, names)
+    # Names of files and series may be the patient's.
+    return found, "The channels were found by name." if detector.plan.asked.anonymous else described(found)
+
+
+def _read(detector: Detector, request: ScanRequest, sources: Mapping[str, ChannelSource], note: str) -> Scan:
+    if not sources:
+        volume = read_volume(request.scan, series=request.series, frame=request.frame)
+        return Scan({detector.plan.channels[0]: replace(volume, title=request.title)})
+    volumes = {name: source.read() for name, source in sources.items()}
+    name, first = next(iter(volumes.items()))
+    notes = (note,) if note else ()
+    volumes[name] = replace(first, title=request.title, warnings=(*notes, *first.warnings))
+    return detector.join(volumes)
 
 
 def as_engine_error(error: Exception, hint: str) -> EngineError:

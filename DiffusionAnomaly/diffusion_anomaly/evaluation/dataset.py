@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
@@ -20,12 +20,19 @@ class Pair:
         scan: what ``read_volume`` reads.
         reference: mask of what should be found, on the scan's grid.
         brain: brain mask on the scan's grid; None lets the network find it.
+        channels: each contrast's file by name where there are several, the scan's own first.
     """
 
     name: str
     scan: Path
     reference: Path
     brain: Path | None = None
+    channels: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every file of it."""
+        return [path for path in (self.scan, self.reference, self.brain, *self.channels.values()) if path is not None]
 
 
 @dataclass(frozen=True)
@@ -65,15 +72,20 @@ def find_pairs(
     scan_pattern: str = "*_flair.nii.gz",
     mask_pattern: str = "*_mask.nii.gz",
     brain_pattern: str | None = None,
+    channels: Mapping[str, str] | None = None,
+    complete_only: bool = False,
 ) -> list[Pair]:
     """Scans and their references, sorted by name.
 
     Args:
         source: a folder; or a CSV file with the columns ``scan``, ``reference`` and, if wanted, ``brain`` and
-            ``name``, paths relative to its own folder.
+            ``name``, paths relative to its own folder; and a column ``channel_NAME`` for each of several contrasts.
         scan_pattern: which files of the folder are scans; its one ``*`` stands for the patient.
         mask_pattern: the reference's name, ``*`` being the same patient.
         brain_pattern: the brain mask's name, if there are brain masks.
+        channels: of a folder with several contrasts, each one's pattern by its name, in place of ``scan_pattern``; the
+            first is the scan that references and brains belong to. A pattern may lead out of the folder (``../``).
+        complete_only: whether patients without all contrasts are left out; else they are refused.
 
     Raises:
         InputError: when there are none, a reference is missing, or two have one name.
@@ -82,29 +94,39 @@ def find_pairs(
     if source.is_file():
         pairs = _pairs_of_csv(source)
     elif source.is_dir():
-        pairs = list(_pairs_of_folder(source, scan_pattern, mask_pattern, brain_pattern))
+        scan_pattern = next(iter(channels.values())) if channels else scan_pattern
+        pairs = list(_pairs_of_folder(source, scan_pattern, mask_pattern, brain_pattern, channels or {}))
     else:
         raise InputError(f"There is no folder or CSV file {source}.", "Check the path.")
     if not pairs:
         raise InputError(f"{source} holds no scan named {scan_pattern}.", "Give another folder or another pattern.")
+    if complete_only:
+        pairs = [pair for pair in pairs if all(path.exists() for path in pair.channels.values())]
+        if not pairs:
+            raise InputError(f"No patient in {source} has every contrast.", "Look at the patterns.")
     names = [pair.name for pair in pairs]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
         raise InputError(f"{source} names {', '.join(double[:3])} more than once.", "Give each scan its own name.")
-    for path in (path for pair in pairs for path in (pair.scan, pair.reference, pair.brain)):
-        if path is not None and not path.exists():
-            raise InputError(f"There is no file {path}.", "Each scan needs its reference mask; check the patterns.")
+    for path in (path for pair in pairs for path in pair.inputs):
+        if not path.exists():
+            raise InputError(
+                f"There is no file {path}.", "Each scan needs its reference mask and contrasts; check the patterns."
+            )
     return sorted(pairs, key=lambda pair: pair.name)
 
 
-def _pairs_of_folder(folder: Path, scan: str, mask: str, brain: str | None) -> Iterator[Pair]:
-    for pattern in (mask, brain):
+def _pairs_of_folder(
+    folder: Path, scan: str, mask: str, brain: str | None, channels: Mapping[str, str]
+) -> Iterator[Pair]:
+    for pattern in (mask, brain, *channels.values()):
         if pattern is not None:
             _check_pattern(pattern)
     for patient, path in _named(folder, scan):
         others = [None if pattern is None else folder / pattern.replace("*", patient) for pattern in (mask, brain)]
         assert others[0] is not None
-        yield Pair(patient, path, others[0], others[1])
+        contrasts = {name: folder / pattern.replace("*", patient) for name, pattern in channels.items()}
+        yield Pair(patient, path, others[0], others[1], contrasts)
 
 
 def _named(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
@@ -138,4 +160,10 @@ def _pair_of_row(row: Mapping[str, str | None], path: Path, line: int) -> Pair:
         raise InputError(f"{path}, line {line}, lacks a scan or a reference.", "Fill in both.")
     name = str(row.get("name") or "").strip() or re.sub(r"\.nii$", "", Path(scan).stem)
     folder = path.parent
-    return Pair(name, folder / scan, folder / reference, folder / brain if brain else None)
+    prefix = "channel_"
+    channels = {
+        key.removeprefix(prefix): folder / value.strip()
+        for key, value in row.items()
+        if key and key.startswith(prefix) and isinstance(value, str) and value.strip()
+    }
+    return Pair(name, folder / scan, folder / reference, folder / brain if brain else None, channels)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from ..detection.brain import BrainFinder
 from ..detection.detector import Detector
 from ..detection.planning import Options, Plan, make_plan
 from ..errors import InputError
+from ..io.contrasts import declared_name, match_names
 from ..io.files import Writer, file_stem
 from ..io.orientation import Orientation
 from ..io.outputs import OutputFolder, prepare_folder
 from ..io.typed_json import checked
-from ..io.volume import Volume, read_anomaly_map, read_mask, read_volume, write_like
+from ..io.volume import Scan, Volume, read_anomaly_map, read_mask, read_volume, write_like
+from ..preprocessing.alignment import align
 from ..results.result import Progress, Result
 from ..text import distinct_names
 from . import metrics, montage
@@ -112,9 +114,11 @@ def run(
     """
     if not pairs:
         raise InputError("There are no scans to evaluate on.", "Give at least one scan with its reference.")
-    inputs = [path for pair in pairs for path in (pair.scan, pair.reference, pair.brain) if path is not None]
+    inputs = [path for pair in pairs for path in pair.inputs]
     with OutputFolder(output, [*inputs, *(scan.scan for scan in healthy)]) as folder:
         detectors = {label: Detector(plan) for label, plan in plan_runs(runs, device, seed, steps).items()}
+        for detector in detectors.values():
+            _check_channels(detector, pairs, healthy)
         return _evaluate(pairs, healthy, detectors, folder, _Clock(progress), seed, resamples)
 
 
@@ -141,11 +145,11 @@ def _evaluate(
     cases: dict[str, list[Case]] = {label: [] for label in detectors}
     provenance: dict[str, dict[str, Any]] = {}
     for pair in pairs:
-        volume = read_volume(pair.scan)
-        brain = brains[pair.scan]
+        scan = _read(pair)
+        volume, brain = scan.reference, brains[pair.scan]
         truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain.path, volume))
         for label, detector in detectors.items():
-            result, seconds = _detect(detector, volume, truth.brain_image, clock, weights[label])
+            result, seconds = _detect(detector, _shown_to(detector, scan), truth.brain_image, clock, weights[label])
             write_like(result.anomaly_map, volume, places.anomaly_map(label, pair.name), dtype=np.float32)
             cases[label].append(_compare(pair.name, truth, result, seconds + brain.seconds, brain.given))
             provenance[label] = result.provenance
@@ -295,10 +299,62 @@ class Truth:
         return (metrics.slice_distance(self.tumour_slices) >= far) & self.brain.any(axis=(1, 2))
 
 
-def _detect(detector: Detector, volume: Volume, brain: sitk.Image, clock: _Clock, weight: int) -> tuple[Result, float]:
+def _read(pair: Pair) -> Scan:
+    """A patient's contrasts on the grid of the scan that the reference belongs to.
+
+    Raises:
+        InputError: when one cannot be read, or they do not show one head.
+    """
+    if not pair.channels:
+        return Scan({"scan": read_volume(pair.scan)})
+    own = [name for name, path in pair.channels.items() if path == pair.scan]
+    files = {name: pair.channels[name] for name in (*own, *(name for name in pair.channels if name not in own))}
+    return align({name: read_volume(path) for name, path in files.items()})
+
+
+def _shown_to(detector: Detector, scan: Scan) -> Scan:
+    """The channels that a model knows; to one of a single contrast that is not among them, the scan itself."""
+    chosen = _chosen(detector, scan.channels)
+    return Scan({name: scan.channels[given] for name, given in chosen.items()}, scan.covered)
+
+
+def _chosen(detector: Detector, given: Collection[str]) -> dict[str, str]:
+    names = detector.plan.channels
+    known = [name for name in given if declared_name(name, names)]
+    if len(names) == 1 and not known:
+        return {names[0]: next(iter(given))}
+    return match_names(known, names, detector.plan.bundle.name)
+
+
+def _check_channels(detector: Detector, pairs: Sequence[Pair], healthy: Sequence[HealthyScan]) -> None:
+    """Refuse a model of several contrasts where they are not at hand, before anything runs.
+
+    Raises:
+        InputError: naming the model and what it lacks.
+    """
+    if len(detector.plan.channels) == 1:
+        return
+    if healthy:
+        raise InputError(
+            f"The model {detector.plan.bundle.name} needs {', '.join(detector.plan.channels)} together, and healthy "
+            "scans have one contrast.",
+            "Leave --healthy out.",
+        )
+    for pair in pairs:
+        if pair.channels and pair.scan not in pair.channels.values():
+            raise InputError(
+                f"The scan of {pair.name} is none of its channels.",
+                "Name the same file in one of the columns channel_…",
+            )
+        _chosen(detector, pair.channels or {"scan": pair.scan})
+
+
+def _detect(
+    detector: Detector, scan: Scan | Volume, brain: sitk.Image, clock: _Clock, weight: int
+) -> tuple[Result, float]:
     """What one run finds in one scan, and the seconds it took."""
     start = time.perf_counter()
-    result = detector(volume, brain=brain, progress=clock.inside(weight))
+    result = detector(scan, brain=brain, progress=clock.inside(weight))
     clock.finished(weight)
     return result, time.perf_counter() - start
 

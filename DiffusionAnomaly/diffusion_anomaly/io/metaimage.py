@@ -45,15 +45,20 @@ def read_metaimage(file: ScanFile, frame: int | None, digest: hashlib._Hash) -> 
         raise InputError(f"{file.what} has {axes} dimensions; expected 2, 3 or 4.", "Save one volume of it to a file.")
     sizes = tuple(int(value) for value in header.numbers("DimSize", axes, whole=True))
     components = header.integer("ElementNumberOfChannels", 1)
-    if components != 1:
+    if components > 1 and (frame is None or axes == 4):
         raise not_grey(file.what, "vector", components)
-    frames = sizes[3] if axes == 4 else 1
+    if components < 1:
+        raise InputError(f"{file.what}: its header states {components} values a voxel.", _CONVERT)
+    frames = sizes[3] if axes == 4 else components
     chosen = choose_frame(frame, frames, file.what)
     geometry, warnings = _place(header, axes, file.what)
     encoding = _encoding(header, file.what)
     shape = (*sizes[:3], *[1] * (3 - axes))
     check_size(shape, encoding.dtype, file.what)
-    stored, behind = read_parts(file, _data_files(header, file), encoding, sizes, digest)
+    values_a_voxel = () if components == 1 else (components,)
+    stored, behind = read_parts(file, _data_files(header, file), encoding, (*values_a_voxel, *sizes), digest)
+    if components > 1:
+        stored = stored[..., chosen]
     values = stored[chosen] if axes == 4 else stored.reshape(shape[::-1])
     return Reading(as_float32(values), geometry, min(axes, 3), header.metadata(), (*warnings, *behind_warning(behind)))
 

@@ -79,7 +79,7 @@ def read_nifti(file: ScanFile, compressed: bool, frame: int | None, data: ScanFi
     if len(raw) < length:
         raise InputError(f"{file.what} is cut short: its header has {len(raw)} of {length} bytes.", "Copy it again.")
     header = _header(raw, ">" if big else "<")
-    extents = _extents(header, file.what)
+    extents = _extents(header, file.what, frame)
     dtype = _dtype(header, extents, file.what)
     shape = (extents[0], extents[1], extents[2] if len(extents) > 2 else 1)
     frames = extents[3] if len(extents) > 3 else 1
@@ -153,7 +153,8 @@ def _header(raw: bytes, order: str) -> Any:
     return kind(raw, order, check=False)
 
 
-def _extents(header: Any, what: str) -> tuple[int, ...]:
+def _extents(header: Any, what: str, frame: int | None) -> tuple[int, ...]:
+    """Extents along 2 to 4 axes; of vectors, whose components a frame counts, the fourth is theirs."""
     dimensions = [int(value) for value in header["dim"]]
     count = dimensions[0]
     if not 1 <= count <= 7:
@@ -170,6 +171,8 @@ def _extents(header: Any, what: str) -> tuple[int, ...]:
     beyond = extents[4:]
     if max(beyond, default=1) > 1:
         if extents[3] == 1 and max(beyond[1:], default=1) == 1:  # NIfTI keeps a voxel's components there
+            if frame is not None:
+                return (*extents[:3], beyond[0])
             raise not_grey(what, "vector", beyond[0])
         raise InputError(
             f"{what} has {counted(count, 'dimension')} ({'x'.join(map(str, extents))}); expected 2, 3 or 4.",

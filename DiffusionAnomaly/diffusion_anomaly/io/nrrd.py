@@ -44,6 +44,8 @@ _UNITS = {"m": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "µm": 0.001, "micron
 _UNITS |= {"millimeter": 1.0, "millimetre": 1.0, "millimeters": 1.0, "millimetres": 1.0, "": 1.0, "???": 1.0}
 _SPATIAL_KINDS = ("domain", "space")
 _FRAME_KINDS = ("list", "time", "none", "???", "unknown")
+# Components that may be chosen like volumes; those of colours may not.
+_VECTOR_KINDS = ("vector", "covariant-vector", "2-vector", "3-vector", "4-vector")
 _METADATA = {"modality": "modality", "0008|0060": "modality", "0008|103e": "description"}
 _CONVERT = "Export or convert the scan again."
 
@@ -63,7 +65,7 @@ def read_nrrd(file: ScanFile, frame: int | None, digest: hashlib._Hash) -> Readi
     lines = read_header_lines(file, (b"datafile:list",), MOST_LINE, MOST_HEADER)
     fields, names, metadata = _parse(lines, file)
     sizes = tuple(int(size) for size in fields["sizes"])
-    spatial, frames_axis = _axes(fields, sizes, file.what)
+    spatial, frames_axis = _axes(fields, sizes, file.what, frame)
     frames = sizes[frames_axis] if frames_axis is not None else 1
     chosen = choose_frame(frame, frames, file.what)
     geometry, warnings = _place(fields, spatial, file.what)
@@ -169,8 +171,10 @@ def _encoding(fields: Mapping[str, Any], what: str) -> Encoding:
     return Encoding(kind, dtype, skip, lines)
 
 
-def _axes(fields: Mapping[str, Any], sizes: tuple[int, ...], what: str) -> tuple[list[int], int | None]:
-    """Which axes are space, and which counts volumes.
+def _axes(
+    fields: Mapping[str, Any], sizes: tuple[int, ...], what: str, frame: int | None
+) -> tuple[list[int], int | None]:
+    """Which axes are space, and which counts volumes, or a vector's components where a frame is chosen.
 
     Raises:
         InputError: for voxels of several values, and for other than 2 or 3 axes in space.
@@ -193,7 +197,8 @@ def _axes(fields: Mapping[str, Any], sizes: tuple[int, ...], what: str) -> tuple
         spatial, others = spatial[:3], [spatial[3]]
         kinds[others[0]] = "list"
     for axis in others:
-        if sizes[axis] > 1 and kinds[axis] not in (*_FRAME_KINDS, *_SPATIAL_KINDS):
+        is_frame = frame is not None and kinds[axis] in _VECTOR_KINDS
+        if sizes[axis] > 1 and not is_frame and kinds[axis] not in (*_FRAME_KINDS, *_SPATIAL_KINDS):
             raise complex_voxels(what) if kinds[axis] == "complex" else not_grey(what, kinds[axis], sizes[axis])
     several = [axis for axis in others if sizes[axis] > 1]
     if len(spatial) not in (2, 3) or len(several) > 1:

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -54,6 +55,8 @@ class Volume:
         title: What the user calls it; empty where nobody calls it otherwise than its file.
         warnings: What reading it had to settle, such as header fields that contradict each other; for the user to see.
         grid_fields: How its header writes its grid, for results in the same format.
+        identity: Of DICOM, digests that tell patients, studies and frames of reference apart. Never written anywhere.
+        alignment: How it came onto another channel's grid, JSON-ready; empty where it lies on its own.
     """
 
     image: sitk.Image
@@ -65,6 +68,8 @@ class Volume:
     title: str = ""
     warnings: tuple[str, ...] = ()
     grid_fields: GridFields | None = None
+    identity: Mapping[str, str] = field(default_factory=dict, repr=False)
+    alignment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,11 +83,16 @@ class Scan:
 
     The first channel is the reference: it gives the grid, and what is said of "the scan" is said of it.
 
+    Attributes:
+        channels: by contrast name, the reference first.
+        covered: uint8, 1 where every channel has voxels of its own; None where all have everywhere.
+
     Raises:
         InputError: when there is no channel, or one has another grid than the first.
     """
 
     channels: Mapping[str, Volume]
+    covered: sitk.Image | None = None
 
     def __post_init__(self) -> None:
         if not self.channels:
@@ -134,7 +144,8 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
                 "Leave out --series, or give the folder.",
             )
         scan = read_dicom(path, series, frame)
-        return as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
+        volume = as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
+        return replace(volume, identity=scan.identity)
     if series is not None:
         raise InputError(
             f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",

@@ -139,9 +139,7 @@ def coloured_from(threshold: float) -> float:
 def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: float) -> list[SlicePicture]:
     """Pictures of the slices, the map coloured up to ``top``."""
     marked, peaks = view.marked_ml(), view.peaks()
-    width_mm, height_mm = extent(view)
-    height = PICTURE_HEIGHT
-    width = int(np.clip(round(height * width_mm / height_mm), PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4))
+    width, height = _picture_size(view)
     size = (2 * width, 2 * height)
     sides = _side_letters(view.sides, size)
     pictures = []
@@ -164,6 +162,29 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
             )
         )
     return pictures
+
+
+def draw_outlined(view: SliceView, slices: Sequence[int]) -> list[str]:
+    """Slices of another contrast in grey with the outline of the mask, as data URIs."""
+    width, height = _picture_size(view)
+    size = (2 * width, 2 * height)
+    sides = _side_letters(view.sides, size)
+    pictures = []
+    for k in slices:
+        pixels = np.repeat(_scan_pixels(view, k, size)[..., None], 3, axis=2)
+        share = _outline(view.mask[k, view.rows, view.columns], size, MASK_LINE)
+        _lay(pixels, np.array(_rgb(CONTOUR), np.float32), share)
+        for brightness, covered in sides:
+            _lay(pixels, brightness, covered)
+        pictures.append(_png_uri(pixels))
+    return pictures
+
+
+def _picture_size(view: SliceView) -> tuple[int, int]:
+    """Width and height on the page in pixels."""
+    width_mm, height_mm = extent(view)
+    width = round(PICTURE_HEIGHT * width_mm / height_mm)
+    return int(np.clip(width, PICTURE_HEIGHT // 4, PICTURE_HEIGHT * 4)), PICTURE_HEIGHT
 
 
 def draw_colour_bar(threshold: float, top: float) -> str:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ..io.files import write_text
 from ..registry import METHODS
 from ..text import LINES, printable
-from .rendering import SliceView, choose_slices, coloured_from, draw_colour_bar, draw_profile, draw_slices
+from .rendering import (
+    SliceView,
+    choose_slices,
+    coloured_from,
+    draw_colour_bar,
+    draw_outlined,
+    draw_profile,
+    draw_slices,
+)
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -39,6 +47,7 @@ class Shown:
         threshold: the anomaly score from which a voxel is in the mask.
         provenance: how the anomaly map was made; with the options, the score and the warnings.
         names: that the user gave to findings, by their ids.
+        channels: every contrast by name where there are several, on the same grid, ``scan`` first.
     """
 
     name: str
@@ -50,6 +59,7 @@ class Shown:
     threshold: float
     provenance: Mapping[str, Any]
     names: Mapping[int, str] = field(default_factory=dict)
+    channels: Mapping[str, sitk.Image] = field(default_factory=dict)
 
 
 def write_report(result: Result, path: Path | str) -> None:
@@ -73,6 +83,7 @@ def render_report(result: Result) -> str:
             result.findings,
             result.threshold,
             result.provenance,
+            channels={name: volume.image for name, volume in result.scan.channels.items()},
         )
     )
 
@@ -82,6 +93,9 @@ def render(shown: Shown) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     view = SliceView(shown.scan, shown.anomaly_map, shown.mask, shown.brain)
+    others = [
+        SliceView(image, shown.anomaly_map, shown.mask, shown.brain) for image in list(shown.channels.values())[1:]
+    ]
     threshold, findings, provenance = shown.threshold, shown.findings, shown.provenance
     slices = choose_slices(view, threshold)
     peak = float(view.peaks().max())
@@ -111,6 +125,8 @@ def render(shown: Shown) -> str:
         extrapolated=_extrapolated(provenance.get("calibration_end"), peak, threshold),
         score=provenance["score"]["value"],
         pictures=draw_slices(view, slices, threshold, top),
+        channels=list(shown.channels) if others else [],
+        contrasts=list(zip(*(draw_outlined(other, slices) for other in others), strict=True)),
         colour_bar=draw_colour_bar(threshold, top),
         profile=draw_profile(view, slices) if len(view) > 1 and findings else None,
         sides=view.sides,

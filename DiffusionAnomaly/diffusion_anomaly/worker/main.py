@@ -216,6 +216,7 @@ def _detect_and_save(job: Job, lines: EventLines, stop: Stop, workbench: Workben
     options = detection_options(job)
     listener = _Listener(lines, Reports(lines, stop))
     from ..detection.scan import ScanRequest, run_scan
+    from ..io.contrasts import ChannelSource
     from ..results.result import statistics
 
     def open_folder(directory: Path, inputs: Iterable[Path]) -> OutputFolder:
@@ -223,8 +224,10 @@ def _detect_and_save(job: Job, lines: EventLines, stop: Stop, workbench: Workben
         stop.before_hard_end = folder.discard
         return folder
 
-    mask = None if job.mask is None else Path(job.mask)
-    request = ScanRequest(Path(job.input), Path(job.output), mask, title=job.title)
+    channels = {name: ChannelSource(Path(file)) for name, file in job.channels.items()}
+    scan = next(iter(channels.values())).path if channels else Path(job.input)
+    brain = None if job.mask is None else Path(job.mask)
+    request = ScanRequest(scan, Path(job.output), brain, title=job.title, channels=channels)
     found, files = run_scan(workbench.detector(options), request, listener, open_folder)
     listener.stage("write", 1, 1)
     timings = {**found.timings, "total": time.monotonic() - start}

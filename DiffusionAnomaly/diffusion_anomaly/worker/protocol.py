@@ -53,13 +53,14 @@ class Job:
     Relative paths are taken from the job's own directory, so that a job directory may be moved.
 
     Attributes:
-        input: the scan: a file, or a folder of one DICOM series.
+        input: the scan: a file, or a folder of one DICOM series; empty when there are channels.
         output: folder for the results; made if it does not exist.
         method: name of a method.
         model: name of a model package or its directory; None takes the method's default.
         mask: brain mask on the scan's grid; None lets the bundled network find the brain.
         options: every other option of ``detection.planning.Options`` by its name.
         title: what the user calls the scan, for messages and the report; empty for the name of its file.
+        channels: for a model of several contrasts, each one's file by the channel's name, instead of ``input``.
     """
 
     input: str
@@ -69,6 +70,7 @@ class Job:
     mask: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
+    channels: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_job(job: Job, directory: Path | str) -> Path:
@@ -123,17 +125,24 @@ def read_job(directory: Path | str) -> Job:
         options = dict(job.options)
         options["keep_reconstruction"] = options.pop("keep_healed")
         job = replace(job, options=options)
-    for name in ("input", "output", "model", "mask"):
-        if "\0" in (getattr(job, name) or ""):
-            raise InputError(f"{path}: {name} holds a null character, which no path can.", "Start the job anew.")
+    named = {name: getattr(job, name) for name in ("input", "output", "model", "mask")} | dict(job.channels)
+    for name, text in named.items():
+        if "\0" in (text or ""):
+            raise InputError(f"{path}: {name[:40]} holds a null character, which no path can.", "Start the job anew.")
     base = directory.absolute()
-    if not job.input or not job.output:
+    if not (job.input or job.channels) or not job.output:
         raise InputError(f"{path}: input and output must not be empty.", "Name the scan and the folder for results.")
+    if job.input and job.channels:
+        raise InputError(f"{path} has both input and channels.", "Name a single scan, or each channel's.")
+    if not all(job.channels.values()):
+        raise InputError(f"{path}: a channel has no file.", "Name the file of each channel.")
     model = job.model
     if model is not None and {"/", os.sep} & set(model):  # else it is a name
         model = str(base / model)
     mask = None if job.mask is None else str(base / job.mask)
-    return replace(job, input=str(base / job.input), output=str(base / job.output), model=model, mask=mask)
+    channels = {name: str(base / file) for name, file in job.channels.items()}
+    first = str(base / job.input) if job.input else ""
+    return replace(job, input=first, channels=channels, output=str(base / job.output), model=model, mask=mask)
 
 
 def _read(path: Path) -> bytes:

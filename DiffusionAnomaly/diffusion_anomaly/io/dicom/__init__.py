@@ -9,10 +9,14 @@ pydicom is imported with the first DICOM file: scans in other formats start with
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .recognition import DicomScan, is_dicom
 
-__all__ = ["DicomScan", "is_dicom", "read_dicom"]
+if TYPE_CHECKING:
+    from .series import Series
+
+__all__ = ["DicomScan", "is_dicom", "read_dicom", "series_of"]
 
 
 def read_dicom(path: Path, series: str | None = None, frame: int | None = None) -> DicomScan:
@@ -30,3 +34,18 @@ def read_dicom(path: Path, series: str | None = None, frame: int | None = None) 
     from .reading import read
 
     return read(Path(path), series, frame)
+
+
+def series_of(folder: Path) -> list[Series]:
+    """The DICOM series of a folder and the folders in it, in order of their descriptions.
+
+    Raises:
+        InputError: when there are too many files for one scan.
+    """
+    from .headers import silence
+    from .planes import HEADER_TAGS
+    from .series import find_series
+
+    with silence(folder):
+        found, _, _ = find_series(folder, HEADER_TAGS)
+    return sorted(found.values(), key=lambda series: (series.description, series.uid))

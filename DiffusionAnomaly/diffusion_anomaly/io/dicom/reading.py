@@ -116,7 +116,18 @@ def _read_files(
         {name: text for name, text in stated.items() if text},
         tuple(dict.fromkeys(warnings)),
         digest.hexdigest(),
+        _identity(headers[0]),
     )
+
+
+def _identity(header: Header) -> dict[str, str]:
+    """Digests of what tells patients, studies and frames of reference apart, where it is stated."""
+    stated = {keyword: _plain(header, keyword) for keyword in _COMMON if keyword != "Modality"}
+    return {keyword: hashlib.sha256(value).hexdigest() for keyword, value in stated.items() if value}
+
+
+def _plain(header: Header, keyword: str) -> bytes:
+    return header.raw(keyword).strip(b" \0^").upper()
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,7 @@ def _check_common(headers: Sequence[Header], where: Path) -> None:
     for keyword, meaning in _COMMON.items():
         first: tuple[bytes, Path] | None = None
         for header in headers:
-            value = header.raw(keyword).strip(b" \0^").upper()
+            value = _plain(header, keyword)
             if value and first and value != first[0]:
                 raise InputError(
                     f"{where} mixes images of different {meaning} in one series: {first[1].name} and "

@@ -22,6 +22,7 @@ class DicomScan(NamedTuple):
         metadata: `modality` and `description`, where the headers state them.
         warnings: what reading it had to settle.
         sha256: of the bytes of ``files``, one after the other, as they were when the voxels were read.
+        identity: of patient, study and frame of reference, by keyword: digests, which tell no name.
     """
 
     image: sitk.Image
@@ -29,6 +30,7 @@ class DicomScan(NamedTuple):
     metadata: dict[str, str]
     warnings: tuple[str, ...]
     sha256: str
+    identity: dict[str, str]
 
 
 def is_dicom(path: Path) -> bool:
