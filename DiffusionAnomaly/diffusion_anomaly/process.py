@@ -1,7 +1,8 @@
 """What a process settles before it imports anything large: its standard streams, and what signals do.
 
 A closed stdout would give its number to the next file that is opened, and what a library prints would land in it. A
-full or abandoned stdout is no fault of the program: results are files, and what cannot be printed is dropped.
+full or abandoned stdout is no fault of the program: results are files, and what cannot be printed is dropped. A slow reader
+is waited for.
 
 Needs the standard library only.
 """
@@ -12,6 +13,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -33,13 +35,14 @@ class Tolerant(io.FileIO):
         if self._gone:
             return size
         try:
-            written = super().write(data)
+            while (written := super().write(data)) is None:  # whoever reads made it non-blocking, and it is full
+                select.select([], [self], [])
         except OSError as error:
             self._gone = True
             if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal is gone
                 self.failure = error
             return size
-        return size if written is None else written
+        return written
 
 
 def take_streams() -> None:

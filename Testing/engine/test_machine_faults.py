@@ -214,6 +214,27 @@ def test_a_command_whose_result_is_what_it_prints_says_that_it_did_not_arrive() 
 
 
 @linux
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_does_not_block_loses_nothing(stream: str) -> None:
+    """As when a terminal or a pipe is shared with a program that has made it so; a pipe holds 64 kB."""
+    size = 1_000_000
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    script = (
+        "import sys; from diffusion_anomaly.process import take_streams, stream_failure; take_streams(); "
+        f"sys.{stream}.write('x' * {size}); sys.exit(stream_failure() is not None)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ENGINE)}, **{stream: write_end}
+    ) as process:
+        os.close(write_end)
+        time.sleep(0.5)  # it meets a full pipe
+        with open(read_end, "rb") as arrived:
+            assert arrived.read() == b"x" * size
+    assert process.returncode == 0
+
+
+@linux
 def test_a_poor_environment_is_enough(scans: Path, tmp_path: Path) -> None:
     """No home, no folder for temporary files, few descriptors."""
     arguments = ["detect", scans / "scan.nii.gz", "--mask", scans / "brain.nii.gz", "--method", "intensity"]
