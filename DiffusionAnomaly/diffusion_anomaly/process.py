@@ -1,8 +1,8 @@
 """What a process settles before it imports anything large: its standard streams, and what signals do.
 
 A closed stdout would give its number to the next file that is opened, and what a library prints would land in it. A
-full or abandoned stdout is no fault of the program: results are files, and what cannot be printed is dropped. A slow reader
-is waited for.
+full or abandoned stdout is no fault of the program: results are files, and what cannot be printed is dropped. A slow
+reader is waited for.
 
 Needs the standard library only.
 """
