@@ -311,7 +311,7 @@ def evaluate(
     ],
     runs: Annotated[
         list[str] | None,
-        typer.Option("--run", metavar="METHOD[=MODEL]", help="What to evaluate; repeatable. [default: both methods]"),
+        typer.Option("--run", metavar="METHOD[=MODEL]", help="What to evaluate; repeatable. [default: all methods]"),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the packages'.")] = None,
     scan_pattern: Annotated[str, typer.Option(help="Scans in a folder; * is the patient.")] = "*_flair.nii.gz",

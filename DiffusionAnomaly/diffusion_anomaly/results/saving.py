@@ -68,8 +68,8 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
             and nothing else.
 
     Returns:
-        The paths of ``anomaly_map``, ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report`` and
-        ``provenance``, and of the pseudo-healthy reconstruction where that was kept: ``reconstruction``, or
+        The paths of ``heat`` (the anomaly map), ``mask``, ``brain``, ``findings_csv``, ``findings_json``, ``report``
+        and ``provenance``, and of the pseudo-healthy reconstruction where that was kept: ``healed``, or
         ``healed_<channel>`` of several.
 
     Raises:
