@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -103,3 +104,23 @@ def end_like_interrupt() -> None:
         kind = getattr(signal, name, None)
         if kind is not None and signal.getsignal(kind) != signal.SIG_IGN:
             signal.signal(kind, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that Python handles wait until the body has ended: a few renames are not to be left half done."""
+    if threading.current_thread() is not threading.main_thread():  # others are never interrupted
+        yield
+        return
+    came: list[int] = []
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {kind: handler for kind in kinds if callable(handler := signal.getsignal(kind))}
+    for kind in before:
+        signal.signal(kind, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for kind in came[:1]:
+            before[signal.Signals(kind)](kind, None)

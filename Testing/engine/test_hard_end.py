@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_anomaly.errors import Cancelled
-from diffusion_anomaly.io.outputs import OutputFolder, publish, record
+from diffusion_anomaly.io.outputs import OutputFolder, publish
+from diffusion_anomaly.io.records import record
 from diffusion_anomaly.worker.channel import Stop
 from workers import ENGINE, PATIENCE
 
@@ -21,7 +22,8 @@ PRELUDE = """
 import os, sys, threading, time
 from pathlib import Path
 from diffusion_anomaly.io import outputs
-from diffusion_anomaly.io.outputs import OutputFolder, record
+from diffusion_anomaly.io.outputs import OutputFolder
+from diffusion_anomaly.io.records import record
 from diffusion_anomaly.worker.channel import Stop
 out, names = Path(sys.argv[1]), sys.argv[2:]
 """

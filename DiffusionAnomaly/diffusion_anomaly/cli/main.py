@@ -19,7 +19,8 @@ import typer
 
 from .. import __version__
 from ..errors import Cancelled, EngineError, InputError
-from ..io.outputs import keep_out_of, result_in_place_of_scan
+from ..io.outputs import keep_out_of
+from ..io.records import result_in_place_of_scan
 from ..process import stream_failure
 from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 
 from .. import __version__
 from ..errors import InputError
-from ..io.outputs import ANOMALY_MAP, OutputFolder, Recorded, record, recorded
+from ..io.outputs import OutputFolder
+from ..io.records import ANOMALY_MAP, Recorded, record, recorded
 from ..io.volume import read_anomaly_map, read_mask, write_like
 from ..options import check_threshold
 from ..results.findings import segment, write_findings_csv, write_findings_json

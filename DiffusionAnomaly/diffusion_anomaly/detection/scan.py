@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
-from ..io.outputs import OutputFolder, result_in_place_of_scan
+from ..io.outputs import OutputFolder
+from ..io.records import result_in_place_of_scan
 from ..io.volume import Scan, read_mask, read_volume
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, save

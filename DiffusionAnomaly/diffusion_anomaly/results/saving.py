@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..io.files import file_stem
-from ..io.outputs import OutputFolder, record
+from ..io.outputs import OutputFolder
+from ..io.records import record
 from ..io.volume import write_like
 from ..text import distinct_names
 from .findings import write_findings_csv, write_findings_json
