@@ -224,9 +224,9 @@ def test_a_stream_that_does_not_block_loses_nothing(stream: str) -> None:
         "import sys; from diffusion_anomaly.process import take_streams, stream_failure; take_streams(); "
         f"sys.{stream}.write('x' * {size}); sys.exit(stream_failure() is not None)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ENGINE)}, **{stream: write_end}
-    ) as process:
+    led = {"stdout": (write_end, None), "stderr": (None, write_end)}[stream]
+    environment = {**os.environ, "PYTHONPATH": str(ENGINE)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=led[0], stderr=led[1]) as process:
         os.close(write_end)
         time.sleep(0.5)  # it meets a full pipe
         with open(read_end, "rb") as arrived:
