@@ -9,7 +9,6 @@ Everything else is reached from these names. Torch is imported when something ru
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from .errors import Cancelled, EngineError, InputError, MemoryExhausted, ModelEr
 from .io.sources import read
 from .io.volume import Scan
 from .models.package import BundleSummary, available, open_bundle
+from .options import check_threshold
 from .registry import DEFAULT_METHOD, METHODS
 from .results.result import Progress, Result
 
@@ -90,7 +90,7 @@ def threshold(result: Result, at: float, min_volume_ml: float | None = None) -> 
 
     Args:
         result: of a detection.
-        at: anomaly score from which a voxel is anomalous, above 0.
+        at: anomaly score from which a voxel is anomalous, above 0 and at most ``options.HIGHEST_THRESHOLD``.
         min_volume_ml: smaller findings are dropped; None keeps what was in force.
 
     Raises:
@@ -98,8 +98,7 @@ def threshold(result: Result, at: float, min_volume_ml: float | None = None) -> 
     """
     if not isinstance(result, Result):
         raise InputError(f"A {type(result).__name__} is no result.", "Give what a detector returned.")
-    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 < at < math.inf:
-        raise InputError(f"The threshold is {at!r}.", "It must be an anomaly score above 0.")
+    check_threshold(at)
     return result.at(at, min_volume_ml)
 
 

@@ -12,6 +12,10 @@ from typing import Any
 
 from .errors import InputError
 
+# Scores are -log10 of a probability; the highest in 190 maps of all methods was 18.
+HIGHEST_THRESHOLD = 1000.0
+THRESHOLDS = f"an anomaly score above 0 and of at most {HIGHEST_THRESHOLD:g}"
+
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -61,6 +65,17 @@ def check_number(name: str, value: Any, low: float, high: float, *, whole: bool)
         kind = "a whole number" if whole else "a number"
         raise InputError(f"Option {name} is {shown(value)}.", f"It must be {kind} from {low:g} to {high:g}.")
     return value if whole else float(value)
+
+
+def check_threshold(value: Any) -> None:
+    """Refuse what is no threshold of anomaly scores.
+
+    Raises:
+        InputError: for anything but a number above 0 and of at most ``HIGHEST_THRESHOLD``.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= HIGHEST_THRESHOLD:
+        raise InputError(f"The threshold is {shown(value)}.", f"It must be {THRESHOLDS}.")
 
 
 def is_finite(value: float) -> bool:

@@ -1,7 +1,8 @@
 """What a process settles before it imports anything large: its standard streams, and what signals do.
 
 A closed stdout would give its number to the next file that is opened, and what a library prints would land in it. A
-full or abandoned stdout is no fault of the program: results are files, and what cannot be printed is dropped.
+full or abandoned stdout is no fault of the program: results are files, and what cannot be printed is dropped. A slow
+reader is waited for.
 
 Needs the standard library only.
 """
@@ -12,9 +13,11 @@ import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -33,13 +36,14 @@ class Tolerant(io.FileIO):
         if self._gone:
             return size
         try:
-            written = super().write(data)
+            while (written := super().write(data)) is None:  # whoever reads made it non-blocking, and it is full
+                select.select([], [self], [])
         except OSError as error:
             self._gone = True
             if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal is gone
                 self.failure = error
             return size
-        return size if written is None else written
+        return written
 
 
 def take_streams() -> None:
@@ -100,3 +104,23 @@ def end_like_interrupt() -> None:
         kind = getattr(signal, name, None)
         if kind is not None and signal.getsignal(kind) != signal.SIG_IGN:
             signal.signal(kind, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that Python handles wait until the body has ended: a few renames are not to be left half done."""
+    if threading.current_thread() is not threading.main_thread():  # others are never interrupted
+        yield
+        return
+    came: list[int] = []
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {kind: handler for kind in kinds if callable(handler := signal.getsignal(kind))}
+    for kind in before:
+        signal.signal(kind, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for kind in came[:1]:
+            before[signal.Signals(kind)](kind, None)

@@ -41,7 +41,8 @@ import torch
 
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import ModelError
-from diffusion_anomaly.io.outputs import prepare_folder, publish, record
+from diffusion_anomaly.io.outputs import prepare_folder, publish
+from diffusion_anomaly.io.records import record
 from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import choose_device, device_name, versions

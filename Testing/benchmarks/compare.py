@@ -30,7 +30,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.io.outputs import prepare_folder, publish, record
+from diffusion_anomaly.io.outputs import prepare_folder, publish
+from diffusion_anomaly.io.records import record
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS
 from diffusion_anomaly.worker.protocol import Job, write_job

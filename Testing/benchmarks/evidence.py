@@ -28,7 +28,8 @@ from diffusion_anomaly.evaluation import evaluate
 from diffusion_anomaly.evaluation.dataset import Pair
 from diffusion_anomaly.evaluation.formatting import finite, text_writer
 from diffusion_anomaly.io.files import write_text
-from diffusion_anomaly.io.outputs import prepare_folder, publish, record
+from diffusion_anomaly.io.outputs import prepare_folder, publish
+from diffusion_anomaly.io.records import record
 from diffusion_anomaly.io.volume import Volume, read_mask, read_volume, write_like
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import device_name, versions

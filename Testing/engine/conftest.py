@@ -15,6 +15,7 @@ from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.recognition import Recognition
 from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.process import end_like_interrupt
 from diffusion_anomaly.results.result import Result
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -43,13 +44,14 @@ def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def signals_stay() -> Iterator[None]:
-    """What the commands do to the signals of their process is undone.
+    """Signals as in a process of the command line, until the test has ended.
 
     Ctrl-C is as in a terminal, also where the tests were started in the background, which leaves SIGINT ignored.
     """
     kinds = [kind for name in ("SIGINT", "SIGTERM", "SIGHUP") if (kind := getattr(signal, name, None))]
     before = [signal.getsignal(kind) for kind in kinds]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_like_interrupt()
     yield
     for kind, handler in zip(kinds, before, strict=True):
         signal.signal(kind, handler)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import diffusion_anomaly as da
 import packages
 import phantom
+from diffusion_anomaly.cli.rethreshold import rethreshold
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.head_size import outline
 from diffusion_anomaly.detection.input_checks import given_mask_verdict, hemisphere_warnings, label_verdict
@@ -21,7 +23,9 @@ from diffusion_anomaly.io.masks import check_mask
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.models.package import available
 from diffusion_anomaly.registry import METHODS
-from diffusion_anomaly.results.result import statistics
+from diffusion_anomaly.results.result import Result, statistics
+from diffusion_anomaly.worker.main import detection_options
+from diffusion_anomaly.worker.protocol import Job
 
 # --- Options
 
@@ -92,6 +96,23 @@ def test_without_a_finding_the_peak_is_the_maps(flair_like_volume: Volume, flair
     assert not result.findings
     highest = float(sitk.GetArrayViewFromImage(result.anomaly_map).max())
     assert statistics(result)["peak_heat"] == highest > 0
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1000.5, 1e12, float("inf"), float("nan")])
+def test_a_threshold_beyond_all_scores_is_refused_by_every_way_in(
+    value: Any, small_result: Result, tmp_path: Path
+) -> None:
+    """Finite ones too: the scale of a report goes up to one and a half times as much."""
+    ways = (
+        lambda: Options("intensity", threshold=value),
+        lambda: detection_options(Job("scan", "out", method="intensity", options={"threshold": value})),
+        lambda: da.threshold(small_result, value),
+        lambda: rethreshold(tmp_path / "heat.nii.gz", value, tmp_path / "out"),
+    )
+    for way in ways:
+        with pytest.raises(InputError, match="hreshold is ") as refused:
+            way()
+        assert refused.value.hint == "It must be an anomaly score above 0 and of at most 1000."
 
 
 # --- Masks

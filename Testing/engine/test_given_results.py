@@ -20,7 +20,7 @@ from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import evaluate
 from diffusion_anomaly.evaluation.dataset import Pair
-from diffusion_anomaly.io.outputs import recorded, result_in_place_of_scan
+from diffusion_anomaly.io.records import recorded, result_in_place_of_scan
 
 IMAGES = {
     "heat.nii.gz": "anomaly map",

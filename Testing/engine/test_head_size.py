@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
+from diffusion_anomaly.detection.brain import network_grid
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.head_size import brain_size_verdict, head_verdict
 from diffusion_anomaly.detection.planning import Options
@@ -88,6 +89,37 @@ def test_what_has_no_outline_has_no_size() -> None:
     for values in (noise, np.zeros_like(noise)):
         image = spaced(sitk.GetImageFromArray(values), (3, 3, 6))
         assert head_verdict(image) is None
+
+
+@pytest.mark.parametrize("axes", ["LPS", "ASL", "IPR"])
+@pytest.mark.parametrize(("mm", "refused"), [(50.0, True), (2.0, True), (1.0, False), (0.5, False)])
+def test_a_single_slice_whose_file_states_its_spacing_is_no_wider_than_a_scanner_shows(
+    mm: float, refused: bool, axes: str
+) -> None:
+    """Pixels of 1 mm are those of a picture, of unknown size."""
+    noise = np.random.default_rng(0).normal(100, 10, (1, 800, 800)).astype(np.float32)
+    image = sitk.DICOMOrient(spaced(sitk.GetImageFromArray(noise), (mm, mm, 5.0)), axes)
+    verdict = head_verdict(image)
+    assert (verdict is not None and verdict.refused) == refused
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((1, 600, 600), (50, 50, 5)), ((40, 40, 4000), (1000, 9, 9))])
+def test_no_brain_is_looked_for_in_more_voxels_than_a_scanner_shows(
+    shape: tuple[int, ...], spacing: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sitk, "Resample", lambda *given: pytest.fail("gigabytes"))
+    with pytest.raises(InputError, match="too much to look for a brain in"):
+        network_grid(spaced(sitk.GetImageFromArray(np.ones(shape, np.float32)), spacing))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("k", [0, 3, 6])
+def test_one_slice_of_tissue_has_an_outline(k: int) -> None:
+    values = np.random.default_rng(0).normal(0, 1, (7, 60, 60)).astype(np.float32)
+    rows, columns = np.mgrid[:60, :60]
+    values[k][(rows - 30) ** 2 + (columns - 30) ** 2 < 400] += 100
+    verdict = head_verdict(spaced(sitk.GetImageFromArray(values), (5, 5, 5)))
+    assert verdict is None or not verdict.refused
 
 
 def test_it_is_refused_before_a_brain_is_looked_for_and_force_in_call_or_options_goes_on(

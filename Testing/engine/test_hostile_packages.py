@@ -114,6 +114,8 @@ SEALED: dict[str, tuple[Callable[[Path], None], str]] = {
     "integer of 5000 digits": (entry(ANOMALY, "options", "steps", value="9" * 5000), "64 bits"),
     "float beyond floats": (entry(ANOMALY, "threshold", "heat", value="1e999"), "too large for a float"),
     "not a number": (entry(ANOMALY, "threshold", "heat", value="NaN"), "not a finite number"),
+    "threshold of 0": (entry(ANOMALY, "threshold", "heat", value="0"), "threshold"),
+    "threshold of a million": (entry(ANOMALY, "threshold", "heat", value="1e6"), "threshold"),
     "infinity": (entry(ANOMALY, "threshold", "heat", value="-Infinity"), "not a finite number"),
     "key twice": (put(ANOMALY, '{"name": "a", "name": "b"}'), "given twice"),
     "nested 200 deep": (entry(ANOMALY, "quality", "dice", value=DEEP), "nested"),

@@ -17,7 +17,8 @@ from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io import outputs
 from diffusion_anomaly.io.files import Writer
-from diffusion_anomaly.io.outputs import OutputFolder, publish, record
+from diffusion_anomaly.io.outputs import OutputFolder, publish
+from diffusion_anomaly.io.records import record, sha256_of
 from diffusion_anomaly.results.result import Result
 
 NAMES = ("a.txt", "sub/b.txt", "record.json")
@@ -124,7 +125,7 @@ def test_a_record_from_elsewhere_removes_nothing_outside(name: str, tmp_path: Pa
     out = tmp_path / "out"
     out.mkdir()
     (out / "link").symlink_to(tmp_path)
-    digest = outputs._sha256(victim)
+    digest = sha256_of(victim)
     (out / "record.json").write_text(
         json.dumps(
             {"files_sha256": {name.replace("/victim", f"{tmp_path}/victim") if name.startswith("/") else name: digest}}

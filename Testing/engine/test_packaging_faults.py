@@ -23,17 +23,25 @@ needs_fork = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ex
 def test_a_kill_at_any_moment_leaves_the_old_package_or_the_new_one(tmp_path: Path) -> None:
     place = tmp_path / "toy"
     known = {packages.intensity(place, threshold={"heat": heat}).sha256 for heat in (2.0, 3.0)}
-    seen, tries = set(), 24
-    for number in range(tries):
+    seen = set()
+    for number in range(24):
+        read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
             try:
                 for turn in range(1000):
                     packages.intensity(place, threshold={"heat": 2.0 + turn % 2})
+                    os.write(write_end, b".")
             finally:
                 os._exit(0)
-        time.sleep(0.02 + 0.003 * number)
+        # By its own pace, so that it is at work on either package, on a busy machine too.
+        begin = time.monotonic()
+        for _ in range(1 + number % 2):
+            os.read(read_end, 1)
+        time.sleep(number / 24 * (time.monotonic() - begin) / (1 + number % 2))
         os.kill(child, signal.SIGKILL)
+        os.close(read_end)
+        os.close(write_end)
         os.waitpid(child, 0)
         bundle = open_bundle(place)
         verify(bundle)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import SimpleITK as sitk
@@ -68,7 +73,79 @@ def test_a_process_is_asked_and_answers_with_the_path_or_the_problem(
     assert not answer["ok"] and "heat.nrrd" in answer["problem"]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"title": "scan"}'])
+def drop(*path: str) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        del content[path[-1]]
+
+    return change
+
+
+def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+CHANGES = {
+    "no threshold": drop("provenance", "threshold"),
+    "threshold without score": drop("provenance", "threshold", "heat"),
+    "threshold that is text": put("2", "provenance", "threshold", "heat"),
+    "no options": drop("provenance", "options"),
+    "no score": drop("provenance", "score", "value"),
+    "a list for a score": put([], "provenance", "score"),
+    "no version": drop("provenance", "versions", "diffusion_anomaly"),
+    "no brain volume": drop("provenance", "brain", "volume_ml"),
+    "model without name": put({"version": "1"}, "provenance", "model"),
+    "half a range": put({"mean": 1.0}, "provenance", "score", "healthy_range"),
+    "date of another form": put("yesterday", "provenance", "date_utc"),
+    "warnings of text": put("none", "provenance", "warnings"),
+    "finding that is no number": put({"first": "lesion"}, "names"),
+    "finding of 5000 digits": put({"1" * 5000: "lesion"}, "names"),
+    "name that is a number": put({"1": 2}, "names"),
+    "threshold of a million": put(1e6, "threshold"),
+    "threshold of 0": put(0, "threshold"),
+    "negative volume": put(-1.0, "min_volume_ml"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_request_without_something_is_answered_with_the_problem(
+    name: str, tmp_path: Path, result: Result, flair_like_volume: Volume
+) -> None:
+    folder = folder_with(tmp_path, result, flair_like_volume, 2.0)
+    content = json.loads((folder / redrawing.REQUEST).read_text("utf-8"))
+    CHANGES[name](content)
+    (folder / redrawing.REQUEST).write_text(json.dumps(content), encoding="utf-8")
+    answer = probe.report(folder)
+    assert not answer["ok"] and "Error" not in answer["problem"] and len(answer["problem"]) < 500
+    assert not (folder / redrawing.PAGE).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+def test_a_folder_whose_name_is_no_text_gets_its_page(
+    tmp_path: Path, result: Result, flair_like_volume: Volume
+) -> None:
+    plain, odd = tmp_path / "plain", tmp_path / os.fsdecode(b"caf\xe9")
+    plain.mkdir()
+    folder_with(plain, result, flair_like_volume, result.threshold).rename(odd)
+    asked = [sys.executable, "-m", "diffusion_anomaly.worker.probe", "report", str(odd)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(probe.__file__).parents[2])}
+    answer = subprocess.run(asked, env=environment, capture_output=True, check=True)
+    assert json.loads(answer.stdout)["ok"]
+    assert (odd / redrawing.PAGE).read_text("utf-8") == render_report(result)
+
+
+def test_a_fault_of_the_program_is_an_answer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redrawing, "redraw", lambda folder: {}["missing"])
+    assert probe.report(tmp_path) == {"ok": False, "problem": "KeyError: 'missing' Please report it."}
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"title": "scan"}', "[" * 100_000, "[]", '"text"', '{"a": 1, "a": 2}'])
 def test_a_damaged_request_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / redrawing.REQUEST).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"report\.json"):

@@ -106,7 +106,7 @@ def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: 
         (1e6, 2.0, None),
         (1.5, 1.0, "Scores above 1.50 are extrapolated"),
         (1.5, 2.0, "Scores above 1.50, the threshold among them, are extrapolated"),
-        (1e6, 2e6, "Scores above 1000000.00, the threshold among them, are extrapolated"),
+        (500.0, 600.0, "Scores above 500.00, the threshold among them, are extrapolated"),
     ],
 )
 def test_scores_beyond_the_calibration_table_are_called_extrapolated(
@@ -128,7 +128,7 @@ def test_a_scan_without_findings_says_so(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffusion_anomaly.results.report.draw_slices", lambda *arguments: [])
-    nothing = Detector(Options(method="intensity", threshold=1e6))(flair_like_volume, brain=flair_like_brain)
+    nothing = Detector(Options(method="intensity", threshold=1e3))(flair_like_volume, brain=flair_like_brain)
     page = render_report(nothing)
     assert "No region of at least 0.05 ml reaches the threshold." in page
     assert "<dd>0</dd>" in page
@@ -235,14 +235,17 @@ def test_the_colours_of_scores_are_inferno_from_its_second_quarter_on() -> None:
     assert np.abs(colour_table(256) - inferno).max() < 5.1
 
 
-@pytest.mark.parametrize(("threshold", "top"), [(2.0, 6.0), (1.67, 2.6), (2.0, 40.0)])
+@pytest.mark.parametrize(
+    ("threshold", "top"), [(2.0, 6.0), (1.67, 2.6), (2.0, 40.0), (0.01, 0.015), (1000.0, 1500.0), (2.0, 1e12)]
+)
 def test_the_scale_prints_the_threshold_and_no_two_numbers_over_each_other(threshold: float, top: float) -> None:
     ticks = scale_ticks(threshold, top)
     values = [tick for tick, _ in ticks]
-    assert (threshold, f"{threshold:.3g}") in ticks
+    assert (threshold, f"{threshold:g}") in ticks
     assert values == sorted(values) and len(values) <= 9
     assert values[0] >= threshold / 2 and values[-1] <= top
     assert min(np.diff(values)) > 0.05 * (top - threshold / 2)
+    assert top > 1e5 or not any("e" in label for _, label in ticks)
     svg = drawing(draw_colour_bar(threshold, top))
     assert texts(svg) == [label for _, label in ticks]
 

@@ -64,9 +64,9 @@ def test_a_job_in_an_awkward_folder_ends_with_all_results(workers: dict[str, Wor
     assert worker.events[-1] == result
     assert {Path(path).name for path in result.files.values()} == RESULTS
     assert {path.name for path in worker.output.iterdir()} == RESULTS
-    # Two slices of a 6 x 6 lesion, of which a 5 x 5 median filter takes three pixels at each corner; 0.02 ml
+    # Two slices of a 6 x 6 lesion, of which a 5 x 5 median filter takes three pixels at each corner; 0.72 ml
     # a voxel.
-    assert result.statistics["volume_ml"] == pytest.approx(2 * (36 - 12) * 0.02)
+    assert result.statistics["volume_ml"] == pytest.approx(2 * (36 - 12) * 0.72)
     assert len(result.statistics["findings"]) == 1
     anomaly_map, scan = (sitk.ReadImage(str(p)) for p in (worker.output / "heat.nrrd", worker.directory / "scan.nrrd"))
     for grid in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):

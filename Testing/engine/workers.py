@@ -174,12 +174,12 @@ def make_job(directory: Path, method: str = "intensity", **entries: Any) -> Path
     scan[2:4, 10:16, 10:16] = 200
     for name, array in (("scan.nrrd", scan), ("brain.nrrd", brain)):
         image = sitk.GetImageFromArray(array)
-        image.SetSpacing((2.0, 2.0, 5.0))
+        image.SetSpacing((6.0, 6.0, 20.0))  # of the size of a head
         image.SetOrigin((3.0, -4.0, 5.0))
         # Written under a plain name first: not the writer is on trial here.
         sitk.WriteImage(image, str(directory / name))
     model = packages.intensity(
-        directory / "toy-intensity", grid={"size": [40, 40], "spacing": 2.0}, postprocess={"median_pixels": 5}
+        directory / "toy-intensity", grid={"size": [40, 40], "spacing": 6.0}, postprocess={"median_pixels": 5}
     )
     asked = {
         "input": "scan.nrrd",

@@ -24,7 +24,7 @@ from .pool import FINISHED, Verdict
 
 KILL = "kill"
 KILL_SHARE = 0.3
-LONG_KILLS, SHORT_KILLS = 200, 6
+LONG_KILLS, SHORT_KILLS = 200, 3
 MOST_DRAWS = 5  # processes that are started for each that shall be ended at work; three in five are
 KINDS = (*POOLED, KILL)
 BETWEEN = 30.0  # seconds between two lines of progress
@@ -114,11 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
             if asked.minutes is not None:
                 tallies.append(Tally(kind))
                 cases = for_seconds(asked.seed, 60.0 * asked.minutes * shares[kind] / sum(shares.values()))
-            elif asked.cases or asked.short:
+            elif asked.cases:
                 tallies.append(Tally(kind))
-                cases = iter(range(asked.seed, asked.seed + (asked.cases or count_of(kind, short=True))))
+                cases = iter(range(asked.seed, asked.seed + asked.cases))
             else:
-                tallies.append(Tally(kind, count_of(kind)))
+                tallies.append(Tally(kind, count_of(kind, short=asked.short)))
                 cases = until_reached(asked.seed, tallies[-1])
             run(tallies[-1], cases, asked.processes, keep)
     show(tallies)

@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import rich.console
 
-from Testing.faults import campaign, inputs, kills, pool
+from diffusion_anomaly.cli.console import SafeConsole
+from Testing.faults import campaign, inputs, kills, pool, texts
+from Testing.faults.pool import Verdict
 from Testing.faults.verdict import Failed
+
+# Escape, control sequence, and what turns text around: what rich hands on as it is.
+OBEYED = set("\x1b\x9b\u202e\x7f\ud800\udcff")
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and processes as Linux has them")
 
@@ -21,7 +27,12 @@ def test_no_case_of_the_short_campaign_fails(kind: str, tmp_path: Path) -> None:
     failed = campaign.main(["--only", kind, "--short", "--processes", "2", "--json", str(found)])
     summary = json.loads(found.read_text(encoding="utf-8"))
     assert summary["failures"] == [] and failed == 0
-    assert summary["kinds"][kind]["cases"] == campaign.count_of(kind, short=True)
+    assert summary["kinds"][kind]["counted"] >= campaign.count_of(kind, short=True)
+
+
+def test_a_short_campaign_that_ended_no_process_at_work_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kills, "run", lambda folder, cases: (Verdict("kill", seed, pool.FINISHED) for seed in cases))
+    assert campaign.main(["--only", "kill", "--short"]) == 1
 
 
 def test_every_wrong_end_of_a_case_is_a_failure_of_that_case_alone(
@@ -115,6 +126,14 @@ def test_progress_says_how_long_the_rest_takes_and_only_failures_are_kept() -> N
         tally.add(pool.Verdict("input", seed, "result", "too long" if seed == 7 else ""))
     assert tally.progress == "input: 400 of 1,000 after 20 s, 1 failures, 30 s to go"
     assert [verdict.seed for verdict in tally.failures] == [7]
+
+
+@pytest.mark.parametrize("text", [*texts.TEXTS, "[a link](http://example.org)"], ids=ascii)
+def test_a_terminal_obeys_no_text_and_one_that_would_is_noticed(text: str) -> None:
+    texts.check_printed(text, SafeConsole)
+    if set(text) & OBEYED:
+        with pytest.raises((Failed, UnicodeEncodeError)):
+            texts.check_printed(text, rich.console.Console)
 
 
 def _files(folder: Path) -> list[Path]:

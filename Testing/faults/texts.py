@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .verdict import Failed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 TEXTS = (
     "<script>alert(1)</script>",
@@ -148,6 +152,17 @@ def _structure() -> Counter[str]:
 
 
 def check_terminal(chance: random.Random) -> None:
+    """What is printed of a hostile text.
+
+    Raises:
+        Failed: naming the character.
+    """
+    from diffusion_anomaly.cli.console import SafeConsole
+
+    check_printed(hostile_text(chance), SafeConsole)
+
+
+def check_printed(text: str, kind: Callable[..., Console]) -> None:
     """What the command line prints of hostile text, a terminal shows and does not obey.
 
     Raises:
@@ -157,30 +172,20 @@ def check_terminal(chance: random.Random) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from diffusion_anomaly.cli.console import SafeConsole
     from diffusion_anomaly.errors import InputError
 
-    text = hostile_text(chance)
     for is_terminal in (False, True):
         bytes_written = io.BytesIO()
         stream = io.TextIOWrapper(bytes_written, encoding="utf-8")
-        console = SafeConsole(
-            file=stream, force_terminal=is_terminal, color_system=None, highlight=False, soft_wrap=True
-        )
+        # Without a colour system rich writes no escapes of its own, neither colours nor links.
+        console = kind(file=stream, force_terminal=is_terminal, color_system=None, highlight=False, soft_wrap=True)
         table = Table()
         table.add_column(Text(text))
         table.add_row(Text(text))
         for shown in (Text(text), Text(str(InputError(text, text))), Markdown(text), table):
             console.print(shown)
         stream.flush()
-        # Rich's own hyperlinks are escapes too; where colours are off, they are all that it adds.
-        check_plain(_without_links(bytes_written.getvalue().decode("utf-8")))
-
-
-def _without_links(text: str) -> str:
-    import re
-
-    return re.sub(r"\x1b\]8;[^;\x1b]*;[^\x1b]*\x1b\\|\x1b\[[0-9;]*m", "", text)
+        check_plain(bytes_written.getvalue().decode("utf-8"))
 
 
 def check_plain(text: str) -> None:

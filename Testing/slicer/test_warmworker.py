@@ -25,7 +25,10 @@ from DiffusionAnomalyLib.process.warmworker import WarmWorker
 from DiffusionAnomalyLib.process.workerjob import DetectionJob, State
 from DiffusionAnomalyLib.settings import MemorySettings
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and process trees are read as Unix has them")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals and process trees are read as Unix has them"),
+    pytest.mark.timeout(3 * jobs.PATIENCE),  # a test has up to three real jobs, each of which may take so long
+]
 
 # Says what it hears, as far as the protocol has words for it, and notes every line beside the job's folder.
 PARROT = """
@@ -75,7 +78,12 @@ def parrot(tmp_path: Path, worker: WarmWorker) -> DetectionJob:
 def untilDetecting(job: DetectionJob) -> None:
     """Run a job until its first slices are done."""
     job.start()
-    jobs.wait(lambda: job.progress is not None and job.progress.stage == "detect" and job.progress.done > 0, job.tick)
+
+    def hasBegun() -> bool:
+        assert not job.state.isOver, (job.outcome, list(job.log)[-5:])
+        return job.progress is not None and job.progress.stage == "detect" and job.progress.done > 0
+
+    jobs.wait(hasBegun, job.tick)
 
 
 def isDone(job: DetectionJob) -> bool:
@@ -84,7 +92,6 @@ def isDone(job: DetectionJob) -> bool:
     return job.state is State.DONE
 
 
-@pytest.mark.timeout(600)
 def test_two_jobs_of_a_queue_run_in_one_process(tmp_path: Path, model: Path, worker: WarmWorker) -> None:
     ended: list[tuple[State, list[int], Path]] = []
     queue = JobQueue()

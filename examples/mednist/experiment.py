@@ -18,7 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion_anomaly.evaluation.formatting import finite, markdown_table, text_writer, with_interval
-from diffusion_anomaly.io.outputs import OutputFolder, record
+from diffusion_anomaly.io.outputs import OutputFolder
+from diffusion_anomaly.io.records import record
 from diffusion_anomaly.models.networks import Model
 from diffusion_anomaly.registry import UnsupervisedOptions, get_method
 from diffusion_anomaly.system import device_name

@@ -19,8 +19,9 @@ import typer
 
 from .. import __version__
 from ..errors import Cancelled, EngineError, InputError
-from ..io.outputs import keep_out_of, result_in_place_of_scan
-from ..process import end_like_interrupt, stream_failure, take_streams
+from ..io.outputs import keep_out_of
+from ..io.records import result_in_place_of_scan
+from ..process import stream_failure
 from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter
 from . import models
@@ -47,9 +48,6 @@ WRITING = ("detect", "threshold", "evaluate", "worker")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code of ``errors``, never raises."""
-    if arguments is None:  # for the process, however it came here
-        take_streams()
-        end_like_interrupt()
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -202,7 +200,6 @@ def detect(
             force=force,
             register=register,
         )
-        end_like_interrupt()
         each_in_folder = subfolders or len(scans) > 1
         scans, repeated = each_once(scans)
         for scan in repeated:
@@ -374,7 +371,6 @@ def evaluate(
             [] if labelled else find_pairs(source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only)
         )
         healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
-        end_like_interrupt()
         with listener:
             listener.begin(source, several=False)
             start = time.perf_counter()

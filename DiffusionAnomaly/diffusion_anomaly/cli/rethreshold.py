@@ -12,8 +12,10 @@ import SimpleITK as sitk
 
 from .. import __version__
 from ..errors import InputError
-from ..io.outputs import ANOMALY_MAP, OutputFolder, Recorded, record, recorded
+from ..io.outputs import OutputFolder
+from ..io.records import ANOMALY_MAP, Recorded, record, recorded
 from ..io.volume import read_anomaly_map, read_mask, write_like
+from ..options import check_threshold
 from ..results.findings import segment, size_unit, write_findings_csv, write_findings_json
 from ..results.saving import PROVENANCE, file_names, image_suffix
 from .console import err, out, plain, show_findings
@@ -58,8 +60,7 @@ def rethreshold(
     Raises:
         InputError: when something cannot be read or written, is no anomaly map, or a number is out of range.
     """
-    if not at > 0:
-        raise InputError(f"The threshold is {at}.", "It must be an anomaly score above 0.")
+    check_threshold(at)
     if (output / PROVENANCE).exists():
         raise InputError(
             f"{output} holds the results of a detection, and its provenance tells of their threshold.",

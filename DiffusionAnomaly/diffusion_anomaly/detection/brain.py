@@ -40,6 +40,7 @@ PADDING_GAP, AIR_ALIKE, BRIGHT_GAP = 0.1, 0.05, 1.0
 # Without air of its own (a stripped brain), what one value fills is put this far below the rest, whatever the value.
 FILL_SHARE, FILL_GAP = 0.2, 0.15
 PADDING_SHARE = 0.001  # of a scan's voxels; fewer at one far value are outliers
+MOST_VOXELS = 160_000_000  # on the network's grid: a view of 700 mm, 2500 mm tall; 640 MB
 WINDOW_MOVES = 4  # times the window is moved to where the brain was found
 BELOW_TOP = 37  # voxels (75 mm) from the top of the head to the middle of the brain: where to look first
 # A voxel counts as brain from this probability on. Below one half, because what is cut off is never looked at, while
@@ -110,7 +111,17 @@ def network_grid(image: sitk.Image) -> sitk.Image:
     """The image on the network's grid: 2 mm, axes towards right, anterior, superior.
 
     Fine input is smoothed first, so that a 2 mm voxel stands for what it covers; intensities are clipped before that.
+
+    Raises:
+        InputError: when that is more than ``MOST_VOXELS``.
     """
+    extents = [size * mm for size, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    if math.prod(math.ceil(extent / SPACING) for extent in extents) > MOST_VOXELS:
+        raise InputError(
+            f"The scan measures {' x '.join(f'{extent:.3g}' for extent in extents)} mm by its header, "
+            "too much to look for a brain in.",
+            "Correct the header's voxel spacing, or give a brain mask.",
+        )
     limits = intensity_range(sitk.GetArrayViewFromImage(image))
     oriented = sitk.DICOMOrient(limits(image), "RAS")
     spacing = np.array(oriented.GetSpacing())

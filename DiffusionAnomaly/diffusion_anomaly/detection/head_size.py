@@ -72,7 +72,9 @@ class Outline:
     @property
     def _areas(self) -> np.ndarray:
         """Of each slice by the largest, whatever a single disturbed slice has."""
-        areas = ndimage.median_filter(cross_sections(self.inside, 0, self.spacing), 3, mode="nearest")
+        areas = cross_sections(self.inside, 0, self.spacing)
+        undisturbed = ndimage.median_filter(areas, 3, mode="nearest")
+        areas = undisturbed if undisturbed.any() else areas  # of a single slice with tissue
         return areas / areas.max()
 
     @property
@@ -130,20 +132,23 @@ def outline(image: sitk.Image) -> Outline | None:
 def head_verdict(image: sitk.Image) -> Verdict | None:
     """What the field of view and the head's outline say of the header's spacing, before a brain is looked for.
 
-    A single slice, which a picture of unknown size may be, is doubted at most.
+    A single slice is not refused for being small; nor for being large where its pixels are of 1 mm, as those of a
+    picture of unknown size.
     """
     orientation = Orientation.of(image)
     spacing = orientation.spacing(image)
     height, length, width = (image.GetSize()[axis] * mm for axis, mm in zip(orientation.axes, spacing, strict=True))
     shows = f"The scan shows {width:.3g} x {length:.3g} mm"
-    if min(image.GetSize()) > 1:
-        if max(length, width) < LEAST_POSSIBLE_VIEW_MM:
-            return Verdict(f"{shows} by its header, too little for a brain: {WRONG_SPACING}.", refused=True)
-        if max(length, width) > MOST_POSSIBLE_VIEW_MM or height > MOST_POSSIBLE_HEIGHT_MM:
-            return Verdict(
-                f"{shows} in {height:.3g} mm of slices by its header, more than a scanner does: {WRONG_SPACING}.",
-                refused=True,
-            )
+    is_slice = min(image.GetSize()) == 1
+    stated = any(mm != 1.0 for size, mm in zip(image.GetSize(), image.GetSpacing(), strict=True) if size > 1)
+    if not is_slice and max(length, width) < LEAST_POSSIBLE_VIEW_MM:
+        return Verdict(f"{shows} by its header, too little for a brain: {WRONG_SPACING}.", refused=True)
+    too_large = max(length, width) > MOST_POSSIBLE_VIEW_MM or height > MOST_POSSIBLE_HEIGHT_MM
+    if too_large and (stated or not is_slice):
+        return Verdict(
+            f"{shows} in {height:.3g} mm of slices by its header, more than a scanner does: {WRONG_SPACING}.",
+            refused=True,
+        )
     head = outline(image)
     verdicts = [] if head is None or not head.whole_in_plane else list(_outline_verdicts(head))
     if not verdicts and min(length, width) < LEAST_VIEW_MM:

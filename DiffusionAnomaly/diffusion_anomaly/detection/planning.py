@@ -14,7 +14,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
-from ..options import is_finite, shown
+from ..options import HIGHEST_THRESHOLD, THRESHOLDS, is_finite, shown
 from ..precision import choose_dtype
 from ..registry import DEFAULT_METHOD, METHODS, get_method
 from ..system import choose_device
@@ -104,7 +104,7 @@ class Options:
         if self.precision not in PRECISIONS:
             raise InputError(f"Unknown precision {shown(self.precision)}.", f"Use {', '.join(PRECISIONS)}.")
         if self.threshold is not None:
-            _check_number("threshold", self.threshold, lambda value: value > 0, "an anomaly score above 0")
+            _check_number("threshold", self.threshold, lambda value: 0 < value <= HIGHEST_THRESHOLD, THRESHOLDS)
         if self.batch_size is not None:
             _check_number("batch_size", self.batch_size, lambda value: value >= 1, "at least 1", whole=True)
         if self.min_area is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .brain import intensity_range
+from .recognition_network import KINDS, POSES, SPACING, WINDOW, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..models.package import Bundle
 
-SPACING, WINDOW = 3.0, (64, 76, 64)  # as in recognition_network, which imports torch
 PACKAGE = "scan-recognition"
 NO_BRAIN = "no brain"
 CONTRASTS = ("FLAIR", "T1", "T2", "PD", "diffusion-weighted", "CT", "angiography")
@@ -165,7 +165,6 @@ class Recogniser:
 
         from ..models.loading import load_network
         from ..models.package import open_bundle
-        from .recognition_network import KINDS, POSES, recognise
 
         if self._network is None:
             self._network = load_network(self._bundle or open_bundle(PACKAGE), "recogniser")

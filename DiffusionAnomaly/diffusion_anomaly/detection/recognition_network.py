@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SPACING = 3.0  # mm, isotropic
 FOLD = 2  # voxels folded into channels along each axis
@@ -31,6 +33,8 @@ def recognition_input(image: Tensor, brain: Tensor) -> Tensor:
     Returns:
         ``(N, CHANNELS, X / 2, Y / 2, Z / 2)`` float32.
     """
+    import torch
+
     image = image.float()
     whole, inside = [], []
     for values, mask in zip(image, brain, strict=True):
@@ -57,9 +61,13 @@ def recognise(network: nn.Module, image: Tensor, brain: Tensor) -> tuple[Tensor,
 
 
 def _quantiles(values: Tensor, shares: tuple[float, float]) -> Tensor:
+    import torch
+
     # torch.quantile takes at most 16 million values; a window has 311,296.
     return torch.quantile(values, torch.tensor(shares, device=values.device))
 
 
 def _size(first: Tensor, second: Tensor) -> Tensor:
+    import torch
+
     return torch.maximum(first.abs(), second.abs()).clamp_min(1e-30)

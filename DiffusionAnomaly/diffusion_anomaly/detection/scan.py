@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
-from ..io.outputs import OutputFolder, result_in_place_of_scan
+from ..io.outputs import OutputFolder
+from ..io.records import result_in_place_of_scan
 from ..io.volume import Scan, read_mask, read_volume
 from ..models.declaration import IMAGE
 from ..results.result import Progress, Result, Started
@@ -69,8 +70,19 @@ class Listener(Protocol):
     def warning(self, message: str) -> None: ...
 
 
-def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tuple[Result, dict[str, Path]]:
+def run_scan(
+    detector: Detector,
+    request: ScanRequest,
+    listener: Listener,
+    open_folder: Callable[[Path, Iterable[Path]], OutputFolder] = OutputFolder,
+) -> tuple[Result, dict[str, Path]]:
     """Read, detect, write.
+
+    Args:
+        detector: what to detect with.
+        request: what to read and where to write.
+        listener: is told how it goes.
+        open_folder: makes the folder for the results, of its path and of what is read.
 
     Returns:
         The result and its files by kind, see ``results.saving.save``.
@@ -84,7 +96,7 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
     for path in request.scans:
         if (refusal := result_in_place_of_scan(path)) is not None:
             raise refusal
-    folder = OutputFolder(request.output, request.inputs)
+    folder = open_folder(request.output, request.inputs)
     try:
         with folder:
             sources, note = channel_sources(detector, request)

@@ -22,7 +22,8 @@ import SimpleITK as sitk
 from ..detection.detector import Detector
 from ..detection.planning import Options, make_plan
 from ..errors import InputError
-from ..io.outputs import OutputFolder, record
+from ..io.outputs import OutputFolder
+from ..io.records import record
 from ..io.typed_json import checked
 from ..io.volume import read_volume
 from ..results.result import Progress

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..io.files import Writer
-from ..io.outputs import OutputFolder, record
+from ..io.outputs import OutputFolder
+from ..io.records import record
 from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
 from .statistics import RunResult, case_row, healthy_case_row, healthy_row, run_row, strata_rows

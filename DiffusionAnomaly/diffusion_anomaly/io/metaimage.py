@@ -58,9 +58,7 @@ def read_metaimage(file: ScanFile, frame: int | None, digest: hashlib._Hash) -> 
     check_size(shape, encoding.dtype, file.what)
     values_a_voxel = () if components == 1 else (components,)
     volume = chosen if axes == 4 else None
-    stored, behind = read_parts(
-        file, _data_files(header, file), encoding, (*values_a_voxel, *sizes), digest, volume
-    )
+    stored, behind = read_parts(file, _data_files(header, file), encoding, (*values_a_voxel, *sizes), digest, volume)
     if components > 1:
         stored = stored[..., chosen]
     values = stored.reshape(shape[::-1])

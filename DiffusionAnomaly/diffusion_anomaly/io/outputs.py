@@ -12,23 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
-import re
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from .files import Writer, write_error, write_text
+from ..process import uninterrupted
+from .files import Writer, write_error
+from .records import DIGESTS, RECORDS, content_of, sha256_of
 
 try:
     import fcntl
@@ -38,23 +33,7 @@ except ImportError:  # Windows
 UNFINISHED = ".unfinished-"
 """How the hidden folders begin, for whoever has to end a writer by force and tidy up."""
 
-RECORDS = ("provenance.json", "threshold.json", "evaluation.json")
-"""Files that speak for the others of a result."""
-
-DIGESTS = "files_sha256"
-ANOMALY_MAP = "anomaly map"
-# By what a file's name begins with. An evaluation's maps lie in a folder ``heat``.
-_KINDS = {
-    "heat": ANOMALY_MAP,
-    "mask": "mask",
-    "brain": "brain mask",
-    "healed": "pseudo-healthy reconstruction",
-    "findings": "table of findings",
-    "report": "report",
-}
 ELSEWHERE = "Choose another output folder, or move that file away."
-# Beyond this no record of ours comes near; a foreign JSON file is not read to its end.
-LONGEST_RECORD = 64 << 20
 
 
 class OutputFolder:
@@ -70,16 +49,21 @@ class OutputFolder:
     Args:
         directory: made if it does not exist.
         inputs: files and folders that the run reads.
+        commit: called when all files are written, just before they take their places; what it raises stops that. Once
+            it has returned, only a kill from outside can leave half a result.
 
     Raises:
         InputError: on entry, when it is no folder or cannot be written to, another run writes into it, or it lies in a
             folder that is read as a whole.
     """
 
-    def __init__(self, directory: Path | str, inputs: Iterable[Path | str] = ()) -> None:
+    def __init__(
+        self, directory: Path | str, inputs: Iterable[Path | str] = (), commit: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = _as_path(directory)
         self.published = False
         self._inputs = [Path(given) for given in inputs]
+        self._commit = commit
         self._made: list[Path] = []
         self._lock: int | None = None
         self._staging: Path | None = None
@@ -146,7 +130,7 @@ class OutputFolder:
                 continue
             if name not in ours:
                 raise InputError(f"{path} is there already and is not known as a result of this program.", ELSEWHERE)
-            if path.is_symlink() or not path.is_file() or _sha256(path) != ours[name]:
+            if path.is_symlink() or not path.is_file() or sha256_of(path) != ours[name]:
                 raise InputError(f"{path} was changed since this program wrote it.", ELSEWHERE)
         return [name for name in (*going, *ours) if os.path.lexists(self.path / name)]
 
@@ -157,7 +141,7 @@ class OutputFolder:
             InputError: as ``check``.
         """
         going = [name for name in self.check(names) if name in RECORDS]
-        return {name: content for name in going if (content := _content(self.path / name)) is not None}
+        return {name: content for name in going if (content := content_of(self.path / name)) is not None}
 
     def publish(self, writers: Mapping[str, Writer]) -> dict[str, Path]:
         """Write files and put them in place together with those in ``new``, instead of an earlier result.
@@ -181,13 +165,23 @@ class OutputFolder:
                 write(new / name)
                 _flush_to_disk(new / name)
             with uninterrupted():
-                _exchange(self.path, new, self._old, self.check(names), names)
+                going = self.check(names)
+                self._commit()
+                _exchange(self.path, new, self._old, going, names)
                 self.published = True
         except OSError as error:
             raise write_error(self.path / Path(str(error.filename or name)).name, error) from error
         except InputError as error:  # the user asked for no hidden folder, so no message names one
             raise InputError(error.what.replace(str(new), str(self.path)), error.hint) from error
         return {name: self.path / name for name in names}
+
+    def discard(self) -> None:
+        """Take away what this run has made, before it commits; from any thread, when the process is to end at once."""
+        for place in (self._staging, self._elsewhere):
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+        for folder in reversed(self._made):
+            remove_if_empty(folder)
 
     @property
     def _old(self) -> Path:
@@ -228,14 +222,8 @@ class OutputFolder:
                 self._made.append(folder)
 
     def _close(self) -> None:
-        if self._staging is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        if self._elsewhere is not None:
-            shutil.rmtree(self._elsewhere, ignore_errors=True)
-            self._elsewhere = None
-        for folder in reversed(self._made):
-            remove_if_empty(folder)
+        self.discard()
+        self._staging = self._elsewhere = None
         self._made.clear()
         if self._lock is not None:
             os.close(self._lock)
@@ -286,141 +274,10 @@ def prepare_folder(directory: Path | str, names: Iterable[str] = ()) -> Path:
         raise write_error(directory / "results", error) from error
 
 
-def record(content: Mapping[str, Any]) -> Writer:
-    """What writes the file that speaks for the others: JSON of the content and the SHA256 of every file beside it."""
-
-    def write(path: Path) -> None:
-        beside = sorted(other for other in path.parent.rglob("*") if other.is_file() and other != path)
-        digests = {other.relative_to(path.parent).as_posix(): _sha256(other) for other in beside}
-        write_text(path, json.dumps({**content, DIGESTS: digests}, indent=2, allow_nan=False) + "\n")
-
-    return write
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A file that this program wrote, and what the record beside it says.
-
-    Attributes:
-        folder: where the record lies.
-        name: of the file, relative to it.
-        record: the record's own name, one of ``RECORDS``.
-        content: of the record.
-    """
-
-    folder: Path
-    name: str
-    record: str
-    content: Mapping[str, Any]
-
-    @property
-    def kind(self) -> str:
-        """What the file is, in words."""
-        return _kind_of(self.name)
-
-    @property
-    def anomaly_map(self) -> Path | None:
-        """The anomaly map that the file belongs to; None where there is not exactly one, as in an evaluation."""
-        if self.record == "threshold.json":
-            return Path(str(self.content.get("heat", "")))
-        maps = [name for name in self.content[DIGESTS] if _kind_of(name) == ANOMALY_MAP]
-        return self.folder / maps[0] if len(maps) == 1 else None
-
-    @property
-    def of(self) -> str:
-        """What the scan, or the anomaly map that was given a threshold, is called; empty where the record is silent."""
-        about = self.content.get("input")
-        title = about.get("title") if isinstance(about, dict) else Path(str(self.content.get("heat", ""))).name
-        return title if isinstance(title, str) else ""
-
-
-def recorded(path: Path) -> Recorded | None:
-    """What the record in a file's folder, or in one of the two above, says of it; None where none names its bytes."""
-    try:
-        path = path.absolute()
-        for folder in list(path.parents)[:3]:
-            name = path.relative_to(folder).as_posix()
-            for record in RECORDS:
-                content = _content(folder / record)
-                digest = None if content is None else content[DIGESTS].get(name)
-                if content is not None and digest is not None and path.is_file() and digest == _sha256(path):
-                    return Recorded(folder, name, record, content)
-    except OSError:  # who reads the file next says why it cannot be read
-        pass
-    return None
-
-
-def result_in_place_of_scan(path: Path) -> InputError | None:
-    """The error for what is a result of this program, given as a scan; None for anything else.
-
-    Args:
-        path: a file that a record names, or a folder that holds nothing but results and folders of them.
-    """
-    if os.path.isdir(path):
-        if not _holds_results_alone(path):
-            return None
-        what, hint = f"{path} holds results of this program, no scan.", "Give the scan that they were made of."
-    else:
-        made = recorded(path)
-        if made is None:
-            return None
-        about = f" of {made.of}" if made.of else ""
-        what, hint = f"{path} is a result of this program ({made.kind}{about}), not a scan.", "Give the scan itself."
-    return InputError(what, hint)
-
-
-def _holds_results_alone(folder: Path) -> bool:
-    """Whether all that is in a folder are files of results, and folders in which there is nothing else either."""
-    records, foreign = _results_in(folder)
-    below = [_results_in(place) for place in foreign if os.path.isdir(place)]
-    alone = len(below) == len(foreign) and all(inside and not others for inside, others in below)
-    return alone and (records or bool(below))
-
-
-def _results_in(folder: Path) -> tuple[bool, list[Path]]:
-    """Whether a folder holds a record, and what none speaks of."""
-    contents = {name: content for name in RECORDS if (content := _content(folder / name)) is not None}
-    ours = {PurePosixPath(name).parts[0] for content in contents.values() for name in content[DIGESTS]} | set(contents)
-    return bool(contents), [entry for entry in _visible(folder) if entry.name not in ours]
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError:
-        return []
-
-
-def _kind_of(name: str) -> str:
-    """What a file of a result is, in words; its own name where there are none for it."""
-    begin = re.split(r"[/._]", name, maxsplit=1)[0]
-    return _KINDS.get(begin, PurePosixPath(name).name)
-
-
 def remove_if_empty(directory: Path) -> None:
     """Take away a folder that was made for results that did not come."""
     with contextlib.suppress(OSError):  # not empty, or already gone: both are fine
         directory.rmdir()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Signals that Python handles wait until the body has ended: a few renames are not to be left half done."""
-    if threading.current_thread() is not threading.main_thread():  # others are never interrupted
-        yield
-        return
-    came: list[int] = []
-    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {kind: handler for kind in kinds if callable(handler := signal.getsignal(kind))}
-    for kind in before:
-        signal.signal(kind, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-        for kind in came[:1]:
-            before[signal.Signals(kind)](kind, None)
 
 
 def _as_path(directory: Any) -> Path:
@@ -470,40 +327,8 @@ def _is_open_on(descriptor: int, directory: Path) -> bool:
 
 def _earlier(directory: Path, records: Iterable[str]) -> dict[str, dict[str, str]]:
     """The records in a folder, and for each what it says of its files."""
-    found = {name: _content(directory / name) for name in records}
+    found = {name: content_of(directory / name) for name in records}
     return {name: content[DIGESTS] for name, content in found.items() if content is not None}
-
-
-def _content(path: Path) -> dict[str, Any] | None:
-    """A record, with the files that it names and their SHA256 under ``DIGESTS``; None for what is no record."""
-    try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST_RECORD:
-            return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    files = content.get(DIGESTS) if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(_is_entry(path.parent, *entry) for entry in files.items()):
-        return None
-    return content
-
-
-def _is_entry(directory: Path, name: str, digest: Any) -> bool:
-    """Whether this names a file in the folder itself: a record from elsewhere must not lead out of it."""
-    parts = PurePosixPath(name).parts
-    if not parts or "\\" in name or "\0" in name or name.startswith("/") or {"..", ".", ""} & set(name.split("/")):
-        return False
-    if any((directory / Path(*parts[:count])).is_symlink() for count in range(1, len(parts))):
-        return False
-    return isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _exchange(directory: Path, new: Path, old: Path, going: list[str], coming: list[str]) -> None:
@@ -552,7 +377,7 @@ def undo(leftover: Path, directory: Path) -> None:
     for files in waiting.values():
         for name, digest in files.items():
             path = directory / name
-            if not (new / name).exists() and path.is_file() and not path.is_symlink() and _sha256(path) == digest:
+            if not (new / name).exists() and path.is_file() and not path.is_symlink() and sha256_of(path) == digest:
                 path.unlink()
             _remove_empty_above(path, directory)
     if waiting:

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
-from .outputs import result_in_place_of_scan
+from .records import result_in_place_of_scan
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
 Source = PathLike | sitk.Image | np.ndarray | Volume

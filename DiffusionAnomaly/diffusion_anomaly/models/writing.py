@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..io.files import write_error
-from ..io.outputs import OutputFolder, remove_if_empty, uninterrupted
+from ..io.outputs import OutputFolder, remove_if_empty
+from ..process import uninterrupted
 from .declaration import ANOMALY, METADATA, check_anomaly, check_schema, network_file, weights_file
 from .manifest import MANIFEST, fail, parse_json, read_manifest, sha256, to_json
 from .package import DATA_LICENSE, LICENSE, MODEL_CARD, SCHEMA_VERSION, Bundle, open_bundle

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
-
 from ..errors import InputError
 from ..io.files import keep_foreign, write_text
-from ..io.typed_json import checked
+from ..io.typed_json import MAX_BYTES, checked, kind_of, parse
+from ..options import check_threshold
 from .findings import segment
 from .saving import PROVENANCE
 
@@ -28,14 +28,14 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Request:
-    """What the page is to show; the images lie beside it as ``SCAN``, ``HEAT`` and ``BRAIN``.
+    """What the page is to show; the images lie beside it as ``SCAN``, ``ANOMALY_MAP`` and ``BRAIN``.
 
     Attributes:
         title: what the user calls the scan.
         threshold: the anomaly score from which a voxel is in the mask.
         min_volume_ml: smaller findings are dropped.
         provenance: of the detection, as it was saved.
-        names: of findings, by their ids as text.
+        names: that the user gave to findings, by their ids as text.
     """
 
     title: str
@@ -43,6 +43,56 @@ class Request:
     min_volume_ml: float
     provenance: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Score:
+    value: float
+    title: str
+    healthy_range: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    """What a page cannot do without; whatever else there is of provenance is printed as it is."""
+
+    purpose: str
+    date_utc: str
+    method: str
+    model: Mapping[str, Any] | None
+    options: Mapping[str, Any]
+    threshold: Mapping[str, Any]
+    brain: Mapping[str, Any]
+    score: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    warnings: list
+
+
+@dataclass(frozen=True)
+class _Threshold:
+    heat: float
+
+
+@dataclass(frozen=True)
+class _Brain:
+    volume_ml: float
+
+
+@dataclass(frozen=True)
+class _Versions:
+    diffusion_anomaly: str
+
+
+@dataclass(frozen=True)
+class _Model:
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class _Range:
+    mean: float
+    upper: float
 
 
 def write_request(request: Request, folder: Path) -> None:
@@ -63,6 +113,7 @@ def redraw(folder: Path) -> Path:
         InputError: when something in the folder is missing or damaged, or the page cannot be written or would replace
             what is none.
     """
+    from ..io.volume import read_anomaly_map, read_mask, read_volume
     from .report import Shown, render
 
     keep_foreign(folder / PAGE, lambda page: b'content="DiffusionAnomaly' in page.read_bytes()[:1000])
@@ -72,7 +123,9 @@ def redraw(folder: Path) -> Path:
             "Choose another folder.",
         )
     request = _read(folder / REQUEST)
-    scan, anomaly_map, brain = (_image(folder / name) for name in (SCAN, ANOMALY_MAP, BRAIN))
+    volume = read_volume(folder / SCAN)
+    scan, anomaly_map = volume.image, read_anomaly_map(folder / ANOMALY_MAP).image
+    brain = read_mask(folder / BRAIN, volume)
     made = request.provenance
     min_area = made["options"].get("min_area")
     mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, min_area)
@@ -91,15 +144,43 @@ def redraw(folder: Path) -> Path:
 
 
 def _read(path: Path) -> Request:
+    """The request, with everything in it that a page is made of.
+
+    Raises:
+        InputError: naming what is missing or of another kind.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = parse(file.read(MAX_BYTES + 1))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}.", "Save the report again.") from error
-    return checked(Request, content, str(path))
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {kind_of(content)}, expected a JSON object.", "Save the report again.")
+    request = checked(Request, content, str(path))
+    check_threshold(request.threshold)
+    for number in request.names:
+        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+            raise InputError(f"{path} names the finding {number[:40]!r}, which is no number.", "Save the report again.")
+    _check_provenance(request.provenance, f"{path}: the provenance")
+    return request
 
 
-def _image(path: Path) -> sitk.Image:
+def _check_provenance(content: Mapping[str, Any], where: str) -> None:
+    made = _known(_Provenance, content, where)
+    _known(_Threshold, made.threshold, f"{where}'s threshold")
+    _known(_Brain, made.brain, f"{where}'s brain")
+    _known(_Versions, made.versions, f"{where}'s versions")
+    score = _known(_Score, made.score, f"{where}'s score")
+    if score.healthy_range is not None:
+        _known(_Range, score.healthy_range, f"{where}'s range of scores")
+    if made.model is not None:
+        _known(_Model, made.model, f"{where}'s model")
     try:
-        return sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read: {error}", "Save the report again.") from error
+        datetime.fromisoformat(made.date_utc)
+    except ValueError:
+        raise InputError(f"{where} has the date {made.date_utc[:40]!r}.", "Save the report again.") from None
+
+
+def _known(kind: type, content: Mapping[str, Any], where: str) -> Any:
+    """Those entries that a dataclass has, checked; the others are none of its business."""
+    return checked(kind, {entry.name: content[entry.name] for entry in fields(kind) if entry.name in content}, where)

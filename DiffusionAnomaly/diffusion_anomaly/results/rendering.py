@@ -272,20 +272,24 @@ def draw_profile(view: SliceView, slices: Sequence[int]) -> str:
 
 
 def scale_ticks(threshold: float, top: float) -> list[tuple[float, str]]:
-    """Anomaly scores values to print along the scale, ascending, and their text: threshold, ends, whole numbers
-    between.
+    """Anomaly scores to print along the scale, ascending, and their text: threshold, ends, and multiples of a whole
+    round number between.
     """
     low = coloured_from(threshold)
     near = 0.08 * (top - low)
+    step = max(1.0, _round_step((top - low) / 6))
+    between = (step * n for n in range(int(np.ceil(low / step)), int(top / step) + 1))
     ticks: list[float] = []
-    # The threshold and the ends first: a whole number that stands close to one of them would be printed over it.
-    for tick in (threshold, low, top, *map(float, range(int(np.ceil(low)), int(top) + 1))):
+    # The threshold and the ends first: a number that stands close to one of them would be printed over it.
+    for tick in (threshold, low, top, *between):
         if all(abs(tick - other) > near for other in ticks):
             ticks.append(tick)
-    ticks.sort()
-    while len(ticks) > 9:
-        ticks = [tick for n, tick in enumerate(ticks) if n % 2 == 0 or tick == threshold]
-    return [(tick, f"{tick:.3g}" if tick == threshold else f"{tick:.2g}") for tick in ticks]
+
+    def text(tick: float) -> str:
+        digits = 3 if tick == threshold else 2
+        return f"{tick:.0f}" if 10.0**digits <= tick < 1e5 else f"{tick:.{digits}g}"
+
+    return [(tick, text(tick)) for tick in sorted(ticks)]
 
 
 def colour_table(count: int = 256) -> np.ndarray:
@@ -388,10 +392,15 @@ def _side_letters(sides: tuple[str, str], size: tuple[int, int]) -> list[tuple[n
     return layers
 
 
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20 ... and of 0.5, 0.2, 0.1 ... that is at least so large."""
+    power = 10.0 ** np.floor(np.log10(least))
+    return float(next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= least))
+
+
 def _round_values(highest: float) -> list[float]:
-    """Zero and one to three multiples of a round number below ``highest``."""
-    step = 10.0 ** np.floor(np.log10(highest))
-    step *= next(factor for factor in (0.5, 1.0, 2.0, 5.0) if highest / (factor * step) < 4)
+    """Zero and one to four multiples of a round number below ``highest``."""
+    step = _round_step(highest / 4)
     return [n * step for n in range(int(highest / step) + 1)]
 
 

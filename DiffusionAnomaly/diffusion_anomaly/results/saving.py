@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..io.files import file_stem
-from ..io.outputs import OutputFolder, record
+from ..io.outputs import OutputFolder
+from ..io.records import record
 from ..io.volume import write_like
 from ..text import distinct_names
 from .findings import write_findings_csv, write_findings_json
@@ -70,9 +71,9 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
             and nothing else.
 
     Returns:
-        The paths of ``anomaly_map``, ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
+        The paths of ``heat`` (the anomaly map), ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
         ``findings_json``, ``report`` and ``provenance``, and of the pseudo-healthy reconstruction where that was kept:
-        ``reconstruction``, or ``healed_<channel>`` of several.
+        ``healed``, or ``healed_<channel>`` of several.
 
     Raises:
         InputError: when a file that is no earlier result is in the way, or something cannot be written. The folder is

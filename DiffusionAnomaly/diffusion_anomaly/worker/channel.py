@@ -25,6 +25,8 @@ from .protocol import GRACE_SECONDS, RUN_COMMAND, Event, ExitCode, Progress, enc
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 0.2
+# After these a hard end comes whatever becomes of tidying: on a network drive that is gone that takes for ever.
+TIDYING_SECONDS = 2.0
 # Bytes of a command; one that names a folder may be longer. Of what is longer so much is shown.
 LONGEST_LINE, LONGEST_RUN_LINE, SHOWN_OF_LINE = 4096, 1 << 20, 200
 
@@ -34,10 +36,15 @@ class Stop:
 
     Args:
         grace: seconds between the two.
+        tidying: seconds that ``before_hard_end`` may take.
+
+    Attributes:
+        before_hard_end: called by a thread of its own; the end comes even if it fails or does not return.
     """
 
-    def __init__(self, grace: float = GRACE_SECONDS) -> None:
+    def __init__(self, grace: float = GRACE_SECONDS, tidying: float = TIDYING_SECONDS) -> None:
         self._grace = grace
+        self._tidying = tidying
         self._reason: str | None = None
         self._over = False
         self._lock = threading.RLock()  # re-entrant, because a signal may come while it is held
@@ -64,10 +71,26 @@ class Stop:
         with self._lock:
             self._over = True
 
+    def commit(self) -> None:
+        """The point of no return: results take their places next, so that a request comes too late from now on.
+
+        Raises:
+            Cancelled: when the end was asked for before.
+        """
+        with self._lock:
+            self.check()
+            self.too_late()
+
     def _end_hard(self) -> None:
-        with self._lock:  # held to the end, so that a run cannot be over and be ended at once
-            if not self._over:
+        with self._lock:  # held to the end, so that a run cannot be over, or commit itself, and be ended at once
+            if self._over:
+                return
+            try:
+                last = threading.Timer(self._tidying, os._exit, [ExitCode.CANCELLED])
+                last.daemon = True
+                last.start()
                 self.before_hard_end()
+            finally:
                 os._exit(ExitCode.CANCELLED)
 
 

@@ -26,13 +26,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import EngineError, InputError
-from ..io.outputs import UNFINISHED, remove_if_empty, undo
+from ..io.outputs import OutputFolder
 from ..io.typed_json import checked
 from .channel import EventLines, Reports, Stop, listen, logging_to, signals_to, take_over
 from .protocol import (
@@ -215,18 +215,20 @@ def _detect_and_save(job: Job, lines: EventLines, stop: Stop, workbench: Workben
     start = time.monotonic()
     options = detection_options(job)
     listener = _Listener(lines, Reports(lines, stop))
-    output = Path(job.output)
-    stop.before_hard_end = _tidying(output)
     from ..detection.scan import ScanRequest, run_scan
     from ..io.contrasts import ChannelSource
     from ..results.result import statistics
 
+    def open_folder(directory: Path, inputs: Iterable[Path]) -> OutputFolder:
+        folder = OutputFolder(directory, inputs, commit=stop.commit)
+        stop.before_hard_end = folder.discard
+        return folder
+
     channels = {name: ChannelSource(Path(file)) for name, file in job.channels.items()}
     scan = next(iter(channels.values())).path if channels else Path(job.input)
     brain = None if job.mask is None else Path(job.mask)
-    request = ScanRequest(scan, output, brain, title=job.title, channels=channels)
-    found, files = run_scan(workbench.detector(options), request, listener)
-    stop.too_late()  # all files are in place: the run has succeeded, whatever comes now
+    request = ScanRequest(scan, Path(job.output), brain, title=job.title, channels=channels)
+    found, files = run_scan(workbench.detector(options), request, listener, open_folder)
     listener.stage("write", 1, 1)
     timings = {**found.timings, "total": time.monotonic() - start}
     lines.send(
@@ -271,17 +273,3 @@ class _Listener:
     def warning(self, message: str) -> None:
         log.warning("%s", message)
         self._lines.send(Warned(message))
-
-
-def _tidying(output: Path) -> Callable[[], None]:
-    """What to do before a hard end: take away what this run was writing, and the folder if it made it."""
-    existed, before = output.exists(), set(output.glob(f"{UNFINISHED}*"))
-
-    def tidy() -> None:
-        for unfinished in set(output.glob(f"{UNFINISHED}*")) - before:
-            with contextlib.suppress(OSError):  # the end must come
-                undo(unfinished, output)
-        if not existed:
-            remove_if_empty(output)
-
-    return tidy

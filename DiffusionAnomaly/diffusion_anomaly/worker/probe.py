@@ -1,10 +1,10 @@
 """Questions that Slicer asks a process of its own, because only that one may import torch and matplotlib.
 
-    python -m diffusion_anomaly.probe machine       what is installed, and where a network can run
-    python -m diffusion_anomaly.probe verify DIR    whether a model package is whole and fits its networks
-    python -m diffusion_anomaly.probe report DIR    a report at another threshold, see ``redrawing``
+    python -m diffusion_anomaly.worker.probe machine       what is installed, and where a network can run
+    python -m diffusion_anomaly.worker.probe verify DIR    whether a model package is whole and fits its networks
+    python -m diffusion_anomaly.worker.probe report DIR    a report at another threshold, see ``results.redrawing``
 
-The answer is one line of JSON on standard output.
+The answer is one line of JSON on standard output, also to a question that cannot be answered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError
 from ..system import processor_name, versions
 
 # What a detection imports, by the name that it imports.
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> int:
     elif len(arguments) == 2 and arguments[0] == "report":
         answer = report(Path(arguments[1]))
     else:
-        sys.stderr.write("usage: python -m diffusion_anomaly.probe machine | verify DIR | report DIR\n")
+        sys.stderr.write("usage: python -m diffusion_anomaly.worker.probe machine | verify DIR | report DIR\n")
         return 2
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
@@ -78,8 +77,8 @@ def verify(folder: Path) -> dict[str, Any]:
     try:
         bundle = open_bundle(folder)
         verify_bundle(bundle)
-    except EngineError as error:
-        return {"ok": False, "problem": str(error)}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the one who asked waits for an answer
+        return _refusal(error)
     return {"ok": True, "name": bundle.name, "method": bundle.method, "version": bundle.version, "problem": ""}
 
 
@@ -89,9 +88,15 @@ def report(folder: Path) -> dict[str, Any]:
 
     try:
         path = redraw(folder)
-    except EngineError as error:
-        return {"ok": False, "problem": str(error)}
+    except Exception as error:  # noqa: BLE001 - as above
+        return _refusal(error)
     return {"ok": True, "path": str(path), "problem": ""}
+
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    from ..detection.scan import as_engine_error
+
+    return {"ok": False, "problem": str(as_engine_error(error, "Please report it."))}
 
 
 def _gpus() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pydicom.datadict import tag_for_keyword
 
 from ...errors import InputError
 from ...text import counted
-from ..outputs import RECORDS
+from ..records import RECORDS
 from .headers import BoundedFile, Header, read_header
 from .recognition import HEAD_BYTES, has_dicom_head
 
