@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from ...errors import InputError
 from .decompression import Decompressor
 from .headers import Header, parse, read_bytes, silence
+from .kinds import check_kinds
 from .pixels import Pixels
 from .planes import HEADER_TAGS, Plane, is_multiframe, plane_of, planes_of
 from .recognition import DicomScan
@@ -91,9 +92,10 @@ def _read_files(
         reader = _Reader(decompressor, alone=len(headers) == 1)
         planes = [plane_of(header, alone=len(headers) == 1) for header in headers]
     stack, notes = choose_volume(planes, frame, where, reader.values)
+    different = check_kinds(stack, where)
     geometry, more = place(stack, where)
     lost = [] if any(multiframe) else _missing_at_the_ends(headers, len(stack))
-    warnings = [*warnings, *stack[0].warnings, *notes, *more, *lost]
+    warnings = [*warnings, *stack[0].warnings, *notes, *different, *more, *lost]
     values = np.empty(0, np.float32)
     digest = hashlib.sha256()
     read: dict[Path, None] = {}
