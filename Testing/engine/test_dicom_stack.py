@@ -268,9 +268,51 @@ def test_distances_that_vary_a_little_are_said(tmp_path: Path) -> None:
     assert any("vary" in warning for warning in volume.warnings)
 
 
-def test_every_second_slice_missing_is_suspected(tmp_path: Path) -> None:
-    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels(), SpacingBetweenSlices="1.5"))
-    assert any("missing" in warning for warning in read_volume(folder).warnings)
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        ({"SpacingBetweenSlices": "1.5"}, "states 1.5 mm (SpacingBetweenSlices); are some of them missing?"),
+        ({"SpacingBetweenSlices": "2.5", "SliceThickness": "2"}, "are some of them missing?"),
+        ({"SpacingBetweenSlices": "6"}, "the positions are believed"),
+        ({"SpacingBetweenSlices": "-6"}, "the positions are believed"),
+        ({"SpacingBetweenSlices": "3.1"}, None),
+        ({"SpacingBetweenSlices": "-3"}, None),
+        ({"SpacingBetweenSlices": "0"}, None),
+        ({"SpacingBetweenSlices": "0.5", "SliceThickness": "2.5"}, None),  # the gap, as some scanners write it
+    ],
+)
+def test_another_distance_than_the_header_states_is_said(
+    tmp_path: Path, elements: dict[str, str], words: str | None
+) -> None:
+    warnings = read_volume(dicoms.write(tmp_path, dicoms.classic(dicoms.voxels(), **elements))).warnings
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "thickness", "words"),
+    [
+        ([1, 3, 5, 7], "1.5", "3 slices between"),
+        ([7, 5, 3, 1], "1.5", "3 slices between"),
+        ([1, 4, 7, 10], "1", "6 slices between"),
+        ([1, 3, 5, 7], None, "3 slices between"),
+        ([1, 3, 5, 7], "3", None),  # one of two echoes that were scanned in turns
+        ([1, 4, 7, 10], "1.5", None),
+        ([1, 2, 3, 4], "1.5", None),
+        ([1, 3, 5, 8], "1.5", None),
+        ([1, 3, 2, 4], "1.5", None),  # scanned in turns
+        ([None] * 4, "1.5", None),
+    ],
+)
+def test_slices_that_may_be_missing_at_regular_distances_are_said(
+    tmp_path: Path, numbers: list[int | None], thickness: str | None, words: str | None
+) -> None:
+    files = dicoms.classic(dicoms.voxels(), SliceThickness=thickness)
+    for number, data in zip(numbers, files, strict=True):
+        dicoms.changed(data, InstanceNumber=number)
+    warnings = read_volume(dicoms.write(tmp_path, files)).warnings
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
 
 
 # Damage
