@@ -195,4 +195,4 @@ def _of_one_night(values: Sequence[Value]) -> bool:
 
 
 def _shown(value: Value) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else value[:_LONGEST]
+    return "none" if value is None else value[:_LONGEST] if isinstance(value, str) else f"{value:g}"

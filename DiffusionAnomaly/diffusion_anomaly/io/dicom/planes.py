@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,7 @@ def planes_of(header: Header) -> list[Plane]:
     )
 
     def plane(index: int, group: Header | None) -> Plane:
+        @cache
         def item(sequence: str) -> Header | None:
             """The frame's own group, or else the one that all share."""
             for place in (group, shared):
