@@ -269,9 +269,51 @@ def test_distances_that_vary_a_little_are_said(tmp_path: Path) -> None:
     assert any("vary" in warning for warning in volume.warnings)
 
 
-def test_every_second_slice_missing_is_suspected(tmp_path: Path) -> None:
-    folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels(), SpacingBetweenSlices="1.5"))
-    assert any("missing" in warning for warning in read_volume(folder).warnings)
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        ({"SpacingBetweenSlices": "1.5"}, "states 1.5 mm (SpacingBetweenSlices); are some of them missing?"),
+        ({"SpacingBetweenSlices": "2.5", "SliceThickness": "2"}, "are some of them missing?"),
+        ({"SpacingBetweenSlices": "6"}, "the positions are believed"),
+        ({"SpacingBetweenSlices": "-6"}, "the positions are believed"),
+        ({"SpacingBetweenSlices": "3.1"}, None),
+        ({"SpacingBetweenSlices": "-3"}, None),
+        ({"SpacingBetweenSlices": "0"}, None),
+        ({"SpacingBetweenSlices": "0.5", "SliceThickness": "2.5"}, None),  # the gap, as some scanners write it
+    ],
+)
+def test_another_distance_than_the_header_states_is_said(
+    tmp_path: Path, elements: dict[str, Any], words: str | None
+) -> None:
+    warnings = read_volume(dicoms.write(tmp_path, dicoms.classic(dicoms.voxels(), **elements))).warnings
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "thickness", "words"),
+    [
+        ([1, 3, 5, 7], "1.5", "3 slices between"),
+        ([7, 5, 3, 1], "1.5", "3 slices between"),
+        ([1, 4, 7, 10], "1", "6 slices between"),
+        ([1, 3, 5, 7], None, "3 slices between"),
+        ([1, 3, 5, 7], "3", None),  # one of two echoes that were scanned in turns
+        ([1, 4, 7, 10], "1.5", None),
+        ([1, 2, 3, 4], "1.5", None),
+        ([1, 3, 5, 8], "1.5", None),
+        ([1, 3, 2, 4], "1.5", None),  # scanned in turns
+        ([None] * 4, "1.5", None),
+    ],
+)
+def test_slices_that_may_be_missing_at_regular_distances_are_said(
+    tmp_path: Path, numbers: list[int | None], thickness: str | None, words: str | None
+) -> None:
+    files = dicoms.classic(dicoms.voxels(), SliceThickness=thickness)
+    for number, data in zip(numbers, files, strict=True):
+        dicoms.changed(data, InstanceNumber=number)
+    warnings = read_volume(dicoms.write(tmp_path, files)).warnings
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
 
 
 # Damage
@@ -298,6 +340,39 @@ def test_a_file_named_like_a_slice_must_be_one(tmp_path: Path, content: bytes) -
     folder = dicoms.write(tmp_path, dicoms.classic(dicoms.voxels()))
     (folder / "24-0.dcm").write_bytes(content)
     assert "24-0.dcm" in refused_below(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("IM{:03d}_0", "IM024_0"),
+        ("{}", "12"),
+        ("im{}", "IM9"),
+        ("1.2.840.7.{}", "1.2.840.7.300.2"),
+        ("MR.1.2.{}", "MR.1.2.12"),
+        ("I{:07d}", "I1000009"),
+        ("5F3A0C{:02d}", "5F3A0CAB"),
+        ("slice {}.ima", "rest.IMA"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", bytes(2000), bytes(range(7, 200)) * 9])
+def test_a_file_that_has_the_pattern_of_a_slice_must_be_one(
+    tmp_path: Path, name: str, lost: str, content: bytes
+) -> None:
+    for k, data in enumerate(dicoms.classic(dicoms.voxels())):
+        dicoms.save(data, tmp_path / name.format(k))
+    (tmp_path / lost).write_bytes(content)
+    assert f"{lost} is named like" in refused_below(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["IM{:03d}", "{}", "1.2.840.7.{}", "5F3A0C{:02d}", "{}.dcm"])
+def test_what_is_not_named_like_a_slice_is_passed_over(tmp_path: Path, name: str) -> None:
+    for k, data in enumerate(dicoms.classic(dicoms.voxels())):
+        dicoms.save(data, tmp_path / name.format(k))
+    for other in ("README", "readme.txt", "Thumbs.db", "LOCKFILE", "VERSION", "1.txt", "IM000.jpg", "DICOMDIR"):
+        (tmp_path / other).write_bytes(b"something that is no scan")
+    volume = read_volume(tmp_path)
+    assert volume.warnings == () and np.array_equal(array(volume.image), dicoms.voxels())
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:

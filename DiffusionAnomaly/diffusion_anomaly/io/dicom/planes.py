@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.datadict import tag_for_keyword
 from ...errors import InputError
 from ..geometry import MOST_SHEAR, check_spacing
 from .headers import Header
+from .kinds import KIND_TAGS, traits_of
 
 # X-ray pictures: projections, of which many state no place in the body.
 PROJECTIONS = frozenset({"CR", "DX", "MG", "PX", "IO", "RG", "XA", "RF"})
@@ -56,6 +58,7 @@ HEADER_TAGS = [
             *(keyword for keyword, _, _ in _DISTINCTIONS.values() if isinstance(keyword, str)),
         )
     ),
+    *(tag_for_keyword(name) or 0 if isinstance(name, str) else name for name in KIND_TAGS),
     0x00190010,
     _SIEMENS_B_VALUE,
     _SIEMENS_MOSAIC_COUNT,
@@ -78,6 +81,7 @@ class Plane:
         distance: between slices as the header states it, in mm.
         slope, intercept: from stored numbers to values.
         distinctions: what tells it from other images at its position, by name.
+        traits: what else it shares with the others of its volume, by name.
         indices: a frame's place in the dimensions of its file.
         number: of the image in its series and of the frame in its file.
         stack: which of several stacks in a file the frame belongs to.
@@ -96,6 +100,7 @@ class Plane:
     slope: float
     intercept: float
     distinctions: tuple[tuple[str, float | str | None], ...]
+    traits: tuple[tuple[str, float | str | None], ...]
     indices: tuple[float, ...]
     number: tuple[float, int]
     stack: str = ""
@@ -148,14 +153,14 @@ def plane_of(header: Header, alone: bool) -> Plane:
     projection = alone and header.code("Modality") in PROJECTIONS
     warnings: list[str] = []
     axes, position, spacing = _place(header, header, header, header, projection, warnings)
-    kinds = [value for value in header.strings("ImageType")[2:] if value]
+    image_type = [*filter(None, header.strings("ImageType")[2:]), *header.strings("ComplexImageComponent")]
     distinctions: list[tuple[str, float | str | None]] = []
     for name, (keyword, _, _) in _DISTINCTIONS.items():
         value = header.hint(keyword)
         if value is None and name == "b-value" and header.code(0x00190010).startswith("SIEMENS"):
             value = header.hint(_SIEMENS_B_VALUE, "IS")
         distinctions.append((name, value))
-    distinctions.append(("image type", "\\".join([*kinds, header.code("ComplexImageComponent")]).strip("\\") or None))
+    distinctions.append(("image type", "\\".join(image_type) or None))
     number = header.hint("InstanceNumber")
     return Plane(
         path=header.path,
@@ -170,6 +175,7 @@ def plane_of(header: Header, alone: bool) -> Plane:
         slope=_slope([header]),
         intercept=_intercept([header]),
         distinctions=tuple(distinctions),
+        traits=traits_of(header, None, image_type),
         indices=(),
         number=(-1.0 if number is None else number, 0),
         warnings=tuple(warnings),
@@ -199,6 +205,7 @@ def planes_of(header: Header) -> list[Plane]:
     uid = header.code("SOPInstanceUID")
 
     def plane(index: int, group: Header | None) -> Plane:
+        @cache
         def item(sequence: str) -> Header | None:
             """The frame's own group, or else the one that all share."""
             for place in (group, shared):
@@ -230,7 +237,8 @@ def planes_of(header: Header) -> list[Plane]:
             distance=measures.hint("SpacingBetweenSlices") if measures else None,
             slope=_slope(values),
             intercept=_intercept(values),
-            distinctions=_frame_distinctions(item),
+            distinctions=_frame_distinctions(item, image_type := _frame_type(item)),
+            traits=traits_of(header, item, image_type),
             indices=_lenient(content, "DimensionIndexValues"),
             number=(offset, index),
             stack=(content.code("StackID") if content else "") or "1",
@@ -239,16 +247,19 @@ def planes_of(header: Header) -> list[Plane]:
     return [plane(index, groups[index] if groups else None) for index in range(frames)]
 
 
-def _frame_distinctions(item: Callable[[str], Header | None]) -> tuple[tuple[str, float | str | None], ...]:
+def _frame_type(item: Callable[[str], Header | None]) -> list[str]:
+    kind = next((group for group in map(item, _FRAME_TYPES) if group), None)
+    return [*filter(None, kind.strings("FrameType")[2:]), *kind.strings("ComplexImageComponent")] if kind else []
+
+
+def _frame_distinctions(
+    item: Callable[[str], Header | None], image_type: list[str]
+) -> tuple[tuple[str, float | str | None], ...]:
     found: list[tuple[str, float | str | None]] = []
     for name, (_, sequence, keyword) in _DISTINCTIONS.items():
         group = item(sequence)
-        if name == "inversion time" and group:  # the modifier holds a sequence of them
-            group = next(iter(group.items("MRInversionRecoverySequence")), group)
         found.append((name, group.hint(keyword) if group else None))
-    kind = next((group for group in map(item, _FRAME_TYPES) if group), None)
-    parts = [*kind.strings("FrameType")[2:], kind.code("ComplexImageComponent")] if kind else []
-    found.append(("image type", "\\".join(filter(None, parts)) or None))
+    found.append(("image type", "\\".join(image_type) or None))
     return tuple(found)
 
 

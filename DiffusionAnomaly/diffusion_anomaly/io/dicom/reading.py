@@ -19,6 +19,7 @@ from ...text import counted
 from ..content import check_size
 from .decompression import Decompressor
 from .headers import Header, parse, read_bytes, silence
+from .kinds import check_kinds
 from .pixels import Pixels
 from .planes import HEADER_TAGS, PROJECTIONS, Plane, frames_of, is_multiframe, plane_of, planes_of
 from .recognition import DicomScan
@@ -107,9 +108,10 @@ def _read_files(
         reader = _Reader(decompressor, alone=len(headers) == 1)
         planes = [plane_of(header, alone=len(headers) == 1) for header in headers]
     stack, notes = choose_volume(planes, frame, where, reader.values)
+    different = check_kinds(stack, where)
     geometry, more = place(stack, where)
-    lost = [] if any(multiframe) else _missing_at_the_ends(headers, len(stack))
-    warnings = [*warnings, *stack[0].warnings, *notes, *more, *lost]
+    lost = [] if any(multiframe) else [*_missing_at_the_ends(headers, len(stack)), *_missing_between(headers, stack)]
+    warnings = [*warnings, *stack[0].warnings, *notes, *different, *more, *lost]
     values = np.empty(0, np.float32)
     digest = hashlib.sha256()
     read: dict[Path, None] = {}
@@ -230,6 +232,29 @@ def _missing_at_the_ends(headers: Sequence[Header], slices: int) -> list[str]:
                 f"The series states {expected:g} images ({keyword}), {there} are there; are slices missing at an end?"
             )
     return warnings
+
+
+def _missing_between(headers: Sequence[Header], stack: Sequence[Plane]) -> list[str]:
+    """Warnings where every second or third slice may be lost: numbers and distances then are regular, and too wide.
+
+    Args:
+        headers: of the series' files, an image each.
+        stack: the volume that was chosen.
+    """
+    numbers = np.array(sorted({header.hint("InstanceNumber") or 0.0 for header in headers}))
+    steps = np.diff(numbers)
+    if len(stack) < 3 or len(numbers) < len(headers) or steps.min() != steps.max() or steps[0] < 2:
+        return []
+    first, step = stack[0], int(steps[0])
+    distance = float(first.normal @ np.subtract(stack[-1].position, first.position)) / (len(stack) - 1)
+    expected = first.distance or first.thickness
+    # Slices of an echo that was kept alone are numbered so too, and touch each other.
+    if expected and distance < 0.9 * step * expected:
+        return []
+    return [
+        f"The {len(stack)} images are numbered in steps of {step} (InstanceNumber) and lie {distance:.3g} mm apart; "
+        f"are {(step - 1) * (len(stack) - 1)} slices between them missing?"
+    ]
 
 
 def _check_concatenation(headers: Sequence[Header], where: Path) -> None:

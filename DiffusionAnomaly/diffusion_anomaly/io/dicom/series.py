@@ -37,6 +37,7 @@ _NO_IMAGES = frozenset(
     }
 )
 _NOT_SCANNED = re.compile(r"\b(LOCALI[SZ]ER|DERIVED|SECONDARY|REFORMATTED|PROJECTION IMAGE)\b")
+_NUMBER, _HEXADECIMAL = re.compile(r"[\d.]*\d"), re.compile(r"(?=.*\d)[\da-fA-F]{6,}")
 _LISTED = 20
 _CHOOSE = "Choose one with --series and its UID, or its description where no other series has it."
 
@@ -315,17 +316,34 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _check_neighbours(series: Series, others: Sequence[Path]) -> list[str]:
     """Files that have the name of a slice, and are none: what is left of one, perhaps the last."""
-    names = {(file.path.parent, file.path.suffix.lower()) for file in series.files}
-    alike = [path for path in others if (path.parent, path.suffix.lower()) in names]
-    for path in alike:
-        if path.suffix and not path.suffix[1:].isdigit():
-            state = "is empty (0 bytes)" if path.exists() and path.stat().st_size == 0 else "holds no DICOM"
+    patterns = {(file.path.parent, _pattern(file.path)) for file in series.files}
+    empty = []
+    for path in others:
+        nothing = path.exists() and path.stat().st_size == 0
+        if (path.parent, _pattern(path)) in patterns:
             raise InputError(
-                f"{path} is named like the series' files and {state}; a slice may be lost.",
+                f"{path} is named like the series' files and {'is empty (0 bytes)' if nothing else 'holds no DICOM'}; "
+                "a slice may be lost.",
                 "Copy or export it again, or move it elsewhere.",
             )
-    empty = [path.name for path in alike if path.exists() and path.stat().st_size == 0]
+        if nothing and not _extension(path) and any(not _extension(file.path) for file in series.files):
+            empty.append(path.name)
     return [f"{', '.join(empty[:3])}: empty beside the series' files; is a slice lost?"] if empty else []
+
+
+def _pattern(path: Path) -> str:
+    """What names of one series have in common: the extension, or else all but the numbers (IM024_0, 1.2.840.7)."""
+    if extension := _extension(path):
+        return extension
+    if _HEXADECIMAL.fullmatch(path.name):  # as viewers' exports and media name them: 5F3A0C21
+        return f"{len(path.name)} hexadecimal"
+    return _NUMBER.sub("#", path.name.lower())
+
+
+def _extension(path: Path) -> str:
+    """In lower case; none where a number follows the last dot, as in a UID."""
+    suffix = path.suffix.lower()
+    return "" if suffix[1:].isdigit() else suffix
 
 
 def _faulty(files: Sequence[DicomFile]) -> InputError:

@@ -117,14 +117,23 @@ def place(stack: Sequence[Plane], where: Path) -> tuple[Geometry, list[str]]:
             )
         if drift <= _ROUNDING_MM:
             step = along * first.normal
-        stated = first.distance or 0.0
-        if stated > 0 and along / stated > 1.5 and abs(along / stated - round(along / stated)) < _GAP_TOLERANCE:
-            warnings.append(
-                f"Slices lie {along:.3g} mm apart, the header states {stated:.3g} mm; are some of them missing?"
-            )
+        warnings.extend(_distance_doubts(first, along))
     row, column = np.array(first.axes[:3]), np.array(first.axes[3:])
     columns = np.column_stack([row * first.spacing[1], column * first.spacing[0], step])
     return geometry_of(columns, np.array(first.position), str(where), fields), warnings
+
+
+def _distance_doubts(first: Plane, distance: float) -> list[str]:
+    """Warnings where the header states another distance of slices than their positions have, in mm.
+
+    Some scanners write the gap between slices there, thickness left out.
+    """
+    stated, thickness = abs(first.distance or 0.0), first.thickness or 0.0
+    meant = (stated, stated + thickness)
+    if not stated or any(abs(distance - value) <= _GAP_TOLERANCE * distance for value in meant):
+        return []
+    doubt = "are some of them missing?" if distance > stated else "the positions are believed."
+    return [f"Slices lie {distance:.3g} mm apart, the header states {stated:.3g} mm (SpacingBetweenSlices); {doubt}"]
 
 
 def _stacks(planes: Sequence[Plane]) -> list[list[Plane]]:
