@@ -77,6 +77,18 @@ def test_the_warning_is_the_results_too(flair_like_volume: Volume, flair_like_br
 
 
 @pytest.mark.parametrize(
+    ("slice_spacing", "named", "faded"),
+    [(None, False, False), (1.0, False, False), (6.0, False, False), (0.5, True, False), (100.0, True, True)],
+)
+def test_a_slice_spacing_far_from_that_of_the_calibration_is_named(
+    slice_spacing: float | None, named: bool, faded: bool
+) -> None:
+    warning = make_plan(Options("intensity", slice_spacing=slice_spacing)).calibration_warning or ""
+    assert (f"slice_spacing {slice_spacing or 0:g} instead of 2:" in warning) == named
+    assert ("findings fade away" in warning) == faded
+
+
+@pytest.mark.parametrize(
     ("stored", "chosen", "beyond"), [(2.0, None, False), (3.5, None, True), (3.5, 2.0, False), (2.0, 3.5, True)]
 )
 def test_a_threshold_beyond_the_calibration_table_is_said(
