@@ -21,7 +21,6 @@ from diffusion_anomaly.detection.brain import (
     network_grid,
 )
 from diffusion_anomaly.detection.brain_network import WINDOW, rescale_intensity
-from diffusion_anomaly.detection.input_checks import proportion_warnings
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Volume, read_volume
 
@@ -262,11 +261,3 @@ def test_the_largest_piece_is_the_largest_with_its_holes_filled(density: float, 
         expected = ndimage.binary_fill_holes(labels == 1 + int(np.argmax(sizes)))
         assert np.array_equal(largest_piece(mask), expected)
     assert not largest_piece(np.zeros(shape, bool)).any()
-
-
-def test_a_brain_taller_than_any_is_reported() -> None:
-    brain = sitk.GetImageFromArray(np.ones((40, 90, 70), np.uint8))
-    brain.SetSpacing((2.0, 2.0, 3.0))
-    assert list(proportion_warnings(brain)) == []
-    brain.SetSpacing((2.0, 2.0, 6.0))
-    assert "slice spacing" in next(iter(proportion_warnings(brain)))

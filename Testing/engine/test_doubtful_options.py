@@ -13,7 +13,7 @@ import packages
 import phantom
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.head_size import outline
-from diffusion_anomaly.detection.input_checks import given_mask_verdict, hemisphere_warnings, label_verdict
+from diffusion_anomaly.detection.input_checks import given_mask_verdict, label_verdict, proportion_warnings
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.detection.provenance import threshold_source
 from diffusion_anomaly.errors import InputError
@@ -251,6 +251,21 @@ def test_a_mask_of_one_hemisphere_is_told(keep: slice, warned: bool, flair_like_
     half = np.zeros_like(values)
     half[:, :, keep] = values[:, :, keep]
     for image in phantom.orientations(phantom.on_grid(half, flair_like_brain)):
-        warnings = list(hemisphere_warnings(image))
+        warnings = list(proportion_warnings(image))
         assert bool(warnings) == warned
         assert not warned or "one hemisphere" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("widened", "part", "warned"),
+    [(1.0, slice(None), False), (1.2, slice(None), False), (1.4, slice(None), True), (1.4, slice(10, 36), False)],
+)
+def test_a_brain_as_wide_as_long_is_doubted_where_it_is_whole(
+    widened: float, part: slice, warned: bool, flair_like_brain: sitk.Image
+) -> None:
+    brain = flair_like_brain[:, part]
+    brain.SetSpacing([edge * factor for edge, factor in zip(brain.GetSpacing(), (widened, 1, 1), strict=True)])
+    for image in phantom.orientations(brain):
+        warnings = list(proportion_warnings(image))
+        assert bool(warnings) == warned
+        assert not warned or "voxel spacing right" in warnings[0]

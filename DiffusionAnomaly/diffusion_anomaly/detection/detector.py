@@ -34,9 +34,9 @@ from .head_size import brain_size_verdict, head_verdict, outline
 from .input_checks import (
     brain_warnings,
     given_mask_verdict,
-    hemisphere_warnings,
     label_verdict,
     mask_warnings,
+    proportion_warnings,
     scale_warnings,
     scan_warnings,
     score_warning,
@@ -377,7 +377,7 @@ class Detector:
             doubts = [
                 *brain_warnings(stack, values[0]),
                 *mask_warnings(reference, brain, given),
-                *hemisphere_warnings(brain, given),
+                *proportion_warnings(brain, given),
             ]
             for name, volume in scan.channels.items():
                 doubts += intensity_warnings(volume.image, brain, _called(name, scan))

@@ -18,9 +18,9 @@ from .head_size import LEAST_BRAIN_ML
 # In a scan that is not cut off at most 2 brain voxels in 100,000 share the highest value.
 SATURATED_SHARE = 0.002
 
-# From slice to slice the brain's median changed by a factor of at most 1.15, in slices with at least this share of the
+# From slice to slice the brain's median changed by a factor of at most 1.1, in slices with at least this share of the
 # largest one's brain; towards vertex and neck by up to 1.7.
-MOST_JUMP, SLICE_SHARE = 1.4, 0.35
+MOST_JUMP, SLICE_SHARE = 1.4, 0.5
 
 # Noise was 0.03 to 0.12 of the brain's median.
 MOST_NOISE = 0.3
