@@ -156,8 +156,8 @@ def head_verdict(image: sitk.Image) -> Verdict | None:
     if head is not None and head.second > SECOND_HEAD:
         verdicts.append(
             Verdict(
-                f"The scan shows two separate pieces, one {head.second:.0%} as large as the other, such as two heads in "
-                "one volume: only one of them is looked at. Give each head as a scan of its own.",
+                f"The scan shows two separate pieces, one {head.second:.0%} as large as the other, such as two heads "
+                "in one volume: only one of them is looked at. Give each head as a scan of its own.",
                 refused=False,
             )
         )

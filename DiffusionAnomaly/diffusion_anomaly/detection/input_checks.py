@@ -256,13 +256,16 @@ def proportion_warnings(brain: sitk.Image, given: bool = False) -> Iterator[str]
     length, width = (np.ptp(rows) + 1) * row_mm, (np.ptp(columns) + 1) * column_mm
     if length <= LEAST_LENGTH_MM or NARROW * length <= width <= WIDE * length:
         return
-    measured = f"The brain mask is {width:.0f} mm wide and {length:.0f} mm long; a whole brain is about 0.8 times as wide as long. "
+    measured = (
+        f"The brain mask is {width:.0f} mm wide and {length:.0f} mm long; a whole brain is about 0.8 times as wide as "
+        "long."
+    )
     look = _LOOK_AT_YOURS if given else _LOOK
     if width < NARROW * length:
-        yield f"{measured}. If the mask holds one hemisphere alone, the other gets no score. {look}"
+        yield f"{measured} If the mask holds one hemisphere alone, the other gets no score. {look}"
     elif not any(name in BORDERS[1] for name, _ in cuts(inside, orientation.spacing(brain))):
         yield (
-            f"{measured}. Is the header's voxel spacing right? Volumes and positions in mm are wrong if not, and the "
+            f"{measured} Is the header's voxel spacing right? Volumes and positions in mm are wrong if not, and the "
             f"model sees a distorted brain. {look}"
         )
 
