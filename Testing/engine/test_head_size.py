@@ -99,6 +99,13 @@ def test_two_heads_in_a_volume_are_doubted(head: sitk.Image, axis: int, smaller:
     assert doubted or verdict is None or "two heads" not in verdict.message
 
 
+def test_empty_slices_make_no_second_head(head: sitk.Image) -> None:
+    values = sitk.GetArrayFromImage(head)
+    values[::2] = 0
+    outlined = outline(phantom.on_grid(values, head))
+    assert outlined is not None and outlined.second < SECOND_HEAD
+
+
 def test_what_has_no_outline_has_no_size() -> None:
     noise = np.random.default_rng(0).normal(100, 10, (20, 60, 60)).astype(np.float32)
     for values in (noise, np.zeros_like(noise)):
