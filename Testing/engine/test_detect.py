@@ -439,7 +439,8 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_result_stays(
     tight = with_method(plan, Hungry(lambda batch, model: len(batch.images) <= 2, error))
     result = Detector(tight)(flair_like_volume, brain=flair_like_brain)
     np.testing.assert_allclose(array(result.anomaly_map), array(expected.anomaly_map), atol=1e-4)
-    assert [w.split("with ")[1][:8] for w in result.warnings] == ["8 slices", "4 slices"]
+    halved = [w.split("with ")[1][:8] for w in result.warnings if "emory" in w]
+    assert halved == ["8 slices", "4 slices"]
     assert result.provenance["options"]["batch_size"] == 2
 
 

@@ -15,7 +15,7 @@ import phantom
 from diffusion_anomaly.cli.rethreshold import rethreshold
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.head_size import outline
-from diffusion_anomaly.detection.input_checks import given_mask_verdict, hemisphere_warnings, label_verdict
+from diffusion_anomaly.detection.input_checks import given_mask_verdict, label_verdict, proportion_warnings
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.detection.provenance import threshold_source
 from diffusion_anomaly.errors import InputError
@@ -78,6 +78,18 @@ def test_options_far_from_those_of_the_calibration_are_named(
 def test_the_warning_is_the_results_too(flair_like_volume: Volume, flair_like_brain: sitk.Image) -> None:
     result = Detector(Options("intensity", overrides={"side": "dark"}))(flair_like_volume, brain=flair_like_brain)
     assert any("not calibrated for side dark" in warning for warning in result.provenance["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("slice_spacing", "named", "faded"),
+    [(None, False, False), (1.0, False, False), (6.0, False, False), (0.5, True, False), (100.0, True, True)],
+)
+def test_a_slice_spacing_far_from_that_of_the_calibration_is_named(
+    slice_spacing: float | None, named: bool, faded: bool
+) -> None:
+    warning = make_plan(Options("intensity", slice_spacing=slice_spacing)).calibration_warning or ""
+    assert (f"slice_spacing {slice_spacing or 0:g} instead of 2:" in warning) == named
+    assert ("findings fade away" in warning) == faded
 
 
 @pytest.mark.parametrize(
@@ -260,6 +272,21 @@ def test_a_mask_of_one_hemisphere_is_told(keep: slice, warned: bool, flair_like_
     half = np.zeros_like(values)
     half[:, :, keep] = values[:, :, keep]
     for image in phantom.orientations(phantom.on_grid(half, flair_like_brain)):
-        warnings = list(hemisphere_warnings(image))
+        warnings = list(proportion_warnings(image))
         assert bool(warnings) == warned
         assert not warned or "one hemisphere" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("widened", "part", "warned"),
+    [(1.0, slice(None), False), (1.2, slice(None), False), (1.4, slice(None), True), (1.4, slice(10, 36), False)],
+)
+def test_a_brain_as_wide_as_long_is_doubted_where_it_is_whole(
+    widened: float, part: slice, warned: bool, flair_like_brain: sitk.Image
+) -> None:
+    brain = flair_like_brain[:, part]
+    brain.SetSpacing([edge * factor for edge, factor in zip(brain.GetSpacing(), (widened, 1, 1), strict=True)])
+    for image in phantom.orientations(brain):
+        warnings = list(proportion_warnings(image))
+        assert bool(warnings) == warned
+        assert not warned or "voxel spacing right" in warnings[0]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 import phantom
 from diffusion_anomaly.detection.brain import network_grid
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.detection.head_size import brain_size_verdict, head_verdict
+from diffusion_anomaly.detection.head_size import SECOND_HEAD, brain_size_verdict, head_verdict, outline
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.sources import read
@@ -82,6 +83,28 @@ def test_a_small_head_is_doubted_at_most(head: sitk.Image, scale: float, doubted
     verdict = head_verdict(spaced(head, np.array(TRUE) * scale))
     assert (verdict is not None) == doubted
     assert verdict is None or not verdict.refused
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(("smaller", "doubted"), [(1.0, True), (0.9, True), (0.4, False)])
+def test_two_heads_in_a_volume_are_doubted(head: sitk.Image, axis: int, smaller: float, doubted: bool) -> None:
+    """Beside, before and above each other; something smaller, such as a hand, is no head."""
+    values = sitk.GetArrayFromImage(head)
+    other = ndimage.affine_transform(values, [1 / smaller] * 3, order=1)
+    both = sitk.GetImageFromArray(np.concatenate([values, other], axis=axis))
+    both.SetSpacing(head.GetSpacing())
+    outlined = outline(both)
+    assert outlined is not None and (outlined.second > SECOND_HEAD) == doubted
+    verdict = head_verdict(both)
+    assert not doubted or (verdict is not None and "two heads" in verdict.message and not verdict.refused)
+    assert doubted or verdict is None or "two heads" not in verdict.message
+
+
+def test_empty_slices_make_no_second_head(head: sitk.Image) -> None:
+    values = sitk.GetArrayFromImage(head)
+    values[::2] = 0
+    outlined = outline(phantom.on_grid(values, head))
+    assert outlined is not None and outlined.second < SECOND_HEAD
 
 
 def test_what_has_no_outline_has_no_size() -> None:

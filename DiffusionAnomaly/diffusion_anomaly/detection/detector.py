@@ -34,13 +34,14 @@ from .head_size import brain_size_verdict, head_verdict, outline
 from .input_checks import (
     brain_warnings,
     given_mask_verdict,
-    hemisphere_warnings,
     label_verdict,
     mask_warnings,
+    proportion_warnings,
     scale_warnings,
     scan_warnings,
     score_warning,
 )
+from .intensity_checks import intensity_warnings, marked_warning
 from .planning import Options, Plan, make_plan
 from .provenance import describe
 from .recognition import CONTRASTS, Recogniser, Recognition, Verdict
@@ -292,6 +293,11 @@ class Detector:
             min_area = plan.asked.min_area
             min_area = math.prod(found.stack.pixel_mm) if min_area is None else min_area
         mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area)
+        if plan.bundle.region == BRAIN:
+            lowered = threshold < float(plan.stored_threshold["heat"])
+            marked = marked_warning(mask_image, brain, lowered)
+            if marked is not None:
+                watch.warn(marked)
         score = whole_image_score(found.scores)
         doubt = score_warning(score, score_range, plan.method.score_title) if score_range else None
         if doubt:
@@ -371,8 +377,10 @@ class Detector:
             doubts = [
                 *brain_warnings(stack, values[0]),
                 *mask_warnings(reference, brain, given),
-                *hemisphere_warnings(brain, given),
+                *proportion_warnings(brain, given),
             ]
+            for name, volume in scan.channels.items():
+                doubts += intensity_warnings(volume.image, brain, _called(name, scan))
         else:
             doubts = list(region_warnings(stack, values[0], region))
         for warning in doubts:

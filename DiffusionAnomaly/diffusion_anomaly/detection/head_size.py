@@ -51,6 +51,8 @@ BORDERS = (("bottom", "top"), ("front", "back"), ("right", "left"))
 OUTLINE_SIZE, AIR_SHARE = 100, 0.5
 # The widest place is in view when the lowest slice has less than this share of the largest area.
 WIDEST_IN_VIEW = 0.95
+# In 35 FLAIR scans of one head no other piece came near a tenth of its voxels.
+SECOND_HEAD, THICK_SLICES = 0.4, 3
 # Areas between which the crown's slope is taken; a top slice larger than the last one shows too little of it.
 CROWN_FROM, CROWN_TO, CROWN_SEEN = 0.9, 1 / 3, 0.6
 
@@ -64,10 +66,12 @@ class Outline:
     Attributes:
         inside: ``(slices, rows, columns)``, thinned, holes filled.
         spacing: in mm, of the same axes.
+        second: size of the next largest piece amid air, by that of this one.
     """
 
     inside: np.ndarray
     spacing: tuple[float, float, float]
+    second: float = 0.0
 
     @property
     def _areas(self) -> np.ndarray:
@@ -122,11 +126,18 @@ def outline(image: sitk.Image) -> Outline | None:
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.Execute(sitk.GetImageFromArray(smooth))
     inside = smooth > limits.low + AIR_SHARE * (otsu.GetThreshold() - limits.low)
-    inside = largest_piece(ndimage.binary_opening(inside, np.ones((1, 3, 3))))
+    inside = ndimage.binary_opening(inside, np.ones((1, 3, 3)))
     if not inside.any():
         return None
+    labels, _ = ndimage.label(inside)
+    sizes = np.bincount(labels.ravel())[1:]
+    # Where slices are empty in between, each of the others is a piece.
+    boxes = ndimage.find_objects(labels)
+    thick = [size for size, box in zip(sizes, boxes, strict=True) if box[0].stop - box[0].start >= THICK_SLICES]
+    *_, second, _ = sorted([0, 0, *thick])
+    inside = largest_piece(inside)
     slice_mm, row_mm, column_mm = (mm * step for mm, step in zip(orientation.spacing(image), steps, strict=True))
-    return Outline(inside, (slice_mm, row_mm, column_mm))
+    return Outline(inside, (slice_mm, row_mm, column_mm), float(second / sizes.max()))
 
 
 def head_verdict(image: sitk.Image) -> Verdict | None:
@@ -151,6 +162,14 @@ def head_verdict(image: sitk.Image) -> Verdict | None:
         )
     head = outline(image)
     verdicts = [] if head is None or not head.whole_in_plane else list(_outline_verdicts(head))
+    if head is not None and head.second > SECOND_HEAD:
+        verdicts.append(
+            Verdict(
+                f"The scan shows two separate pieces, one {head.second:.0%} as large as the other, such as two heads "
+                "in one volume: only one of them is looked at. Give each head as a scan of its own.",
+                refused=False,
+            )
+        )
     if not verdicts and min(length, width) < LEAST_VIEW_MM:
         return Verdict(
             f"{shows}, less than a head; is the voxel spacing right? Scores of a part of a head are less certain.",

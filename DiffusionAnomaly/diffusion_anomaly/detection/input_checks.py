@@ -43,8 +43,9 @@ THICK_MM = 3.0
 # Of 39 FLAIR scans of five sources the darkest half per cent of the brain was 0 to 0.32 of its mode.
 NO_FLUID = 0.6
 
-# Brains are about 0.8 times as wide as long, a hemisphere half of that. Shorter masks are a tip of the brain.
-NARROW = 0.6
+# The brains of 60 adults were 0.69 to 0.94 times as wide as long, a hemisphere is half of that. Shorter masks are a tip
+# of the brain.
+NARROW, WIDE = 0.6, 0.98
 LEAST_LENGTH_MM = 80.0
 
 # Brain masks of a hundred adults held 820 to 1690 ml.
@@ -244,8 +245,8 @@ def scale_warnings(values_in_brain: np.ndarray, scale: IntensityScale, given: bo
         )
 
 
-def hemisphere_warnings(brain: sitk.Image, given: bool = False) -> Iterator[str]:
-    """What the mask's width says: a mask of one hemisphere leaves the other without scores."""
+def proportion_warnings(brain: sitk.Image, given: bool = False) -> Iterator[str]:
+    """What the mask's width says: one hemisphere leaves the other without scores, and no brain is as wide as long."""
     orientation = Orientation.of(brain)
     inside = orientation.view(sitk.GetArrayViewFromImage(brain)) != 0
     rows, columns = (np.flatnonzero(np.any(inside, axis=others)) for others in ((0, 2), (0, 1)))
@@ -253,11 +254,19 @@ def hemisphere_warnings(brain: sitk.Image, given: bool = False) -> Iterator[str]
         return
     _, row_mm, column_mm = orientation.spacing(brain)
     length, width = (np.ptp(rows) + 1) * row_mm, (np.ptp(columns) + 1) * column_mm
-    if length > LEAST_LENGTH_MM and width < NARROW * length:
+    if length <= LEAST_LENGTH_MM or NARROW * length <= width <= WIDE * length:
+        return
+    measured = (
+        f"The brain mask is {width:.0f} mm wide and {length:.0f} mm long; a whole brain is about 0.8 times as wide as "
+        "long."
+    )
+    look = _LOOK_AT_YOURS if given else _LOOK
+    if width < NARROW * length:
+        yield f"{measured} If the mask holds one hemisphere alone, the other gets no score. {look}"
+    elif not any(name in BORDERS[1] for name, _ in cuts(inside, orientation.spacing(brain))):
         yield (
-            f"The brain mask is {width:.0f} mm wide and {length:.0f} mm long; a whole brain is about 0.8 times as wide "
-            "as long. If the mask holds one hemisphere alone, the other gets no score. "
-            + (_LOOK_AT_YOURS if given else _LOOK)
+            f"{measured} Is the header's voxel spacing right? Volumes and positions in mm are wrong if not, and the "
+            f"model sees a distorted brain. {look}"
         )
 
 

@@ -196,13 +196,17 @@ class Plan:
         """
         usual = asdict(self.method.make_options(_packaged_options(self.bundle)))
         now = asdict(self.method_options)
+        usual["slice_spacing"] = self.bundle.grid.max_slice_spacing
+        now["slice_spacing"] = self.grid.max_slice_spacing
         far = [name for name in now if _is_far(now[name], usual[name])]
         if not far:
             return None
+        thick = "slice_spacing" in far and now["slice_spacing"] > usual["slice_spacing"]
         named = ", ".join(f"{name} {_short(now[name])} instead of {_short(usual[name])}" for name in far)
         return (
             f"The scores of {self.bundle.name} are not calibrated for {named}: they are no tail probabilities then, "
             "and the stored threshold does not keep its rate of false alarms."
+            + (" Where slices are thinner than that, they are averaged, and findings fade away." if thick else "")
         )
 
     @property
