@@ -21,6 +21,8 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import evaluate
 from diffusion_anomaly.evaluation.dataset import Pair
 from diffusion_anomaly.io.outputs import recorded, result_in_place_of_scan
+from diffusion_anomaly.worker import protocol
+from workers import Worker
 
 IMAGES = {
     "heat.nii.gz": "anomaly map",
@@ -282,6 +284,46 @@ def test_the_result_of_another_scan_stays_unless_it_may_go(
     assert record.read_bytes() == before
     assert detect(other, "--overwrite") == 0
     assert json.loads(record.read_text())["input"]["title"] == "other.nii.gz"
+
+
+@pytest.mark.parametrize("other", ["another scan", "threshold"])
+def test_python_keeps_the_result_of_another_scan_unless_it_may_go(other: str, place: Path, tmp_path: Path) -> None:
+    detector = Detector(Options("intensity", device="cpu"))
+    scan = sitk.ReadImage(str(place / "flair.nii.gz"))
+    first, second = (detector(image, brain=place / "bm.nii.gz", force=True) for image in (scan, scan * 1.1))
+    if other == "threshold":
+        shutil.copytree(place / "out-2", tmp_path / "out")
+    else:
+        first.save(tmp_path / "out")
+        first.at(2.0).save(tmp_path / "out")  # the same scan
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match="holds the result of another") as caught:
+        second.save(tmp_path / "out")
+    assert "overwrite=True" in caught.value.hint
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    files = second.save(tmp_path / "out", overwrite=True)
+    assert json.loads(files["provenance"].read_text())["input"]["sha256"] == second.scan.reference.sha256
+    assert not (tmp_path / "out" / "threshold.json").exists()
+
+
+@pytest.mark.parametrize(("overwrite", "code"), [(None, 2), (False, 2), (True, 0)])
+def test_a_job_keeps_the_result_of_another_scan_unless_it_may_go(
+    overwrite: bool | None, code: int, place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place / "out", tmp_path / "results")
+    sitk.WriteImage(sitk.ReadImage(str(place / "flair.nii.gz")) * 1.1, str(tmp_path / "other.nii.gz"))
+    about = {"input": "other.nii.gz", "output": "results", "method": "intensity", "mask": str(place / "bm.nii.gz")}
+    may = {} if overwrite is None else {"overwrite": overwrite}
+    options = {"options": {"force": True, "device": "cpu"}}
+    (tmp_path / "job.json").write_text(json.dumps({"schema_version": 2, **about, **may, **options}))
+    before = (tmp_path / "results" / "provenance.json").read_bytes()
+    worker = Worker(tmp_path)
+    assert worker.end() == code
+    refusals = [event.what for event in worker.of(protocol.Failure)]
+    assert len(refusals) == (code == 2)
+    assert all("holds the result of another scan (flair.nii.gz)" in refusal for refusal in refusals)
+    worker.close()
+    assert ((tmp_path / "results" / "provenance.json").read_bytes() == before) == (code == 2)
 
 
 def test_detect_does_not_replace_what_threshold_made(

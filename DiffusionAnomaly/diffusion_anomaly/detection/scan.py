@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
@@ -13,7 +13,7 @@ from ..io.outputs import OutputFolder, result_in_place_of_scan
 from ..io.volume import Scan, read_mask, read_volume
 from ..models.declaration import IMAGE
 from ..results.result import Progress, Result, Started
-from ..results.saving import file_names, save
+from ..results.saving import file_names, keep_other_scans, save
 from ..system import is_out_of_memory
 from .detector import Detector
 
@@ -40,7 +40,7 @@ class ScanRequest:
     series: str | None = None
     frame: int | None = None
     title: str = ""
-    overwrite: bool = True
+    overwrite: bool = False
     channels: Mapping[str, ChannelSource] = field(default_factory=dict)
     in_order: bool = False
 
@@ -110,25 +110,6 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
         became = "its results are complete" if folder.published else "nothing was written"
         raise Cancelled(f"Stopped by the user; for {request.scan}, {became}.") from None
     return result, files
-
-
-def keep_other_scans(earlier: Mapping[str, Mapping[str, Any]], sha256: str, folder: Path) -> None:
-    """Make sure that what makes room for a result was made of the same scan.
-
-    Args:
-        earlier: the records that make room, by name, see ``OutputFolder.replaced``.
-        sha256: of the scan.
-        folder: for the message.
-
-    Raises:
-        InputError: naming the scan whose result is there.
-    """
-    for name, content in earlier.items():
-        about = content.get("input")
-        about = about if isinstance(about, dict) else {}
-        if about.get("sha256") != sha256:
-            made = f"another scan ({about['title']})" if about.get("title") else f"another command ({name})"
-            raise InputError(f"{folder} holds the result of {made}.", "Choose another folder, or say --overwrite.")
 
 
 def channel_sources(detector: Detector, request: ScanRequest) -> tuple[dict[str, ChannelSource], str]:
