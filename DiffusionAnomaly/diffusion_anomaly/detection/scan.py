@@ -10,7 +10,8 @@ from typing import Protocol
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
 from ..io.outputs import OutputFolder, result_in_place_of_scan
-from ..io.volume import Scan, read_mask, read_volume
+from ..io.sources import read_brain
+from ..io.volume import Scan, read_volume
 from ..models.declaration import IMAGE
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, keep_other_scans, save
@@ -95,7 +96,7 @@ def run_scan(detector: Detector, request: ScanRequest, listener: Listener) -> tu
             scan = _read(detector, request, sources, note)
             if not request.overwrite:
                 keep_other_scans(earlier, scan.reference.sha256, request.output)
-            brain = None if request.brain is None else read_mask(request.brain, scan.reference)
+            brain = None if request.brain is None else read_brain(request.brain, scan.reference)
             listener.stage("read", 1, 1)
             result = detector(
                 scan,

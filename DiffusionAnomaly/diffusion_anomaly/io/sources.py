@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
-from .outputs import result_in_place_of_scan
+from .outputs import recorded, result_in_place_of_scan
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
 Source = PathLike | sitk.Image | np.ndarray | Volume
@@ -76,9 +77,10 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
     """A brain mask on a scan's grid, uint8 0/1, from a file, an image or an array of the scan's shape.
 
     Raises:
-        InputError: when it cannot be read, is no mask, or has another grid than the scan.
+        InputError: when it cannot be read, is no mask or another image of a result, or has another grid than the scan.
     """
     if isinstance(source, (str, os.PathLike)):
+        _check_recorded(Path(source))
         return read_mask(source, like)
     if isinstance(source, np.ndarray):
         if source.shape != like.image.GetSize()[::-1]:
@@ -98,6 +100,22 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
             "Resample the mask onto the scan with nearest neighbours.",
         )
     return _binary(sitk.GetArrayViewFromImage(source), like)
+
+
+def _check_recorded(path: Path) -> None:
+    """Refuse what a record knows as another image of a result than its brain mask.
+
+    Raises:
+        InputError: naming the brain mask.
+    """
+    made = recorded(path)
+    if made is None or "brain" in re.split(r"[/.]", made.name):
+        return
+    brains = [name for name in made.content["files_sha256"] if name.startswith("brain.")]
+    raise InputError(
+        f"{path} is the {made.kind} of a result, no brain mask.",
+        f"Give {made.folder / brains[0]}, or a mask of the brain." if brains else "Give a mask of the brain.",
+    )
 
 
 def _binary(values: np.ndarray, like: Volume) -> sitk.Image:

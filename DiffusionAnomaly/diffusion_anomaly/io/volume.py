@@ -31,7 +31,7 @@ from .formats import read_scan, suffix_of
 from .geometry import MOST_SHEAR, geometry_of
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
-from .reading import GridFields
+from .reading import GridFields, SeveralVolumes
 from .writing import write_image
 
 PathLike = str | os.PathLike[str]
@@ -188,6 +188,18 @@ def as_volume(
     return Volume(image, source, sha256, dimension, non_finite, metadata, title, warnings)
 
 
+def read_only_volume(path: PathLike) -> Volume:
+    """The one volume of a file, where nobody can choose among several.
+
+    Raises:
+        InputError: as `read_volume`.
+    """
+    try:
+        return read_volume(path)
+    except SeveralVolumes as error:
+        raise InputError(error.what, "Save the one that is meant as a 3-D file of its own.") from error
+
+
 def read_mask(path: PathLike, like: Volume) -> sitk.Image:
     """Read a mask or label map on a scan's grid.
 
@@ -198,7 +210,7 @@ def read_mask(path: PathLike, like: Volume) -> sitk.Image:
     Raises:
         InputError: as `read_volume`, and when it is no mask or has another grid than the scan.
     """
-    mask = read_volume(path)
+    mask = read_only_volume(path)
     if not same_grid(mask.image, like.image):
         raise InputError(
             f"The mask {path} has another grid than the scan {like.source}. "
@@ -220,9 +232,16 @@ def read_anomaly_map(path: PathLike) -> Volume:
     """Read an anomaly map that the engine wrote.
 
     Raises:
-        InputError: as `read_volume`, and when there are negative values, which an anomaly map never has.
+        InputError: as `read_volume`, and when there are values that are negative or not finite, which an anomaly map
+            never has.
     """
-    anomaly_map = read_volume(path)
+    anomaly_map = read_only_volume(path)
+    if anomaly_map.non_finite:
+        raise InputError(
+            f"{path} is no whole anomaly map: {anomaly_map.non_finite} of its values are NaN or infinite, and could be "
+            "its highest.",
+            "Give the map that `detect` wrote, or put 0 where there is no score.",
+        )
     lowest = float(sitk.GetArrayViewFromImage(anomaly_map.image).min())
     if lowest < 0:
         raise InputError(
