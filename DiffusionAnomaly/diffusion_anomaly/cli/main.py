@@ -382,7 +382,15 @@ def evaluate(
                 table = run_labelled(labelled, specs, output, device, seed, listener.progress, steps=steps)
             else:
                 table = evaluate.run(
-                    pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans, steps=steps
+                    pairs,
+                    specs,
+                    output,
+                    device,
+                    seed,
+                    listener.progress,
+                    healthy=healthy_scans,
+                    steps=steps,
+                    warn=listener.warning,
                 )
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}
