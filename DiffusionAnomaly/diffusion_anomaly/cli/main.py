@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Of what was given, not of the message: that one differs from version to version.
         comma = "valid" in message and any(re.fullmatch(r"(--[\w-]+=)?[-+]?\d*,\d+", word) for word in given)
         hint = "Write a decimal point instead of the comma." if comma else f"See {where} --help."
+        dashed = next((word for word in given if word.startswith("-") and os.path.isfile(word)), None)
+        if dashed is not None:  # a name is taken for options
+            hint = f"For the file of that name write ./{dashed}"
         show_error(InputError(message, hint))
         return InputError.exit_code
     except (KeyboardInterrupt, typer.Abort):

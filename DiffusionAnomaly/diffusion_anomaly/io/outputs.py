@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from .files import Writer, write_error, write_text
+from .files import Writer, folder_error, write_error, write_text
 
 try:
     import fcntl
@@ -93,7 +93,7 @@ class OutputFolder:
         except BaseException as error:
             self._close()
             if isinstance(error, OSError):
-                raise write_error(self.path / "results", error) from error
+                raise folder_error(self.path, error) from error
             raise
         return self
 
@@ -114,7 +114,7 @@ class OutputFolder:
                     (self._staging / "new").mkdir()
                     self._place = self._pronounceable(self._staging / "new")
             except OSError as error:
-                raise write_error(self.path / "results", error) from error
+                raise folder_error(self.path, error) from error
         return self._place
 
     def check(self, names: Iterable[str]) -> list[str]:
@@ -283,7 +283,7 @@ def prepare_folder(directory: Path | str, names: Iterable[str] = ()) -> Path:
         with tempfile.TemporaryFile(dir=directory):
             return directory
     except OSError as error:
-        raise write_error(directory / "results", error) from error
+        raise folder_error(directory, error) from error
 
 
 def record(content: Mapping[str, Any]) -> Writer:
@@ -426,6 +426,8 @@ def uninterrupted() -> Iterator[None]:
 def _as_path(directory: Any) -> Path:
     if not isinstance(directory, (str, os.PathLike)):
         raise InputError(f"The output folder is {directory!r}.", "Give the path of a folder.")
+    if not os.fspath(directory):
+        raise InputError("The output folder has an empty name.", "Give the path of a folder; . is this one.")
     if "\0" in os.fspath(directory):
         raise InputError(f"The output folder {os.fspath(directory)!r} has a null character.", "Give another name.")
     return Path(directory)

@@ -77,7 +77,11 @@ def choose_frame(frame: int | None, frames: int, what: object) -> int:
         SeveralVolumes: when there are several and none is chosen.
         InputError: when the chosen one does not exist.
     """
-    choice = f"Choose one with --frame, from 0 to {frames - 1}." if frames > 1 else "Leave out --frame."
+    choice = (
+        f"Choose one with --frame (in Python frame= of read), from 0 to {frames - 1}."
+        if frames > 1
+        else "Leave out the frame."
+    )
     if frame is None and frames > 1:
         raise SeveralVolumes(f"{what} is 4-D: it holds {frames} volumes.", choice)
     if frame is not None and not 0 <= frame < frames:

@@ -82,6 +82,7 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
     if isinstance(source, (str, os.PathLike)):
         _check_recorded(Path(source))
         return read_mask(source, like)
+    _check_unmasked(source)
     if isinstance(source, np.ndarray):
         if source.shape != like.image.GetSize()[::-1]:
             raise InputError(
@@ -129,6 +130,7 @@ def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
             raise InputError("A spacing was given for an image, which states its own.", "Leave it out.")
         _check_grey(source)
         return sitk.Cast(source, sitk.sitkFloat32)
+    _check_unmasked(source)
     if not isinstance(source, np.ndarray):
         raise InputError(
             f"A {type(source).__name__} is no scan.",
@@ -140,17 +142,31 @@ def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
             "Give numbers as (slices, rows, columns) or (rows, columns).",
         )
     try:
-        numbers = [] if spacing is None else [float(value) for value in spacing]
+        given = () if spacing is None or isinstance(spacing, (str, bytes)) else spacing
+        numbers = [float(value) for value in given if not isinstance(value, (str, bytes))]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != source.ndim or not all(np.isfinite(numbers)) or min(numbers) <= 0:
         raise InputError(
-            f"The spacing of an array is {spacing}; expected {source.ndim} numbers of mm above 0.",
+            f"The spacing of an array is {spacing!r}; expected {source.ndim} numbers of mm above 0.",
             f"Give spacing=({'x, y, z' if source.ndim == 3 else 'x, y'}), the distance of columns, rows and slices.",
         )
     image = sitk.GetImageFromArray(np.ascontiguousarray(source, dtype=np.float32))
     image.SetSpacing(numbers)
     return image
+
+
+def _check_unmasked(source: Any) -> None:
+    """Refuse an array of which some values are masked: whether they are air or brain, nobody knows.
+
+    Raises:
+        InputError: with their number.
+    """
+    if np.ma.is_masked(source):
+        raise InputError(
+            f"{np.ma.count_masked(source)} values of the masked array have no value.",
+            "Say what stands there, such as array.filled(0), and give a mask of the brain as brain=.",
+        )
 
 
 def _check_grey(image: sitk.Image) -> None:

@@ -12,6 +12,7 @@ exactly the same grid. What a network reads of it is the duty of `preprocessing`
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -130,6 +131,8 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise InputError(f"{printable(path)} is a link that leads back to itself.", "Check the path.") from error
         reason = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
         raise InputError(f"There is no file or folder {printable(path)}{reason}.", "Check the path.") from error
     is_folder = stat.S_ISDIR(mode)
