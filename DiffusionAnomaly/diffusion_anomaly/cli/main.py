@@ -102,10 +102,20 @@ def root(
         raise typer.Exit()
 
 
+def _folder(text: str) -> Path:
+    """An empty name, as of a shell's variable that is not set, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("the folder has an empty name; . is the current one.")
+    return Path(text)
+
+
 @app.command()
 def detect(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to; several scans get a subfolder each.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", parser=_folder, help="Where to; several scans get a subfolder each."
+        ),
     ],
     scans: Annotated[
         list[Path] | None,
@@ -302,7 +312,9 @@ def _method_of(model: str | None) -> str:
 def threshold(
     anomaly_map: Annotated[Path, typer.Argument(metavar="MAP", help="An anomaly map that detect wrote.")],
     at: Annotated[float, typer.Option("--at", metavar="SCORE", help="Anomaly score from which a voxel is anomalous.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for mask and findings.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", parser=_folder, help="Folder for mask and findings.")
+    ],
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
     min_area: Annotated[
         float | None, typer.Option(metavar="MM2", help="The map is of a picture: findings have areas, smaller go.")
@@ -322,7 +334,10 @@ def evaluate(
         Path, typer.Argument(metavar="FOLDER|CSV", help="Scans with reference masks, or a table that lists them.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for tables, pictures and anomaly maps.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", parser=_folder, help="Folder for tables, pictures and anomaly maps."
+        ),
     ],
     runs: Annotated[
         list[str] | None,

@@ -33,7 +33,7 @@ from ..io.files import Writer, file_stem
 from ..io.orientation import Orientation
 from ..io.outputs import OutputFolder, prepare_folder
 from ..io.typed_json import checked
-from ..io.volume import Scan, Volume, read_anomaly_map, read_mask, read_volume, write_like
+from ..io.volume import Scan, Volume, read_anomaly_map, read_mask, read_only_volume, read_volume, write_like
 from ..preprocessing.alignment import align
 from ..results.result import Progress, Result
 from ..text import distinct_names
@@ -478,7 +478,7 @@ def _find_brains(
     brains = {}
     for done, scan in enumerate((*pairs, *healthy)):
         clock.report(done)
-        volume = read_volume(scan.scan)
+        volume = read_only_volume(scan.scan)
         if isinstance(scan, Pair):
             read_mask(scan.reference, volume)
             if scan.brain is not None:

@@ -78,7 +78,7 @@ def choose_frame(frame: int | None, frames: int, what: object) -> int:
         InputError: when the chosen one does not exist.
     """
     choice = (
-        f"Choose one with --frame (in Python frame= of read), from 0 to {frames - 1}."
+        f"Choose one with --frame, from 0 to {frames - 1} (in Python read(…, frame=0))."
         if frames > 1
         else "Leave out the frame."
     )

@@ -144,7 +144,7 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
         if series is not None and not is_folder and path.name.upper() != "DICOMDIR":
             raise InputError(
                 f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
-                "Leave out --series, or give the folder.",
+                "Leave out the series, or give the folder.",
             )
         scan = read_dicom(path, series, frame)
         volume = as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
@@ -152,7 +152,7 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
     if series is not None:
         raise InputError(
             f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
-            "Leave out --series, or give the folder.",
+            "Leave out the series, or give the folder.",
         )
     source = os.fspath(path)
     try:
