@@ -137,7 +137,8 @@ def evaluate(
         progress: is told how far it is; may raise ``Cancelled``.
 
     Returns:
-        The table, already written; ``table.markdown()`` is what the command line prints.
+        The table, already written; ``table.markdown()`` is what the command line prints, and ``table.warnings`` says
+        which references are doubtful.
 
     Raises:
         InputError: for a scan or mask that cannot be used, before any method has run.

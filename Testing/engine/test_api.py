@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 import diffusion_anomaly as da
-from diffusion_anomaly.io.volume import Volume
+from diffusion_anomaly.io.volume import Scan, Volume, as_volume
 from diffusion_anomaly.text import counted
 
 ENGINE = Path(__file__).resolve().parents[2] / "DiffusionAnomaly"
@@ -134,6 +134,15 @@ def test_a_wrong_detector_is_refused_when_it_is_made(arguments: tuple, options: 
         (sitk.Image(4, 4, 4, sitk.sitkUInt8), {"spacing": (1, 1, 1)}, "takes none"),
         ("nowhere.nii.gz", {}, "no file or folder nowhere.nii.gz"),
         (17, {}, "A int is no scan"),
+        (np.zeros((4, 4, 4)), {"spacing": "111"}, "spacing of an array is '111'"),
+        (np.zeros((4, 4, 4)), {"spacing": ("1", "1", "1")}, "expected 3 numbers"),
+        (
+            np.ma.masked_less(np.arange(64.0).reshape(4, 4, 4), 5),
+            {"spacing": (1, 1, 1)},
+            "5 values of the masked array",
+        ),
+        (Scan({"t1": as_volume(sitk.Image(9, 9, 9, sitk.sitkFloat32), "", "", {})}), {}, "one channel is called t1"),
+        ({"t1": np.zeros((4, 4, 4))}, {"spacing": (1, 1, 1)}, "no channel 't1'"),
         ({"FLAIR": np.zeros((4, 4, 4)), "T1": np.zeros((4, 4, 4))}, {"spacing": (1, 1, 1)}, "knows FLAIR"),
         ({}, {}, "FLAIR is missing"),
     ],
@@ -151,6 +160,30 @@ def test_a_mask_of_another_grid_is_refused(detector: da.Detector, flair_like_vol
         detector(flair_like_volume, brain=sitk.Image(4, 4, 4, sitk.sitkUInt8))
     with pytest.raises(da.InputError, match="A list is no brain mask"):
         detector(flair_like_volume, brain=[1, 2])  # type: ignore[arg-type]
+
+
+def test_a_masked_array_is_refused_as_a_brain_and_taken_where_nothing_is_masked(
+    detector: da.Detector, result: da.Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    brain = sitk.GetArrayFromImage(flair_like_brain)
+    with pytest.raises(da.InputError, match=r"masked array.*filled\(0\)"):
+        detector(flair_like_volume, brain=np.ma.masked_equal(brain, 0))
+    again = detector(flair_like_volume, brain=np.ma.masked_array(brain))
+    assert np.array_equal(scores(again), scores(result))
+
+
+@pytest.mark.parametrize("name", ["flair", "T2 FLAIR", "scan", "baseline"])
+def test_a_single_channel_may_have_any_name_that_is_no_other_contrasts(
+    name: str, detector: da.Detector, result: da.Result, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    again = detector(Scan({name: flair_like_volume}), brain=flair_like_brain)
+    assert np.array_equal(scores(again), scores(result))
+
+
+def test_a_wrong_pair_of_model_and_method_names_no_option_of_the_command_line() -> None:
+    with pytest.raises(da.ModelError) as caught:
+        da.load("flair-restore", method="guided")
+    assert caught.value.hint == "Choose the method restore, or another model."
 
 
 def test_a_mask_of_probabilities_is_cut_at_one_half_however_it_comes(

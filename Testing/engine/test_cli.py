@@ -364,6 +364,30 @@ def test_a_fault_of_the_program_is_no_traceback_unless_asked(
     assert len(end.error_lines) == 2
 
 
+@pytest.mark.parametrize("command", ["detect", "threshold", "evaluate"])
+def test_an_output_folder_without_a_name_is_not_the_current_folder(
+    command: str, run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    end = run(command, folder / "kopf.nii.gz", *(("--at", 2) if command == "threshold" else ()), "-o", "")
+    assert end.code == 2
+    assert "empty name" in end.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["detect", "threshold"])
+def test_a_file_whose_name_looks_like_an_option_is_told_how_to_be_written(
+    command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for there in (False, True):
+        if there:
+            (tmp_path / "-dash.nii.gz").touch()
+        end = run(command, "-dash.nii.gz", "-o", "out")
+        assert end.code == 2
+        assert ("write ./-dash.nii.gz" in end.err) == there
+
+
 def test_a_full_disk_leaves_no_file_under_a_final_name(detected: Path, tmp_path: Path) -> None:
     """The limit on a file's size stands for the disk's end: a write beyond it fails in the same place."""
     end = ended(process("threshold", detected / "heat.nii.gz", "--at", 2, "-o", tmp_path / "out", limit=500))

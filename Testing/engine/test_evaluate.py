@@ -532,6 +532,17 @@ def test_a_reference_on_another_grid_is_refused_before_any_method_runs(patients:
     assert not (tmp_path / "out" / "heat").exists()
 
 
+def test_a_scan_of_several_volumes_is_refused_without_naming_what_evaluate_has_not(
+    patients: Path, tmp_path: Path
+) -> None:
+    image = sitk.ReadImage(str(patients / "anna_flair.nii.gz"))
+    sitk.WriteImage(sitk.JoinSeries([image, image]), str(tmp_path / "4d.nii.gz"))
+    pair = Pair("a", tmp_path / "4d.nii.gz", patients / "anna_mask.nii.gz", patients / "anna_brain.nii.gz")
+    with pytest.raises(InputError, match="4-D: it holds 2 volumes") as caught:
+        evaluate.run([pair], [], tmp_path / "out", "cpu")
+    assert "--frame" not in str(caught.value)
+
+
 # --- Summaries of patients made up
 
 

@@ -101,6 +101,8 @@ def test_a_form_that_is_not_in_use_may_be_damaged_but_is_said(tmp_path, part):
     ({"vox_offset": -352}, "vox_offset"),
     ({"vox_offset": 0}, "vox_offset"),
     ({"scl_slope": np.inf}, "scl_slope"),
+    ({"scl_slope": 1e-40}, "scl_slope"),
+    ({"scl_slope": -3e38}, "scl_slope"),
     ({"dim": [0, 9, 8, 7, 1, 1, 1, 1]}, "0 dimensions"),
     ({"dim": [8, 9, 8, 7, 1, 1, 1, 1]}, "8 dimensions"),
     ({"dim": [3, 9, -8, 7, 1, 1, 1, 1]}, "9 x -8 x 7"),
@@ -125,6 +127,7 @@ def test_a_header_without_sense_is_refused_by_the_field(tmp_path, fields, words,
 
 @pytest.mark.parametrize(("slope", "intercept", "factor", "offset"), [
     (0.5, 3, 0.5, 3), (0, 7, 1, 0), (np.nan, np.nan, 1, 0), (2, np.nan, 2, 0), (-1, 0, -1, 0),
+    (1e-6, 0, np.float32(1e-6), 0), (1e6, 0, 1e6, 0),
 ])  # fmt: skip
 def test_voxels_are_scaled_where_the_header_says_how(tmp_path, slope, intercept, factor, offset):
     path = write(tmp_path / "scan.nii", nifti(scl_slope=slope, scl_inter=intercept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -21,6 +22,8 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import evaluate
 from diffusion_anomaly.evaluation.dataset import Pair
 from diffusion_anomaly.io.records import recorded, result_in_place_of_scan
+from diffusion_anomaly.worker import protocol
+from workers import Worker
 
 IMAGES = {
     "heat.nii.gz": "anomaly map",
@@ -155,6 +158,99 @@ def test_what_cannot_hold_scores_is_refused(
     assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.parametrize(("wrong", "number"), [(np.nan, 1), (np.inf, 7), (-np.inf, 7), (np.nan, 40000)])
+def test_a_map_with_values_that_are_no_number_is_refused_with_how_many(
+    wrong: float, number: int, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = scores(place)
+    number = min(number, values.size // 2)
+    values.ravel()[np.argsort(values, axis=None)[-number:]] = wrong  # the highest
+    given = tmp_path / "given.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(given))
+    assert threshold(given, tmp_path / "to") == 2
+    assert f"{number} of its values are NaN or infinite" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("role", ["map", "mask"])
+def test_several_volumes_are_no_map_and_no_mask_and_no_other_option_is_named(
+    role: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = place / ("out/heat.nii.gz" if role == "map" else "bm.nii.gz")
+    image = sitk.ReadImage(str(source))
+    sitk.WriteImage(sitk.JoinSeries([image, image]), str(tmp_path / "4d.nii.gz"))
+    given = (tmp_path / "4d.nii.gz",) if role == "map" else (place / "out" / "heat.nii.gz",)
+    more = () if role == "map" else ("--mask", tmp_path / "4d.nii.gz")
+    assert threshold(given[0], tmp_path / "to", *more) == 2
+    said = capsys.readouterr().err
+    assert "4-D: it holds 2 volumes" in said
+    assert "--frame" not in said
+
+
+@pytest.mark.parametrize("command", ["threshold", "detect", "Python"])
+@pytest.mark.parametrize(("given", "kind"), [("out/mask.nii.gz", "mask"), ("out-2/mask.nii.gz", "mask")])
+def test_the_mask_of_a_result_is_no_brain_mask(
+    given: str, kind: str, command: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = f"{place / given} is the {kind} of a result, no brain mask."
+    if command == "Python":
+        with pytest.raises(InputError) as caught:
+            Detector(Options("intensity"))(place / "flair.nii.gz", brain=place / given)
+        assert caught.value.what == said
+        return
+    if command == "threshold":
+        assert threshold(place / "out" / "heat.nii.gz", tmp_path / "to", "--mask", place / given) == 2
+    else:
+        arguments = ["--method", "intensity", "--mask", str(place / given), "-o", str(tmp_path / "to")]
+        assert cli.main(["detect", str(place / "flair.nii.gz"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert (f"Give {place / 'out' / 'brain.nii.gz'}" in error) == given.startswith("out/")
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "says"),
+    [
+        ("out/brain.nii.gz", 0, ""),
+        ("ev/brain/p1.nii.gz", 0, ""),
+        ("bm.nii.gz", 0, ""),
+        ("lesion.nii.gz", 0, "of the voxels that have a score; does it mark the brain?"),
+        ("empty", 2, "The brain mask is empty"),
+    ],
+)
+def test_a_brain_mask_for_threshold_is_looked_at(
+    given: str, code: int, says: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = place / given
+    if given == "ev/brain/p1.nii.gz":  # an evaluation writes the masks that it found itself
+        shutil.copytree(place / "ev", tmp_path / "ev")
+        (tmp_path / "ev" / "brain").mkdir()
+        mask = tmp_path / given
+        shutil.copy(place / "bm.nii.gz", mask)
+        record = tmp_path / "ev" / "evaluation.json"
+        content = json.loads(record.read_text())
+        content["files_sha256"]["brain/p1.nii.gz"] = hashlib.sha256(mask.read_bytes()).hexdigest()
+        record.write_text(json.dumps(content))
+    if given == "empty":
+        mask = tmp_path / "empty.nii.gz"
+        sitk.WriteImage(sitk.ReadImage(str(place / "bm.nii.gz")) * 0, str(mask))
+    assert threshold(place / "out" / "heat.nii.gz", tmp_path / "to", "--mask", mask) == code
+    error = capsys.readouterr().err
+    assert (says in error) if says else error == ""
+
+
+@pytest.mark.parametrize("given", ["out/heat.nii.gz", "ev/heat/intensity/p1.nii.gz"])
+def test_a_map_that_its_record_does_not_tell_of_is_doubted_by_that_name(
+    given: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = given.split("/")[0]
+    shutil.copytree(place / top, tmp_path / top)
+    sitk.WriteImage(sitk.ReadImage(str(place / given)) * 0.9, str(tmp_path / given))
+    record = tmp_path / top / ("provenance.json" if top == "out" else "evaluation.json")
+    assert threshold(tmp_path / given, tmp_path / "to") == 0
+    assert f"warning: {tmp_path / given} is not the map that {record} tells of" in capsys.readouterr().err
+
+
 def test_a_mask_that_was_edited_is_no_map_either(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "out", tmp_path / "out")
     mask = sitk.ReadImage(str(tmp_path / "out" / "mask.nii.gz"))
@@ -282,6 +378,46 @@ def test_the_result_of_another_scan_stays_unless_it_may_go(
     assert record.read_bytes() == before
     assert detect(other, "--overwrite") == 0
     assert json.loads(record.read_text())["input"]["title"] == "other.nii.gz"
+
+
+@pytest.mark.parametrize("other", ["another scan", "threshold"])
+def test_python_keeps_the_result_of_another_scan_unless_it_may_go(other: str, place: Path, tmp_path: Path) -> None:
+    detector = Detector(Options("intensity", device="cpu"))
+    scan = sitk.ReadImage(str(place / "flair.nii.gz"))
+    first, second = (detector(image, brain=place / "bm.nii.gz", force=True) for image in (scan, scan * 1.1))
+    if other == "threshold":
+        shutil.copytree(place / "out-2", tmp_path / "out")
+    else:
+        first.save(tmp_path / "out")
+        first.at(2.0).save(tmp_path / "out")  # the same scan
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match="holds the result of another") as caught:
+        second.save(tmp_path / "out")
+    assert "overwrite=True" in caught.value.hint
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    files = second.save(tmp_path / "out", overwrite=True)
+    assert json.loads(files["provenance"].read_text())["input"]["sha256"] == second.scan.reference.sha256
+    assert not (tmp_path / "out" / "threshold.json").exists()
+
+
+@pytest.mark.parametrize(("overwrite", "code"), [(None, 2), (False, 2), (True, 0)])
+def test_a_job_keeps_the_result_of_another_scan_unless_it_may_go(
+    overwrite: bool | None, code: int, place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place / "out", tmp_path / "results")
+    sitk.WriteImage(sitk.ReadImage(str(place / "flair.nii.gz")) * 1.1, str(tmp_path / "other.nii.gz"))
+    about = {"input": "other.nii.gz", "output": "results", "method": "intensity", "mask": str(place / "bm.nii.gz")}
+    may = {} if overwrite is None else {"overwrite": overwrite}
+    options = {"options": {"force": True, "device": "cpu"}}
+    (tmp_path / "job.json").write_text(json.dumps({"schema_version": 2, **about, **may, **options}))
+    before = (tmp_path / "results" / "provenance.json").read_bytes()
+    worker = Worker(tmp_path)
+    assert worker.end() == code
+    refusals = [event.what for event in worker.of(protocol.Failure)]
+    assert len(refusals) == (code == 2)
+    assert all("holds the result of another scan (flair.nii.gz)" in refusal for refusal in refusals)
+    worker.close()
+    assert ((tmp_path / "results" / "provenance.json").read_bytes() == before) == (code == 2)
 
 
 def test_detect_does_not_replace_what_threshold_made(

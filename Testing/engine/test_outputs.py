@@ -17,7 +17,7 @@ from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io import outputs
 from diffusion_anomaly.io.files import Writer
-from diffusion_anomaly.io.outputs import OutputFolder, publish
+from diffusion_anomaly.io.outputs import OutputFolder, prepare_folder, publish
 from diffusion_anomaly.io.records import record, sha256_of
 from diffusion_anomaly.results.result import Result
 
@@ -165,10 +165,30 @@ def test_results_do_not_go_into_a_folder_that_is_read_as_one_scan(place: str, tm
     assert set(content(series)) == {"link"}
 
 
-@pytest.mark.parametrize("given", [None, 3, "out\0"])
+@pytest.mark.parametrize("given", [None, 3, "out\0", ""])
 def test_what_is_no_path_is_told(given: object) -> None:
     with pytest.raises(InputError, match="output folder"), OutputFolder(given):  # type: ignore[arg-type]
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no file system that takes no folder")
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("/proc/x", "The output folder /proc/x cannot be made there."),
+        ("/proc/x/y", "The output folder /proc/x/y cannot be made there."),
+        ("{}/loop", "a link that leads nowhere."),
+        ("{}/loop/x", "a link that leads nowhere."),
+    ],
+)
+def test_a_folder_that_cannot_be_is_told_by_the_name_that_was_given(given: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    folder = given.format(tmp_path)
+    for attempt in (OutputFolder(folder).__enter__, lambda: prepare_folder(folder)):
+        with pytest.raises(InputError) as caught:
+            attempt()
+        assert f"The output folder {folder} " in caught.value.what
+        assert says in caught.value.what
 
 
 # --- Two runs, and runs that were killed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Of what was given, not of the message: that one differs from version to version.
         comma = "valid" in message and any(re.fullmatch(r"(--[\w-]+=)?[-+]?\d*,\d+", word) for word in given)
         hint = "Write a decimal point instead of the comma." if comma else f"See {where} --help."
+        dashed = next((word for word in given if word.startswith("-") and os.path.isfile(word)), None)
+        if dashed is not None:  # a name is taken for options
+            hint = f"For the file of that name write ./{dashed}"
         show_error(InputError(message, hint))
         return InputError.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -96,10 +100,20 @@ def root(
         raise typer.Exit()
 
 
+def _folder(text: str) -> Path:
+    """An empty name, as of a shell's variable that is not set, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("the folder has an empty name; . is the current one.")
+    return Path(text)
+
+
 @app.command()
 def detect(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to; several scans get a subfolder each.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", parser=_folder, help="Where to; several scans get a subfolder each."
+        ),
     ],
     scans: Annotated[
         list[Path] | None,
@@ -295,7 +309,9 @@ def _method_of(model: str | None) -> str:
 def threshold(
     anomaly_map: Annotated[Path, typer.Argument(metavar="MAP", help="An anomaly map that detect wrote.")],
     at: Annotated[float, typer.Option("--at", metavar="SCORE", help="Anomaly score from which a voxel is anomalous.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for mask and findings.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", parser=_folder, help="Folder for mask and findings.")
+    ],
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
     min_area: Annotated[
         float | None, typer.Option(metavar="MM2", help="The map is of a picture: findings have areas, smaller go.")
@@ -315,7 +331,10 @@ def evaluate(
         Path, typer.Argument(metavar="FOLDER|CSV", help="Scans with reference masks, or a table that lists them.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for tables, pictures and anomaly maps.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", parser=_folder, help="Folder for tables, pictures and anomaly maps."
+        ),
     ],
     runs: Annotated[
         list[str] | None,
@@ -378,7 +397,15 @@ def evaluate(
                 table = run_labelled(labelled, specs, output, device, seed, listener.progress, steps=steps)
             else:
                 table = evaluate.run(
-                    pairs, specs, output, device, seed, listener.progress, healthy=healthy_scans, steps=steps
+                    pairs,
+                    specs,
+                    output,
+                    device,
+                    seed,
+                    listener.progress,
+                    healthy=healthy_scans,
+                    steps=steps,
+                    warn=listener.warning,
                 )
             written = ("evaluation*", "reliability*", "montage-*")
             files = {path.name: path for pattern in written for path in sorted(output.glob(pattern))}

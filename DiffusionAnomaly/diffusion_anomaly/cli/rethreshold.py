@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +15,8 @@ from .. import __version__
 from ..errors import InputError
 from ..io.outputs import OutputFolder
 from ..io.records import ANOMALY_MAP, Recorded, record, recorded
-from ..io.volume import read_anomaly_map, read_mask, write_like
+from ..io.sources import read_brain
+from ..io.volume import read_anomaly_map, write_like
 from ..options import check_threshold
 from ..results.findings import segment, size_unit, write_findings_csv, write_findings_json
 from ..results.saving import PROVENANCE, file_names, image_suffix
@@ -27,6 +29,8 @@ RECORD = "threshold.json"
 _HIGHEST_MIDDLE, _HIGHEST = 3.0, 100.0
 # A probability map or a mask in fractions comes close to 1 somewhere and never passes it.
 _NEARLY_CERTAIN = 0.95
+# Of the voxels with a score. A brain mask by another program differs at its border; one hemisphere is a half.
+_LEFT_OUT = 0.4
 
 
 def _recorded_area(made: Recorded | None) -> float | None:
@@ -74,7 +78,7 @@ def rethreshold(
         volume = read_anomaly_map(anomaly_map)
         if made is None:
             _check_scores(sitk.GetArrayViewFromImage(volume.image), anomaly_map)
-            warnings = [f"{anomaly_map} has no record of this program beside it; is it an anomaly map?"]
+            warnings = [_unrecorded(anomaly_map)]
         else:
             said = made.content.get("warnings")  # by the detection: what was doubtful stays so
             warnings = [str(warning) for warning in said] if isinstance(said, list) else []
@@ -82,7 +86,9 @@ def rethreshold(
             if not overwrite and content.get("heat_sha256") != volume.sha256:
                 of = f"another map ({content['heat']})" if content.get("heat") else f"another command ({name})"
                 raise InputError(f"{output} holds the result of {of}.", "Choose another folder, or say --overwrite.")
-        inside = None if brain is None else read_mask(brain, volume)
+        inside = None if brain is None else read_brain(brain, volume)
+        if inside is not None:
+            warnings += _mask_warnings(sitk.GetArrayViewFromImage(volume.image), sitk.GetArrayViewFromImage(inside))
         if min_area is None:
             min_area = _recorded_area(made)
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
@@ -131,6 +137,40 @@ def _made(anomaly_map: Path) -> Recorded | None:
         hint = "Give the anomaly map itself." if made.anomaly_map is None else f"Give {made.anomaly_map}."
         raise InputError(f"{anomaly_map} is the {made.kind} of a result, no anomaly map.", hint)
     return made
+
+
+def _unrecorded(path: Path) -> str:
+    """What to say of a map whose bytes no record names."""
+    place = path.absolute()
+    for folder in list(place.parents)[:3]:
+        for name in (PROVENANCE, "evaluation.json"):
+            try:
+                files = json.loads((folder / name).read_text(encoding="utf-8"))["files_sha256"]
+            except (OSError, ValueError, LookupError, TypeError, RecursionError):
+                continue
+            if isinstance(files, dict) and place.relative_to(folder).as_posix() in files:
+                return (
+                    f"{path} is not the map that {folder / name} tells of: it was changed or exchanged since, so "
+                    "nothing is known of what it was made of."
+                )
+    return f"{path} has no record of this program beside it; is it an anomaly map?"
+
+
+def _mask_warnings(scores: np.ndarray, inside: np.ndarray) -> list[str]:
+    """What a brain mask leaves of a map: one drawn on the brain leaves nearly all.
+
+    Raises:
+        InputError: when it is empty.
+    """
+    if not inside.any():
+        raise InputError(
+            "The brain mask is empty: it has no voxel above 0.5.", "Give a mask that covers the brain, or leave it out."
+        )
+    scored = int(np.count_nonzero(scores))
+    left = 1 - np.count_nonzero(scores[inside != 0]) / max(scored, 1)
+    if left <= _LEFT_OUT:
+        return []
+    return [f"The brain mask leaves out {left:.0%} of the voxels that have a score; does it mark the brain?"]
 
 
 def _check_scores(values: np.ndarray, path: Path) -> None:

@@ -340,7 +340,7 @@ class BrainFinder:
         if piece.sum() * SPACING**3 / 1000.0 < MINIMUM_ML:
             raise InputError(
                 f"No brain was found in {volume.title or printable(volume.source) or volume.name}.",
-                "Is it a head MR? If it is, give a brain mask with --mask.",
+                "Is it a head MR? If it is, give a brain mask with --mask (brain= in Python).",
             )
         # Linear interpolation of the probability, not of the mask, keeps the surface between voxels.
         confined = np.where(piece, np.maximum(probability, ENOUGH), np.minimum(probability, 0.99 * ENOUGH))

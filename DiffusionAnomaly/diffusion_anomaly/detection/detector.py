@@ -244,7 +244,13 @@ class Detector:
         if isinstance(scan, Volume):
             scan = Scan({names[0]: scan})
         given = tuple(scan.channels)
-        if len(given) == len(names) == 1:  # a single channel needs no name
+        if len(given) == len(names) == 1:  # a single channel needs no name, but the one it has is no other's
+            contrast = contrast_of(given[0])
+            if contrast not in (None, contrast_of(names[0])):
+                raise InputError(
+                    f"The scan's one channel is called {given[0]}; the model {self.plan.bundle.name} knows {names[0]}.",
+                    f"Give the {names[0]}, or choose another model.",
+                )
             return scan
         missing = [name for name in names if name not in given]
         unknown = [name for name in given if name not in names]

@@ -129,12 +129,13 @@ def outline(image: sitk.Image) -> Outline | None:
     inside = ndimage.binary_opening(inside, np.ones((1, 3, 3)))
     if not inside.any():
         return None
-    labels, _ = ndimage.label(inside)
+    labels = np.zeros(inside.shape, np.int32)
+    ndimage.label(inside, output=labels)
     sizes = np.bincount(labels.ravel())[1:]
     # Where slices are empty in between, each of the others is a piece.
     boxes = ndimage.find_objects(labels)
     thick = [size for size, box in zip(sizes, boxes, strict=True) if box[0].stop - box[0].start >= THICK_SLICES]
-    *_, second, _ = sorted([0, 0, *thick])
+    second = sorted([0, 0, *thick])[-2]
     inside = largest_piece(inside)
     slice_mm, row_mm, column_mm = (mm * step for mm, step in zip(orientation.spacing(image), steps, strict=True))
     return Outline(inside, (slice_mm, row_mm, column_mm), float(second / sizes.max()))

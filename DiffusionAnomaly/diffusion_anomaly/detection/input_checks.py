@@ -59,7 +59,7 @@ TISSUE_SHARE = 0.3
 LEAST_OF_HEAD = 0.15
 WHOLE_IMAGE = 0.98  # of the voxels, from which on a mask leaves nothing out
 
-_LOOK = "Look at the brain mask; if it is wrong, give one with --mask or in the panel."
+_LOOK = "Look at the brain mask; if it is wrong, give one with --mask or in the panel (brain= in Python)."
 _LOOK_AT_YOURS = "Look at the brain mask that was given."
 
 # Words in file names and headers, whole words only, and the contrast they stand for.
@@ -240,7 +240,8 @@ def scale_warnings(values_in_brain: np.ndarray, scale: IntensityScale, given: bo
             + (
                 "Give a mask that holds ventricles and furrows too."
                 if given
-                else "Look at the mask, or give one that holds ventricles and furrows with --mask or in the panel."
+                else "Look at the mask, or give one that holds ventricles and furrows with --mask "
+                "or in the panel (brain= in Python)."
             )
         )
 

@@ -244,7 +244,7 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
     if bundle.method != method.name:
         raise ModelError(
             f"Package {bundle.name} is made for the method {bundle.method!r}, but {method.name!r} was asked for.",
-            f"Choose --method {bundle.method}, or another model."
+            f"Choose the method {bundle.method}, or another model."
             if bundle.method in METHODS
             else f"It {HELPER_DUTIES.get(bundle.method, 'is no model of slices')}; choose another model.",
         )

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
 from ..io.outputs import OutputFolder
 from ..io.records import result_in_place_of_scan
-from ..io.volume import Scan, read_mask, read_volume
+from ..io.sources import read_brain
+from ..io.volume import Scan, read_volume
 from ..models.declaration import IMAGE
 from ..results.result import Progress, Result, Started
-from ..results.saving import file_names, save
+from ..results.saving import file_names, keep_other_scans, save
 from ..system import is_out_of_memory
 from .detector import Detector
 
@@ -41,7 +42,7 @@ class ScanRequest:
     series: str | None = None
     frame: int | None = None
     title: str = ""
-    overwrite: bool = True
+    overwrite: bool = False
     channels: Mapping[str, ChannelSource] = field(default_factory=dict)
     in_order: bool = False
 
@@ -107,7 +108,7 @@ def run_scan(
             scan = _read(detector, request, sources, note)
             if not request.overwrite:
                 keep_other_scans(earlier, scan.reference.sha256, request.output)
-            brain = None if request.brain is None else read_mask(request.brain, scan.reference)
+            brain = None if request.brain is None else read_brain(request.brain, scan.reference)
             listener.stage("read", 1, 1)
             result = detector(
                 scan,
@@ -122,25 +123,6 @@ def run_scan(
         became = "its results are complete" if folder.published else "nothing was written"
         raise Cancelled(f"Stopped by the user; for {request.scan}, {became}.") from None
     return result, files
-
-
-def keep_other_scans(earlier: Mapping[str, Mapping[str, Any]], sha256: str, folder: Path) -> None:
-    """Make sure that what makes room for a result was made of the same scan.
-
-    Args:
-        earlier: the records that make room, by name, see ``OutputFolder.replaced``.
-        sha256: of the scan.
-        folder: for the message.
-
-    Raises:
-        InputError: naming the scan whose result is there.
-    """
-    for name, content in earlier.items():
-        about = content.get("input")
-        about = about if isinstance(about, dict) else {}
-        if about.get("sha256") != sha256:
-            made = f"another scan ({about['title']})" if about.get("title") else f"another command ({name})"
-            raise InputError(f"{folder} holds the result of {made}.", "Choose another folder, or say --overwrite.")
 
 
 def channel_sources(detector: Detector, request: ScanRequest) -> tuple[dict[str, ChannelSource], str]:

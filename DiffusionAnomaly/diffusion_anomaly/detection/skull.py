@@ -60,7 +60,8 @@ def intracranial_space(image: sitk.Image, name: str) -> sitk.Image:
     if found is None:
         raise InputError(
             f"No skull that closes a space was found in {name}.",
-            "Is it a CT of the head? If it is, give a mask of the space inside the skull with --mask.",
+            "Is it a CT of the head? If it is, give a mask of the space inside the skull with --mask (brain= in "
+            "Python).",
         )
     for axis, (step, size) in enumerate(zip(steps, canonical.shape, strict=True)):
         # What averaging left over at the end belongs to the last block.

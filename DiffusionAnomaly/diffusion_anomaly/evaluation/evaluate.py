@@ -33,12 +33,13 @@ from ..io.files import Writer, file_stem
 from ..io.orientation import Orientation
 from ..io.outputs import OutputFolder, prepare_folder
 from ..io.typed_json import checked
-from ..io.volume import Scan, Volume, read_anomaly_map, read_mask, read_volume, write_like
+from ..io.volume import Scan, Volume, read_anomaly_map, read_mask, read_only_volume, read_volume, write_like
 from ..preprocessing.alignment import align
 from ..results.result import Progress, Result
 from ..text import distinct_names
 from . import metrics, montage
 from .dataset import HealthyScan, Pair
+from .references import reference_warnings
 from .reliability import FreeSlices, Reliability
 from .statistics import Case, HealthyCase, RunResult, Sweep
 from .table import Table
@@ -100,6 +101,7 @@ def run(
     healthy: Sequence[HealthyScan] = (),
     resamples: int = 1000,
     steps: int | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Table:
     """Run every method on every scan and compare with the references.
 
@@ -118,6 +120,8 @@ def run(
         resamples: of the patients, for the intervals.
         steps: for every method that has steps, at most as many as its model allows; None leaves them to the packages.
 
+        warn: is told, before any method runs, why a reference is doubtful; the table keeps it too.
+
     Returns:
         The table, already written.
 
@@ -131,7 +135,7 @@ def run(
         detectors = {label: Detector(plan) for label, plan in plan_runs(runs, device, seed, steps).items()}
         for detector in detectors.values():
             _check_channels(detector, pairs, healthy)
-        return _evaluate(pairs, healthy, detectors, folder, _Clock(progress), seed, resamples)
+        return _evaluate(pairs, healthy, detectors, folder, _Clock(progress), seed, resamples, warn or _unheard)
 
 
 def _evaluate(
@@ -142,12 +146,17 @@ def _evaluate(
     clock: _Clock,
     seed: int,
     resamples: int,
+    warn: Callable[[str], None],
 ) -> Table:
     places = _Places(folder.new, list(detectors), [pair.name for pair in pairs])
     healthy_places = _Places(folder.new / "healthy", list(detectors), [scan.name for scan in healthy])
     pictures = [f"montage-{label}.png" for label in places.labels.values()]
     folder.check([*places.files(), *(f"healthy/{name}" for name in healthy_places.files()), *pictures, *FILES])
     brains = _find_brains(pairs, healthy, places, healthy_places, _region_of(detectors), clock)
+    truths = ((pair.name, _read_truth(pair, brains[pair.scan].path)) for pair in pairs)
+    warnings = list(reference_warnings((name, truth.reference, truth.brain) for name, truth in truths))
+    for warning in warnings:
+        warn(warning)
     weights = {
         label: max(1, detector.plan.method.network_calls(detector.plan.method_options))
         for label, detector in detectors.items()
@@ -171,8 +180,8 @@ def _evaluate(
     montages: dict[str, Writer] = {}
     for done, (label, detector) in enumerate(detectors.items()):
         plan = detector.plan
-        truths = ((places.anomaly_map(label, pair.name), _read_truth(pair, brains[pair.scan].path)) for pair in pairs)
-        swept = sweep(cases[label], truths, plan.threshold, plan.asked.min_volume_ml)
+        maps = ((places.anomaly_map(label, pair.name), _read_truth(pair, brains[pair.scan].path)) for pair in pairs)
+        swept = sweep(cases[label], maps, plan.threshold, plan.asked.min_volume_ml)
         is_baseline = label == BASELINE
         results.append(RunResult(label, is_baseline, cases[label], swept, provenance[label], false_alarms[label]))
         files = {
@@ -183,7 +192,7 @@ def _evaluate(
         }
         montages |= montage.writer(places.labels[label], cases[label], files, plan.threshold, plan.asked.min_volume_ml)
         clock.report(done + 1)
-    table = Table.of(results, seed=seed, resamples=resamples)
+    table = Table.of(results, seed=seed, resamples=resamples, warnings=warnings)
     reliability = Reliability.of(
         {result.label: [case.free for case in result.cases] for result in results},
         {label: detector.plan.threshold for label, detector in detectors.items()},
@@ -192,6 +201,10 @@ def _evaluate(
     )
     table.write(folder, reliability.writers() | montages)
     return table
+
+
+def _unheard(message: str) -> None:
+    """For who reads the table alone."""
 
 
 def plan_runs(
@@ -465,7 +478,7 @@ def _find_brains(
     brains = {}
     for done, scan in enumerate((*pairs, *healthy)):
         clock.report(done)
-        volume = read_volume(scan.scan)
+        volume = read_only_volume(scan.scan)
         if isinstance(scan, Pair):
             read_mask(scan.reference, volume)
             if scan.brain is not None:

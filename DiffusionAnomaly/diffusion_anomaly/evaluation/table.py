@@ -58,6 +58,7 @@ class Table:
         healthy: findings on healthy scans, one a run; empty without such scans.
         healthy_cases: one a run and healthy scan.
         about: data, hardware, versions, models and definitions.
+        warnings: why references are doubtful, and the numbers with them.
     """
 
     rows: list[dict[str, Any]]
@@ -66,9 +67,12 @@ class Table:
     about: dict[str, Any]
     healthy: list[dict[str, Any]] = field(default_factory=list)
     healthy_cases: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, runs: Sequence[RunResult], *, seed: int = 0, resamples: int = 1000) -> Table:
+    def of(
+        cls, runs: Sequence[RunResult], *, seed: int = 0, resamples: int = 1000, warnings: Sequence[str] = ()
+    ) -> Table:
         """Summarise runs over the same patients. All are compared with the first baseline."""
         draws = metrics.resamples(len(runs[0].cases), resamples, seed)
         healthy_draws = metrics.resamples(max(1, len(runs[0].healthy)), resamples, seed)
@@ -80,6 +84,7 @@ class Table:
             _about(runs, seed, resamples),
             [healthy_row(run, healthy_draws) for run in runs if run.healthy],
             [healthy_case_row(run.label, case) for run in runs for case in run.healthy],
+            list(warnings),
         )
 
     def markdown(self) -> str:
@@ -88,6 +93,8 @@ class Table:
             ["method", *(column.title for column in COLUMNS)],
             [[row["run"], *(_cell(row, column) for column in COLUMNS)] for row in self.rows],
         )
+        if self.warnings:
+            lines += ["", "Warnings:", "", *(f"- {warning}" for warning in self.warnings)]
         lines += ["", "By size:", ""]
         lines += markdown_table(
             ["method", "size", "lesions", "lesion recall", "patients", "Dice", "AP"],
@@ -134,6 +141,7 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; what is no number is null."""
         content = {"about": self.about, "rows": self.rows, "strata": self.strata, "patients": self.cases}
+        content["warnings"] = self.warnings
         if self.healthy:
             content |= {"healthy": self.healthy, "healthy_scans": self.healthy_cases}
         return finite(content)

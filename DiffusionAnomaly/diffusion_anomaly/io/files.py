@@ -120,5 +120,21 @@ def write_error(path: Path, error: OSError) -> EngineError:
     return InputError(f"{path} could not be written: {error.strerror or error}.", "Choose another output folder.")
 
 
+def folder_error(folder: Path, error: OSError) -> EngineError:
+    """What to tell the user when the operating system refuses a folder for results."""
+    if error.errno in (errno.ELOOP, errno.EEXIST):
+        return InputError(
+            f"The output folder {folder} is no folder: a file, or a link that leads nowhere.", "Choose another folder."
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return InputError(f"The output folder {folder} cannot be made there.", "Choose another output folder.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(
+            f"The output folder {folder} could not be written to: no permission.",
+            "Choose an output folder that you may write to.",
+        )
+    return write_error(folder / "results", error)
+
+
 Writer = Callable[[Path], object]
 """Writes one file at the path it is given."""

@@ -59,6 +59,10 @@ def needs_partner(head: bytes) -> bool:
     return head[344:347] != b"n+1" and head[4:7] != b"n+2"
 
 
+# Squares of intensities stay within single precision.
+_LEAST_SCALED, _MOST_SCALED = 1e-18, 1e18
+
+
 def read_nifti(file: ScanFile, compressed: bool, frame: int | None, data: ScanFile | None) -> Reading:
     """Read a NIfTI or Analyze file.
 
@@ -101,9 +105,12 @@ def read_nifti(file: ScanFile, compressed: bool, frame: int | None, data: ScanFi
         )
     content.skip(offset - (length if data is None else 0))
     stored, behind = read_frame(content, dtype, shape, frames, chosen)
+    values = as_float32(stored, slope, intercept)
+    if slope != 1.0:
+        _check_scaled(stored, values, slope, file.what)
     description = clean_text(bytes(header["descrip"].tobytes()).split(b"\0")[0])
     return Reading(
-        as_float32(stored, slope, intercept),
+        values,
         geometry,
         2 if len(extents) == 2 else 3,
         {"description": description} if description else {},
@@ -218,6 +225,21 @@ def _scaling(header: Any, what: str, warnings: list[str]) -> tuple[float, float]
         warnings.append("The header adds a number that is not finite to the voxels (scl_inter); nothing was added.")
         intercept = 0.0
     return slope, intercept
+
+
+def _check_scaled(stored: np.ndarray, values: np.ndarray, slope: float, what: str) -> None:
+    """Refuse a slope after which nothing can be computed in single precision: voxels that differed are lost.
+
+    Raises:
+        InputError: naming it.
+    """
+    most = max(float(np.abs(plane[np.isfinite(plane)], dtype=np.float64).max(initial=0)) for plane in stored)
+    if most and not _LEAST_SCALED < most * abs(slope) < _MOST_SCALED:
+        raise InputError(
+            f"{what}: its header scales voxels by {slope:.4g} (scl_slope), so that the largest becomes "
+            f"{most * abs(slope):.4g}, which no scan has.",
+            "Convert the scan again, without that scaling.",
+        )
 
 
 def _offset(header: Any, alone: bool, length: int, what: str) -> int:

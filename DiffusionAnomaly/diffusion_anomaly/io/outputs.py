@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..process import uninterrupted
-from .files import Writer, write_error
+from .files import Writer, folder_error, write_error
 from .records import DIGESTS, RECORDS, content_of, sha256_of
 
 try:
@@ -77,7 +77,7 @@ class OutputFolder:
         except BaseException as error:
             self._close()
             if isinstance(error, OSError):
-                raise write_error(self.path / "results", error) from error
+                raise folder_error(self.path, error) from error
             raise
         return self
 
@@ -98,7 +98,7 @@ class OutputFolder:
                     (self._staging / "new").mkdir()
                     self._place = self._pronounceable(self._staging / "new")
             except OSError as error:
-                raise write_error(self.path / "results", error) from error
+                raise folder_error(self.path, error) from error
         return self._place
 
     def check(self, names: Iterable[str]) -> list[str]:
@@ -271,7 +271,7 @@ def prepare_folder(directory: Path | str, names: Iterable[str] = ()) -> Path:
         with tempfile.TemporaryFile(dir=directory):
             return directory
     except OSError as error:
-        raise write_error(directory / "results", error) from error
+        raise folder_error(directory, error) from error
 
 
 def remove_if_empty(directory: Path) -> None:
@@ -283,6 +283,8 @@ def remove_if_empty(directory: Path) -> None:
 def _as_path(directory: Any) -> Path:
     if not isinstance(directory, (str, os.PathLike)):
         raise InputError(f"The output folder is {directory!r}.", "Give the path of a folder.")
+    if not os.fspath(directory):
+        raise InputError("The output folder has an empty name.", "Give the path of a folder; . is this one.")
     if "\0" in os.fspath(directory):
         raise InputError(f"The output folder {os.fspath(directory)!r} has a null character.", "Give another name.")
     return Path(directory)

@@ -71,15 +71,24 @@ def as_float32(values: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -
     return scaled
 
 
+class SeveralVolumes(InputError):  # noqa: N818 - reads as what was found
+    """A 4-D file of which no volume was chosen."""
+
+
 def choose_frame(frame: int | None, frames: int, what: object) -> int:
     """The frame to read out of `frames`.
 
     Raises:
-        InputError: when there are several and none is chosen, or the chosen one does not exist.
+        SeveralVolumes: when there are several and none is chosen.
+        InputError: when the chosen one does not exist.
     """
-    choice = f"Choose one with --frame, from 0 to {frames - 1}." if frames > 1 else "Leave out --frame."
+    choice = (
+        f"Choose one with --frame, from 0 to {frames - 1} (in Python read(…, frame=0))."
+        if frames > 1
+        else "Leave out the frame."
+    )
     if frame is None and frames > 1:
-        raise InputError(f"{what} is 4-D: it holds {frames} volumes.", choice)
+        raise SeveralVolumes(f"{what} is 4-D: it holds {frames} volumes.", choice)
     if frame is not None and not 0 <= frame < frames:
         raise InputError(f"{what} has no frame {frame}: it holds {frames} volume{'s' * (frames > 1)}.", choice)
     return frame or 0

@@ -145,7 +145,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _kind_of(name: str) -> str:
     """What a file of a result is, in words; its own name where there are none for it."""
-    begin = re.split(r"[/._]", name, maxsplit=1)[0]
+    begin = re.split(r"[/._]", name.removeprefix("healthy/"), maxsplit=1)[0]  # as evaluations keep healthy scans
     return _KINDS.get(begin, PurePosixPath(name).name)
 
 

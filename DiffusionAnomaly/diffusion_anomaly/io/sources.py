@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
-from .records import result_in_place_of_scan
+from .records import recorded, result_in_place_of_scan
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
 Source = PathLike | sitk.Image | np.ndarray | Volume
@@ -84,10 +85,12 @@ def read_brain(source: PathLike | sitk.Image | np.ndarray, like: Volume) -> sitk
     """A brain mask on a scan's grid, uint8 0/1, from a file, an image or an array of the scan's shape.
 
     Raises:
-        InputError: when it cannot be read, is no mask, or has another grid than the scan.
+        InputError: when it cannot be read, is no mask or another image of a result, or has another grid than the scan.
     """
     if isinstance(source, (str, os.PathLike)):
+        _check_recorded(Path(source))
         return read_mask(source, like)
+    _check_unmasked(source)
     if isinstance(source, np.ndarray):
         if source.shape != like.image.GetSize()[::-1]:
             raise InputError(
@@ -131,6 +134,22 @@ def _options_of(source: object) -> set[str]:
     return {"spacing"} if isinstance(source, np.ndarray) else set()
 
 
+def _check_recorded(path: Path) -> None:
+    """Refuse what a record knows as another image of a result than its brain mask.
+
+    Raises:
+        InputError: naming the brain mask.
+    """
+    made = recorded(path)
+    if made is None or "brain" in re.split(r"[/.]", made.name):
+        return
+    brains = [name for name in made.content["files_sha256"] if name.startswith("brain.")]
+    raise InputError(
+        f"{path} is the {made.kind} of a result, no brain mask.",
+        f"Give {made.folder / brains[0]}, or a mask of the brain." if brains else "Give a mask of the brain.",
+    )
+
+
 def _binary(values: np.ndarray, like: Volume) -> sitk.Image:
     check_mask(values, "The brain mask")
     return binary(values, like)
@@ -140,6 +159,7 @@ def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
     if isinstance(source, sitk.Image):
         _check_grey(source)
         return sitk.Cast(source, sitk.sitkFloat32)
+    _check_unmasked(source)
     if not isinstance(source, np.ndarray):
         raise InputError(
             f"A {type(source).__name__} is no scan.",
@@ -151,17 +171,31 @@ def _image(source: Any, spacing: Sequence[float] | None) -> sitk.Image:
             "Give numbers as (slices, rows, columns) or (rows, columns).",
         )
     try:
-        numbers = [] if spacing is None else [float(value) for value in spacing]
+        given = () if spacing is None or isinstance(spacing, (str, bytes)) else spacing
+        numbers = [float(value) for value in given if not isinstance(value, (str, bytes))]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != source.ndim or not all(np.isfinite(numbers)) or min(numbers) <= 0:
         raise InputError(
-            f"The spacing of an array is {spacing}; expected {source.ndim} numbers of mm above 0.",
+            f"The spacing of an array is {spacing!r}; expected {source.ndim} numbers of mm above 0.",
             f"Give spacing=({'x, y, z' if source.ndim == 3 else 'x, y'}), the distance of columns, rows and slices.",
         )
     image = sitk.GetImageFromArray(np.ascontiguousarray(source, dtype=np.float32))
     image.SetSpacing(numbers)
     return image
+
+
+def _check_unmasked(source: Any) -> None:
+    """Refuse an array of which some values are masked: whether they are air or brain, nobody knows.
+
+    Raises:
+        InputError: with their number.
+    """
+    if np.ma.is_masked(source):
+        raise InputError(
+            f"{np.ma.count_masked(source)} values of the masked array have no value.",
+            "Say what stands there, such as array.filled(0), and give a mask of the brain as brain=.",
+        )
 
 
 def _check_grey(image: sitk.Image) -> None:

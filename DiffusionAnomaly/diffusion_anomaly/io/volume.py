@@ -12,6 +12,7 @@ exactly the same grid. What a network reads of it is the duty of `preprocessing`
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from .formats import read_scan, suffix_of
 from .geometry import MOST_SHEAR, geometry_of
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
-from .reading import GridFields
+from .reading import GridFields, SeveralVolumes
 from .writing import write_image
 
 PathLike = str | os.PathLike[str]
@@ -130,6 +131,8 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise InputError(f"{printable(path)} is a link that leads back to itself.", "Check the path.") from error
         reason = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
         raise InputError(f"There is no file or folder {printable(path)}{reason}.", "Check the path.") from error
     is_folder = stat.S_ISDIR(mode)
@@ -141,7 +144,7 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
         if series is not None and not is_folder and path.name.upper() != "DICOMDIR":
             raise InputError(
                 f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
-                "Leave out --series, or give the folder.",
+                "Leave out the series, or give the folder.",
             )
         scan = read_dicom(path, series, frame)
         volume = as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
@@ -149,7 +152,7 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
     if series is not None:
         raise InputError(
             f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",
-            "Leave out --series, or give the folder.",
+            "Leave out the series, or give the folder.",
         )
     source = os.fspath(path)
     try:
@@ -188,6 +191,18 @@ def as_volume(
     return Volume(image, source, sha256, dimension, non_finite, metadata, title, warnings)
 
 
+def read_only_volume(path: PathLike) -> Volume:
+    """The one volume of a file, where nobody can choose among several.
+
+    Raises:
+        InputError: as `read_volume`.
+    """
+    try:
+        return read_volume(path)
+    except SeveralVolumes as error:
+        raise InputError(error.what, "Save the one that is meant as a 3-D file of its own.") from error
+
+
 def read_mask(path: PathLike, like: Volume) -> sitk.Image:
     """Read a mask or label map on a scan's grid.
 
@@ -198,7 +213,7 @@ def read_mask(path: PathLike, like: Volume) -> sitk.Image:
     Raises:
         InputError: as `read_volume`, and when it is no mask or has another grid than the scan.
     """
-    mask = read_volume(path)
+    mask = read_only_volume(path)
     if not same_grid(mask.image, like.image):
         raise InputError(
             f"The mask {path} has another grid than the scan {like.source}. "
@@ -220,9 +235,16 @@ def read_anomaly_map(path: PathLike) -> Volume:
     """Read an anomaly map that the engine wrote.
 
     Raises:
-        InputError: as `read_volume`, and when there are negative values, which an anomaly map never has.
+        InputError: as `read_volume`, and when there are values that are negative or not finite, which an anomaly map
+            never has.
     """
-    anomaly_map = read_volume(path)
+    anomaly_map = read_only_volume(path)
+    if anomaly_map.non_finite:
+        raise InputError(
+            f"{path} is no whole anomaly map: {anomaly_map.non_finite} of its values are NaN or infinite, and could be "
+            "its highest.",
+            "Give the map that `detect` wrote, or put 0 where there is no score.",
+        )
     lowest = float(sitk.GetArrayViewFromImage(anomaly_map.image).min())
     if lowest < 0:
         raise InputError(

@@ -131,14 +131,17 @@ def _provenance_warnings(first: str, one: Volume, name: str, other: Volume, forc
     if differ:
         message = f"The channels {first} and {name} are of two patients by their {' and '.join(differ)}"
         if not force:
-            raise InputError(f"{message}.", "Give the contrasts of one patient, or --force if that is only the names.")
+            raise InputError(
+                f"{message}.",
+                "Give the contrasts of one patient, or --force (force=True in Python) if that is only the names.",
+            )
         notes.append(f"{message}; scores may mean nothing.")
     elif _differ(one.identity, other.identity, "StudyInstanceUID"):
         notes.append(f"The channels {first} and {name} are from two studies: a head may have changed in between.")
     if _differ(one.identity, other.identity, "FrameOfReferenceUID"):
         notes.append(
             f"The channels {first} and {name} have two frames of reference: their positions need not agree. "
-            "Compare them; --register moves one onto the other."
+            "Compare them; --register (register=True in Python) moves one onto the other."
         )
     return notes
 
@@ -170,7 +173,7 @@ def _overlap_warnings(
         if not force:
             raise InputError(
                 f"{message}: two patients, or headers that lost where the scans lie.",
-                "Give scans of one session, or export them again; --force takes them as they are.",
+                "Give scans of one session, or export them again; --force (force=True in Python) takes them so.",
             )
         return [f"{message}."]
     heads = [head & seen for head in heads]
@@ -178,7 +181,11 @@ def _overlap_warnings(
     overlap = 2 * np.count_nonzero(heads[0] & heads[1]) / sizes if sizes else 1.0
     if overlap >= LEAST_OVERLAP:
         return []
-    remedy = "compare them." if registered else "compare them; --register moves one onto the other."
+    remedy = (
+        "compare them."
+        if registered
+        else "compare them; --register (register=True in Python) moves one onto the other."
+    )
     return [f"The heads in the channels {first} and {name} hardly lie on each other (overlap {overlap:.2f}): {remedy}"]
 
 

@@ -109,11 +109,19 @@ class Result:
         }
         return replace(self, mask=mask, findings=findings, threshold=threshold, provenance=provenance)
 
-    def save(self, directory: Path | str) -> dict[str, Path]:
-        """Write all files of a detection, see ``saving.save``."""
+    def save(self, directory: Path | str, overwrite: bool = False) -> dict[str, Path]:
+        """Write all files of a detection, see ``saving.save``.
+
+        Args:
+            directory: where to; made if it does not exist.
+            overwrite: whether the result of another scan may make room; one of this scan always does.
+
+        Raises:
+            InputError: when something else is in the way, or something cannot be written.
+        """
         from .saving import save
 
-        return save(self, directory)
+        return save(self, directory, overwrite)
 
     def __repr__(self) -> str:
         total = sized(sum(finding.size for finding in self.findings), self.unit)

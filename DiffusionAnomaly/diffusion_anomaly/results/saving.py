@@ -4,12 +4,13 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..io.files import file_stem
 from ..io.outputs import OutputFolder
 from ..io.records import record
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PROVENANCE = "provenance.json"
 REPORT = "report.html"
+OVERWRITE = '--overwrite (in Python overwrite=True, in a job "overwrite": true)'
 
 
 def image_suffix(source: str) -> str:
@@ -59,7 +61,26 @@ def file_names(source: str, reconstructed: Iterable[str] = (), is_picture: bool 
     }
 
 
-def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path]:
+def keep_other_scans(earlier: Mapping[str, Mapping[str, Any]], sha256: str, folder: Path) -> None:
+    """Make sure that what makes room for a result was made of the same scan.
+
+    Args:
+        earlier: the records that make room, by name, see ``OutputFolder.replaced``.
+        sha256: of the scan.
+        folder: for the message.
+
+    Raises:
+        InputError: naming the scan whose result is there.
+    """
+    for name, content in earlier.items():
+        about = content.get("input")
+        about = about if isinstance(about, dict) else {}
+        if about.get("sha256") != sha256:
+            made = f"another scan ({about['title']})" if about.get("title") else f"another command ({name})"
+            raise InputError(f"{folder} holds the result of {made}.", f"Choose another folder, or say {OVERWRITE}.")
+
+
+def save(result: Result, directory: Path | str | OutputFolder, overwrite: bool = False) -> dict[str, Path]:
     """Write all files of a detection.
 
     Anomaly scores, mask and brain are NIfTI, or NRRD or MetaImage for a scan of that format. Provenance is put in place
@@ -67,8 +88,9 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
 
     Args:
         result: from a ``Detector``.
-        directory: where to; made if it does not exist. All files of an earlier result, whatever its scan, are replaced,
-            and nothing else.
+        directory: where to; made if it does not exist. All files of an earlier result of the same scan are replaced,
+            and nothing else. Who gives an ``OutputFolder`` has seen to whose result makes room.
+        overwrite: whether the result of another scan may make room too.
 
     Returns:
         The paths of ``heat`` (the anomaly map), ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
@@ -76,18 +98,21 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
         ``healed``, or ``healed_<channel>`` of several.
 
     Raises:
-        InputError: when a file that is no earlier result is in the way, or something cannot be written. The folder is
-            then as it was.
+        InputError: when a file that is no earlier result, or another scan's result, is in the way, or something cannot
+            be written. The folder is then as it was.
     """
     from .report import write_report
 
     if not isinstance(directory, OutputFolder):
         sources = [volume.source for volume in result.scan.channels.values() if volume.source]
         with OutputFolder(directory, sources) as folder:
+            if not overwrite:
+                earlier = folder.replaced(_file_names_of(result).values())
+                keep_other_scans(earlier, result.scan.reference.sha256, folder.path)
             return save(result, folder)
     volume = result.scan.reference
     made = result.reconstruction or {}
-    names = file_names(volume.source, made, result.is_picture)
+    names = _file_names_of(result)
     healed = [name for kind, name in names.items() if kind.startswith("healed")]
     published = directory.publish(
         {
@@ -106,6 +131,10 @@ def save(result: Result, directory: Path | str | OutputFolder) -> dict[str, Path
         },
     )
     return {kind: published[name] for kind, name in names.items()}
+
+
+def _file_names_of(result: Result) -> dict[str, str]:
+    return file_names(result.scan.reference.source, result.reconstruction or {}, result.is_picture)
 
 
 def _write_overlay(result: Result, path: Path) -> None:

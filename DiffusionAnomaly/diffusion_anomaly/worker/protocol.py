@@ -61,6 +61,7 @@ class Job:
         options: every other option of ``detection.planning.Options`` by its name.
         title: what the user calls the scan, for messages and the report; empty for the name of its file.
         channels: for a model of several contrasts, each one's file by the channel's name, instead of ``input``.
+        overwrite: whether the result of another scan in ``output`` may make room.
     """
 
     input: str
@@ -71,6 +72,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
     channels: Mapping[str, str] = field(default_factory=dict)
+    overwrite: bool = False
 
 
 def write_job(job: Job, directory: Path | str) -> Path:
