@@ -46,11 +46,12 @@ def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def signals_stay() -> Iterator[None]:
     """Signals as in a process of the command line, until the test has ended.
 
-    Ctrl-C is as in a terminal, also where the tests were started in the background, which leaves SIGINT ignored.
+    They are as in a terminal, also where the tests were started in the background or by nohup, which ignore some.
     """
     kinds = [kind for name in ("SIGINT", "SIGTERM", "SIGHUP") if (kind := getattr(signal, name, None))]
     before = [signal.getsignal(kind) for kind in kinds]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for kind in kinds:
+        signal.signal(kind, signal.SIG_DFL)
     end_like_interrupt()
     yield
     for kind, handler in zip(kinds, before, strict=True):

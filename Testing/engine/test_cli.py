@@ -458,7 +458,7 @@ def test_a_model_of_another_method_is_no_baseline(run: Run, folder: Path, packag
     end = run("detect", folder / "kopf.nii.gz", "--method", "intensity", "--model", package.path, "-o", tmp_path / "o")
     assert end.code == 3
     assert "made for the method 'unsupervised', but 'intensity' was asked for" in end.err
-    assert "--method unsupervised" in end.err
+    assert "the method unsupervised" in end.err
     assert not (tmp_path / "o").exists()
 
 

@@ -353,7 +353,7 @@ def test_unknown_choices_are_refused(changes: dict[str, Any], says: str) -> None
 def test_a_package_of_the_other_method_is_refused(package: Bundle) -> None:
     with pytest.raises(ModelError, match="made for the method 'unsupervised'") as caught:
         make_plan(replace(options_for(package), method="guided"))
-    assert "--method unsupervised" in caught.value.hint
+    assert "the method unsupervised" in caught.value.hint
 
 
 def test_an_uncalibrated_package_is_refused_but_can_be_calibrated(

@@ -164,13 +164,13 @@ def test_another_threshold_keeps_the_areas(bundle: Bundle, tmp_path: Path) -> No
 def test_files_and_report_speak_of_areas(bundle: Bundle, tmp_path: Path, kind: str, unit: str) -> None:
     result = detect(bundle, saved(tmp_path, kind))
     files = result.save(tmp_path / "out")
-    (row,) = csv.DictReader(files["findings_csv"].read_text().splitlines())
+    (row,) = csv.DictReader(files["findings_csv"].read_text(encoding="utf-8").splitlines())
     assert "volume_ml" not in row
     assert int(row["area_pixels"]) == result.findings[0].area_pixels
     assert (row["area_mm2"] == "") == (unit == "pixels")
-    document = json.loads(files["findings_json"].read_text())
+    document = json.loads(files["findings_json"].read_text(encoding="utf-8"))
     assert document["findings"][0]["area_mm2"] == result.findings[0].area_mm2
-    page = files["report"].read_text()
+    page = files["report"].read_text(encoding="utf-8")
     assert f"<th>Area ({unit})</th>" in page
     assert " ml" not in page.split("How this was made")[0]
     overlay = np.asarray(Image.open(files["overlay"]).convert("RGB")).astype(int)
@@ -185,7 +185,10 @@ def test_files_and_report_speak_of_areas(bundle: Bundle, tmp_path: Path, kind: s
 def test_the_heading_of_the_table_is_the_same_without_findings(bundle: Bundle, tmp_path: Path) -> None:
     path = saved(tmp_path, "png")
     headings = [
-        detect(bundle, path, threshold=at).save(tmp_path / str(at))["findings_csv"].read_text().splitlines()[0]
+        detect(bundle, path, threshold=at)
+        .save(tmp_path / str(at))["findings_csv"]
+        .read_text(encoding="utf-8")
+        .splitlines()[0]
         for at in (2.0, 1000.0)
     ]
     assert headings[0] == headings[1]

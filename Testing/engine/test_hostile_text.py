@@ -81,4 +81,3 @@ def test_the_page_that_the_check_reads_can_fail() -> None:
     assert texts.Structure(clean).found != texts.Structure(clean.replace("text", texts.TEXTS[0])).found
     with pytest.raises(texts.Failed):
         texts.check_plain("\x1b[31m")
-    assert texts._without_links("\x1b[31m\x1b]0;x\x07") == "\x1b]0;x\x07"

@@ -318,7 +318,7 @@ def test_a_declared_absence_of_neighbours_is_no_fault_of_any_method(tmp_path: Pa
 def test_a_localisers_package_runs_no_other_method(method: str, package: Bundle) -> None:
     with pytest.raises(ModelError, match="made for the method 'localise'") as caught:
         make_plan(replace(options_for(package), method=method))
-    assert "--method localise" in caught.value.hint
+    assert "the method localise" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", [0.0, 37.0])

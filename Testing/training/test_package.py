@@ -214,7 +214,7 @@ def test_a_kill_while_scores_are_calibrated_leaves_the_verified_package(
 def test_a_scan_goes_through_the_package(trained: Workplace, bundle: Bundle) -> None:
     volume = read_volume(trained.folder / "val" / "p1.nii.gz")
     mask = read_mask(trained.folder / "val" / "p1_brain.nii.gz", volume)
-    result = Detector(Options(method="restore", model=str(bundle.path), device="cpu"))(volume, brain=mask)
+    result = Detector(Options(method="restore", model=str(bundle.path), device="cpu", force=True))(volume, brain=mask)
     anomaly_map = sitk.GetArrayFromImage(result.anomaly_map)
     assert np.isfinite(anomaly_map).all() and anomaly_map.max() > 1.0
     assert result.threshold == bundle.anomaly["threshold"]["heat"]

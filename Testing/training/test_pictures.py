@@ -60,9 +60,9 @@ def test_pictures_become_slices_of_the_whole_image_upright_with_their_labels(tmp
     assert len(list((tmp_path / "films" / "test").glob("*.png"))) == 4
     prepare(config(tmp_path), tmp_path / "out")
     slices = Slices.load(tmp_path / "out" / "train.npz")
-    assert slices.images.shape == (30, 8, 12)
+    assert slices.images.shape == (30, 1, 8, 12)
     assert slices.brain.all()
-    assert (np.diff(slices.images.astype(int), axis=1) > 0).all()  # darker above, as in the picture
+    assert (np.diff(slices.images.astype(int), axis=2) > 0).all()  # darker above, as in the picture
     number = np.array([int(name[-8:-4]) for name in slices.scan])
     assert (slices.label == (number % 4 == 0)).all()
 
@@ -72,7 +72,7 @@ def test_both_classes_are_drawn_alike_in_each_stratum(tmp_path: Path) -> None:
     prepare(config(tmp_path), tmp_path / "out")
     slices = training_slices(tmp_path / "out", halves=False)
     # Every healthy picture that is drawn is replaced by its stratum as brightness.
-    slices.images[:] = (255 * slices.height)[:, None, None].astype(np.uint8)
+    slices.images[:] = (255 * slices.height)[:, None, None, None].astype(np.uint8)
     drawn = SliceSampler(slices, (0, 1), None).draw(np.random.default_rng(0), 4000)
     view = drawn["image"].mean((1, 2, 3)).numpy()
     shares = [float((view[drawn["label"].numpy() == label] > 0).mean()) for label in (0, 1)]

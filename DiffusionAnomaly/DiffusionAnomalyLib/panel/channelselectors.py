@@ -8,6 +8,7 @@ from typing import Any
 
 import slicer
 
+from ..progresstext import plain
 from ..scene.channels import chooseChannel, chosenChannels
 from ..translation import tr as _
 from .context import PanelContext
@@ -45,7 +46,7 @@ class ChannelSelectors:
             selector.addEnabled = selector.removeEnabled = False
             selector.noneEnabled = True
             selector.setMRMLScene(self._context.scene)
-            selector.setToolTip(_("The volume of the contrast {name}, of the same head.").format(name=name))
+            selector.setToolTip(plain(_("The volume of the contrast {name}, of the same head.").format(name=name)))
             selector.connect("currentNodeChanged(vtkMRMLNode*)", partial(self._onChosen, name))
             layout.addRow(f"{name}:", selector)
             self._selectors[name] = selector

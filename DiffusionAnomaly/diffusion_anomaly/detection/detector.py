@@ -275,7 +275,7 @@ class Detector:
             watch.warn(plan.calibration_warning)
         for name, volume in scan.channels.items():
             values = sitk.GetArrayViewFromImage(volume.image)
-            watch.judge(label_verdict(values, _called(name, scan)), FORCE_HINT, force)
+            watch.judge(label_verdict(values, _called(name, scan), whole), FORCE_HINT, force)
         if plan.bundle.region == BRAIN:
             # Whoever gives a mask has looked at the scan.
             watch.judge(head_verdict(reference.image), SPACING_HINT, force or mask is not None)

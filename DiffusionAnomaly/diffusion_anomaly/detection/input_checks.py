@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
-from ..io.masks import labels_in
+from ..io.masks import distinct_values, labels_in
 from ..io.orientation import Orientation
 from .head_size import (
     BORDERS,
@@ -162,13 +162,16 @@ def _plane_warnings(image: sitk.Image) -> Iterator[str]:
             )
 
 
-def label_verdict(values: np.ndarray, what: str) -> Verdict | None:
+def label_verdict(values: np.ndarray, what: str, is_picture: bool = False) -> Verdict | None:
     """Whether a scan's values are those of a mask or a label map.
 
     Args:
         values: ``(slices, rows, columns)``.
         what: whom the sentence is about, such as "scan" or "channel T1".
+        is_picture: whether only a mask is meant: pictures may have few grey levels, and large areas of one.
     """
+    if is_picture and distinct_values(values, 2) is None:
+        return None
     found = labels_in(values)
     return None if found is None else Verdict(f"The {what} is no scan: it {found}.", refused=True)
 

@@ -31,7 +31,7 @@ def check_mask(values: np.ndarray, what: str) -> None:
         InputError: for many grey values, as a scan has them.
     """
     low, high = float(values.min()), float(values.max())
-    if _distinct(values, FEW) is not None:
+    if distinct_values(values, FEW) is not None:
         return
     if low >= -WHOLE and high <= 1 + WHOLE:
         if _are_probabilities(values):
@@ -55,7 +55,7 @@ def labels_in(values: np.ndarray) -> str | None:
     Args:
         values: ``(slices, rows, columns)``.
     """
-    few = _distinct(values, FEW)
+    few = distinct_values(values, FEW)
     if few is not None:
         shown = ", ".join(f"{value:.4g}" for value in few[:4]) + (", …" if len(few) > 4 else "")
         kind = "a mask" if len(few) == 2 else "a mask or a label map"
@@ -73,7 +73,7 @@ def labels_in(values: np.ndarray) -> str | None:
     return f"holds whole numbers that are alike over whole regions ({len(numbers)} of them), as a label map does"
 
 
-def _distinct(values: np.ndarray, most: int) -> list[float] | None:
+def distinct_values(values: np.ndarray, most: int) -> list[float] | None:
     """The different values in order; None for more than ``most``."""
     found: set[float] = set()
     for plane in values:
