@@ -811,7 +811,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     refused(tmp_path / ("n" * 300 + ".nii"), "no file or folder")
     refused(tmp_path / "nul\0.nii", "no file or folder")
     (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
-    refused(tmp_path / "loop.nii", "no file or folder")
+    refused(tmp_path / "loop.nii", "leads back to itself")
 
 
 def test_links_and_roundabout_paths_are_followed(tmp_path):
