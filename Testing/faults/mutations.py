@@ -28,7 +28,7 @@ def flip(data: bytes, chance: random.Random, first: int) -> bytes:
     """Some bytes among the first ones replaced, by bits or as a whole."""
     changed = bytearray(data or b"\0")
     for _ in range(chance.choice((1, 1, 2, 4, 16, 64))):
-        at = chance.randrange(min(first, len(changed)))
+        at = _place(chance, first, len(changed))
         changed[at] = chance.choice((changed[at] ^ (1 << chance.randrange(8)), chance.randrange(256), 0, 255))
     return bytes(changed)
 
