@@ -26,7 +26,7 @@ CONTRASTS = ("FLAIR", "T1", "T2", "PD", "diffusion-weighted", "CT", "angiography
 # A scan is doubted below the first likeness and refused below the second. Of 64 FLAIR scans of two sources, half of
 # them stripped, none of which was learnt from, one was below the first and none below the second.
 DOUBTED, REFUSED = 0.1, 0.02
-# A single slice tells little: of 56 FLAIR slices, half of them without geometry, 33 were below the first and one below
+# A single slice tells little: of 56 FLAIR slices, half of them without geometry, 31 were below the first and one below
 # the second; of 32 T1 slices all and two.
 SINGLE_DOUBTED, SINGLE_REFUSED = 0.5, 0.1
 UPRIGHT = "upright"
