@@ -146,7 +146,7 @@ def test_the_options_reach_the_detection(run: Run, folder: Path, package: Bundle
         *("--set", "kl_levels=3", "--set", "side=bright", "--set", "antithetic=false"),
     )
     assert end.code == 0, end.err
-    options = json.loads((tmp_path / "provenance.json").read_text())["options"]
+    options = json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))["options"]
     expected = {
         **{"steps": 3, "seed": 7, "threshold": 1.5, "min_volume_ml": 0.4, "batch_size": 5, "slice_spacing": 10.0},
         **{"kl_levels": 3, "side": "bright", "antithetic": False, "device": "cpu", "precision": "float32"},
@@ -208,7 +208,7 @@ def test_the_reconstruction_is_written_when_asked_for(run: Run, folder: Path, pa
     changed = np.abs(reconstruction - scan) > 1e-3
     assert changed[brain > 0].mean() > 0.5
     assert not changed[0].any(), "there is no brain in the lowest slice"
-    digests = json.loads((tmp_path / "kept" / "provenance.json").read_text())["files_sha256"]
+    digests = json.loads((tmp_path / "kept" / "provenance.json").read_text(encoding="utf-8"))["files_sha256"]
     assert "healed.nii.gz" in digests
 
 
@@ -232,7 +232,7 @@ def test_an_anonymous_result_names_neither_scan_nor_folder(
     names = ("provenance.json", "report.html", "findings.json", "findings.csv")
     texts = [(tmp_path / "out" / name).read_text(encoding="utf-8").casefold() for name in names]
     assert ["doe" in re.sub(r"base64,[a-z0-9+/=]+", "", text) for text in texts] == [not anonymous] * 2 + [False] * 2
-    title = json.loads((tmp_path / "out" / "provenance.json").read_text())["input"]["title"]
+    title = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))["input"]["title"]
     assert title == ("scan" if anonymous else "doe-kopf.nii.gz")
 
 
@@ -433,7 +433,7 @@ def test_threshold_cuts_the_same_scores_anew(run: Run, detected: Path, tmp_path:
     anomaly_map = sitk.GetArrayFromImage(sitk.ReadImage(str(detected / "heat.nii.gz")))
     at = float(np.quantile(anomaly_map[anomaly_map > 3], 0.5))
     end = run("threshold", detected / "heat.nii.gz", "--at", at, "--min-volume", 0, "-o", tmp_path)
-    doubts = json.loads((detected / "provenance.json").read_text())["warnings"]
+    doubts = json.loads((detected / "provenance.json").read_text(encoding="utf-8"))["warnings"]
     assert (end.code, end.error_lines) == (0, [f"warning: {doubt}" for doubt in doubts])
     assert {path.name for path in tmp_path.iterdir()} == {
         "mask.nii.gz",
@@ -443,15 +443,17 @@ def test_threshold_cuts_the_same_scores_anew(run: Run, detected: Path, tmp_path:
     }
     mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "mask.nii.gz")))
     np.testing.assert_array_equal(mask, anomaly_map >= np.float32(at))
-    assert json.loads((tmp_path / "threshold.json").read_text())["threshold"] == at
+    assert json.loads((tmp_path / "threshold.json").read_text(encoding="utf-8"))["threshold"] == at
 
 
 def test_threshold_at_the_stored_value_gives_the_stored_mask(run: Run, detected: Path, tmp_path: Path) -> None:
-    stored = json.loads((detected / "provenance.json").read_text())["threshold"]["heat"]
+    stored = json.loads((detected / "provenance.json").read_text(encoding="utf-8"))["threshold"]["heat"]
     assert run("threshold", detected / "heat.nii.gz", "--at", stored, "-o", tmp_path).code == 0
     masks = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask.nii.gz"))) for folder in (detected, tmp_path)]
     np.testing.assert_array_equal(*masks)
-    assert (tmp_path / "findings.csv").read_text() == (detected / "findings.csv").read_text()
+    assert (tmp_path / "findings.csv").read_text(encoding="utf-8") == (detected / "findings.csv").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_model_of_another_method_is_no_baseline(run: Run, folder: Path, package: Bundle, tmp_path: Path) -> None:
@@ -468,7 +470,7 @@ def test_the_method_is_the_models_where_none_is_named(run: Run, folder: Path, tm
         "detect", folder / "kopf.nii.gz", "--mask", folder / "brain.nii.gz", "--model", model, "-o", tmp_path / "o"
     )
     assert end.code == 0, end.err
-    provenance = json.loads((tmp_path / "o" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "o" / "provenance.json").read_text(encoding="utf-8"))
     assert (provenance["method"], provenance["model"]["name"]) == ("intensity", "toy-intensity")
 
 

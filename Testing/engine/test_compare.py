@@ -33,7 +33,7 @@ from pathlib import Path
 def say(**event):
     print(json.dumps(event), flush=True)
 def do(folder):
-    job = json.loads((Path(folder) / "job.json").read_text())
+    job = json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
     with open(Path(__file__).with_name("log"), "a") as log:
         log.write(f"{os.getpid()} {' '.join(sys.argv[1:2])}\\n")
     say(event="started", device="cpu", model=None, version=None, slices=1)

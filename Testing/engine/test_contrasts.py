@@ -411,7 +411,7 @@ def detect(bundle: Bundle, patient: Path, tmp_path: Path, capsys: pytest.Capture
         mask = ["--mask", str(patient / "brain_mask.nii.gz")]
         code = cli.main(["detect", *given, "-o", str(output), "--model", str(bundle.path), *mask])
         record = output / "provenance.json"
-        return code, json.loads(record.read_text()) if record.exists() else {}, capsys.readouterr().err
+        return code, json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}, capsys.readouterr().err
 
     return run
 
@@ -556,7 +556,7 @@ def test_a_worker_detects_in_the_channels_of_its_job(bundle: Bundle, patient: Pa
     events = [json.loads(line) for line in process.stdout]
     process.communicate(timeout=60)
     assert process.returncode == 0 and events[-1]["event"] == "result"
-    made = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    made = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
     assert made["input"]["title"] == "The patient"
     assert list(made["channels"]) == ["FLAIR", "T1"]
 
@@ -644,4 +644,4 @@ def test_evaluate_takes_a_pattern_a_contrast(
     assert cli.main([*shared, *patterns, "-o", str(tmp_path / "out")]) == 2
     assert "c_t1.nii.gz" in capsys.readouterr().err
     assert cli.main([*shared, *patterns, "--complete-only", "-o", str(tmp_path / "out")]) == 0
-    assert len((tmp_path / "out" / "evaluation_patients.csv").read_text().splitlines()) == 1 + 2
+    assert len((tmp_path / "out" / "evaluation_patients.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2

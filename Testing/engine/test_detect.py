@@ -607,7 +607,7 @@ def test_saved_files_are_complete_and_agree_with_their_provenance(
         assert hashlib.sha256((files["heat"].parent / name).read_bytes()).hexdigest() == digest
     assert set(provenance["files_sha256"]) == {path.name for path in files.values()} - {"provenance.json"}
     np.testing.assert_array_equal(array(sitk.ReadImage(str(files["heat"]))), array(baseline.anomaly_map))
-    assert json.loads(files["findings_json"].read_text())["findings"][0]["id"] == 1
+    assert json.loads(files["findings_json"].read_text(encoding="utf-8"))["findings"][0]["id"] == 1
 
 
 def test_provenance_says_what_was_run_on_what(

@@ -131,9 +131,9 @@ def test_no_scores_means_no_findings(tmp_path):
     assert findings == []
     assert sitk.GetArrayFromImage(mask).max() == sitk.GetArrayFromImage(labels).max() == 0
     write_findings_csv(findings, tmp_path / "findings.csv")
-    assert (tmp_path / "findings.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert (tmp_path / "findings.csv").read_text(encoding="utf-8") == ",".join(COLUMNS) + "\n"
     write_findings_json(findings, tmp_path / "findings.json")
-    assert json.loads((tmp_path / "findings.json").read_text())["findings"] == []
+    assert json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))["findings"] == []
 
 
 def test_the_tables_hold_what_was_found_with_units(tmp_path):

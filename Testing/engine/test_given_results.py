@@ -116,7 +116,7 @@ def test_a_map_that_other_software_saved_is_taken_with_a_warning(
     warning = f"{given} has no record of this program beside it; is it an anomaly map?"
     assert f"warning: {warning}" in capsys.readouterr().err
     for name in ("threshold.json", "findings.json"):
-        assert json.loads((tmp_path / "to" / name).read_text())["warnings"] == [warning]
+        assert json.loads((tmp_path / "to" / name).read_text(encoding="utf-8"))["warnings"] == [warning]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_brain_mask_for_threshold_is_looked_at(
         mask = tmp_path / given
         shutil.copy(place / "bm.nii.gz", mask)
         record = tmp_path / "ev" / "evaluation.json"
-        content = json.loads(record.read_text())
+        content = json.loads(record.read_text(encoding="utf-8"))
         content["files_sha256"]["brain/p1.nii.gz"] = hashlib.sha256(mask.read_bytes()).hexdigest()
         record.write_text(json.dumps(content))
     if given == "empty":
@@ -295,11 +295,13 @@ def test_doubts_of_the_detection_stay_with_its_map(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(place / "out", tmp_path / "out")
-    content = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    content = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
     (tmp_path / "out" / "provenance.json").write_text(json.dumps({**content, "warnings": ["The scan is doubtful."]}))
     assert threshold(tmp_path / "out" / "heat.nii.gz", tmp_path / "to") == 0
     assert "warning: The scan is doubtful." in capsys.readouterr().err
-    assert json.loads((tmp_path / "to" / "findings.json").read_text())["warnings"] == ["The scan is doubtful."]
+    assert json.loads((tmp_path / "to" / "findings.json").read_text(encoding="utf-8"))["warnings"] == [
+        "The scan is doubtful."
+    ]
 
 
 # --- detect
@@ -377,7 +379,7 @@ def test_the_result_of_another_scan_stays_unless_it_may_go(
     assert "--overwrite" in said
     assert record.read_bytes() == before
     assert detect(other, "--overwrite") == 0
-    assert json.loads(record.read_text())["input"]["title"] == "other.nii.gz"
+    assert json.loads(record.read_text(encoding="utf-8"))["input"]["title"] == "other.nii.gz"
 
 
 @pytest.mark.parametrize("other", ["another scan", "threshold"])
@@ -396,7 +398,9 @@ def test_python_keeps_the_result_of_another_scan_unless_it_may_go(other: str, pl
     assert "overwrite=True" in caught.value.hint
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     files = second.save(tmp_path / "out", overwrite=True)
-    assert json.loads(files["provenance"].read_text())["input"]["sha256"] == second.scan.reference.sha256
+    assert (
+        json.loads(files["provenance"].read_text(encoding="utf-8"))["input"]["sha256"] == second.scan.reference.sha256
+    )
     assert not (tmp_path / "out" / "threshold.json").exists()
 
 

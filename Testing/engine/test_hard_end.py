@@ -41,7 +41,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()} if folder.exists() else {}
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} if folder.exists() else {}
 
 
 def earlier(folder: Path) -> dict[str, str]:
@@ -121,7 +121,7 @@ def test_the_hidden_folder_of_another_run_stays(tmp_path: Path) -> None:
         (other.new / "heat.nii.gz").write_text("being written")
         waiting = OutputFolder(tmp_path)
         waiting.discard()
-        assert (other.new / "heat.nii.gz").read_text() == "being written"
+        assert (other.new / "heat.nii.gz").read_text(encoding="utf-8") == "being written"
 
 
 def test_a_request_before_the_exchange_prevents_it(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def entry(file: str, *path: str, value: Any) -> Callable[[Path], None]:
     """Set one entry of a JSON file; ``value`` is JSON text, so that it may be what json would not write."""
 
     def change(package: Path) -> None:
-        content = json.loads((package / file).read_text())
+        content = json.loads((package / file).read_text(encoding="utf-8"))
         holder = content
         for key in path[:-1]:
             holder = holder.setdefault(key, {})
@@ -336,7 +336,7 @@ def test_a_package_whose_files_are_not_what_they_seem_is_refused_soon(name: str,
 
 def test_sparse_weights_that_the_manifest_agrees_with_are_not_read(package: Path) -> None:
     _sparse(WEIGHTS)(package)
-    manifest = json.loads((package / MANIFEST).read_text())
+    manifest = json.loads((package / MANIFEST).read_text(encoding="utf-8"))
     manifest["files"][WEIGHTS]["size"] = 12 * 10**9
     (package / MANIFEST).write_text(json.dumps(manifest))
     with limits(), pytest.raises(ModelError, match="its network cannot fill"):

@@ -60,8 +60,8 @@ def test_pictures_with_something_in_them_are_told_from_those_without(films: Path
     assert row["auroc.picture.highest_1"] == 1.0
     assert row["diseased"] == 4 and row["slices"] == COUNT
     assert row["auroc.picture.mean_low"] <= row["auroc.picture.mean"]
-    assert "pictures, highest 1 %" in (films / "out" / "evaluation.md").read_text()
-    stored = json.loads((films / "out" / "evaluation.json").read_text())
+    assert "pictures, highest 1 %" in (films / "out" / "evaluation.md").read_text(encoding="utf-8")
+    stored = json.loads((films / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert len(stored["slices"]) == COUNT
 
 

@@ -52,8 +52,8 @@ def test_an_earlier_result_is_replaced_and_leaves_nothing_stale(tmp_path: Path) 
     publish(tmp_path, result_of("first", ("more/c.txt", *NAMES)))
     publish(tmp_path, result_of("second"))
     assert set(content(tmp_path)) == {"mine.txt", "a.txt", "sub", "sub/b.txt", "record.json"}
-    assert (tmp_path / "sub" / "b.txt").read_text() == "second"
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "sub" / "b.txt").read_text(encoding="utf-8") == "second"
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
 def theirs(place: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_record_from_elsewhere_removes_nothing_outside(name: str, tmp_path: Pa
     )
     with pytest.raises(InputError, match=r"record\.json"):
         publish(out, result_of("new"))
-    assert victim.read_text() == "mine"
+    assert victim.read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("kind", ["symbolic link", "hard link", "itself"])
@@ -152,7 +152,7 @@ def test_an_input_is_never_replaced_whatever_its_name(kind: str, tmp_path: Path)
         pytest.raises(InputError, match=r"a\.txt is read by this run"),
     ):
         folder.publish(result_of("second"))
-    assert place.read_text() == "first"
+    assert place.read_text(encoding="utf-8") == "first"
 
 
 @pytest.mark.parametrize("place", ["", "results", "a/b", "link/results"])
@@ -240,9 +240,13 @@ def test_a_kill_between_any_two_steps_is_undone_by_the_next_run(moves: int, earl
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    complete = json.loads((out / "record.json").read_text())["about"] if (out / "record.json").exists() else None
+    complete = (
+        json.loads((out / "record.json").read_text(encoding="utf-8"))["about"]
+        if (out / "record.json").exists()
+        else None
+    )
     if complete == "second":
-        assert {(out / name).read_text() for name in NAMES[:-1]} == {"second"}
+        assert {(out / name).read_text(encoding="utf-8") for name in NAMES[:-1]} == {"second"}
     with OutputFolder(out):
         assert not list(out.glob(".*"))
         if complete != "second":
@@ -306,16 +310,16 @@ def test_the_same_command_replaces_its_earlier_result(scan: Path, tmp_path: Path
     first = (tmp_path / "provenance.json").stat().st_ino
     assert detect(scan, tmp_path) == 0
     assert (tmp_path / "provenance.json").stat().st_ino != first
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
     (tmp_path / "findings.csv").write_text("my own remarks")
     assert detect(scan, tmp_path) == 2
-    assert (tmp_path / "findings.csv").read_text() == "my own remarks"
+    assert (tmp_path / "findings.csv").read_text(encoding="utf-8") == "my own remarks"
 
 
 def test_a_result_of_schema_1_is_known(scan: Path, tmp_path: Path) -> None:
     assert detect(scan, tmp_path) == 0
     place = tmp_path / "provenance.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), "schema_version": 1}))
+    place.write_text(json.dumps({**json.loads(place.read_text(encoding="utf-8")), "schema_version": 1}))
     assert detect(scan, tmp_path) == 0
 
 
@@ -364,7 +368,7 @@ def test_evaluate_is_refused_before_it_computes(
     pair = Pair("p1", scan / "brain.nii.gz", scan / "mask.nii.gz", scan / "bm.nii.gz")
     with pytest.raises(InputError, match=place.name):
         evaluate.run([pair], [evaluate.RunSpec("intensity")], tmp_path, "cpu")
-    assert place.read_text() == "mine"
+    assert place.read_text(encoding="utf-8") == "mine"
 
 
 def test_evaluate_replaces_its_earlier_result_and_keeps_names_apart(scan: Path, tmp_path: Path) -> None:

@@ -78,7 +78,10 @@ def test_another_processor_or_torch_is_measured_anew_and_both_are_kept(
     monkeypatch.setattr(precision, "processor_name", lambda: "another")
     measuring(monkeypatch, 0.9)
     assert choose_dtype("auto", CPU) == torch.float32
-    assert [entry["precision"] for entry in json.loads(file.read_text()).values()] == ["bfloat16", "float32"]
+    assert [entry["precision"] for entry in json.loads(file.read_text(encoding="utf-8")).values()] == [
+        "bfloat16",
+        "float32",
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"half', "\x00"])
@@ -88,7 +91,7 @@ def test_a_file_that_cannot_be_read_is_measured_over(content: str, file: Path, m
     measured = measuring(monkeypatch, 2.0)
     assert choose_dtype("auto", CPU) == torch.bfloat16
     assert measured.count == 1
-    assert len(json.loads(file.read_text())) == 1
+    assert len(json.loads(file.read_text(encoding="utf-8"))) == 1
 
 
 def test_without_a_folder_to_write_to_it_is_measured_once_a_process(

@@ -161,4 +161,4 @@ def test_a_page_replaces_nothing_but_a_page(
     (folder / theirs).write_text("{}")
     with pytest.raises(InputError):
         redraw(folder)
-    assert (folder / theirs).read_text() == "{}"
+    assert (folder / theirs).read_text(encoding="utf-8") == "{}"

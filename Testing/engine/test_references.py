@@ -50,10 +50,10 @@ def test_references_that_cannot_be_true_are_told_and_kept(
     arguments = ["--run", "intensity", "--brain-pattern", "*_brain.nii.gz", "--device", "cpu", "-o", str(out)]
     assert cli.main(["evaluate", str(tmp_path), *arguments]) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    kept = json.loads((out / "evaluation.json").read_text())["warnings"]
+    kept = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["warnings"]
     assert [warning.startswith(start) for warning, start in zip(kept, says, strict=True)] == [True] * len(says)
     assert len(warned) == len(says)
-    assert all(warning in (out / "evaluation.md").read_text() for warning in kept)
+    assert all(warning in (out / "evaluation.md").read_text(encoding="utf-8") for warning in kept)
 
 
 @pytest.mark.parametrize("more", [0, 1])

@@ -57,7 +57,7 @@ def test_the_worker_does_not(tmp_path: Path, trace: Path, variables: dict[str, s
     job._environment = variables
     jobs.finish(job)
     worker.shutdown()
-    assert not trace.exists(), trace.read_text()
+    assert not trace.exists(), trace.read_text(encoding="utf-8")
     assert job.state is State.DONE, job.log
 
 
@@ -66,7 +66,7 @@ def test_a_question_does_not(trace: Path, variables: dict[str, str], monkeypatch
     answers: list[dict[str, Any]] = []
     question = Question(PipeProcess(), ["machine"], answers.append)
     jobs.wait(lambda: bool(answers), question.tick)
-    assert not trace.exists(), trace.read_text()
+    assert not trace.exists(), trace.read_text(encoding="utf-8")
     assert answers[0]["problems"] == {} and answers[0]["devices"]
 
 
@@ -77,11 +77,11 @@ def test_a_step_of_pip_does_not(tmp_path: Path, trace: Path, variables: dict[str
     installation.onFinished = problems.append
     installation.start()
     jobs.wait(lambda: bool(problems), installation.tick, 120)
-    assert not trace.exists(), trace.read_text()
+    assert not trace.exists(), trace.read_text(encoding="utf-8")
     assert "lacks a wheel" in problems[0]
 
 
 def test_the_planted_modules_would_be_imported_without_care(trace: Path) -> None:
     """The trap works: a process that is started the usual way walks into it."""
     subprocess.run([sys.executable, "-c", "import numpy"], check=False)
-    assert trace.read_text() == "numpy"
+    assert trace.read_text(encoding="utf-8") == "numpy"

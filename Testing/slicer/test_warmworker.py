@@ -204,7 +204,7 @@ def test_a_process_that_ends_at_every_job_is_tried_once_more_and_no_more(tmp_pat
     for job in (first, second):
         jobs.finish(job, seconds=30)
         assert job.state is State.FAILED and job.outcome is not None and "exit code 1" in job.outcome.what
-    assert count.read_text().split() == 2 * ["started"]
+    assert count.read_text(encoding="utf-8").split() == 2 * ["started"]
 
 
 def test_nothing_of_one_job_reaches_the_log_of_another(tmp_path: Path, worker: WarmWorker) -> None:

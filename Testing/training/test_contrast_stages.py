@@ -92,7 +92,7 @@ def test_a_package_of_two_contrasts_is_calibrated_on_both_and_asks_for_both(two_
     folder = two_contrasts.folder
     assert two_contrasts.command("denoise", name="denoiser") == 0
     path = configure(two_contrasts, "denoiser", options={"steps": 1, "heat": "residual"}, modality="FLAIR + T1")
-    prepare = yaml.safe_load((folder / "prepare.yaml").read_text())
+    prepare = yaml.safe_load((folder / "prepare.yaml").read_text(encoding="utf-8"))
     others = {"T1": {"pattern": "p*_t1.nii.gz"}}
     prepare |= {"pattern": "p*_flair.nii.gz", "contrast": "FLAIR", "other_contrasts": others}
     rows = [f"p{p}_flair.nii.gz,{i},{int(i == 4)}" for p in (1, 2) for i in range(8)]
@@ -113,7 +113,7 @@ def test_a_package_of_two_contrasts_is_calibrated_on_both_and_asks_for_both(two_
     assert np.isfinite(found.raw).all()
     with pytest.raises(InputError, match="the model toy knows FLAIR, T1"):
         detector.raw_map(flair, brain)
-    entries = yaml.safe_load(path.read_text()) | {"healthy": ["volunteer.nii.gz"]}
+    entries = yaml.safe_load(path.read_text(encoding="utf-8")) | {"healthy": ["volunteer.nii.gz"]}
     path.write_text(yaml.safe_dump(entries), encoding="utf-8")
     with pytest.raises(ConfigurationError, match="scans of one contrast cannot set the threshold of several"):
         read_yaml(path, PackageConfig)

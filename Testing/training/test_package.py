@@ -277,7 +277,9 @@ def test_weights_without_their_run_are_packaged_as_they_are(trained: Workplace, 
     verify(made)
     assert made.anomaly["training"]["brain"] == {"steps": 12, "minutes": 3.4, "hardware": "an abacus"}
     assert "| brain | 12 | 3.4 | an abacus |" in made.model_card
-    assert json.loads((made.path / "configs" / "metadata.json").read_text())["changelog"] == {"0.1.0": "the first"}
+    assert json.loads((made.path / "configs" / "metadata.json").read_text(encoding="utf-8"))["changelog"] == {
+        "0.1.0": "the first"
+    }
     for name, value in made.weights("brain").items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=0, check_dtype=False)
 
