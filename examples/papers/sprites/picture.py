@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from diffusion_anomaly.evaluation import metrics
 
-from .sprites import Contaminated
+from .shapes import Contaminated
 
 CREDIT = (
     "Slices: MedNIST (B. J. Erickson, Mayo Clinic), CC BY-SA 4.0, with sprites pasted in; this picture: CC BY-SA 4.0"

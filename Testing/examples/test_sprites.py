@@ -13,11 +13,10 @@ from matplotlib.image import imread
 
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import metrics
-from examples.mednist.__main__ import command_line
-from examples.mednist.experiment import MednistConfig
-from examples.mednist.measures import dice_curves, score_row, sprite_row
-from examples.mednist.slices import prepare_mednist
-from examples.mednist.sprites import (
+from examples.papers.sprites.__main__ import command_line
+from examples.papers.sprites.experiment import MednistConfig
+from examples.papers.sprites.measures import dice_curves, score_row, sprite_row
+from examples.papers.sprites.shapes import (
     GREATEST_RADIUS,
     LEAST_CONTRAST,
     SHAPES,
@@ -25,7 +24,8 @@ from examples.mednist.sprites import (
     head_depth,
     within,
 )
-from examples.mednist.ways import Pictures, learn_threshold
+from examples.papers.sprites.slices import prepare_mednist
+from examples.papers.sprites.ways import Pictures, learn_threshold
 from Testing.training.stages import Workplace
 from training.data.slices import DISEASED, HEALTHY, Slices
 from training.stages.diffusion import DiffusionConfig
@@ -299,7 +299,7 @@ def test_wrong_input_is_named_and_nothing_is_written(
 
 
 def test_the_configurations_that_ship_fit_together() -> None:
-    folder = Path(__file__).parents[2] / "examples" / "mednist" / "configs"
+    folder = Path(__file__).parents[2] / "examples" / "papers" / "sprites" / "configs"
     config = read_yaml(folder / "experiment.yaml", MednistConfig)
     diffusion = read_yaml(folder / config.diffusion.name, DiffusionConfig)
     assert diffusion.codec is not None

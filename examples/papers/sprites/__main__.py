@@ -1,4 +1,4 @@
-"""``python -m examples.mednist …``: the first paper's experiment. ``docs/mednist.md`` walks through it."""
+"""``python -m examples.papers.sprites …``: the parts of the experiment, to choose options by."""
 
 from __future__ import annotations
 

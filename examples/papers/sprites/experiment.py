@@ -28,7 +28,7 @@ from training.trainer.configuration import ConfigurationError, read_yaml
 
 from .measures import score_row, sprite_row
 from .picture import draw_examples
-from .sprites import Contaminated, contaminate
+from .shapes import Contaminated, contaminate
 from .ways import Pictures, learn_latent_threshold, learn_threshold, load_model, ways
 
 logger = logging.getLogger(__name__)

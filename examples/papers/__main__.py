@@ -1,0 +1,35 @@
+"""``python -m examples.papers EXPERIMENT``: from data to the figures of one experiment of the two papers.
+
+Each command prepares, trains, packs and measures, and leaves out what is there already, so that a stopped one goes on.
+``docs/papers`` says what came out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.command_line import make_app, run
+
+app = make_app(__doc__)
+RESULTS = Path("runs/papers")
+Output = Annotated[Path, typer.Option("--output", help="where tables and pictures go")]
+
+
+@app.command("pinaya-sprites")
+def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
+    """Pinaya et al. 2022, section 3.1: sprites in head CT, and pictures of other classes (MedNIST)."""
+    from .sprites import command
+
+    command.run(output)
+
+
+def command_line(arguments: list[str] | None = None) -> None:
+    """Run one experiment and exit with its code."""
+    run(app, arguments)
+
+
+if __name__ == "__main__":
+    command_line()
