@@ -22,6 +22,7 @@ from diffusion_anomaly.errors import Cancelled, InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_healthy, find_pairs
 from diffusion_anomaly.evaluation.evaluate import RunSpec
+from diffusion_anomaly.evaluation.froc import Froc
 from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices
 from diffusion_anomaly.evaluation.statistics import Case, RunResult, Sweep
 from diffusion_anomaly.evaluation.table import COLUMNS, Table
@@ -594,6 +595,7 @@ def run_of(label: str, cases: list[Case], is_baseline: bool = False) -> RunResul
         false_positives=np.ones((count, 1), int),
         thresholds=np.array([3.0]),
         dice=np.full((count, 1), 0.5),
+        froc=Froc.of([[case.lesions] for case in cases]),
     )
     return RunResult(label, is_baseline, cases, swept, PROVENANCE)
 

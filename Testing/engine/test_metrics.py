@@ -154,7 +154,7 @@ def test_lesions_are_found_by_one_common_voxel_and_others_are_false_alarms() -> 
     second = (slice(5, 8), slice(5, 8), slice(5, 8))
     reference = box((10, 10, 10), first, second)
     predicted = box((10, 10, 10), (slice(1, 3), slice(1, 3), slice(1, 3)), (slice(0, 1), slice(8, 10), slice(8, 10)))
-    match = metrics.match_lesions(predicted, reference, voxel_ml=0.5)
+    match = metrics.Lesions.of(reference, 0.5).match(predicted)
     assert match.volumes_ml == (4.0, 13.5)
     assert match.found == (True, False)
     assert match.false_positives == 1
@@ -162,14 +162,14 @@ def test_lesions_are_found_by_one_common_voxel_and_others_are_false_alarms() -> 
 
 def test_voxels_that_share_a_corner_are_one_lesion() -> None:
     diagonal = box((2, 2, 2), (slice(0, 1),) * 3, (slice(1, 2),) * 3)
-    assert len(metrics.match_lesions(diagonal, diagonal, 1.0).found) == 1
+    assert len(metrics.Lesions.of(diagonal, 1.0).match(diagonal).found) == 1
 
 
 def test_matching_with_nothing_predicted_or_nothing_there() -> None:
     empty, full = np.zeros((3, 3, 3), bool), np.ones((3, 3, 3), bool)
-    assert metrics.match_lesions(empty, full, 1.0).found == (False,)
-    assert metrics.match_lesions(full, empty, 1.0) == metrics.LesionMatch((), (), 1)
-    assert metrics.match_lesions(empty, empty, 1.0) == metrics.LesionMatch((), (), 0)
+    assert metrics.Lesions.of(full, 1.0).match(empty).found == (False,)
+    assert metrics.Lesions.of(empty, 1.0).match(full) == metrics.LesionMatch((), (), 1)
+    assert metrics.Lesions.of(empty, 1.0).match(empty) == metrics.LesionMatch((), (), 0)
 
 
 @pytest.mark.parametrize("smallest", [0.0, 0.5, 1.0, 1.2, 8.0])

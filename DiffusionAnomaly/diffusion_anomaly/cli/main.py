@@ -358,6 +358,10 @@ def evaluate(
         bool, typer.Option("--complete-only", help="Leave patients without all contrasts out.")
     ] = False,
     mask_pattern: Annotated[str, typer.Option(help="Their reference masks.")] = "*_mask.nii.gz",
+    raters: Annotated[
+        list[str] | None,
+        typer.Option("--rater", metavar="NAME=PATTERN", help="Masks of one of several raters, to compare with each."),
+    ] = None,
     brain_pattern: Annotated[str | None, typer.Option(help="Their brain masks; default: found by a network.")] = None,
     healthy: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Healthy scans, where every finding is a false alarm.")
@@ -385,10 +389,10 @@ def evaluate(
     try:
         specs = [evaluate.RunSpec.parse(run, precision=precision) for run in runs or list(METHODS)]
         patterns = dict(named("--channel", text, "flair='*_flair.nii.gz'") for text in channels or [])
+        masks = dict(named("--rater", text, "first='*_mask1.nii.gz'") for text in raters or [])
         labelled = None if labels is None else find_labelled(source, labels)
-        pairs = (
-            [] if labelled else find_pairs(source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only)
-        )
+        found = (source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only, masks)
+        pairs = [] if labelled else find_pairs(*found)
         healthy_scans = [] if healthy is None else find_healthy(healthy, healthy_pattern)
         with listener:
             listener.begin(source, several=False)

@@ -21,6 +21,7 @@ class Pair:
         reference: mask of what should be found, on the scan's grid.
         brain: brain mask on the scan's grid; None lets the network find it.
         channels: each contrast's file by name where there are several, the scan's own first.
+        raters: masks of single raters by name, on the scan's grid, where the reference is what several agreed on.
     """
 
     name: str
@@ -28,11 +29,13 @@ class Pair:
     reference: Path
     brain: Path | None = None
     channels: Mapping[str, Path] = field(default_factory=dict)
+    raters: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[Path]:
         """Every file of it."""
-        return [path for path in (self.scan, self.reference, self.brain, *self.channels.values()) if path is not None]
+        others = (*self.channels.values(), *self.raters.values())
+        return [path for path in (self.scan, self.reference, self.brain, *others) if path is not None]
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,21 @@ def find_pairs(
     brain_pattern: str | None = None,
     channels: Mapping[str, str] | None = None,
     complete_only: bool = False,
+    raters: Mapping[str, str] | None = None,
 ) -> list[Pair]:
     """Scans and their references, sorted by name.
 
     Args:
         source: a folder; or a CSV file with the columns ``scan``, ``reference`` and, if wanted, ``brain`` and
-            ``name``, paths relative to its own folder; and a column ``channel_NAME`` for each of several contrasts.
+            ``name``, paths relative to its own folder; and a column ``channel_NAME`` for each of several contrasts, a
+            column ``rater_NAME`` for each of several raters.
         scan_pattern: which files of the folder are scans; its one ``*`` stands for the patient.
         mask_pattern: the reference's name, ``*`` being the same patient.
         brain_pattern: the brain mask's name, if there are brain masks.
         channels: of a folder with several contrasts, each one's pattern by its name, in place of ``scan_pattern``; the
             first is the scan that references and brains belong to. A pattern may lead out of the folder (``../``).
         complete_only: whether patients without all contrasts are left out; else they are refused.
+        raters: of a folder, the masks of each of several raters by their names.
 
     Raises:
         InputError: when there are none, a reference is missing, or two have one name.
@@ -95,7 +101,7 @@ def find_pairs(
         pairs = _pairs_of_csv(source)
     elif source.is_dir():
         scan_pattern = next(iter(channels.values())) if channels else scan_pattern
-        pairs = list(_pairs_of_folder(source, scan_pattern, mask_pattern, brain_pattern, channels or {}))
+        pairs = list(_pairs_of_folder(source, scan_pattern, mask_pattern, brain_pattern, channels or {}, raters or {}))
     else:
         raise InputError(f"There is no folder or CSV file {source}.", "Check the path.")
     if not pairs:
@@ -111,22 +117,31 @@ def find_pairs(
     for path in (path for pair in pairs for path in pair.inputs):
         if not path.exists():
             raise InputError(
-                f"There is no file {path}.", "Each scan needs its reference mask and contrasts; check the patterns."
+                f"There is no file {path}.",
+                "Each scan needs its reference, contrasts and raters; check the patterns.",
             )
     return sorted(pairs, key=lambda pair: pair.name)
 
 
 def _pairs_of_folder(
-    folder: Path, scan: str, mask: str, brain: str | None, channels: Mapping[str, str]
+    folder: Path,
+    scan: str,
+    mask: str,
+    brain: str | None,
+    channels: Mapping[str, str],
+    raters: Mapping[str, str],
 ) -> Iterator[Pair]:
-    for pattern in (mask, brain, *channels.values()):
+    for pattern in (mask, brain, *channels.values(), *raters.values()):
         if pattern is not None:
             _check_pattern(pattern)
     for patient, path in _named(folder, scan):
         others = [None if pattern is None else folder / pattern.replace("*", patient) for pattern in (mask, brain)]
         assert others[0] is not None
-        contrasts = {name: folder / pattern.replace("*", patient) for name, pattern in channels.items()}
-        yield Pair(patient, path, others[0], others[1], contrasts)
+        contrasts, masks = (
+            {name: folder / pattern.replace("*", patient) for name, pattern in patterns.items()}
+            for patterns in (channels, raters)
+        )
+        yield Pair(patient, path, others[0], others[1], contrasts, masks)
 
 
 def _named(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
@@ -160,10 +175,12 @@ def _pair_of_row(row: Mapping[str, str | None], path: Path, line: int) -> Pair:
         raise InputError(f"{path}, line {line}, lacks a scan or a reference.", "Fill in both.")
     name = str(row.get("name") or "").strip() or re.sub(r"\.nii$", "", Path(scan).stem)
     folder = path.parent
-    prefix = "channel_"
-    channels = {
-        key.removeprefix(prefix): folder / value.strip()
-        for key, value in row.items()
-        if key and key.startswith(prefix) and isinstance(value, str) and value.strip()
-    }
-    return Pair(name, folder / scan, folder / reference, folder / brain if brain else None, channels)
+    channels, raters = (
+        {
+            key.removeprefix(prefix): folder / value.strip()
+            for key, value in row.items()
+            if key and key.startswith(prefix) and isinstance(value, str) and value.strip()
+        }
+        for prefix in ("channel_", "rater_")
+    )
+    return Pair(name, folder / scan, folder / reference, folder / brain if brain else None, channels, raters)

@@ -39,6 +39,9 @@ from ..results.result import Progress, Result
 from ..text import distinct_names
 from . import metrics, montage
 from .dataset import HealthyScan, Pair
+from .froc import Froc
+from .metrics import Lesions
+from .raters import Agreement, agreements
 from .references import reference_warnings
 from .reliability import FreeSlices, Reliability
 from .statistics import Case, HealthyCase, RunResult, Sweep
@@ -48,7 +51,7 @@ BASELINE = "intensity"
 # What is written besides images and pictures, the record last.
 FILES = (
     *(f"reliability.{kind}" for kind in ("png", "md", "json")),
-    *(f"evaluation{kind}.csv" for kind in ("", "_strata", "_patients", "_healthy")),
+    *(f"evaluation{kind}.csv" for kind in ("", "_strata", "_froc", "_raters", "_patients", "_healthy")),
     "evaluation.md",
     "evaluation.json",
 )
@@ -112,8 +115,7 @@ def run(
             ``evaluation_patients.csv`` and one a healthy scan in ``evaluation_healthy.csv``), the calibration's
             reliability (``reliability.md``, ``.json``, ``.png``), a picture of each run's best, median and worst
             patient (``montage-<run>.png``), the brain masks and the anomaly maps; those of healthy scans lie in a
-            folder
-            ``healthy``.
+            folder ``healthy``.
         device, seed: as for a detection.
         progress: is told how far it is; may raise ``Cancelled``.
         healthy: scans in which every finding is a false alarm.
@@ -130,6 +132,9 @@ def run(
     """
     if not pairs:
         raise InputError("There are no scans to evaluate on.", "Give at least one scan with its reference.")
+    named = {tuple(sorted(pair.raters)) for pair in pairs}
+    if len(named) > 1:
+        raise InputError("Some scans lack a rater that others have.", "Give every scan a mask of every rater.")
     inputs = [path for pair in pairs for path in pair.inputs]
     with OutputFolder(output, [*inputs, *(scan.scan for scan in healthy)]) as folder:
         detectors = {label: Detector(plan) for label, plan in plan_runs(runs, device, seed, steps).items()}
@@ -164,16 +169,21 @@ def _evaluate(
     clock.enter("detect", sum(weights.values()) * (len(pairs) + len(healthy)))
     cases: dict[str, list[Case]] = {label: [] for label in detectors}
     provenance: dict[str, dict[str, Any]] = {}
+    agreed: list[Agreement] = []
     for pair in pairs:
         scan = _read(pair)
         volume, brain = scan.reference, brains[pair.scan]
         truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain.path, volume))
+        predicted: dict[str, np.ndarray] = {}
         for label, detector in detectors.items():
             result, seconds = _detect(detector, _shown_to(detector, scan), truth.brain_image, clock, weights[label])
             write_like(result.anomaly_map, volume, places.anomaly_map(label, pair.name), dtype=np.float32)
             calibration, seconds = detector.plan.calibration, seconds + brain.seconds
             cases[label].append(_compare(pair.name, truth, result, calibration, seconds, brain.given))
             provenance[label] = result.provenance
+            predicted[label] = truth.view(result.mask) != 0
+        raters = {name: truth.view(read_mask(path, volume)) != 0 for name, path in pair.raters.items()}
+        agreed += agreements(pair.name, predicted, raters, truth.voxel_ml)
     false_alarms = _count_false_alarms(healthy, detectors, brains, healthy_places, clock, weights)
     clock.enter("table", len(detectors))
     results = []
@@ -192,7 +202,7 @@ def _evaluate(
         }
         montages |= montage.writer(places.labels[label], cases[label], files, plan.threshold, plan.asked.min_volume_ml)
         clock.report(done + 1)
-    table = Table.of(results, seed=seed, resamples=resamples, warnings=warnings)
+    table = Table.of(results, seed=seed, resamples=resamples, warnings=warnings, agreed=agreed)
     reliability = Reliability.of(
         {result.label: [case.free for case in result.cases] for result in results},
         {label: detector.plan.threshold for label, detector in detectors.items()},
@@ -270,7 +280,7 @@ def sweep(
     negatives = np.zeros(len(values), np.int64)
     points = metrics.thin(values, CURVE_POINTS)
     thresholds = np.union1d(metrics.thin(values[values > 0], DICE_THRESHOLDS), [threshold])
-    true_positives, false_positives, dices = [], [], []
+    true_positives, false_positives, dices, matches = [], [], [], []
     for case, (path, truth) in zip(cases, anomaly_maps, strict=True):
         anomaly_map = truth.view(read_anomaly_map(path).image)
         others = anomaly_map[truth.brain & ~truth.reference]
@@ -279,8 +289,10 @@ def sweep(
         false_positives.append(metrics.at_least(others, points))
         # The anomaly score is 0 outside the brain, so components are looked for in its bounding box alone.
         box = ndimage.find_objects((truth.brain | truth.reference).astype(np.uint8))[0]
-        masks = (metrics.without_small(anomaly_map[box] >= t, truth.voxel_ml, min_volume_ml) for t in thresholds)
+        lesions = Lesions.of(truth.reference[box], truth.voxel_ml)
+        masks = [metrics.without_small(anomaly_map[box] >= t, truth.voxel_ml, min_volume_ml) for t in thresholds]
         dices.append([metrics.dice(mask, truth.reference[box]) for mask in masks])
+        matches.append([lesions.match(mask) for mask in masks])
     return Sweep(
         average_precision=metrics.average_precision_of_counts(counts, negatives, int(missed.sum())),
         average_precision_in_brain=metrics.average_precision_of_counts(counts, negatives),
@@ -289,6 +301,7 @@ def sweep(
         false_positives=np.array(false_positives),
         thresholds=thresholds,
         dice=np.array(dices),
+        froc=Froc.of(matches),
     )
 
 
@@ -443,7 +456,7 @@ def _compare(
         otsu_dice=metrics.dice(by_otsu, truth.reference),
         voxel_auroc=metrics.auroc(lesion_scores, other_scores, outside) if truth.reference.any() else math.nan,
         outside_brain_voxels=outside,
-        lesions=metrics.match_lesions(predicted, truth.reference, truth.voxel_ml),
+        lesions=Lesions.of(truth.reference, truth.voxel_ml).match(predicted),
         free=FreeSlices.of(name, anomaly_map, predicted, truth.brain, truth.free_slices, truth.voxel_ml),
         score=result.score,
         score_warning=result.score_warning is not None,
@@ -480,7 +493,8 @@ def _find_brains(
         clock.report(done)
         volume = read_only_volume(scan.scan)
         if isinstance(scan, Pair):
-            read_mask(scan.reference, volume)
+            for mask in (scan.reference, *scan.raters.values()):
+                read_mask(mask, volume)
             if scan.brain is not None:
                 read_mask(scan.brain, volume)
                 brains[scan.scan] = _Brain(scan.brain, 0.0, True)

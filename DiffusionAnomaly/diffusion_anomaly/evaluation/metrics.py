@@ -123,19 +123,31 @@ class LesionMatch:
     false_positives: int
 
 
-def match_lesions(predicted: np.ndarray, reference: np.ndarray, voxel_ml: float) -> LesionMatch:
-    """Compare two 3-D masks component by component; one common voxel is a meeting."""
-    lesions, count = components(reference)
-    sizes = np.bincount(lesions.ravel(), minlength=count + 1)[1:]
-    hit = np.zeros(count + 1, dtype=bool)
-    hit[np.unique(lesions[predicted])] = True
-    found, predictions = components(predicted)
-    touching = np.unique(found[reference & predicted])
-    return LesionMatch(
-        tuple(float(size) * voxel_ml for size in sizes),
-        tuple(bool(h) for h in hit[1:]),
-        predictions - touching.size,
-    )
+@dataclass(frozen=True)
+class Lesions:
+    """The components of a 3-D reference mask.
+
+    Attributes:
+        labels: from 1, int32.
+        volumes_ml: of each.
+    """
+
+    labels: np.ndarray
+    volumes_ml: tuple[float, ...]
+
+    @classmethod
+    def of(cls, reference: np.ndarray, voxel_ml: float) -> Lesions:
+        labels, count = components(reference)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        return cls(labels, tuple(float(size) * voxel_ml for size in sizes))
+
+    def match(self, predicted: np.ndarray) -> LesionMatch:
+        """Compare with another 3-D mask component by component; one common voxel is a meeting."""
+        hit = np.zeros(len(self.volumes_ml) + 1, dtype=bool)
+        hit[np.unique(self.labels[predicted])] = True
+        found, predictions = components(predicted)
+        touching = np.unique(found[(self.labels > 0) & predicted])
+        return LesionMatch(self.volumes_ml, tuple(bool(h) for h in hit[1:]), predictions - touching.size)
 
 
 def without_small(mask: np.ndarray, voxel_ml: float, min_ml: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import metrics
+from .froc import Froc, size_name
 from .metrics import LesionMatch
 from .reliability import FreeSlices
 
@@ -112,6 +113,7 @@ class Sweep:
         true_positives, false_positives: ``(patients, points)`` brain voxels at or above ascending scores.
         thresholds: ``(T,)`` tried for the best common Dice.
         dice: ``(patients, T)``.
+        froc: which lesions are found, and how many false findings there are, at the same thresholds.
     """
 
     average_precision: float
@@ -121,6 +123,7 @@ class Sweep:
     false_positives: np.ndarray
     thresholds: np.ndarray
     dice: np.ndarray
+    froc: Froc
 
     def mean_dice(self, chosen: np.ndarray) -> np.ndarray:
         """Mean over patients at each threshold; patients without a reference have none."""
@@ -252,7 +255,7 @@ def strata_rows(run: RunResult) -> list[dict[str, Any]]:
         rows.append(
             {
                 "run": run.label,
-                "size": f"{low:g} to {high:g} ml" if math.isfinite(high) else f"{low:g} ml and more",
+                "size": size_name((low, high)),
                 "lesions": len(found),
                 "lesion_recall": metrics.mean_or_nan(found),
                 "patients": len(patients),

@@ -15,6 +15,8 @@ from ..io.outputs import OutputFolder
 from ..io.records import record
 from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
+from .froc import FALSE_FINDINGS, froc_rows
+from .raters import Agreement, rater_rows
 from .statistics import RunResult, case_row, healthy_case_row, healthy_row, run_row, strata_rows
 
 
@@ -54,24 +56,34 @@ class Table:
     Attributes:
         rows: one a run; ``name``, ``name_low`` and ``name_high`` for each column with an interval.
         strata: recall by lesion size and quality by a patient's tumour volume, for each run.
+        froc: recall by lesion size at given numbers of false findings a scan, for each run.
         cases: one a run and patient.
         healthy: findings on healthy scans, one a run; empty without such scans.
         healthy_cases: one a run and healthy scan.
         about: data, hardware, versions, models and definitions.
+        raters: agreement of runs and raters with each of several raters; empty without such masks.
         warnings: why references are doubtful, and the numbers with them.
     """
 
     rows: list[dict[str, Any]]
     strata: list[dict[str, Any]]
+    froc: list[dict[str, Any]]
     cases: list[dict[str, Any]]
     about: dict[str, Any]
     healthy: list[dict[str, Any]] = field(default_factory=list)
     healthy_cases: list[dict[str, Any]] = field(default_factory=list)
+    raters: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, runs: Sequence[RunResult], *, seed: int = 0, resamples: int = 1000, warnings: Sequence[str] = ()
+        cls,
+        runs: Sequence[RunResult],
+        *,
+        seed: int = 0,
+        resamples: int = 1000,
+        warnings: Sequence[str] = (),
+        agreed: Sequence[Agreement] = (),
     ) -> Table:
         """Summarise runs over the same patients. All are compared with the first baseline."""
         draws = metrics.resamples(len(runs[0].cases), resamples, seed)
@@ -80,10 +92,12 @@ class Table:
         return cls(
             [run_row(run, baseline, draws) for run in runs],
             [stratum for run in runs for stratum in strata_rows(run)],
+            [row for run in runs for row in froc_rows(run.label, run.sweep.froc, draws)],
             [case_row(run.label, case) for run in runs for case in run.cases],
             _about(runs, seed, resamples),
             [healthy_row(run, healthy_draws) for run in runs if run.healthy],
             [healthy_case_row(run.label, case) for run in runs for case in run.healthy],
+            rater_rows(agreed, draws),
             list(warnings),
         )
 
@@ -111,6 +125,34 @@ class Table:
                 for stratum in self.strata
             ],
         )
+        lines += ["", "Lesion recall at so many false findings a scan:", ""]
+        lines += markdown_table(
+            ["method", "size", "lesions", *(f"at {allowed:g}" for allowed in FALSE_FINDINGS)],
+            [
+                [
+                    row["run"],
+                    row["size"],
+                    str(row["lesions"]),
+                    *(with_interval(row, f"recall_at_{allowed:g}", 3) for allowed in FALSE_FINDINGS),
+                ]
+                for row in self.froc
+            ],
+        )
+        if self.raters:
+            lines += ["", "Against each rater, at the stored threshold:", ""]
+            lines += markdown_table(
+                ["mask", "rater", "lesions", "Dice", "lesion recall"],
+                [
+                    [
+                        row["mask"],
+                        row["rater"],
+                        str(row["lesions"]),
+                        with_interval(row, "dice", 3),
+                        with_interval(row, "lesion_recall", 3),
+                    ]
+                    for row in self.raters
+                ],
+            )
         if self.healthy:
             lines += ["", "Healthy scans, at the stored threshold:", ""]
             lines += markdown_table(
@@ -140,8 +182,10 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; what is no number is null."""
-        content = {"about": self.about, "rows": self.rows, "strata": self.strata, "patients": self.cases}
-        content["warnings"] = self.warnings
+        content = {"about": self.about, "rows": self.rows, "strata": self.strata, "froc": self.froc}
+        content |= {"patients": self.cases, "warnings": self.warnings}
+        if self.raters:
+            content["raters"] = self.raters
         if self.healthy:
             content |= {"healthy": self.healthy, "healthy_scans": self.healthy_cases}
         return finite(content)
@@ -155,7 +199,9 @@ class Table:
         texts = {
             "evaluation.csv": _csv(self.rows),
             "evaluation_strata.csv": _csv(self.strata),
+            "evaluation_froc.csv": _csv(self.froc),
             "evaluation_patients.csv": _csv(self.cases),
+            **({"evaluation_raters.csv": _csv(self.raters)} if self.raters else {}),
             **({"evaluation_healthy.csv": _csv(self.healthy_cases)} if self.healthy else {}),
             "evaluation.md": self.markdown(),
         }
@@ -192,6 +238,8 @@ DEFINITIONS = {
     "components": "voxels that share a face, an edge or a corner; predicted ones below the minimum volume are dropped",
     "Otsu Dice": "at the threshold that parts the raw scores of the scan's brain voxels into the two classes with the "
     "largest variance between them; nothing is dropped. It finds something in every scan, healthy ones too",
+    "at 1, 2, 4": "lesion recall at the best of the thresholds that best Dice is chosen from, with at most so many "
+    "components without a reference voxel on average over scans; one threshold for all, chosen on the references",
     "best Dice": "at the best of 64 thresholds, equally spaced by rank among the scores of all lesion voxels, and the "
     "stored one, each after small components are dropped",
 }
