@@ -335,6 +335,7 @@ class Detector:
             warnings=watch.warnings,
             timings=watch.timings,
             reconstruction=_reconstruction(scan, found.stack, found.run.reconstruction),
+            slice_scores=found.stack.by_slice(found.scores),
         )
 
     def _recognise(
