@@ -127,6 +127,19 @@ def test_a_film_of_any_size_is_fitted_to_the_models_slices(bundle: Bundle, tmp_p
     assert not [warning for warning in result.warnings if "field of view" in warning]
 
 
+@pytest.mark.parametrize(("slices", "seen"), [(1, 1), (3, 8)])
+def test_a_network_sees_a_lone_picture_once_and_a_few_slices_in_a_full_chunk(
+    tmp_path: Path, slices: int, seen: int
+) -> None:
+    settings = {"region": "image", "orientation": "any", "grid": {"size": [40, 48]}, "normalisation": PERCENTILES}
+    detector = Detector(packages.options_for(packages.guided(tmp_path / "guided", **settings)))
+    assert detector.model is not None
+    sizes: list[int] = []
+    detector.model.diffusion.register_forward_pre_hook(lambda network, inputs: sizes.append(len(inputs[0])))
+    detector(np.repeat(film()[None], slices, 0).astype(np.float32), spacing=(1.0, 1.0, 5.0))
+    assert set(sizes) == {seen}
+
+
 def test_burnt_in_text_is_no_fault(bundle: Bundle, tmp_path: Path) -> None:
     picture = Image.fromarray(film())
     ImageDraw.Draw(picture).text((40, 4), "R  AP 71y", fill=255)

@@ -65,6 +65,37 @@ def test_pictures_with_something_in_them_are_told_from_those_without(films: Path
     assert len(stored["slices"]) == COUNT
 
 
+@pytest.fixture
+def guided_models(tmp_path: Path) -> dict[str, Path]:
+    """A guided model of films, one whose classifier says the opposite, and one that hardly guides."""
+    settings = {"region": "image", "orientation": "any", "grid": {"size": [40, 48]}, "normalisation": PERCENTILES}
+    model = packages.guided(tmp_path / "model", **settings)
+    weights = {part: model.weights(part) for part in model.networks}
+    turned = {name: tensor.flip(0) if len(tensor) == 2 else tensor for name, tensor in weights["classifier"].items()}
+    networks = {part: model.network_config(part) for part in model.networks}
+    opposite = {**weights, "classifier": turned}
+    packages.write(tmp_path / "opposite", "guided", networks, {**packages.GUIDED, **settings}, opposite)
+    packages.guided(tmp_path / "weak", **settings, options={"steps": 2, "guidance_scale": 0.5})
+    return {name: tmp_path / name for name in ("model", "opposite", "weak")}
+
+
+def test_what_the_classifier_says_alone_stands_beside_the_map(films: Path, guided_models: dict[str, Path]) -> None:
+    scans = find_labelled(films / "films", films / "labels.csv")
+    specs = [RunSpec("guided", str(path), label=name) for name, path in guided_models.items()]
+    table = run_labelled(scans, specs, films / "out", "cpu", resamples=20)
+    own = {row["run"]: row["auroc.picture.own_score"] for row in table.rows}
+    assert own["opposite"] == pytest.approx(1.0 - own["model"])
+    scores = {name: [row["own_score"] for row in table.slices if row["run"] == name] for name in own}
+    assert len(set(scores["model"])) == COUNT
+    assert scores["opposite"] == pytest.approx([-score for score in scores["model"]], abs=1e-4)
+    assert scores["weak"] == scores["model"]  # the map is another, the classifier is not
+    maps = [[row["mean"] for row in table.slices if row["run"] == name] for name in ("weak", "model")]
+    assert maps[0] != maps[1]
+    page = (films / "out" / "evaluation.md").read_text(encoding="utf-8")
+    assert "pictures, own score" in page
+    assert "own score** of model: classifier's log-odds of disease, without the map." in page
+
+
 def test_labels_the_other_way_round_give_the_opposite(films: Path) -> None:
     rows = [[f"{n:02d}.png", 0, int(n % 3 != 0), f"p{n}"] for n in range(COUNT)]
     scans = find_labelled(films / "films", write_table(films / "turned.csv", rows))
@@ -96,6 +127,8 @@ def test_slices_and_patients_of_volumes_are_judged(tmp_path: Path) -> None:
     assert row["auroc.slice.highest_1"] > 0.99
     assert row["auroc.patient.highest_1"] == 1.0
     assert row["sensitivity"] == 1.0
+    assert row["auroc.slice.own_score"] > 0.9  # the mean difference to ordinary tissue
+    assert row["auroc.patient.own_score"] == 1.0
     assert row["slices"] < 80  # healthy slices of the neck are left out
     assert row["diseased"] == 6
 

@@ -380,3 +380,12 @@ def test_a_constant_brain_becomes_zero(value):
 def test_a_brain_without_voxels_has_no_scale():
     with pytest.raises(InputError, match="no voxel inside"):
         PercentileNormalisation().fit(np.empty(0))
+
+
+def test_a_slabs_number_is_that_of_each_slice_it_stands_for() -> None:
+    volume = random_volume(size=(14, 12, 9), spacing=(1.6, 1.6, 1.0))
+    brain = np.zeros((9, 12, 14), np.uint8)
+    brain[2:8] = 1
+    stack = SliceStack([volume.image], Grid((12, 12), 2.0, 2.0), phantom.on_grid(brain, volume.image))
+    spread = stack.by_slice(np.array([5.0, 6.0, 7.0]))
+    np.testing.assert_array_equal(spread, [np.nan, np.nan, 5, 5, 6, 6, 7, 7, np.nan])

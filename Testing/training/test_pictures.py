@@ -152,6 +152,11 @@ def test_a_package_of_pictures_keeps_false_alarms_below_a_share_of_the_image(tmp
     assert (bundle.region, bundle.grid.spacing) == ("image", None)
     assert "30.0% of the image" in bundle.anomaly["threshold"]["source"]
     detector = Detector(Options(method="intensity"), bundle=bundle)
+    appearance = bundle.anomaly["appearance"]
+    mean = np.array(appearance["mean"])  # all films are the same ramp downwards, once normalised
+    assert np.ptp(mean, axis=1).max() < 0.01
+    np.testing.assert_allclose(mean[::2, 0], 0.5 * (np.arange(8) + 0.5) / 8, atol=0.035)  # white is 0.5 here
+    assert appearance["lower"] > 0.99
     healthy = [path for path in sorted((tmp_path / "films" / "val").glob("*.png")) if int(path.stem[-4:]) % 4]
     maps = [sitk.GetArrayFromImage(detector(path).anomaly_map) for path in healthy]
     shares = [float((found >= detector.plan.threshold).mean()) for found in maps]

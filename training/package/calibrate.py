@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_anomaly.detection.appearance import Appearance
 from diffusion_anomaly.detection.calibration import Calibration, threshold_for_false_alarms
-from diffusion_anomaly.detection.detector import Detector, whole_image_score
+from diffusion_anomaly.detection.detector import Detector, pictures, whole_image_score
 from diffusion_anomaly.detection.inference import RawMap, make_batch
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Scan, read_volume
@@ -82,13 +83,19 @@ def learn_latent_threshold(bundle: Bundle, scans: list[CalibrationScan]) -> dict
 
 
 def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfig) -> dict[str, Any]:
-    """Table from raw anomaly scores to tail probability, default threshold and score range, on healthy slices alone."""
+    """Table from raw anomaly scores to tail probability, default threshold and score range, on healthy slices alone.
+
+    Of whole images, what all validation pictures look like too.
+    """
     detector = Detector(Options(method=config.method), bundle=bundle)
-    pieces, scores = [], []
+    pieces, scores, shown = [], [], []
+    of_images = config.read_prepare().region == IMAGE
     for scan in scans:
         found = detector.raw_map(scan.scan, scan.brain)
         keep = scan.healthy(found.stack)
         brain = found.stack.brain()
+        if of_images:
+            shown += pictures(*detector.slices(scan.scan, scan.brain))
         scores.append(whole_image_score(found.scores))
         if keep.any():
             pieces.append((found.raw[keep], brain[keep], found.stack.voxel_ml, brain.sum() / brain[keep].sum()))
@@ -100,7 +107,6 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
         source = f"{len(judged)} scan{'s' if len(judged) > 1 else ''} of healthy people"
     else:
         judged = [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces]
-    of_images = config.read_prepare().region == IMAGE
     if of_images:  # pictures have no volume: each is counted as one, and its pixels as their share of it
         judged = [(scores, 1.0 / scores[0].size, 1.0) for scores, _, _ in judged]
     threshold = threshold_for_false_alarms(
@@ -120,6 +126,7 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
             "source": f"{allowed}{share} of {source}",
         },
         "score_range": {"mean": mean, "std": deviation, "upper": mean + UNKNOWN_DEVIATIONS * deviation},
+        **({"appearance": Appearance.fit(shown).to_dict()} if of_images else {}),
     }
 
 

@@ -29,6 +29,7 @@ from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
 from ..results.result import Progress, Result, Started
 from ..system import is_out_of_memory
+from .appearance import Appearance
 from .brain import BrainFinder
 from .head_size import brain_size_verdict, head_verdict, outline
 from .input_checks import (
@@ -207,7 +208,7 @@ class Detector:
             brain: brain mask on its grid.
             progress: as for a detection.
         """
-        return self._raw_map(self._scan(scan), brain, _Watch(progress))
+        return self._raw_map(self._scan(scan), brain, _Watch(progress), force=True)
 
     def slices(self, scan: Scan | Volume, brain: sitk.Image) -> tuple[SliceStack, list[IntensityScale]]:
         """A scan as the model is shown it: its slices, and each channel's intensities to [0, 1]."""
@@ -287,7 +288,7 @@ class Detector:
         recognised = self._recognise(scan, brain, watch, mask is not None, force)
         watch.report(1, 1)
 
-        found = self._raw_map(scan, brain, watch, given=mask is not None)
+        found = self._raw_map(scan, brain, watch, given=mask is not None, force=force)
 
         watch.enter("findings")
         calibrated = np.empty_like(found.raw)
@@ -335,6 +336,7 @@ class Detector:
             warnings=watch.warnings,
             timings=watch.timings,
             reconstruction=_reconstruction(scan, found.stack, found.run.reconstruction),
+            slice_scores=found.stack.by_slice(found.scores),
         )
 
     def _recognise(
@@ -369,7 +371,9 @@ class Detector:
             watch.judge(verdict, FORCE_HINT, given or force)
         return recognised
 
-    def _raw_map(self, scan: Scan, brain: sitk.Image, watch: _Watch, given: bool = False) -> RawMap:
+    def _raw_map(
+        self, scan: Scan, brain: sitk.Image, watch: _Watch, given: bool = False, force: bool = False
+    ) -> RawMap:
         from .inference import RawMap, run_slices
         from .postprocess import postprocess
 
@@ -391,6 +395,10 @@ class Detector:
             doubts = list(region_warnings(stack, values[0], region))
         for warning in doubts:
             watch.warn(warning)
+        if "appearance" in plan.bundle.anomaly:
+            plan.bundle.check()
+            known = Appearance.from_dict(plan.bundle.anomaly["appearance"])
+            watch.judge(known.verdict(pictures(stack, scales)), FORCE_HINT, force)
         rule = plan.bundle.normalisation
         if isinstance(rule, WindowNormalisation):
             for scale in scales:
@@ -478,6 +486,15 @@ def _where_all_are(scan: Scan, brain: sitk.Image, watch: _Watch) -> sitk.Image:
     part = sitk.GetImageFromArray(covered.astype(np.uint8))
     part.CopyInformation(brain)
     return part
+
+
+def pictures(stack: SliceStack, scales: Sequence[IntensityScale]) -> list[np.ndarray]:
+    """The slices' first channel, normalised, ``(height, width)`` each."""
+    found = []
+    for index in range(len(stack)):  # one by one: a scan may have many
+        image = stack.images(index, index + 1)[:, 0]
+        found.append(scales[0](image, stack.brain(index, index + 1))[0])
+    return found
 
 
 def whole_image_score(scores: np.ndarray) -> float:

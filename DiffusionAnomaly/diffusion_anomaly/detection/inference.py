@@ -225,6 +225,8 @@ def run_slices(
         MemoryExhausted: when one slice a batch on the CPU is still too much.
     """
     held.prepare(warn)
+    if held.model is not None:  # a picture is alone whatever the batch size, and need not be filled up to a chunk
+        held.model.pads = held.device == "cpu" and len(stack) > 1
     on_loaded(held.device)
     calls = method.network_calls(options)
     each = max(1, calls)  # a method without a network counts slices

@@ -1,8 +1,9 @@
 """Methods against labels of whole pictures or slices, where nobody has drawn what is to be found.
 
 Each run's anomaly map becomes a few numbers a slice, over the region that its model looks at; how well these part
-diseased from healthy is the area under the ROC curve. The slices of a volume are judged one by one and, by their
-highest ones, patient by patient.
+diseased from healthy is the area under the ROC curve. Beside them stands the method's own whole-image score: of the
+guided method that is what its classifier says of the slice as it is, and what a map has to be compared with. The slices
+of a volume are judged one by one and, by their highest ones, patient by patient.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from .formatting import finite, markdown_table, text_writer, with_interval
 
 # A slice's scores: the mean of its map, and of the highest-scoring shares of it.
 SHARES = {"mean": 1.0, "highest_10": 0.1, "highest_1": 0.01}
+OWN_SCORE = "own_score"
 HIGHEST_SLICES = 3  # whose mean is a patient's score
-TITLES = {"mean": "mean", "highest_10": "highest 10 %", "highest_1": "highest 1 %"}
+TITLES = {"mean": "mean", "highest_10": "highest 10 %", "highest_1": "highest 1 %", OWN_SCORE: "own score"}
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,15 @@ class LabelledTable:
         row = self.rows[0]
         lines += [
             "",
-            f"Area under the ROC curve of a score of the anomaly map; {row['slices']} slices or pictures, of them "
+            f"Area under the ROC curve of a score of a slice; {row['slices']} slices or pictures, of them "
             f"{row['diseased']} diseased, of {row['patients']} patients; in brackets 95 % bootstrap intervals over "
             "patients.",
             "",
-            "- **mean, highest 10 %, highest 1 %**: mean score of a slice's region, or of its highest part.",
+            "- **mean, highest 10 %, highest 1 %**: mean of the map in a slice's region, or of its highest part.",
+            *(
+                f"- **own score** of {label}: {run['score_title']}, without the map."
+                for label, run in self.about["runs"].items()
+            ),
             f"- **patients**: by the mean of the {HIGHEST_SLICES} highest slices.",
             "- **sensitivity, specificity**: of slices, diseased with and healthy without anything marked at the "
             "stored threshold.",
@@ -188,6 +194,7 @@ def run_labelled(
                         "method": detector.plan.method.name,
                         "model": f"{detector.plan.bundle.name} {detector.plan.bundle.version}",
                         "threshold": detector.plan.threshold,
+                        "score_title": detector.plan.method.score_title,
                     }
                     for label, detector in detectors.items()
                 },
@@ -245,6 +252,8 @@ def _slices(
             maps, marked, inside = (
                 view(sitk.GetArrayFromImage(image)) for image in (result.anomaly_map, result.mask, region)
             )
+            own = result.slice_scores
+            assert own is not None
             for index, truth in sorted(scan.labels.items()):
                 if index >= len(maps):
                     raise InputError(f"{scan.path} has {len(maps)} slices; its labels name slice {index}.")
@@ -263,6 +272,7 @@ def _slices(
                         "label": truth,
                         "region_pixels": pixels,
                         **scores,
+                        OWN_SCORE: float(own[index]),
                         "marked_pixels": int(np.count_nonzero(marked[index])),
                     }
                 )
@@ -291,8 +301,11 @@ def _row(label: str, slices: Sequence[Mapping[str, Any]], seed: int, resamples: 
 
         return statistic
 
-    for key in SHARES:
+    for key in (*SHARES, OWN_SCORE):
         values = np.array([entry[key] for entry in slices])
+        if np.isnan(values).all():
+            continue
+        values = np.where(np.isnan(values), np.nanmin(values), values)  # what is not looked at is missed
         put(f"auroc.{'slice' if several else 'picture'}.{key}", of_slices(values))
         if several:
             highest = np.array([np.sort(values[place])[-HIGHEST_SLICES:].mean() for place in members])

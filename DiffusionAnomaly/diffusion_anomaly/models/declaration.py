@@ -34,7 +34,7 @@ REGIONS = {BRAIN: "brain", HEAD: "head", INTRACRANIAL: "space inside the skull",
 # What is read before any schema is asked, in Slicer's own process too: what must be an object, and the short texts.
 OBJECTS = {
     *("grid", "grid3d", "normalisation", "schedule", "codec", "options", "postprocess", "latent_threshold"),
-    *("intensity", "calibration", "score_range", "threshold", "quality", "training"),
+    *("intensity", "calibration", "score_range", "threshold", "quality", "training", "appearance"),
 }
 NAMES = {
     "name": re.compile(r"[a-z0-9][a-z0-9-]{0,63}"),

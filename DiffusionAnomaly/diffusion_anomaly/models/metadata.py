@@ -42,15 +42,21 @@ def complete_metadata(
     for part, config in networks.items():
         key = "network_data_format" if part in MAIN_NETWORKS else f"{part}_data_format"
         derived[key] = data_format(part, config, anomaly)
+    modality = dicom_modality(anomaly)
     if not networks:  # MONAI's schema asks for it all the same: what goes in and what comes out
         width, height = anomaly["grid"]["size"]
         clip = anomaly["normalisation"].get("clip_max", 1.0)
         shape, channels = [height, width], len(anomaly.get("channels", (anomaly["modality"],)))
         derived["network_data_format"] = {
-            "inputs": {"image": _tensor("image", "magnitude", channels, shape, [0, clip], modality="MR")},
-            "outputs": {"pred": _tensor("image", "magnitude", 1, shape, [0, clip], modality="MR")},
+            "inputs": {"image": _tensor("image", "magnitude", channels, shape, [0, clip], modality=modality)},
+            "outputs": {"pred": _tensor("image", "magnitude", 1, shape, [0, clip], modality=modality)},
         }
     return {**derived, **metadata}
+
+
+def dicom_modality(anomaly: Mapping[str, Any]) -> str:
+    """DICOM's word for what a package looks at, which MONAI's ``modality`` is by custom: MR unless it says another."""
+    return {"CT": "CT", "X-ray": "DX"}.get(str(anomaly.get("modality")), "MR")
 
 
 def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +68,7 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
         anomaly: the content of ``anomaly.json``, which says the grid.
     """
     inputs, outputs = config.get("in_channels", 1), config.get("out_channels", 1)
+    modality = dicom_modality(anomaly)
     if part == "brain":
         return {
             "inputs": {"image": _tensor("image", "magnitude", inputs, ["*", "*", "*"], [0, 1], modality="MR")},
@@ -75,20 +82,20 @@ def data_format(part: str, config: Mapping[str, Any], anomaly: Mapping[str, Any]
     width, height = anomaly["grid"]["size"]
     if part == "codec":
         fold = anomaly["codec"].get("fold", 1)
-        image = _tensor("image", "magnitude", inputs, [height // fold, width // fold], [-1, 1], modality="MR")
+        image = _tensor("image", "magnitude", inputs, [height // fold, width // fold], [-1, 1], modality=modality)
         return {"inputs": {"image": image}, "outputs": {"reconstruction": image}}
     factor = anomaly["codec"]["factor"]
     shape = [height // factor, width // factor]
     if part == "restorer":
         levels = anomaly["options"]["levels"]
-        folded = _tensor("image", "magnitude", inputs, shape, [-1, 1], modality="MR")
+        folded = _tensor("image", "magnitude", inputs, shape, [-1, 1], modality=modality)
         level = _tensor("tuples", "level of corruption", 1, [], [0, levels - 1], dtype="int64")
         return {
             "inputs": {"image": folded, "level": level},
             "outputs": {"change and lesion logits": _tensor("image", "magnitude", outputs, shape, [])},
         }
     if part == "localiser":
-        folded = _tensor("image", "magnitude", inputs, shape, [-1, 1], modality="MR")
+        folded = _tensor("image", "magnitude", inputs, shape, [-1, 1], modality=modality)
         return {
             "inputs": {"image": folded},
             "outputs": {"lesion logits": _tensor("image", "magnitude", outputs, shape, [])},

@@ -180,6 +180,7 @@ class Model:
         schedule: noise levels.
         noise_pyramid: discount of the noise the model was trained on, see ``diffusion.pyramid_noise``; 0 for white.
         calls: samples that have passed the diffusion model, the classifier, the restorer or the localiser so far.
+        pads: whether fewer samples than a chunk are filled up to one, so that each call of a network is of one size.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class Model:
         self.noise_pyramid = noise_pyramid
         self.calls = 0
         self.chunk = chunk or (CPU_CHUNK if self.device.type == "cpu" else CUDA_CHUNK)
-        self._pad = self.device.type == "cpu"
+        self.pads = self.device.type == "cpu"
         self.codec = self._place(codec)
         self.diffusion = self._place(diffusion) if diffusion is not None else None
         self.classifier = self._place(classifier) if classifier is not None else None
@@ -225,7 +226,7 @@ class Model:
         for start in range(0, count, self.chunk):
             pieces = [tensor[start : start + self.chunk] for tensor in tensors]
             real = len(pieces[0])
-            if self._pad and real < self.chunk:
+            if self.pads and real < self.chunk:
                 pieces = [torch.cat([p, p[-1:].expand(self.chunk - real, *p.shape[1:])]) for p in pieces]
             pieces = [p.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p for p in pieces]
             with self._autocast():

@@ -215,6 +215,13 @@ class SliceStack:
         unbroken = all(above.start == below.stop for below, above in pairwise(slabs))
         return other if unbroken else None
 
+    def by_slice(self, values: np.ndarray) -> np.ndarray:
+        """One number of each model slice ``(len(self),)`` for each canonical slice that it stands for; else NaN."""
+        spread = np.full(len(self._mask), np.nan)
+        for slab, value in zip(self._slabs, values, strict=True):
+            spread[slab.start : slab.stop] = value
+        return spread
+
     def to_volume(self, anomaly_map: np.ndarray) -> sitk.Image:
         """Anomaly scores on all slices, back on the scan.
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 
 from ..io.volume import Scan
@@ -59,6 +60,7 @@ class Result:
         timings: seconds by stage.
         reconstruction: float32, each channel with its brain as the model would have it in health; None unless asked
             for, or where the method has no such thing.
+        slice_scores: ``(slices,)`` what ``score`` is the median of, from below; NaN for slices that were not looked at.
     """
 
     scan: Scan
@@ -73,6 +75,7 @@ class Result:
     warnings: list[str]
     timings: dict[str, float]
     reconstruction: dict[str, sitk.Image] | None = None
+    slice_scores: np.ndarray | None = None
 
     @property
     def name(self) -> str:
