@@ -80,7 +80,7 @@ class SourceSeries:
     Attributes:
         header: of patient, study, series and equipment, in UTF-8; values that are no dates, times or sexes left empty.
         images: one a slice, in order.
-        has_place: whether the images lie in a space that the header names, or are slices of one.
+        has_place: whether it is stated where the images lie; of many a picture it is not.
         has_scale: whether the pixels' spacing is stated as one in the body.
     """
 
@@ -136,7 +136,7 @@ def read_source(planes: Sequence[Plane], sha256: str, where: str) -> SourceSerie
     return SourceSeries(
         first,
         images,
-        has_place=bool(header.code("FrameOfReferenceUID")) or len(images) > 1,
+        has_place="ImagePositionPatient" in header or is_multiframe(header),
         has_scale="PixelSpacing" in header or is_multiframe(header),
     )
 

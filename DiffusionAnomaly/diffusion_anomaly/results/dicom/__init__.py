@@ -9,10 +9,13 @@ highdicom, which knows the rules of these objects, and pydicom are imported when
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import InputError, MemoryExhausted
+from ...errors import InputError
 from ...text import printable
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ FOLDER = "dicom"
 KINDS = ("segmentation", "anomaly_map", "findings")
 
 
-def dicom_names(kinds: tuple[str, ...] = KINDS) -> dict[str, str]:
+def dicom_names(kinds: Iterable[str] = KINDS) -> dict[str, str]:
     """The files' names by kind, in the order in which they are written."""
     return {f"dicom_{kind}": f"{FOLDER}/{kind}.dcm" for kind in kinds}
 
@@ -41,24 +44,28 @@ def check_source(volume: Volume, anonymous: bool = False) -> None:
         InputError: when the scan was not read from DICOM, its files state no UIDs or changed since, names are to be
             left out, or highdicom is not installed.
     """
-    from ...io.dicom.source import read_source
-
     if anonymous:
         raise InputError(
             "DICOM results name the patient as the series does that they belong to; the option anonymous forbids it.",
             "Leave out one of the two, or de-identify the DICOM series first.",
         )
-    if importlib.util.find_spec("highdicom") is None:
-        raise InputError(
-            "Writing DICOM needs the package highdicom.", "Install it: pip install 'diffusion-anomaly[dicom]'"
-        )
+    _check_possible(volume)
+    from ...io.dicom.source import read_source
+
+    read_source(volume.planes, volume.sha256, volume.source)
+
+
+def _check_possible(volume: Volume) -> None:
     if not volume.planes:
         raise InputError(
             f"{volume.name} was not read from DICOM, so there is no patient and no study that DICOM results could "
             "belong to.",
             "Give the DICOM series itself, or leave out the DICOM results.",
         )
-    read_source(volume.planes, volume.sha256, volume.source)
+    if importlib.util.find_spec("highdicom") is None:
+        raise InputError(
+            "Writing DICOM needs the package highdicom.", "Install it: pip install 'diffusion-anomaly[dicom]'"
+        )
 
 
 def to_dicom(result: Result) -> dict[str, Dataset]:
@@ -75,11 +82,9 @@ def to_dicom(result: Result) -> dict[str, Dataset]:
             segmentation takes.
         MemoryExhausted: when they do not fit into memory.
     """
-    from ...io.dicom.headers import silence
-
     volume = result.scan.reference
-    check_source(volume, result.provenance["options"].get("anonymous", False))
-    with silence(Path(volume.source)):
+    _check_possible(volume)
+    with _quiet(volume):
         from .context import Context
         from .parametric_map import make_parametric_map
         from .report import make_report
@@ -100,4 +105,36 @@ def to_dicom(result: Result) -> dict[str, Dataset]:
         return made
 
 
-__all__ = ["FOLDER", "KINDS", "MemoryExhausted", "check_source", "dicom_names", "to_dicom"]
+def write_dicom(data: Dataset, path: Path) -> None:
+    """Write an object, into a folder that is made if it does not exist.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    path.parent.mkdir(exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+
+
+@contextmanager
+def _quiet(volume: Volume) -> Iterator[None]:
+    """highdicom's log, which may name the patient, off; and its refusals told in the engine's words.
+
+    Raises:
+        InputError: for a series that its objects cannot refer to.
+        MemoryExhausted: when memory runs out.
+    """
+    from ...io.dicom.headers import PARSE_ERRORS, silence
+
+    logger = logging.getLogger("highdicom")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with silence(Path(volume.source)):
+            yield
+    except PARSE_ERRORS as error:
+        raise InputError(
+            f"No DICOM results can be made for {volume.name}: {error}.",
+            "Leave out the DICOM results, and report this with the series' header.",
+        ) from error
+    finally:
+        logger.setLevel(before)

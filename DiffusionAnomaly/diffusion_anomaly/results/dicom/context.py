@@ -25,7 +25,7 @@ from pydicom.valuerep import format_number_as_ds
 from ... import __version__
 from ...errors import InputError
 from ...io.dicom.source import SourceImage, SourceSeries, read_source
-from ...models.declaration import BRAIN, HEAD
+from ...models.declaration import BRAIN, HEAD, INTRACRANIAL
 from ..findings import segment
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ SCHEME = "99DIFFANOMALY"
 SCORE = Code("score", SCHEME, "Anomaly score: -log10 of the healthy tail probability")
 CATEGORY, TYPE = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion
 FAMILY = codes.cid7162.ArtificialIntelligence
+_REGIONS = {BRAIN: codes.SCT.Brain, HEAD: codes.cid4031.Head, INTRACRANIAL: codes.cid4031.Head}
 _MR, _CR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.1"
 _STAND_IN = "2.25."
 # Longest values of the representations LO and IS.
@@ -78,7 +79,7 @@ class Context:
             result,
             source,
             _labels(result),
-            str(header.get("FrameOfReferenceUID") or _own_space(header)),
+            str((source.has_place and header.get("FrameOfReferenceUID")) or _own_space(header)),
             datetime.fromisoformat(result.provenance["date_utc"]).astimezone(),
             _region(result.provenance.get("region", BRAIN), header),
         )
@@ -122,12 +123,11 @@ class Context:
             number: which of the result's series it is, from 1.
             description: of its series.
         """
-        before = int(self.source.header.get("SeriesNumber") or 0)
-        series_number = 100 * before + number
+        series_number = 100 * int(self.source.header.get("SeriesNumber") or 0) + number
         return {
             "series_instance_uid": self.uid(f"series of {kind}"),
             "sop_instance_uid": self.uid(kind),
-            "series_number": series_number if 0 < series_number <= _HIGHEST_NUMBER else 9000 + number,
+            "series_number": series_number if 100 < series_number <= _HIGHEST_NUMBER else 9000 + number,
             "instance_number": 1,
             "manufacturer": MAKER,
             "manufacturer_model_name": short(f"{self.model['name']} {self.model['version']}"),
@@ -172,6 +172,8 @@ class Context:
         for start in ("InstanceCreation", "Content", "Series"):
             setattr(data, f"{start}Date", self.when.strftime("%Y%m%d"))
             setattr(data, f"{start}Time", self.when.strftime("%H%M%S"))
+        for item in data.ContributingEquipmentSequence:
+            item.ContributionDateTime = self.when.strftime("%Y%m%d%H%M%S")
         if data.Modality != "SR":
             self._finish_image(data)
         return data
@@ -181,8 +183,8 @@ class Context:
             if keyword in self.source.header:
                 setattr(data, keyword, self.source.header[keyword].value)
         region = self.result.provenance.get("region", BRAIN)
-        if not data.get("BodyPartExamined") and region in (BRAIN, HEAD):
-            data.BodyPartExamined = region.upper()
+        if not data.get("BodyPartExamined") and region in _REGIONS:
+            data.BodyPartExamined = _REGIONS[region].meaning.upper()
         if "FrameOfReferenceUID" not in data:
             data.PatientOrientation = self.source.header.get("PatientOrientation")
         uid = self.uid(f"dimensions of {data.Modality}")
@@ -235,8 +237,8 @@ def _labels(result: Result) -> np.ndarray:
 
 
 def _region(region: str, header: Dataset) -> Code | None:
-    if region in (BRAIN, HEAD):
-        return codes.SCT.Brain if region == BRAIN else codes.cid4031.Head
+    if region in _REGIONS:
+        return _REGIONS[region]
     for item in header.get("AnatomicRegionSequence") or ():
         stated = [item.get(name) for name in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")]
         if all(stated):
