@@ -26,6 +26,7 @@ import dicoms
 import phantom
 from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.provenance import describe_input
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Scan, read_volume
 from diffusion_anomaly.results.findings import segment
@@ -83,7 +84,8 @@ def result_of(small_result: Result) -> Callable[..., Result]:
         anomaly_map = phantom.on_grid(scores, volume.image)
         brain = phantom.on_grid(np.ones(shape, np.uint8), volume.image)
         mask, _, findings = segment(anomaly_map, threshold, 0.0, brain, options["min_area"])
-        provenance = {**small_result.provenance, "options": options, "region": "image" if is_picture else "brain"}
+        about = {"options": options, "region": "image" if is_picture else "brain", "input": describe_input(volume)}
+        provenance = {**small_result.provenance, **about}
         return replace(
             small_result,
             scan=Scan({"FLAIR": volume}),
@@ -434,6 +436,20 @@ def test_a_file_of_the_users_in_the_folder_stays(tmp_path: Path, result_of: Call
     assert not (tmp_path / "out" / "heat.nii.gz").exists()
 
 
+def test_of_several_channels_the_first_ones_series_is_referred_to(
+    tmp_path: Path, result_of: Callable[..., Result]
+) -> None:
+    result = result_of(series(tmp_path / "scan", "classic"))
+    other = dicoms.classic(dicoms.voxels(SHAPE, 1), SeriesInstanceUID="1.2.3.99", SeriesDescription="T1")
+    both = {**result.scan.channels, "T1": read_volume(dicoms.write(tmp_path / "t1", other))}
+    data = replace(result, scan=Scan(both)).to_dicom()["segmentation"]
+    assert [item.SeriesInstanceUID for item in data.ReferencedSeriesSequence] == [dicoms.SERIES]
+    assert data.SOPInstanceUID != result.to_dicom()["segmentation"].SOPInstanceUID
+    one_volume = {"FLAIR": replace(result.scan.reference, planes=()), "T1": both["T1"]}
+    with pytest.raises(InputError, match="was not read from DICOM"):
+        replace(result, scan=Scan(one_volume)).to_dicom()
+
+
 def test_a_scan_that_is_not_dicom_is_refused(small_result: Result) -> None:
     with pytest.raises(InputError, match="was not read from DICOM"):
         small_result.to_dicom()
@@ -448,7 +464,7 @@ def test_without_highdicom_the_error_says_what_to_install(
         result.to_dicom()
 
 
-@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
 def test_a_series_without_uids_cannot_be_referred_to(
     tmp_path: Path, result_of: Callable[..., Result], keyword: str
 ) -> None:

@@ -113,7 +113,7 @@ def _group(
     where = (str(segmentation.SOPClassUID), str(segmentation.SOPInstanceUID))
     if context.result.is_picture:
         image = context.source.images[0]
-        source = SourceImageForSegmentation(image.sop_class, image.uid, image.frame and [image.frame])
+        source = SourceImageForSegmentation(image.sop_class, image.uid, [image.frame] if image.frame else None)
         frame = _frame(segmentation, finding.id)
         segment = ReferencedSegmentationFrame(*where, frame, finding.id, source)
         del segment[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # the standard has one of the two alone
