@@ -31,6 +31,8 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Scan, read_volume
 from diffusion_anomaly.results.findings import segment
 from diffusion_anomaly.results.result import Result
+from diffusion_anomaly.worker import protocol
+from workers import Worker
 
 CR, DX, CT = (f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("1", "1.1", "2"))
 SHAPE = (5, 16, 18)
@@ -522,13 +524,21 @@ def test_what_cannot_be_written_is_refused_before_anything_is_computed(
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy, of Debian's package dicom3tools")
-@pytest.mark.parametrize("found", [True, False])
-@pytest.mark.parametrize("kind", ["classic", "enhanced", "two files", "CR", "DX", "CT"])
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [(kind, True) for kind in ("classic", "enhanced", "two files", "CR", "DX", "CT", "knee", "sides")]
+    + [("classic", False), ("CR", False)],
+)
 def test_an_independent_validator_finds_no_error(
     tmp_path: Path, result_of: Callable[..., Result], kind: str, found: bool
 ) -> None:
-    if kind == "CT":
-        files = dicoms.classic(dicoms.voxels(SHAPE), sop_class=CT, Modality="CT", **ABOUT)
+    headers = {
+        "CT": {"sop_class": CT, "Modality": "CT"},
+        "knee": {"BodyPartExamined": "KNEE", "Laterality": "L"},
+        "sides": {"Laterality": ""},  # as many scanners write it for a head
+    }
+    if kind in headers:
+        files = dicoms.classic(dicoms.voxels(SHAPE), **headers[kind], **ABOUT)
         folder = dicoms.write(tmp_path / "scan", files)
     else:
         folder = series(tmp_path / "scan", kind)
@@ -545,3 +555,14 @@ def test_highdicom_is_not_imported_before_something_is_written() -> None:
     code = "import sys, diffusion_anomaly.api, diffusion_anomaly.results.saving; print('highdicom' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_job_of_the_worker_asks_for_them_too(tmp_path: Path, head: Path, scans: Path) -> None:
+    about = {"input": str(head), "output": "results", "method": "intensity", "mask": str(scans / "brain.nii.gz")}
+    options = {"options": {"device": "cpu"}, "dicom": True}
+    (tmp_path / "job.json").write_text(json.dumps({"schema_version": 2, **about, **options}))
+    worker = Worker(tmp_path)
+    assert worker.end() == 0
+    (result,) = worker.of(protocol.Result)
+    worker.close()
+    assert segread(result.files["dicom_segmentation"]).segment_numbers

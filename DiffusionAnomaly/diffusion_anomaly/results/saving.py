@@ -16,12 +16,10 @@ from ..io.outputs import OutputFolder
 from ..io.records import record
 from ..io.volume import write_like
 from ..text import distinct_names
-from .dicom import KINDS, dicom_names, to_dicom, write_dicom
+from .dicom import KINDS, dicom_names, to_dicom_files
 from .findings import write_findings_csv, write_findings_json
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
     from .result import Result
 
 PROVENANCE = "provenance.json"
@@ -123,11 +121,11 @@ def save(
             return save(result, folder, dicom=dicom)
     volume = result.scan.reference
     made = result.reconstruction or {}
-    objects: dict[str, Dataset] = {}
+    objects: dict[str, bytes] = {}
     failure: EngineError | None = None
     if dicom:
         try:
-            objects = to_dicom(result)
+            objects = to_dicom_files(result)
         except EngineError as error:  # a detection is not lost over it
             failure = error
     names = _file_names_of(result, objects)
@@ -145,8 +143,8 @@ def save(
             names["findings_csv"]: lambda path: write_findings_csv(result.findings, path, result.is_picture),
             names["findings_json"]: lambda path: write_findings_json(result.findings, path, result.warnings),
             **{
-                name: lambda path, data=objects[kind]: write_dicom(data, path)
-                for kind, name in zip(objects, dicom_names(objects).values(), strict=True)
+                name: lambda path, content=content: _write_bytes(content, path)
+                for name, content in zip(dicom_names(objects).values(), objects.values(), strict=True)
             },
             names["report"]: lambda path: write_report(result, path),
             names["provenance"]: record(result.provenance),
@@ -159,6 +157,11 @@ def save(
 
 def _file_names_of(result: Result, dicom: Iterable[str]) -> dict[str, str]:
     return file_names(result.scan.reference.source, result.reconstruction or {}, result.is_picture, dicom)
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
 
 
 def _write_overlay(result: Result, path: Path) -> None:

@@ -124,6 +124,7 @@ def read_source(planes: Sequence[Plane], sha256: str, where: str) -> SourceSerie
     for path, one in files.items():
         for keyword in _UIDS:
             _check_uid(one.code(keyword), keyword, path)
+        _check_uid(str(one.sop_class), "SOPClassUID", path)
     images = tuple(
         SourceImage(
             str(files[plane.path].sop_class),

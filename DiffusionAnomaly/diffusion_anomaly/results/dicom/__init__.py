@@ -12,6 +12,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,14 +106,22 @@ def to_dicom(result: Result) -> dict[str, Dataset]:
         return made
 
 
-def write_dicom(data: Dataset, path: Path) -> None:
-    """Write an object, into a folder that is made if it does not exist.
+def to_dicom_files(result: Result) -> dict[str, bytes]:
+    """The bytes of the objects' files, by kind.
 
     Raises:
-        OSError: when it cannot be written.
+        InputError: as `to_dicom`.
+        MemoryExhausted: when they do not fit into memory.
     """
-    path.parent.mkdir(exist_ok=True)
-    data.save_as(path, enforce_file_format=True)
+    made = to_dicom(result)
+    with _quiet(result.scan.reference):
+        return {kind: _encoded(data) for kind, data in made.items()}
+
+
+def _encoded(data: Dataset) -> bytes:
+    file = BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
 
 
 @contextmanager

@@ -179,14 +179,13 @@ class Context:
         return data
 
     def _finish_image(self, data: Dataset) -> None:
-        for keyword in ("BodyPartExamined", "Laterality"):
-            if keyword in self.source.header:
-                setattr(data, keyword, self.source.header[keyword].value)
-        region = self.result.provenance.get("region", BRAIN)
-        if not data.get("BodyPartExamined") and region in _REGIONS:
+        header, region = self.source.header, self.result.provenance.get("region", BRAIN)
+        if header.get("BodyPartExamined"):
+            data.BodyPartExamined = header.BodyPartExamined
+        elif region in _REGIONS:
             data.BodyPartExamined = _REGIONS[region].meaning.upper()
         if "FrameOfReferenceUID" not in data:
-            data.PatientOrientation = self.source.header.get("PatientOrientation")
+            data.PatientOrientation = header.get("PatientOrientation")
         uid = self.uid(f"dimensions of {data.Modality}")
         for item in (*data.DimensionOrganizationSequence, *data.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid

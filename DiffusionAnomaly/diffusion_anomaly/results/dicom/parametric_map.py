@@ -45,8 +45,10 @@ def make_parametric_map(context: Context) -> Dataset:
         **context.common("anomaly map", 2, "Anomaly map"),
     )
     data = context.finished(made)
-    if not data.get("BodyPartExamined"):  # it may be one of a pair
-        data.Laterality = data.get("Laterality")
+    header = context.source.header
+    # Whether a part is one of a pair, only the source can say: it is there, empty, where nothing else tells.
+    if "BodyPartExamined" not in data or (header.get("BodyPartExamined") and header.get("Laterality")):
+        data.Laterality = header.get("Laterality")
     # What is burnt into a picture may stand out in its map.
-    data.BurnedInAnnotation = context.source.header.get("BurnedInAnnotation") or "NO"
+    data.BurnedInAnnotation = header.get("BurnedInAnnotation") or "NO"
     return data
