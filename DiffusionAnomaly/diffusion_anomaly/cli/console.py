@@ -153,7 +153,7 @@ class Terminal:
             out.print(plain(self._scan, "bold"))
         show_findings(result.findings, result.threshold, result.unit)
         out.print(plain(f"{seconds:.0f} s on {result.provenance['device']['name']}"))
-        for kind in ("heat", "mask", "findings_csv", "report"):
+        for kind in ("heat", "mask", "findings_csv", *(kind for kind in files if kind.startswith("dicom_")), "report"):
             out.print(plain(files[kind]))
 
     def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None:

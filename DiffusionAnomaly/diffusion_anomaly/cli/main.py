@@ -169,6 +169,10 @@ def detect(
     keep_reconstruction: Annotated[
         bool, typer.Option("--keep-reconstruction", help="Also write the pseudo-healthy reconstruction.")
     ] = False,
+    dicom: Annotated[
+        bool,
+        typer.Option("--dicom", help="Also write DICOM objects for the scan's study, if it was read from DICOM."),
+    ] = False,
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Leave the scan's name out of provenance and report.")
     ] = False,
@@ -236,6 +240,7 @@ def detect(
                 overwrite,
                 channels=sources,
                 in_order=channels_from is not None,
+                dicom=dicom,
             )
             for scan, folder, title in zip(scans, folders, distinct_titles(scans), strict=True)
         ]

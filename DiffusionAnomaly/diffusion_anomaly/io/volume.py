@@ -18,7 +18,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -34,6 +34,9 @@ from .masks import check_mask
 from .orientation import describe_grid, same_grid
 from .reading import GridFields, SeveralVolumes
 from .writing import write_image
+
+if TYPE_CHECKING:
+    from .dicom.planes import Plane
 
 PathLike = str | os.PathLike[str]
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -58,6 +61,7 @@ class Volume:
         grid_fields: How its header writes its grid, for results in the same format.
         identity: Of DICOM, digests that tell patients, studies and frames of reference apart. Never written anywhere.
         alignment: How it came onto another channel's grid, JSON-ready; empty where it lies on its own.
+        planes: Of DICOM, the image that each slice was read from; empty for other formats.
     """
 
     image: sitk.Image
@@ -71,6 +75,7 @@ class Volume:
     grid_fields: GridFields | None = None
     identity: Mapping[str, str] = field(default_factory=dict, repr=False)
     alignment: Mapping[str, Any] = field(default_factory=dict)
+    planes: tuple[Plane, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -148,7 +153,7 @@ def read_volume(path: PathLike, *, series: str | None = None, frame: int | None 
             )
         scan = read_dicom(path, series, frame)
         volume = as_volume(scan.image, os.fspath(path), scan.sha256, scan.metadata, warnings=scan.warnings)
-        return replace(volume, identity=scan.identity)
+        return replace(volume, identity=scan.identity, planes=scan.planes)
     if series is not None:
         raise InputError(
             f"{printable(path)} is a file; a series ({series}) can be chosen in a DICOM folder only.",

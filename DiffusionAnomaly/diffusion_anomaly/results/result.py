@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,6 +12,9 @@ import SimpleITK as sitk
 from ..io.volume import Scan
 from ..text import counted
 from .findings import Finding, segment, size_unit, sized
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,32 @@ class Result:
         }
         return replace(self, mask=mask, findings=findings, threshold=threshold, provenance=provenance)
 
-    def save(self, directory: Path | str, overwrite: bool = False) -> dict[str, Path]:
+    def save(self, directory: Path | str, overwrite: bool = False, dicom: bool = False) -> dict[str, Path]:
         """Write all files of a detection, see ``saving.save``.
 
         Args:
             directory: where to; made if it does not exist.
             overwrite: whether the result of another scan may make room; one of this scan always does.
+            dicom: whether the mask, the anomaly map and the findings are written as DICOM objects too, for a scan that
+                was read from DICOM.
 
         Raises:
-            InputError: when something else is in the way, or something cannot be written.
+            InputError: when something else is in the way, or something cannot be written. Also when no DICOM objects
+                can be made; all other files are written then.
         """
         from .saving import save
 
-        return save(self, directory, overwrite)
+        return save(self, directory, overwrite, dicom)
+
+    def to_dicom(self) -> dict[str, Dataset]:
+        """Segmentation, parametric map and structured report, see ``dicom.to_dicom``.
+
+        Raises:
+            InputError: when the scan was not read from DICOM, or its files are gone or changed.
+        """
+        from .dicom import to_dicom
+
+        return to_dicom(self)
 
     def __repr__(self) -> str:
         total = sized(sum(finding.size for finding in self.findings), self.unit)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import EngineError, InputError
 from ..io.files import file_stem
 from ..io.outputs import OutputFolder
 from ..io.records import record
 from ..io.volume import write_like
 from ..text import distinct_names
+from .dicom import KINDS, dicom_names, to_dicom_files
 from .findings import write_findings_csv, write_findings_json
 
 if TYPE_CHECKING:
@@ -37,13 +38,16 @@ def image_suffix(source: str) -> str:
     return ".nii.gz"
 
 
-def file_names(source: str, reconstructed: Iterable[str] = (), is_picture: bool = False) -> dict[str, str]:
+def file_names(
+    source: str, reconstructed: Iterable[str] = (), is_picture: bool = False, dicom: Iterable[str] = ()
+) -> dict[str, str]:
     """The names of a detection's files by kind, in the order in which they are written.
 
     Args:
         source: file or folder of the scan.
         reconstructed: channels whose pseudo-healthy reconstruction is kept.
         is_picture: whether the map is drawn over the scan too.
+        dicom: kinds of DICOM objects that are written, of ``results.dicom.KINDS``.
     """
     suffix, channels = image_suffix(source), list(reconstructed)
     stems = distinct_names(map(file_stem, channels))
@@ -56,6 +60,7 @@ def file_names(source: str, reconstructed: Iterable[str] = (), is_picture: bool 
         **({"overlay": "overlay.png"} if is_picture else {}),
         "findings_csv": "findings.csv",
         "findings_json": "findings.json",
+        **dicom_names(dicom),
         "report": REPORT,
         "provenance": PROVENANCE,
     }
@@ -80,7 +85,9 @@ def keep_other_scans(earlier: Mapping[str, Mapping[str, Any]], sha256: str, fold
             raise InputError(f"{folder} holds the result of {made}.", f"Choose another folder, or say {OVERWRITE}.")
 
 
-def save(result: Result, directory: Path | str | OutputFolder, overwrite: bool = False) -> dict[str, Path]:
+def save(
+    result: Result, directory: Path | str | OutputFolder, overwrite: bool = False, dicom: bool = False
+) -> dict[str, Path]:
     """Write all files of a detection.
 
     Anomaly scores, mask and brain are NIfTI, or NRRD or MetaImage for a scan of that format. Provenance is put in place
@@ -91,15 +98,17 @@ def save(result: Result, directory: Path | str | OutputFolder, overwrite: bool =
         directory: where to; made if it does not exist. All files of an earlier result of the same scan are replaced,
             and nothing else. Who gives an ``OutputFolder`` has seen to whose result makes room.
         overwrite: whether the result of another scan may make room too.
+        dicom: whether DICOM objects that belong to the scan's series are written too, see ``results.dicom``.
 
     Returns:
         The paths of ``heat`` (the anomaly map), ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
         ``findings_json``, ``report`` and ``provenance``, and of the pseudo-healthy reconstruction where that was kept:
-        ``healed``, or ``healed_<channel>`` of several.
+        ``healed``, or ``healed_<channel>`` of several. With ``dicom`` also ``dicom_anomaly_map``, ``dicom_findings``
+        and, unless nothing was found, ``dicom_segmentation``.
 
     Raises:
         InputError: when a file that is no earlier result, or another scan's result, is in the way, or something cannot
-            be written. The folder is then as it was.
+            be written. The folder is then as it was. Also when no DICOM objects can be made; all else is written then.
     """
     from .report import write_report
 
@@ -107,12 +116,19 @@ def save(result: Result, directory: Path | str | OutputFolder, overwrite: bool =
         sources = [volume.source for volume in result.scan.channels.values() if volume.source]
         with OutputFolder(directory, sources) as folder:
             if not overwrite:
-                earlier = folder.replaced(_file_names_of(result).values())
+                earlier = folder.replaced(_file_names_of(result, KINDS if dicom else ()).values())
                 keep_other_scans(earlier, result.scan.reference.sha256, folder.path)
-            return save(result, folder)
+            return save(result, folder, dicom=dicom)
     volume = result.scan.reference
     made = result.reconstruction or {}
-    names = _file_names_of(result)
+    objects: dict[str, bytes] = {}
+    failure: EngineError | None = None
+    if dicom:
+        try:
+            objects = to_dicom_files(result)
+        except EngineError as error:  # a detection is not lost over it
+            failure = error
+    names = _file_names_of(result, objects)
     healed = [name for kind, name in names.items() if kind.startswith("healed")]
     published = directory.publish(
         {
@@ -126,15 +142,26 @@ def save(result: Result, directory: Path | str | OutputFolder, overwrite: bool =
             **({names["overlay"]: lambda path: _write_overlay(result, path)} if result.is_picture else {}),
             names["findings_csv"]: lambda path: write_findings_csv(result.findings, path, result.is_picture),
             names["findings_json"]: lambda path: write_findings_json(result.findings, path, result.warnings),
+            **{
+                name: lambda path, content=content: _write_bytes(content, path)
+                for name, content in zip(dicom_names(objects).values(), objects.values(), strict=True)
+            },
             names["report"]: lambda path: write_report(result, path),
             names["provenance"]: record(result.provenance),
         },
     )
+    if failure is not None:
+        raise type(failure)(f"{failure.what} All other results are in {directory.path}.", failure.hint)
     return {kind: published[name] for kind, name in names.items()}
 
 
-def _file_names_of(result: Result) -> dict[str, str]:
-    return file_names(result.scan.reference.source, result.reconstruction or {}, result.is_picture)
+def _file_names_of(result: Result, dicom: Iterable[str]) -> dict[str, str]:
+    return file_names(result.scan.reference.source, result.reconstruction or {}, result.is_picture, dicom)
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
 
 
 def _write_overlay(result: Result, path: Path) -> None:

@@ -227,7 +227,15 @@ def _detect_and_save(job: Job, lines: EventLines, stop: Stop, workbench: Workben
     channels = {name: ChannelSource(Path(file)) for name, file in job.channels.items()}
     scan = next(iter(channels.values())).path if channels else Path(job.input)
     brain = None if job.mask is None else Path(job.mask)
-    request = ScanRequest(scan, Path(job.output), brain, title=job.title, overwrite=job.overwrite, channels=channels)
+    request = ScanRequest(
+        scan,
+        Path(job.output),
+        brain,
+        title=job.title,
+        overwrite=job.overwrite,
+        channels=channels,
+        dicom=job.dicom,
+    )
     found, files = run_scan(workbench.detector(options), request, listener, open_folder)
     listener.stage("write", 1, 1)
     timings = {**found.timings, "total": time.monotonic() - start}

@@ -62,6 +62,7 @@ class Job:
         title: what the user calls the scan, for messages and the report; empty for the name of its file.
         channels: for a model of several contrasts, each one's file by the channel's name, instead of ``input``.
         overwrite: whether the result of another scan in ``output`` may make room.
+        dicom: whether the results are written as DICOM objects too.
     """
 
     input: str
@@ -73,6 +74,7 @@ class Job:
     title: str = ""
     channels: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
+    dicom: bool = False
 
 
 def write_job(job: Job, directory: Path | str) -> Path:

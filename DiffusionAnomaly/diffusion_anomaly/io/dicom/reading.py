@@ -136,6 +136,7 @@ def _read_files(
         tuple(dict.fromkeys(warnings)),
         digest.hexdigest(),
         _identity(headers[0]),
+        tuple(stack),
     )
 
 

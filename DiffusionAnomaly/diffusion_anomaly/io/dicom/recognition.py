@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import SimpleITK as sitk
+
+if TYPE_CHECKING:
+    from .planes import Plane
 
 HEAD_BYTES = 140
 # The first two letters of an element's value representation, where a file begins without preamble.
@@ -23,6 +26,7 @@ class DicomScan(NamedTuple):
         warnings: what reading it had to settle.
         sha256: of the bytes of ``files``, one after the other, as they were when the voxels were read.
         identity: of patient, study and frame of reference, by keyword: digests, which tell no name.
+        planes: where each slice came from, in order.
     """
 
     image: sitk.Image
@@ -31,6 +35,7 @@ class DicomScan(NamedTuple):
     warnings: tuple[str, ...]
     sha256: str
     identity: dict[str, str]
+    planes: tuple[Plane, ...]
 
 
 def is_dicom(path: Path) -> bool:

@@ -28,11 +28,12 @@ _SIBLING_TAGS = [
     tag_for_keyword(keyword) or 0 for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Rows")
 ]
 _DIRECTORY = "1.2.840.10008.1.3.10"
-# Objects that have pixels and are no image of a body: segmentations and a dose.
+# Objects that have pixels and are no image of a body: segmentations, a dose, and parametric maps, as results are.
 _NO_IMAGES = frozenset(
     {
         "1.2.840.10008.5.1.4.1.1.66.4",
         "1.2.840.10008.5.1.4.1.1.66.7",
+        "1.2.840.10008.5.1.4.1.1.30",
         "1.2.840.10008.5.1.4.1.1.481.2",
     }
 )
