@@ -43,6 +43,17 @@ def evaluate(
     typer.echo(markdown(experiment(PARTS[name], output, split)))
 
 
+@app.command()
+def foreign(name: Name) -> None:
+    """Which pictures that are no such films the check of appearance tells."""
+    from diffusion_anomaly.evaluation.formatting import markdown_table
+
+    from .foreign import foreign as judged
+
+    rows = [list(map(str, row)) for row in judged(PARTS[name])]
+    typer.echo("\n".join(markdown_table(["pictures", "how many", "doubted", "refused"], rows)))
+
+
 def command_line(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
     run(app, arguments)
