@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def foreign(part: Part) -> list[tuple[str, int, int, int]]:
     return rows
 
 
-def _kinds(part: Part) -> Iterator[tuple[str, Sequence[np.ndarray]]]:
+def _kinds(part: Part) -> Iterator[tuple[str, Iterable[np.ndarray]]]:
     films = np.stack(read_test_films(part))
     yield "test films as they are", films
     yield "mirrored", films[:, :, ::-1]

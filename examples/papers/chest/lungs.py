@@ -45,7 +45,7 @@ def _pair(dark: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """The largest dark piece of each half that is where and as large as a lung, filled."""
     height, width = dark.shape
     rows, columns = (max(1, round(MARGIN * n)) for n in dark.shape)
-    opened = ndimage.binary_opening(dark, iterations=max(1, height // 64))
+    opened = np.asarray(ndimage.binary_opening(dark, iterations=max(1, height // 64)))
     # Air beside the body, and all that is connected to it, is no lung.
     labels, count = ndimage.label(opened)  # type: ignore[misc]
     outer = np.unique(np.concatenate([labels[:2].ravel(), labels[:, :2].ravel(), labels[:, -2:].ravel()]))
@@ -71,7 +71,7 @@ def _pair(dark: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 def _likeness(left: np.ndarray, right: np.ndarray) -> float:
     """Dice overlap of one and the other's mirror image, laid upon each other by their centres in the film's breadth."""
     mirrored = right[:, ::-1]
-    shift = round(ndimage.center_of_mass(left)[1] - ndimage.center_of_mass(mirrored)[1])
+    shift = round(float(np.nonzero(left)[1].mean() - np.nonzero(mirrored)[1].mean()))
     mirrored = np.roll(mirrored, shift, axis=1)
     return float(2.0 * (left & mirrored).sum() / max(1, left.sum() + mirrored.sum()))
 
