@@ -26,6 +26,14 @@ def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
     command.run(output)
 
 
+@app.command("wolleb-chest")
+def wolleb_chest(output: Output = RESULTS / "wolleb-chest") -> None:
+    """Wolleb et al. 2022 on chest films: pneumonia (Kermany), pleural effusion (NIH)."""
+    from .chest import command
+
+    command.run(output)
+
+
 def command_line(arguments: list[str] | None = None) -> None:
     """Run one experiment and exit with its code."""
     run(app, arguments)

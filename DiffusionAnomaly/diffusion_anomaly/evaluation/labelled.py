@@ -27,7 +27,7 @@ from ..io.outputs import OutputFolder
 from ..io.records import record
 from ..io.typed_json import checked
 from ..io.volume import read_volume
-from ..results.result import Progress
+from ..results.result import Progress, Result
 from . import metrics
 from .evaluate import RunSpec
 from .formatting import finite, markdown_table, text_writer, with_interval
@@ -162,6 +162,7 @@ def run_labelled(
     *,
     resamples: int = 1000,
     steps: int | None = None,
+    on_result: Callable[[str, LabelledScan, Result], None] | None = None,
 ) -> LabelledTable:
     """Run every method on every scan and compare with the labels.
 
@@ -170,6 +171,7 @@ def run_labelled(
         runs: what to evaluate. No baseline is added: it is a model of the brain.
         output: folder for ``evaluation.md``, ``evaluation.json`` and ``evaluation_slices.csv``.
         device, seed, progress, resamples, steps: as for ``evaluate.run``.
+        on_result: is given each result, with its run's label and its scan, to measure something else on it.
 
     Raises:
         InputError: as a ``Detector``, and when there is only one class.
@@ -181,7 +183,7 @@ def run_labelled(
     detectors = _detectors(runs, device, seed, steps)
     with OutputFolder(output, [scan.path for scan in scans]) as folder:
         folder.check(["evaluation.md", "evaluation.json", "evaluation_slices.csv"])
-        slices = _slices(scans, detectors, progress)
+        slices = _slices(scans, detectors, progress, on_result)
         table = LabelledTable(
             [_row(label, [entry for entry in slices if entry["run"] == label], seed, resamples) for label in detectors],
             slices,
@@ -230,6 +232,7 @@ def _slices(
     scans: Sequence[LabelledScan],
     detectors: Mapping[str, Detector],
     progress: Callable[[Progress], None] | None,
+    on_result: Callable[[str, LabelledScan, Result], None] | None,
 ) -> list[dict[str, Any]]:
     """The scores of every labelled slice under every run."""
     found = []
@@ -248,6 +251,8 @@ def _slices(
                 regions[bundle.region] = detector.find_brain(volume)
             region = regions[bundle.region]
             result = detector(volume, brain=region)
+            if on_result is not None:
+                on_result(label, scan, result)
             view = bundle.orientation_of(volume.image).view
             maps, marked, inside = (
                 view(sitk.GetArrayFromImage(image)) for image in (result.anomaly_map, result.mask, region)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from training.command_line import make_app, run
+from training.command_line import Output, make_app, run
 
 from .parts import PARTS
 
@@ -30,6 +29,29 @@ def choose(
     walks = [{"steps": a, "level": b, "guidance_scale": c} for a, b, c in product(steps, level, scale)]
     for row in tried(PARTS[name], walks, films):
         typer.echo(f"{row['auroc']:.3f}  {row['walk']}  {row.get('side', '')}  {row.get('score', '')}")
+
+
+@app.command()
+def evaluate(
+    name: Name,
+    output: Output,
+    split: Annotated[str, typer.Option(help="test, or val to choose options by")] = "test",
+) -> None:
+    """What the packed model finds in the films of a split."""
+    from .experiment import experiment, markdown
+
+    typer.echo(markdown(experiment(PARTS[name], output, split)))
+
+
+@app.command()
+def foreign(name: Name) -> None:
+    """Which pictures that are no such films the check of appearance tells."""
+    from diffusion_anomaly.evaluation.formatting import markdown_table
+
+    from .foreign import foreign as judged
+
+    rows = [list(map(str, row)) for row in judged(PARTS[name])]
+    typer.echo("\n".join(markdown_table(["pictures", "how many", "doubted", "refused"], rows)))
 
 
 def command_line(arguments: list[str] | None = None) -> None:

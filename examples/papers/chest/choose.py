@@ -68,7 +68,7 @@ def choose(part: Part, walks: Iterable[dict[str, Any]], films: int) -> Iterator[
         options = GuidedOptions(**walk)
         made = [_reconstructed(model, options, one) for one in classes]
         for side, (name, share) in product(SIDES, SHARES.items()):
-            scores = [[metrics.highest_mean(m.numpy(), share) for m in residual(*pair, side)] for pair in made]
+            scores = [[metrics.highest_mean(m.numpy().ravel(), share) for m in residual(*pair, side)] for pair in made]
             yield {"walk": walk, "side": side, "score": name, "auroc": auroc([np.array(values) for values in scores])}
 
 

@@ -22,7 +22,7 @@ class Part:
         question: in words.
         arrays: the films, see ``training.data.pictures``.
         label, patient, strata: entries of that file.
-        score: what of the anomaly map is a film's score, chosen on validation films; see ``evaluation.labelled.SHARES``.
+        score: what of the anomaly map is a film's score, chosen on validation films: one of ``labelled.SHARES``.
         credit: what the films' licence asks for.
     """
 
