@@ -324,7 +324,9 @@ def test_the_same_result_has_the_same_uids_and_another_has_others(
 ) -> None:
     folder = series(tmp_path / "scan", "classic")
     first, again = result_of(folder), result_of(folder)
-    later = replace(again, provenance={**again.provenance, "date_utc": "2031-01-02T03:04:05+00:00"})
+    options = {**again.provenance["options"], "batch_size": 7}  # as much as fitted into memory that day
+    about = {"date_utc": "2031-01-02T03:04:05+00:00", "options": options}
+    later = replace(again, provenance={**again.provenance, **about})
 
     def uids(result: Result) -> list[str]:
         found = []

@@ -104,6 +104,8 @@ class Context:
         named = {
             name: provenance[name] for name in ("method", "model", "options", "threshold", "device", "calibration")
         }
+        # What fits into memory at a time changes rounding at most.
+        named["options"] = {name: value for name, value in named["options"].items() if name != "batch_size"}
         if provenance["brain"]["source"] == "given by the user":
             named["brain"] = sitk.Hash(self.result.brain)
         images = [image.uid for image in self.source.images]
