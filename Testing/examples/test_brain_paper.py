@@ -14,7 +14,7 @@ import packages
 import phantom
 from diffusion_anomaly.evaluation.dataset import find_pairs
 from examples.papers.brain.__main__ import command_line
-from examples.papers.brain.choosing import choose
+from examples.papers.brain.choosing import choose, parse_values
 from examples.papers.brain.command import CONFIG
 from examples.papers.brain.comparison import ComparisonConfig, compare, cut_slice
 from Testing.training.fakes import random_slices
@@ -173,7 +173,7 @@ def glioma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_options_are_ranked_by_what_they_find_in_validation_patients(glioma: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         command_line(
-            ["options", str(glioma), "--output", str(tmp_path), "--scale", "0", "--scale", "10",
+            ["options", str(glioma), "--output", str(tmp_path), "--set", "guidance_scale=0,10",
              "--side", "bright none", "--side", "dark none", "--reference", "0.2"]
         )  # fmt: skip
     assert not ended.value.code
@@ -191,21 +191,23 @@ def test_options_are_ranked_by_what_they_find_in_validation_patients(glioma: Pat
 
 
 @pytest.mark.parametrize(
-    ("sides", "scales", "message"),
+    ("sides", "setting", "message"),
     [
-        (["bright none dark"], [1.0], "3 words for 2 channels"),
-        (["left"], [1.0], "side is 'left'"),
-        (["both"], [-1.0], "guidance_scale is -1"),
+        (["bright none dark"], "guidance_scale=1", "3 words for 2 channels"),
+        (["left"], "guidance_scale=1", "side is 'left'"),
+        (["both"], "guidance_scale=1,-1", "guidance_scale is -1"),
+        (["both"], "scale=1", "no option scale"),
+        (["both"], "guidance_scale=much", "write it as OPTION=NUMBER,NUMBER"),
     ],
 )
 def test_values_that_no_package_may_have_are_refused(
-    glioma: Path, tmp_path: Path, sides: list[str], scales: list[float], message: str
+    glioma: Path, tmp_path: Path, sides: list[str], setting: str, message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        choose(read_yaml(glioma, PackageConfig), tmp_path, scales, sides, [0.0])
+        choose(read_yaml(glioma, PackageConfig), tmp_path, parse_values([setting]), sides, [0.0])
 
 
 def test_a_package_without_guidance_is_refused(glioma: Path, tmp_path: Path) -> None:
     config = read_yaml(glioma, PackageConfig).model_copy(update={"method": "restore"})
     with pytest.raises(ConfigurationError, match="for the method guided"):
-        choose(config, tmp_path, [1.0], ["both"], [0.0])
+        choose(config, tmp_path, {"guidance_scale": [1.0]}, ["both"], [0.0])

@@ -17,17 +17,27 @@ app = make_app(__doc__)
 def options(
     config: Config,
     output: Output,
-    scales: Annotated[list[float], typer.Option("--scale", help="guidance scale to try; repeatable")],
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="OPTION=VALUE,...", help="of the method, such as guidance_scale=10,30; repeatable"
+        ),
+    ],
     sides: Annotated[list[str], typer.Option("--side", help="side to try, such as 'bright dark none'; repeatable")],
     references: Annotated[
         list[float] | None,
         typer.Option("--reference", help="min_reference_intensity to try; repeatable. [default: 0 and 0.4]"),
     ] = None,
 ) -> None:
-    """Average precision of a package's options on its validation patients, before it is packed."""
-    from .choosing import choose
+    """Average precision of a package's options on its validation patients, before it is packed.
 
-    typer.echo(choose(read_yaml(config, PackageConfig), output, scales, sides, references or [0.0, 0.4]))
+    The networks run for every combination of what is set; sides and references cost next to nothing.
+    """
+    from .choosing import choose, parse_values
+
+    typer.echo(
+        choose(read_yaml(config, PackageConfig), output, parse_values(settings), sides, references or [0.0, 0.4])
+    )
 
 
 @app.command()

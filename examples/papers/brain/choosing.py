@@ -1,16 +1,18 @@
 """Options of a classifier-guided package, judged on validation patients before anything is packed.
 
-The networks run once a patient and guidance scale; which differences count is settled afterwards on what they made.
+The networks run once a patient and setting; which differences count is settled afterwards on what they made.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -74,14 +76,19 @@ class Reconstructed:
 
 
 def choose(
-    config: PackageConfig, output: Path, scales: Sequence[float], sides: Sequence[str], references: Sequence[float]
+    config: PackageConfig,
+    output: Path,
+    values: Mapping[str, Sequence[float]],
+    sides: Sequence[str],
+    references: Sequence[float],
 ) -> str:
     """Average precision of every combination; writes ``options.md``, which is returned, the best first.
 
     Args:
         config: of the package; its ``prepare`` names validation scans and how their lesion masks are called.
         output: folder.
-        scales, sides, references: values of ``guidance_scale``, ``side`` and ``min_reference_intensity``.
+        values: to try of each option that the networks run with.
+        sides, references: to try of ``side`` and ``min_reference_intensity``.
 
     Raises:
         ConfigurationError: when the package is of another method or has no lesion masks.
@@ -92,27 +99,31 @@ def choose(
     rows = []
     with outputs_beside(output / "uncalibrated") as workshop:
         bundle = write_uncalibrated(config, workshop / config.name)
-        for scale in scales:
-            tried = list(itertools.product(sides, references))
-            for side, reference in tried:  # a wrong one is refused before hours
-                _detector(bundle, scale, side, reference)
-            detector = _detector(bundle, scale, sides[0], references[0])
+        runs = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+        tried = list(itertools.product(sides, references))
+        for run, (side, reference) in itertools.product(runs, tried):  # a wrong one is refused before hours
+            _detector(bundle, {**run, "side": side, "min_reference_intensity": reference})
+        for run in runs:
+            detector = _detector(bundle, run)
             found: dict[tuple[str, float], list[float]] = {setting: [] for setting in tried}
             for patient in reconstructed(config, detector):
-                for side, reference in tried:
-                    found[side, reference].append(patient.average_precision(detector, side, reference))
-                logger.info("guidance_scale %g: %s", scale, patient.name)
-            rows += [(metrics.mean_or_nan(values), values, scale, *setting) for setting, values in found.items()]
+                for setting in tried:
+                    found[setting].append(patient.average_precision(detector, *setting))
+                logger.info("%s: %s", run, patient.name)
+            rows += [(precisions, run, *setting) for setting, precisions in found.items()]
             detector.release()
-    rows.sort(key=lambda row: -row[0])
+    rows.sort(key=lambda row: -metrics.mean_or_nan(row[0]))
     lines = markdown_table(
-        ["side", "min_reference_intensity", "guidance_scale", "AP", "worst patient"],
+        ["side", "min_reference_intensity", *values, "AP", "worst patient"],
         [
-            [side, f"{reference:g}", f"{scale:g}", number(mean, 3), number(float(np.nanmin(values)), 3)]
-            for mean, values, scale, side, reference in rows
+            [
+                *(side, f"{reference:g}", *(f"{value:g}" for value in run.values())),
+                *(number(summary(precisions), 3) for summary in (metrics.mean_or_nan, np.nanmin)),
+            ]
+            for precisions, run, side, reference in rows
         ],
     )
-    lines += ["", f"{len(rows[0][1])} validation patients; average precision inside the brain, on the model's grid."]
+    lines += ["", f"{len(rows[0][0])} validation patients; average precision inside the brain, on the model's grid."]
     text = "\n".join(lines) + "\n"
     write_text(prepare_folder(output) / TABLE, text)
     return text
@@ -136,8 +147,26 @@ def reconstructed(config: PackageConfig, detector: Detector) -> Iterator[Reconst
         yield Reconstructed(scan.name, images, reconstruction, stack.brain(), lesion, run.reconstruction_error, stack)
 
 
-def _detector(bundle: Bundle, scale: float, side: str, reference: float) -> Detector:
-    overrides = {"guidance_scale": scale, "side": side, "min_reference_intensity": reference}
+def parse_values(texts: Sequence[str]) -> dict[str, list[float]]:
+    """``name=value,value`` texts of options that are numbers.
+
+    >>> parse_values(["guidance_scale=10,30", "order=2"])
+    {'guidance_scale': [10, 30], 'order': [2]}
+
+    Raises:
+        ConfigurationError: for a text without a name or with what is no number.
+    """
+    values: dict[str, list[float]] = {}
+    for text in texts:
+        name, _, listed = text.partition("=")
+        try:
+            values[name.strip()] = [json.loads(word) for word in listed.split(",")]
+        except ValueError:
+            raise ConfigurationError(f"--set got {text!r}: write it as OPTION=NUMBER,NUMBER.") from None
+    return values
+
+
+def _detector(bundle: Bundle, overrides: Mapping[str, Any]) -> Detector:
     try:
         return Detector(Options(bundle.method, overrides=overrides), bundle=bundle)
     except InputError as error:
