@@ -150,6 +150,8 @@ def _value(value: Any) -> str:
 def _range(about: Any) -> str:
     if "allowed" in about:
         return ", ".join(str(one) for one in about["allowed"])
+    if "words" in about:
+        return ", ".join(about["words"]) + "; none for a channel"
     return f"{about['low']:g} to {about['high']:g}" if "low" in about else ""
 
 

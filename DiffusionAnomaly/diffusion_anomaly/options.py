@@ -26,6 +26,8 @@ class MethodOptions:
             value = getattr(self, option.name)
             if "allowed" in option.metadata:
                 check_choice(option.name, value, option.metadata["allowed"])
+            elif "words" in option.metadata:
+                check_words(option.name, value, option.metadata["words"])
             elif "low" in option.metadata and not (value is None and option.default is None):
                 low, high, whole = (option.metadata[key] for key in ("low", "high", "whole"))
                 # JSON has one kind of number: 2 for 2.0 is stored as the float it stands for.
@@ -49,6 +51,11 @@ def choice(default: str, allowed: Sequence[str], about: str) -> Any:
     return field(default=default, metadata={"allowed": tuple(allowed), "about": about})
 
 
+def choice_a_channel(default: str, allowed: Sequence[str], about: str) -> Any:
+    """A field for one of a few words, or for one a channel of the model, with spaces between; ``none`` skips one."""
+    return field(default=default, metadata={"words": tuple(allowed), "about": about})
+
+
 def flag(default: bool, about: str) -> Any:
     """A field for yes or no."""
     return field(default=default, metadata={"allowed": (True, False), "about": about})
@@ -65,6 +72,35 @@ def check_number(name: str, value: Any, low: float, high: float, *, whole: bool)
         kind = "a whole number" if whole else "a number"
         raise InputError(f"Option {name} is {shown(value)}.", f"It must be {kind} from {low:g} to {high:g}.")
     return value if whole else float(value)
+
+
+def check_words(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Refuse what is neither one of the allowed words nor several of these and ``none``, not ``none`` alone."""
+    words = value.split() if isinstance(value, str) else []
+    known = allowed if len(words) == 1 else (*allowed, "none")
+    if not words or set(words) == {"none"} or any(word not in known for word in words):
+        raise InputError(
+            f"Option {name} is {shown(value)}.",
+            f"It must be one of {', '.join(allowed)}; or one of these or none for each channel, with spaces between.",
+        )
+
+
+def words_by_channel(name: str, value: str, channels: int) -> list[str]:
+    """The word for each channel, of an option with one for all or one for each.
+
+    Raises:
+        InputError: for another number of words.
+
+    >>> words_by_channel("side", "bright", 2), words_by_channel("side", "bright none", 2)
+    (['bright', 'bright'], ['bright', 'none'])
+    """
+    words = value.split()
+    if len(words) not in (1, channels):
+        raise InputError(
+            f"Option {name} is {shown(value)}, {len(words)} words for {channels} channel{'s' if channels > 1 else ''}.",
+            "Give one word for all channels, or one for each.",
+        )
+    return words * channels if len(words) == 1 else words
 
 
 def check_threshold(value: Any) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import InputError, ModelError
-from .options import MethodOptions, check_number, choice, flag, number
+from .options import MethodOptions, check_number, choice, choice_a_channel, flag, number
 
 if TYPE_CHECKING:
     from .methods.base import Method, ProgressCallback, SliceBatch, SliceResult
@@ -42,7 +42,7 @@ class RestoreOptions(MethodOptions):
     heat: str = choice(
         "product", RESTORER_MAPS, "difference to the restored slice, probability of a lesion, or their product"
     )
-    side: str = choice("both", SIDES, "which differences count; a probability has no side")
+    side: str = choice_a_channel("both", SIDES, "which differences count; a probability has no side")
     min_reference_intensity: float = number(
         0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than; the same"
     )
@@ -84,7 +84,7 @@ class GuidedOptions(MethodOptions):
         "the paper's algorithm says none, its published code does it before",
     )
     order: int = number(1, 1, 2, "1 for DDIM, 2 for Adams-Bashforth steps over the same network calls")
-    side: str = choice("both", SIDES, "which differences count; the paper takes both")
+    side: str = choice_a_channel("both", SIDES, "which differences count; the paper takes both")
     min_reference_intensity: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
     @property
@@ -129,7 +129,7 @@ class UnsupervisedOptions(MethodOptions):
         False, "start healing from noise alone inside the mask, so that no trace of it is kept"
     )
     n_reconstructions: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
-    side: str = choice("both", SIDES, "which differences count; the paper takes both")
+    side: str = choice_a_channel("both", SIDES, "which differences count; the paper takes both")
     min_reference_intensity: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
     @property
@@ -158,7 +158,7 @@ class UnsupervisedOptions(MethodOptions):
 class IntensityOptions(MethodOptions):
     """Options of the baseline."""
 
-    side: str = choice("bright", SIDES, "which intensities are suspicious: lesions are bright on FLAIR")
+    side: str = choice_a_channel("bright", SIDES, "which intensities are suspicious: lesions are bright on FLAIR")
     reference: float = number(0.42, 0.0, 1e6, "normalised intensity of ordinary tissue, such as the scale's mode")
 
 

@@ -21,7 +21,7 @@ from diffusion_anomaly.detection.inference import make_batch
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.io.volume import Scan, Volume
-from diffusion_anomaly.methods.base import SliceBatch
+from diffusion_anomaly.methods.base import SliceBatch, residual
 from diffusion_anomaly.models.networks import Codec, Model
 from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.models.schedule import Schedule
@@ -333,6 +333,52 @@ def test_a_packages_metadata_counts_its_channels(bundles: dict[str, Bundle]) -> 
     assert described["intensity"]["outputs"]["pred"]["num_channels"] == 1
     assert described["localise"]["inputs"]["image"]["num_channels"] == 24
     assert described["guided"]["inputs"]["latent"]["num_channels"] == FOLDED
+
+
+# --- A side for each channel
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        ("both", 0.3 + 0.2 + 0.1),
+        ("bright", 0.2 + 0.1),
+        ("bright both dark", 0.2 + 0.3),
+        ("both none none", 0.2),
+        ("none dark bright", 0.3 + 0.1),
+    ],
+)
+def test_each_channel_counts_on_its_own_side(side: str, expected: float) -> None:
+    images = torch.full((1, 3, 2, 2), 0.5)
+    healthy = torch.tensor([0.3, 0.8, 0.4]).view(1, 3, 1, 1).expand_as(images)
+    torch.testing.assert_close(residual(images, healthy, side), torch.full((1, 2, 2), expected))
+
+
+@pytest.mark.parametrize("method", ["guided", "restore", "unsupervised", "intensity"])
+def test_a_channel_that_does_not_count_is_left_out_of_the_difference_alone(
+    method: str, bundles: dict[str, Bundle], scan: Scan, flair_like_brain: sitk.Image
+) -> None:
+    heat = {"heat": "residual"} if method == "restore" else {}
+    found = {}
+    for side in ("both", "both none", "none both"):
+        ready = detector(bundles[method], overrides={"side": side, **heat})
+        stack, scales = ready.slices(scan, flair_like_brain)
+        batch = make_batch(stack, scales, 8, 10, seed=0)
+        found[side] = ready.plan.method.run(batch, ready.model, ready.plan.method_options, lambda calls: None)
+    parts = [found[side].anomaly_map for side in ("both none", "none both")]
+    assert all(part.max() > 0 for part in parts)
+    torch.testing.assert_close(sum(parts), found["both"].anomaly_map)
+
+
+@pytest.mark.parametrize("side", ["bright dark none", "bright dark dark dark"])
+def test_words_for_other_channels_than_the_model_has_are_refused_before_a_scan_is_read(
+    side: str, bundles: dict[str, Bundle]
+) -> None:
+    count = len(side.split())
+    with pytest.raises(InputError, match=f"side is '{side}', {count} words for 2 channels.*one for each"):
+        detector(bundles["guided"], overrides={"side": side})
+    with pytest.raises(InputError, match="2 words for 1 channel"):
+        Detector(Options("intensity", overrides={"side": "bright dark"}))
 
 
 # --- Results

@@ -34,6 +34,14 @@ def wolleb_chest(output: Output = RESULTS / "wolleb-chest") -> None:
     command.run(output)
 
 
+@app.command("wolleb-brain")
+def wolleb_brain(output: Output = RESULTS / "wolleb-brain") -> None:
+    """Wolleb et al. 2022 on several MR contrasts: FLAIR, T1 and T1 after contrast agent against FLAIR alone."""
+    from .brain import command
+
+    typer.echo(command.run(output))
+
+
 def command_line(arguments: list[str] | None = None) -> None:
     """Run one experiment and exit with its code."""
     run(app, arguments)

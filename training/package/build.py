@@ -33,6 +33,11 @@ def package(config: PackageConfig, output: Path) -> Bundle:
     return _write(config, output / config.name, anomaly, complete=True)
 
 
+def write_uncalibrated(config: PackageConfig, directory: Path) -> Bundle:
+    """Networks and options without what is learnt from healthy tissue: enough to choose options by."""
+    return _write(config, directory, uncalibrated(config))
+
+
 def _learnt(config: PackageConfig, directory: Path) -> dict[str, Any]:
     """The whole declaration, learnt with packages that are written to ``directory``."""
     if config.method == "brain":

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
-from ..options import HIGHEST_THRESHOLD, THRESHOLDS, is_finite, shown
+from ..options import HIGHEST_THRESHOLD, THRESHOLDS, is_finite, shown, words_by_channel
 from ..precision import choose_dtype
 from ..registry import DEFAULT_METHOD, METHODS, get_method
 from ..system import choose_device
@@ -256,10 +256,14 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
         raise ModelError(f"The model package's post-processing does not fit: {error.what}", error.hint) from error
     if options.device not in ("auto", "cpu"):  # what needs no torch to be known to be there
         choose_device(options.device)
+    method_options = method.make_options(_packaged_options(bundle), overrides, options.preset)
+    for option in fields(method_options):
+        if "words" in option.metadata:
+            words_by_channel(option.name, getattr(method_options, option.name), len(bundle.channels))
     return Plan(
         asked=options,
         method=method,
-        method_options=method.make_options(_packaged_options(bundle), overrides, options.preset),
+        method_options=method_options,
         bundle=bundle,
         postprocess=settings,
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError, ModelError
 from ..models.networks import Model
 from ..models.schedule import pyramid_noise
+from ..options import words_by_channel
 
 ProgressCallback = Callable[[int], None]
 """Takes the network calls a slice since the last report; raises ``Cancelled`` to stop the method."""
@@ -162,14 +163,16 @@ def residual(images: Tensor, healthy: Tensor, side: str, min_reference_intensity
         images: the scan's slices.
         healthy: the same slices as the model would have them.
         side: "both" for the absolute difference (both papers), "bright" for where the scan is brighter only,
-            "dark" for where it is darker only.
+            "dark" for where it is darker only; or one word a channel, of which "none" leaves a channel out.
         min_reference_intensity: what the scan is brighter than counts from here on at the earliest, in normalised
             intensity (ours). A bright lesion is brighter than most of the brain, which a furrow that the model made too
             dark is not.
     """
     brighter = (images - healthy.clamp_min(min_reference_intensity)).clamp_min(0.0)
     darker = (healthy - images).clamp_min(0.0)
-    return {"both": brighter + darker, "bright": brighter, "dark": darker}[side].sum(dim=1)
+    counted = {"both": brighter + darker, "bright": brighter, "dark": darker, "none": torch.zeros_like(brighter)}
+    sides = words_by_channel("side", side, images.shape[1])
+    return torch.stack([counted[word][:, channel] for channel, word in enumerate(sides)]).sum(dim=0)
 
 
 def reconstruction_error(images: Tensor, healthy: Tensor, brain: Tensor) -> Tensor:
