@@ -26,6 +26,14 @@ def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
     command.run(output)
 
 
+@app.command("pinaya-mr")
+def pinaya_mr(output: Output = RESULTS / "pinaya-mr") -> None:
+    """Pinaya et al. 2022, section 3.2: lesions on brain MR, with a VQ-VAE and the paper's options."""
+    from .mr import command
+
+    command.run(output)
+
+
 def command_line(arguments: list[str] | None = None) -> None:
     """Run one experiment and exit with its code."""
     run(app, arguments)
