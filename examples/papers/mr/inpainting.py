@@ -1,7 +1,7 @@
 """Healthy tissue taken out of healthy slices and put back by the diffusion model, to see what it believes in.
 
-A model that heals lesions must also give healthy tissue back where it is hidden: what is wrong in these pictures will be
-a false alarm.
+A model that heals lesions must also give healthy tissue back where it is hidden: what is wrong in these pictures will
+be a false alarm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from diffusion_anomaly.registry import UnsupervisedOptions
 
 HEIGHTS = (0.35, 0.5, 0.65)  # of the brain, from below: which slices are shown
 SIDE = 0.3  # of the brain's width: the square that is hidden
-STEPS = 50  # levels walked, more than detection takes
+STEPS = 50  # levels walked where the model takes as many
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,18 @@ class Inpainted:
         return float(np.abs(self.codec - self.image)[self.hidden].mean())
 
 
-def inpaint(detector: Detector, scan: Path, versions: int = 2) -> list[Inpainted]:
+def inpaint(detector: Detector, scan: Path, versions: int = 2, steps: int = STEPS) -> list[Inpainted]:
     """Hide a square on the right of slices of a healthy scan, and let the model fill it.
 
     Args:
         detector: of the method "unsupervised".
         scan: of a healthy brain.
         versions: how often each is filled.
+        steps: levels walked, at most as many as the model takes.
     """
     model, options = detector.model, detector.plan.method_options
     assert model is not None and isinstance(options, UnsupervisedOptions)
-    options = replace(options, start_from_noise=True, steps=min(STEPS, options.most_steps))
+    options = replace(options, start_from_noise=True, steps=min(steps, options.most_steps))
     volume = read_volume(scan)
     stack, scales = detector.slices(volume, detector.find_brain(volume))
     brain = stack.brain()
