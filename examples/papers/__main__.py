@@ -26,10 +26,10 @@ def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
     command.run(output)
 
 
-@app.command("wolleb-chest")
-def wolleb_chest(output: Output = RESULTS / "wolleb-chest") -> None:
-    """Wolleb et al. 2022 on chest films: pneumonia (Kermany), pleural effusion (NIH)."""
-    from .chest import command
+@app.command("pinaya-mr")
+def pinaya_mr(output: Output = RESULTS / "pinaya-mr") -> None:
+    """Pinaya et al. 2022 on brain MR: lesions, with a VQ-VAE and the paper's options."""
+    from .mr import command
 
     command.run(output)
 
@@ -40,6 +40,14 @@ def wolleb_brain(output: Output = RESULTS / "wolleb-brain") -> None:
     from .brain import command
 
     typer.echo(command.run(output))
+
+
+@app.command("wolleb-chest")
+def wolleb_chest(output: Output = RESULTS / "wolleb-chest") -> None:
+    """Wolleb et al. 2022 on chest films: pneumonia (Kermany), pleural effusion (NIH)."""
+    from .chest import command
+
+    command.run(output)
 
 
 def command_line(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Unsupervised detection on brain MR (Pinaya et al. 2022); ``docs/papers/pinaya-mr.md`` says what came out."""
