@@ -202,17 +202,17 @@ def border_depth(brain: Tensor, most: float) -> Tensor:
 
     Counted in squares and diamonds in turn, so that it is about the same in every direction. 0 outside.
     """
-    left = brain.float()
+    left = brain.to(torch.uint8)  # bytes are much faster than pooling
     depth = torch.zeros_like(left)
     for step in range(math.ceil(most)):
         depth += left
-        outside = 1.0 - left
+        near = functional.pad(left, (1, 1, 1, 1), value=1)
         if step % 2:
-            left = 1.0 - functional.max_pool2d(outside, 3, 1, 1)
+            rows = near[..., :-2, :] & near[..., 1:-1, :] & near[..., 2:, :]
+            left = rows[..., :-2] & rows[..., 1:-1] & rows[..., 2:]
         else:
-            cross = functional.max_pool2d(outside, (3, 1), 1, (1, 0)), functional.max_pool2d(outside, (1, 3), 1, (0, 1))
-            left = 1.0 - torch.maximum(*cross)
-    return depth + left
+            left = left & near[..., :-2, 1:-1] & near[..., 2:, 1:-1] & near[..., 1:-1, :-2] & near[..., 1:-1, 2:]
+    return (depth + left).float()
 
 
 def draw_lesions(
