@@ -17,6 +17,8 @@ app = make_app(__doc__)
 RESULTS = Path("runs/papers")
 Output = Annotated[Path, typer.Option("--output", help="where tables and pictures go")]
 
+Split = Annotated[str, typer.Option("--split", help="val to choose options, test once at the end")]
+
 
 @app.command("pinaya-sprites")
 def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
@@ -24,6 +26,14 @@ def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
     from .sprites import command
 
     command.run(output)
+
+
+@app.command("pinaya-ct")
+def pinaya_ct(output: Output = RESULTS / "pinaya-ct", split: Split = "test") -> None:
+    """Pinaya et al. 2022 on head CT with haemorrhage (CT-ICH), with pasted lesions to say where."""
+    from .headct import run as experiment
+
+    experiment(output, split)
 
 
 def command_line(arguments: list[str] | None = None) -> None:
