@@ -29,11 +29,15 @@ def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
 
 
 @app.command("pinaya-ct")
-def pinaya_ct(output: Output = RESULTS / "pinaya-ct", split: Split = "test") -> None:
+def pinaya_ct(
+    output: Output = RESULTS / "pinaya-ct",
+    split: Split = "test",
+    method: Annotated[list[str], typer.Option(help="may be repeated")] = ["unsupervised", "restore", "intensity"],  # noqa: B006
+) -> None:
     """Pinaya et al. 2022 on head CT with haemorrhage (CT-ICH), with pasted lesions to say where."""
     from .headct import run as experiment
 
-    experiment(output, split)
+    experiment(output, split, method)
 
 
 def command_line(arguments: list[str] | None = None) -> None:

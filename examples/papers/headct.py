@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -36,21 +37,28 @@ ENDING = "_ct.nii.gz"
 PASTED = (Pasted("inside", (4.0, 18.0), (0.2, 0.6)), Pasted("rim", (5.0, 14.0), (0.2, 0.6)))
 
 
-def steps() -> list[Step]:
-    """From the data to the packages."""
-    slices, slabs = RUNS / "headct", RUNS / "headct-slabs"
+def steps(methods: Sequence[str] = METHODS) -> list[Step]:
+    """From the data to the packages of some methods."""
+    slabs = RUNS / "headct-slabs"
+    trainings = {
+        "unsupervised": [
+            training("codec", CONFIGS / "headct-codec.yaml", RUNS / "headct-codec"),
+            training("diffusion", CONFIGS / "headct-unsupervised.yaml", RUNS / "headct-unsupervised"),
+        ],
+        "restore": [
+            Step(
+                ("training", "prepare-slabs", str(CONFIGS / "prepare-headct-slabs.yaml"), "--output", str(slabs)),
+                slabs / "stacks.npz",
+            ),
+            training("restore", CONFIGS / "headct-restore.yaml", RUNS / "headct-restore"),
+        ],
+    }
     return [
         label(RUNS / "headct-labels.csv", distance=100),
         label(RUNS / "headct-slice-labels.csv", distance=1),
-        prepare(CONFIGS / "prepare-headct.yaml", slices),
-        Step(
-            ("training", "prepare-slabs", str(CONFIGS / "prepare-headct-slabs.yaml"), "--output", str(slabs)),
-            slabs / "stacks.npz",
-        ),
-        training("codec", CONFIGS / "headct-codec.yaml", RUNS / "headct-codec"),
-        training("diffusion", CONFIGS / "headct-unsupervised.yaml", RUNS / "headct-unsupervised"),
-        training("restore", CONFIGS / "headct-restore.yaml", RUNS / "headct-restore"),
-        *(package(CONFIGS / f"package-headct-{method}.yaml", f"headct-{method}", PACKAGES) for method in METHODS),
+        prepare(CONFIGS / "prepare-headct.yaml", RUNS / "headct"),
+        *(step for method in methods for step in trainings.get(method, [])),
+        *(package(CONFIGS / f"package-headct-{method}.yaml", f"headct-{method}", PACKAGES) for method in methods),
     ]
 
 
@@ -60,21 +68,26 @@ def label(output: Path, distance: int) -> Step:
     return Step(("training", "label", str(DATA / "slices.csv"), str(output), *options), output)
 
 
-def run(output: Path, split: str = "test") -> None:
+def run(output: Path, split: str = "test", methods: Sequence[str] = METHODS) -> None:
     """Prepare, train, pack and measure.
 
     Args:
         output: gets ``labels`` and ``pasted``, each an evaluation, and ``scans``, the scans with lesions.
         split: the patients; options are chosen on ``val``.
+        methods: some of ``METHODS``.
 
     Raises:
-        ConfigurationError: for another split than ``val`` or ``test``.
+        ConfigurationError: for another split than ``val`` or ``test``, or another method.
         TrainingError: when a step fails, see ``Step.run``.
     """
     if split not in ("val", "test"):
         raise ConfigurationError(f"The split is {split!r}; expected val or test.")
-    run_steps(steps())
-    measure(DATA / split, RUNS / "headct-slice-labels.csv", {name: PACKAGES / f"headct-{name}" for name in METHODS}, output)
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise ConfigurationError(f"The methods are {', '.join(methods)}; expected some of {', '.join(METHODS)}.")
+    run_steps(steps(methods))
+    packages = {method: PACKAGES / f"headct-{method}" for method in methods}
+    measure(DATA / split, RUNS / "headct-slice-labels.csv", packages, output)
 
 
 def measure(folder: Path, labels: Path, packages: dict[str, Path], output: Path) -> None:
