@@ -16,6 +16,7 @@ from training.command_line import make_app, run
 app = make_app(__doc__)
 RESULTS = Path("runs/papers")
 Output = Annotated[Path, typer.Option("--output", help="where tables and pictures go")]
+Split = Annotated[str, typer.Option("--split", help="val to choose options, test once at the end")]
 
 
 @app.command("pinaya-sprites")
@@ -24,6 +25,18 @@ def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
     from .sprites import command
 
     command.run(output)
+
+
+@app.command("pinaya-ct")
+def pinaya_ct(
+    output: Output = RESULTS / "pinaya-ct",
+    split: Split = "test",
+    method: Annotated[list[str], typer.Option(help="may be repeated")] = ["unsupervised", "restore", "intensity"],  # noqa: B006
+) -> None:
+    """Pinaya et al. 2022 on head CT with haemorrhage (CT-ICH), with pasted lesions to say where."""
+    from .headct import run as experiment
+
+    experiment(output, split, method)
 
 
 @app.command("pinaya-mr")

@@ -3,7 +3,8 @@
 Synthetic anomalies on healthy images teach what to look for without a single diseased image (Tan et al. 2022,
 "Detecting Outliers with Foreign Patch Interpolation"; Schlüter et al. 2022, "Natural Synthetic Anomalies"). These are
 ellipsoids of 2 to 85 mm whose border wanders, with grain, hollow or bright cores, partial volume where slabs are thick,
-and mostly in white matter, as gliomas, demyelination and small vessel disease are.
+and mostly in white matter, as gliomas, demyelination and small vessel disease are. Where asked for, some lie along the
+region's border instead, thin and tapering as blood between brain and skull, or fill fluid alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BOXES = (24, 48, 96)  # pixels along a box's sides, smallest first; what is larg
 NOISE_SIZE, NOISE_SIGMA = 72, 2.2  # of the noise that borders wander by, in its own cells
 SMALL_MM = 5.0  # below this diameter a lesion stands out by ``small_shift`` at least
 CORE_MM = 10.0  # above it a lesion may have a core
-HOLDERS = 4  # kinds of lesions by what holds them, see ``holding_tissues``
+HOLDERS = 5  # kinds of lesions by what holds them, see ``holding_tissues``
 NEIGHBOUR_SHARE = 0.25  # how often a lesion's middle lies in a neighbouring slab, by the middle one
 
 
@@ -53,9 +54,13 @@ class LesionConfig(BaseModel):
     rim_share: float = Field(default=0.14, ge=0, le=1, description="bands along the ventricles, where they are known")
     white_share: float = Field(default=0.26, ge=0, le=1, description="lesions that white matter alone holds")
     solid_share: float = Field(default=0.47, ge=0, le=1, description="lesions that spare fluid; the rest covers all")
+    fluid_share: float = Field(default=0.0, ge=0, le=1, description="lesions that fluid alone holds")
+    border_share: float = Field(default=0.0, ge=0, le=1, description="lesions that lie along the region's border")
+    border_diameter: Range = Field(default=(20.0, 110.0), description="along the border")
+    border_thickness: Range = Field(default=(2.5, 22.0), description="in their middle, evenly in the logarithm")
     edge: Range = Field(default=(0.35, 1.6), description="width of the border, in pixels")
 
-    @field_validator("few_diameter", "many_diameter", "shift", "edge")
+    @field_validator("few_diameter", "many_diameter", "shift", "edge", "border_diameter", "border_thickness")
     @classmethod
     def _range(cls, ends: Range) -> Range:
         if not 0 < ends[0] <= ends[1]:
@@ -85,6 +90,7 @@ class Lesions:
         grain: deviation of its intensity.
         core: ``(M, 2)`` where its core begins, by its half extent, and how much darker or brighter that is.
         flatness: how far the tissue's own pattern is lost.
+        thickness: how far it reaches into the region from its border, mm; infinite for one that lies anywhere.
     """
 
     head: Tensor
@@ -106,6 +112,7 @@ class Lesions:
     grain: Tensor
     core: Tensor
     flatness: Tensor
+    thickness: Tensor
 
     def __len__(self) -> int:
         return len(self.head)
@@ -132,7 +139,8 @@ def plant(
         The scan with lesions, not clipped, and how far each pixel belongs to one, both ``(B, K, H, W)``. Pixels that
         belong to none are as they were.
     """
-    lesions = draw_lesions(slabs, brain, strength, grid, config, draw)
+    below = border_depth(brain, config.border_thickness[1] / grid.spacing) if config.border_share else None
+    lesions = draw_lesions(slabs, brain, strength, grid, config, draw, below)
     if not len(lesions):
         return image, torch.zeros_like(image)
     count, size = image.shape[1], image.shape[-1]
@@ -147,6 +155,9 @@ def plant(
         hold = allowed[pixel + per_sample(some.head * HOLDERS + some.tissue) * pixels]
         depth, noise = _form(some, rows, columns, slab[:, 0, 0], grid)
         opacity = ((1.0 - depth) / per_sample(some.edge) + 0.5).clamp(0.0, 1.0) * hold * per_sample(some.partial)
+        if below is not None:
+            thickness = per_sample(some.thickness) / grid.spacing * (1.0 - depth**2).clamp_min(1e-3)
+            opacity = opacity * (thickness + 0.5 - below.flatten()[index]).clamp(0.0, 1.0)
         core = ((per_sample(some.core[:, 0]) - depth) / 0.15).clamp(0.0, 1.0) * per_sample(some.core[:, 1])
         added = per_sample(some.shift) + noise * per_sample(some.grain) + core
         here = image.flatten()[index]
@@ -175,21 +186,45 @@ def _by_size(lesions: Lesions, grid: SlabGrid, size: int) -> Iterator[tuple[int,
 
 
 def holding_tissues(slabs: Slabs) -> Tensor:
-    """How far each kind of lesion may reach into each pixel, ``(B, 4, K, H, W)``, in [0, 1].
+    """How far each kind of lesion may reach into each pixel, ``(B, 5, K, H, W)``, in [0, 1].
 
-    In the order of ``Lesions.tissue``: bands along the ventricles, white matter, all but fluid, everything.
+    In the order of ``Lesions.tissue``: bands along the ventricles, white matter, all but fluid, fluid, everything.
     """
     fluid = slabs.fluid.clamp(0.0, 1.0)
     white = slabs.white * (1.0 - fluid)
     # Rounding may leave a product of shares a little below 0, whose root would be no number.
     band = (functional.max_pool2d(slabs.rim, 7, 1, 3) * white).clamp_min(0.0).sqrt()
-    return torch.stack([band, white, 1.0 - fluid, torch.ones_like(fluid)], 1)
+    return torch.stack([band, white, 1.0 - fluid, fluid, torch.ones_like(fluid)], 1)
+
+
+def border_depth(brain: Tensor, most: float) -> Tensor:
+    """How many pixels lie between each pixel of a slab and its region's border, ``(B, K, H, W)``, counted to ``most``.
+
+    Counted in squares and diamonds in turn, so that it is about the same in every direction. 0 outside.
+    """
+    left = brain.to(torch.uint8)  # bytes are much faster than pooling
+    depth = torch.zeros_like(left)
+    for step in range(math.ceil(most)):
+        depth += left
+        near = functional.pad(left, (1, 1, 1, 1), value=1)
+        if step % 2:
+            rows = near[..., :-2, :] & near[..., 1:-1, :] & near[..., 2:, :]
+            left = rows[..., :-2] & rows[..., 1:-1] & rows[..., 2:]
+        else:
+            left = left & near[..., :-2, 1:-1] & near[..., 2:, 1:-1] & near[..., 1:-1, :-2] & near[..., 1:-1, 2:]
+    return (depth + left).float()
 
 
 def draw_lesions(
-    slabs: Slabs, brain: Tensor, strength: Tensor, grid: SlabGrid, config: LesionConfig, draw: Draw
+    slabs: Slabs,
+    brain: Tensor,
+    strength: Tensor,
+    grid: SlabGrid,
+    config: LesionConfig,
+    draw: Draw,
+    below: Tensor | None = None,
 ) -> Lesions:
-    """Which lesions each head has; see ``plant``."""
+    """Which lesions each head has; see ``plant``. ``below`` is the region's ``border_depth``, for lesions along it."""
     size = slabs.image.shape[-1]
     most = max(config.few[1], config.many[1])
     kind = draw.uniform(0.0, 1.0)
@@ -199,10 +234,16 @@ def draw_lesions(
     )
     number = torch.where(kind < config.none_share, 0, number)
     head, place = torch.nonzero(torch.arange(most, device=draw.device) < number[:, None], as_tuple=True)
-    middle = _middles(slabs, brain, grid, most, draw)[head, place]
+    middle = _places(brain * (0.15 + slabs.white + 3.0 * slabs.rim), grid, most, draw)[head, place]
     is_many = is_many[head]
+    at_border = torch.zeros_like(is_many)
+    if below is not None:
+        at_border = draw.uniform(0.0, 1.0, most)[head, place] < config.border_share
+        middle = torch.where(at_border, _places((below == 1).float(), grid, most, draw)[head, place], middle)
     draw = Draw(draw.generator, len(head))
     diameter = torch.where(is_many, draw.log_uniform(*config.many_diameter), draw.log_uniform(*config.few_diameter))
+    if below is not None:
+        diameter = torch.where(at_border, draw.log_uniform(*config.border_diameter), diameter)
     half = diameter / 2.0
     stretch, tall = draw.uniform(0.0, 0.55).exp(), draw.uniform(-0.3, 0.3).exp()
     wander = draw.uniform(0.0, 0.45) + torch.where(half < 4.0, 0.0, draw.uniform(0.0, 0.12))
@@ -227,21 +268,25 @@ def draw_lesions(
         origin=draw.uniform(-1.0, 1.0, 3),
         wander=wander,
         edge=(draw.log_uniform(*config.edge) * grid.spacing / half).clamp_max(0.8),
-        tissue=_tissues(slabs, head, half, config, draw),
+        tissue=torch.where(at_border, HOLDERS - 1, _tissues(slabs, head, half, config, draw)),
         gap=gap,
         partial=partial,
         shift=shift * sign,
         grain=shift * draw.uniform(0.0, config.grain),
         core=torch.stack([draw.uniform(0.35, 0.75), torch.where(has_core, sign * core, 0.0)], 1),
         flatness=torch.where(draw.chance(config.flat_share), draw.uniform(0.3, 1.0), 0.0),
+        # Without any along the border no number is drawn, so that others stay as they were.
+        thickness=torch.where(at_border, draw.log_uniform(*config.border_thickness), math.inf)
+        if below is not None
+        else torch.full_like(half, math.inf),
     )
 
 
-def _middles(slabs: Slabs, brain: Tensor, grid: SlabGrid, most: int, draw: Draw) -> Tensor:
-    """Pixels ``(B, most)`` of each head's flattened slabs, mostly in white matter and along the ventricles."""
+def _places(weight: Tensor, grid: SlabGrid, most: int, draw: Draw) -> Tensor:
+    """Pixels ``(B, most)`` of each head's flattened slabs, by weight ``(B, K, H, W)`` and mostly in the middle one."""
     nearness = torch.full((grid.slabs, 1, 1), NEIGHBOUR_SHARE, device=draw.device)
     nearness[grid.middle] = 1.0
-    weight = (brain * (0.15 + slabs.white + 3.0 * slabs.rim) * nearness).flatten(1)
+    weight = (weight * nearness).flatten(1)
     # Were there no brain in a head, places would still be drawn, and nothing be planted there.
     weight = weight + 1e-6 * (weight.sum(1, keepdim=True) <= 0)
     return torch.multinomial(weight, most, True, generator=draw.generator)
@@ -253,6 +298,7 @@ def _tissues(slabs: Slabs, head: Tensor, half: Tensor, config: LesionConfig, dra
     kind = draw.uniform(0.0, 1.0)
     ends = [config.rim_share, config.rim_share + config.white_share]
     ends.append(ends[-1] + config.solid_share)
+    ends.append(ends[-1] + config.fluid_share)
     tissue = sum((kind >= end).long() for end in ends)
     assert isinstance(tissue, Tensor)
     return torch.where((tissue == 0) & ~bands, 1, tissue)

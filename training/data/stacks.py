@@ -22,6 +22,8 @@ from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
 from .preparation import BrainSource, NormalisationConfig, brain_of, lesion_on_grid
 from .slabs import SlabGrid
+from .slice_labels import read_labels
+from .slices import HEALTHY
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,9 @@ class ScanSet(BaseModel):
     restricted: bool = Field(description="whether the licence restricts what may be done with what learns from them")
     lesions: tuple[str, str] | None = Field(
         default=None, description="how a scan's name ends, and its lesion mask's instead; without it all is healthy"
+    )
+    labels: Path | None = Field(
+        default=None, description="CSV scan,slice,label; with it only scans all of whose slices are healthy are taken"
     )
     slabs: tuple[float, ...] = Field(default=(), description="mm of slabs that scans of thin slices are averaged to")
 
@@ -61,8 +66,8 @@ def prepare_slabs(config: PrepareSlabsConfig, output: Path) -> None:
     """Write ``stacks.npz``, which ``RealStacks.load`` reads, and keep the brains found in ``brains``.
 
     Raises:
-        FileNotFoundError: when a folder holds no scan.
-        InputError: when two scans have one name, or one cannot be read.
+        FileNotFoundError: when a folder holds no scan, or by its labels no healthy one.
+        InputError: when two scans have one name, or one or the labels cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     keep_foreign(output / "stacks.npz", holds_arrays(ARRAYS))
@@ -94,7 +99,15 @@ def _paths(scans: ScanSet) -> list[Path]:
     paths = sorted(scans.folder.glob(scans.pattern))
     if not paths:
         raise FileNotFoundError(f"{scans.folder} holds no scan that matches {scans.pattern}.")
-    return paths
+    if scans.labels is None:
+        return paths
+    labels = read_labels(scans.labels)
+    healthy = {scan for scan, _ in labels} - {scan for (scan, _), label in labels.items() if label != HEALTHY}
+    found = [path for path in paths if path.name in healthy]
+    logger.info("%s: %d of %d scans are healthy throughout", scans.folder, len(found), len(paths))
+    if not found:
+        raise FileNotFoundError(f"{scans.folder} holds no scan that {scans.labels} says is healthy throughout.")
+    return found
 
 
 def _stacks(path: Path, scans: ScanSet, config: PrepareSlabsConfig, brains: Path) -> Iterator[Stack]:

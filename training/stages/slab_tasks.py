@@ -35,7 +35,9 @@ class SlabData(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    labels: Path = Field(description="file that prepare-labels --slabs wrote")
+    labels: Path | None = Field(
+        default=None, description="file that prepare-labels --slabs wrote; without it nothing is painted"
+    )
     stacks: Path | None = Field(default=None, description="file that prepare-slabs wrote; without it all is painted")
     restricted: bool = Field(default=False, description="also stacks whose licence restricts the weights' use")
     real_share: float = Field(default=0.0, ge=0, le=1, description="of batches")
@@ -48,6 +50,8 @@ class SlabData(BaseModel):
     def _consistent(self) -> SlabData:
         if (self.stacks is None) != (self.real_share == 0.0):
             raise ValueError("give both 'stacks' and a 'real_share' above 0, or neither")
+        if self.labels is None and self.real_share < 1.0:
+            raise ValueError("give 'labels' to paint heads from, or 'stacks' and a 'real_share' of 1")
         return self
 
 
@@ -91,7 +95,7 @@ class SlabSource:
 
     def __init__(self, config: SlabData) -> None:
         self.config = config
-        self.maps = HeadMaps.load(config.labels, SLAB_SPACING)
+        self.maps = HeadMaps.load(config.labels, SLAB_SPACING) if config.labels else None
         self.stacks = RealStacks.load(config.stacks, config.grid, config.restricted) if config.stacks else None
         self.weight = self.stacks.weight if self.stacks else None
 
@@ -109,6 +113,7 @@ class SlabSource:
             self.weight = self.weight.to(draw.device)
             slabs = self.stacks.draw(self.weight, config.grid, config.augmentation, draw)
         else:
+            assert self.maps is not None
             self.maps = self.maps.to(draw.device)
             slabs = paint(self.maps, config.grid, config.painting, draw)
         return slabs, *acquire(slabs, config.acquisition, draw)
@@ -154,7 +159,9 @@ class SlabTask(ABC):
         """Always the same heads: losses of painted and, where there are any, real ones, and pictures."""
         device = next(network.parameters()).device
         scalars, rows = {}, []
-        for real in (False, True)[: 1 + (self.source.stacks is not None)]:
+        for real in (False, True):
+            if (self.source.stacks if real else self.source.maps) is None:
+                continue
             generator = torch.Generator(device).manual_seed(int(real))
             examples = self.examples(generator, WATCHED, real)
             kind = "real" if real else "painted"

@@ -392,7 +392,7 @@ class Detector:
             for name, volume in scan.channels.items():
                 doubts += intensity_warnings(volume.image, brain, _called(name, scan))
         else:
-            doubts = list(region_warnings(stack, values[0], region))
+            doubts = list(region_warnings(stack, values[0], region, plan.bundle.normalisation, scales[0]))
         for warning in doubts:
             watch.warn(warning)
         if "appearance" in plan.bundle.anomaly:

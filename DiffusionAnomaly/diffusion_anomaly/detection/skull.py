@@ -7,6 +7,8 @@ is open in a slice does not let the space out. Where bone no longer closes anyth
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
@@ -30,6 +32,7 @@ LEAST_CM2, LEAST_SHARE = 8.0, 0.2  # a slice's space: below, the skull closes no
 START_CM2 = 40.0  # of the largest space: else this is no head
 BORDER_MM, BONE_SHARE = 3.0, 0.5  # of what surrounds a slice's space
 MOST_ISLAND_CM2 = 12.0
+MOST_ML, MOST_CM2 = 3000.0, 320.0  # in all and in a slice; ribs and pelvis close more
 MOST_FAT = 0.3  # share of a closed space; air and fat fill sinuses and orbits
 
 
@@ -57,11 +60,18 @@ def intracranial_space(image: sitk.Image, name: str) -> sitk.Image:
     steps = slice_step, row_step, column_step
     coarse = _averaged(canonical, steps)
     found = _closed(coarse, kind, (row_mm * steps[1], column_mm * steps[2]))
+    advice = (
+        "Is it a CT of the head? If it is, give a mask of the space inside the skull with --mask (brain= in Python)."
+    )
     if found is None:
+        raise InputError(f"No skull that closes a space was found in {name}.", advice)
+    cm2 = float(found.sum((1, 2)).max()) * row_mm * steps[1] * column_mm * steps[2] / 100
+    ml = float(found.sum()) * slice_mm * row_mm * column_mm * math.prod(steps) / 1000
+    if ml > MOST_ML or cm2 > MOST_CM2:
         raise InputError(
-            f"No skull that closes a space was found in {name}.",
-            "Is it a CT of the head? If it is, give a mask of the space inside the skull with --mask (brain= in "
-            "Python).",
+            f"Bone closes a space of {ml:,.0f} ml and {cm2:.0f} cm² in {name}; a skull's has up to about 2100 ml and "
+            "250 cm².",
+            f"{advice} Is the header's voxel spacing right?",
         )
     for axis, (step, size) in enumerate(zip(steps, canonical.shape, strict=True)):
         # What averaging left over at the end belongs to the last block.
@@ -92,7 +102,8 @@ def _closed(values: np.ndarray, kind: GreyKind, pixel_mm: tuple[float, float]) -
         spaces = [_spaces(b, e, pixel_mm, narrow) for b, e in zip(bone, empty, strict=True)]
         areas = np.array([_largest_area(space) * pixel_cm2 for space in spaces])
         start = int(areas.argmax())
-        if areas[start] >= START_CM2:
+        # Ribs close a space by gaps more than by bone.
+        if areas[start] >= START_CM2 and _is_bordered(largest_piece(spaces[start]), bone[start], pixel_mm):
             break
     else:
         return None

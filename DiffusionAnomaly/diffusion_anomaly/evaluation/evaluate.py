@@ -34,7 +34,9 @@ from ..io.orientation import Orientation
 from ..io.outputs import OutputFolder, prepare_folder
 from ..io.typed_json import checked
 from ..io.volume import Scan, Volume, read_anomaly_map, read_mask, read_only_volume, read_volume, write_like
+from ..models.package import Bundle, open_bundle
 from ..preprocessing.alignment import align
+from ..registry import get_method
 from ..results.result import Progress, Result
 from ..text import distinct_names
 from . import metrics, montage
@@ -222,7 +224,8 @@ def plan_runs(
 ) -> dict[str, Plan]:
     """What will be run, by label, with the baseline.
 
-    A baseline that was asked for without a label, model or side of its own is this one, not another.
+    A run of the baseline's method without a label or side of its own is this one, not another, with its model if it
+    names one. Otherwise, where the runs look at no brain, it takes region, slices and scale of the first.
 
     Raises:
         InputError: for an option that is unknown or out of range, and for two runs of one label.
@@ -240,7 +243,7 @@ def plan_runs(
             "seed": seed,
         }
         options = checked(Options, content, f"The run {spec.label or spec.method}")
-        if spec.method == BASELINE and not (spec.label or spec.model or options.overrides or options.preset):
+        if spec.method == BASELINE and not (spec.label or options.overrides or options.preset):
             plain = replace(options, steps=None)
             continue
         plan = make_plan(options)
@@ -255,8 +258,20 @@ def plan_runs(
         plans[label] = plan
     if BASELINE in plans:
         raise InputError(f"A run is called {BASELINE!r}, as the baseline is.", "Give it another label.")
-    plans[BASELINE] = make_plan(plain)
+    plans[BASELINE] = make_plan(plain, _baseline_for(list(plans.values())) if plain.model is None else None)
     return plans
+
+
+def _baseline_for(plans: Sequence[Plan]) -> Bundle:
+    """The baseline's package as it ships, a model of brain FLAIR, or for another region one that sees what runs see."""
+    shipped = open_bundle(get_method(BASELINE).default_model)
+    if not plans or plans[0].bundle.region == shipped.region:
+        return shipped
+    first = plans[0].bundle
+    seen = {
+        key: first.anomaly[key] for key in ("orientation", "region", "grid", "normalisation") if key in first.anomaly
+    }
+    return replace(shipped, modality=first.modality, anomaly=shipped.anomaly | seen | {"modality": first.modality})
 
 
 def sweep(
@@ -514,7 +529,11 @@ def _region_of(detectors: Mapping[str, Detector]) -> Callable[[Volume], sitk.Ima
     Raises:
         InputError: when they look at several.
     """
-    regions = {d.plan.bundle.region: d for label, d in detectors.items() if label != BASELINE or len(detectors) == 1}
+    regions = {
+        d.plan.bundle.region: d
+        for label, d in detectors.items()
+        if label != BASELINE or d.plan.asked.model is not None or len(detectors) == 1
+    }
     if len(regions) > 1:
         raise InputError(f"The runs look at {' and '.join(regions)}.", "Evaluate those of one region at a time.")
     (region, detector), *_ = regions.items()
