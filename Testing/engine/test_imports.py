@@ -36,6 +36,7 @@ WINGS = (
     "cli",
     "api",
     "worker",
+    "cohort",
     "evaluation",
     "detection",
     "results",
