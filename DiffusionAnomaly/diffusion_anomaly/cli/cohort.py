@@ -20,7 +20,7 @@ from ..results.findings import sized
 from ..text import counted
 from ..worker import protocol
 from .arguments import as_folder, method_of, parse_settings
-from .console import FAILED_SHOWN, SECONDS_BETWEEN_LINES, err, out, plain, show_error
+from .console import FAILED_SHOWN, err, out, plain, show_error
 
 if TYPE_CHECKING:
     from ..cohort.actors import Workers
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..cohort.tasks import Failure, Outcome, Task
     from ..detection.planning import Options
 
+_SECONDS_BETWEEN_LINES = 10.0  # while no scan ends
 PARTICIPANT, GROUP = "participant", "group"
 # Options of BIDS Apps that take several words behind them.
 _SEVERAL = ("--participant-label", "--session-label")
@@ -445,7 +446,7 @@ class CohortLines:
         self._send(protocol.Warned(f"{failure.what} It is tried again."), scan=task.name)
 
     def tick(self, now: Standing) -> None:
-        if time.perf_counter() - self._sent < SECONDS_BETWEEN_LINES:
+        if time.perf_counter() - self._sent < _SECONDS_BETWEEN_LINES:
             return
         self._sent = time.perf_counter()
         event = protocol.Progress("cohort", now.ended, now.total, round(now.elapsed, 3), now.remaining)

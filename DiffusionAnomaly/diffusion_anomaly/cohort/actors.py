@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EngineError, InputError
+from ..text import counted
 from .pool import Done
 from .tasks import INTERNAL, WORKER_DIED, Failure, Outcome, Runner, Task
 
@@ -94,7 +95,7 @@ class RayPool:
         self.count, self.threads, self.gpus = _sizes(asked, ray.cluster_resources())
         where = f" of the Ray cluster at {asked.address}" if asked.address else ""
         each = f"{self.gpus:g} GPU and " if self.gpus else ""
-        self.title = f"{self.count} worker{'s' if self.count != 1 else ''}{where}, {each}{self.threads} threads each"
+        self.title = f"{counted(self.count, 'worker')}{where}, {each}{counted(self.threads, 'thread')} each"
         self._actor_of: dict[Any, Any] = {}  # what will be known, by whom
         self._task_of: dict[Any, Task | None] = {}  # for which task; None while a worker starts
         self._free: list[Any] = []
@@ -150,10 +151,10 @@ class RayPool:
                 num_cpus=max(cores, os.cpu_count() or 1) if cores else None,
                 **quiet,
             )
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones too
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise InputError(
-                f"{where[0].upper()}{where[1:]} does not answer: {error}.",
+                f"{where[0].upper()}{where[1:]} does not answer: {_last_line(error)}.",
                 "Look at its address with `ray status`, or say --workers 0 to use this process.",
             ) from error
 
