@@ -32,19 +32,27 @@ PROGRAM = "DiffusionAnomaly"
 CODE = "https://github.com/DiffusionAnomaly/DiffusionAnomaly"
 SOURCE = "raw"
 """How sidecars call the data set of the scans."""
+MAP = "anomalymap"
 IGNORED = (
-    "results/",
-    "subjects/",
-    "*_anomalymap.nii.gz",
-    "*_anomalymap.json",
-    "*.html",
-    "*.csv",
-    "*.parquet",
-    "cohort.json",
+    *("results", "results/**", "subjects", "subjects/**", f"*_{MAP}.nii.gz", f"*_{MAP}.json"),
+    *("*.html", "*.csv", "*.parquet", "cohort.json"),
 )
 """What the standard has no names for."""
-MAP = "anomalymap"
 _PATIENCE = 60.0  # seconds for another scan of the session that is written just now
+_COLUMNS = {
+    "volume_ml": ("Volume of the finding", "mL"),
+    "area_mm2": ("Area of the finding", "mm^2"),
+    "area_pixels": ("Area of the finding in pixels", ""),
+    "peak_heat_neg_log10_p": ("Highest anomaly score, -log10 of the healthy tail probability", ""),
+    "mean_heat_neg_log10_p": ("Mean anomaly score", ""),
+    **{f"centroid_{axis}_mm": (f"Centre of the finding, {axis.upper()} of RAS", "mm") for axis in "ras"},
+    **{f"slice_{end}_index": (f"The {end} slice that it touches, from 0", "") for end in ("first", "last")},
+    **{
+        f"{axis}_{end}_index": (f"The {end} voxel along {axis}, from 0", "")
+        for axis in "ijk"
+        for end in ("first", "last")
+    },
+}
 _README = """# Anomalies found by DiffusionAnomaly
 
 For research use only. Not for diagnosis.
@@ -180,11 +188,23 @@ def _writers(folder: Path, made: Mapping[str, Any], what: Export) -> dict[str, W
     }
     if made.get("region") == "brain":
         writers[f"{stem}_desc-brain_mask.nii.gz"] = _copy(folder / images["brain"])
-        writers[f"{stem}_desc-brain_mask.json"] = _json({**common, "Type": "Brain"})
+        writers[f"{stem}_desc-brain_mask.json"] = _json(
+            {**common, "Type": "Brain", "Description": "The brain, which alone was looked at."}
+        )
     writers |= {
         f"{stem}_desc-anomaly_dseg.nii.gz": lambda path: _write_labels(folder, images, made, threshold, path),
         f"{stem}_desc-anomaly_dseg.tsv": lambda path: _write_findings(folder, path),
-        f"{stem}_desc-anomaly_dseg.json": _json({**marked, "Manual": False, "Description": "Findings by rank."}),
+        f"{stem}_desc-anomaly_dseg.json": _json(
+            {
+                **marked,
+                "Manual": False,
+                "Description": "Findings by rank, the largest and most improbable first.",
+                **{
+                    name: {"Description": about, **({"Units": units} if units else {})}
+                    for name, (about, units) in _COLUMNS.items()
+                },
+            }
+        ),
         what.sidecar: record(
             {
                 **marked,
