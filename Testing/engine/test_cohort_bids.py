@@ -80,6 +80,15 @@ def test_every_file_of_the_contrast_is_a_scan(raw: Path) -> None:
     assert stems(raw, "T1C") == ["sub-01_ses-b_ce-gd_T1w"]
 
 
+def test_a_file_whose_content_was_not_fetched_is_a_scan_that_fails(raw: Path, tmp_path: Path) -> None:
+    (raw / "sub-03/anat").mkdir(parents=True)
+    (raw / "sub-03/anat/sub-03_FLAIR.nii.gz").symlink_to("../../.git/annex/objects/none")
+    listed = list_bids(raw, ["FLAIR"], participants=["03"])
+    options = Options("intensity", device="cpu")
+    ended = run_cohort(listed, tmp_path / "out", options, Heard(), workers=Workers(0), group=False)
+    assert [(one.name, one.failure.kind) for one in ended.failed] == [("sub-03_FLAIR", "bad_input")]
+
+
 def test_labels_and_filters_choose(raw: Path, tmp_path: Path) -> None:
     assert stems(raw, "FLAIR", participants=["sub-02"]) == ["sub-02_FLAIR"]
     assert stems(raw, "FLAIR", sessions=["a"]) == ["sub-01_ses-a_FLAIR"]

@@ -10,6 +10,8 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +95,12 @@ class RayPool:
         if self._mine:
             self._connect()
         self.count, self.threads, self.gpus = _sizes(asked, ray.cluster_resources())
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if self.threads > largest:
+            raise InputError(
+                f"A worker is to have {counted(self.threads, 'thread')}; the largest machine has {largest:g} cores.",
+                "Ask for fewer --threads.",
+            )
         where = f" of the Ray cluster at {asked.address}" if asked.address else ""
         each = f"{self.gpus:g} GPU and " if self.gpus else ""
         self.title = f"{counted(self.count, 'worker')}{where}, {each}{counted(self.threads, 'thread')} each"
@@ -136,27 +144,30 @@ class RayPool:
 
     def _connect(self) -> None:
         address = self._asked.address or os.environ.get("RAY_ADDRESS")
+        before = signal.getsignal(signal.SIGTERM)
         # Ray prints on stdout otherwise, which is for results.
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if address:
                 self._ray.init(address=address, **quiet)
-                return
-            count, threads = self._asked.count, self._asked.threads
-            cores = count * (threads or 1) if count else None
-            self._ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=_STORE_BYTES,
-                num_cpus=max(cores, os.cpu_count() or 1) if cores else None,
-                **quiet,
-            )
+            else:
+                wanted = (self._asked.count or 1) * (self._asked.threads or 1)
+                self._ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=_STORE_BYTES,
+                    num_cpus=max(wanted, _cores()),
+                    **quiet,
+                )
         except Exception as error:  # Ray raises plain ones too
             where = f"the Ray cluster at {address}" if address else "Ray on this machine"
             raise InputError(
                 f"{where[0].upper()}{where[1:]} does not answer: {_last_line(error)}.",
                 "Look at its address with `ray status`, or say --workers 0 to use this process.",
             ) from error
+        finally:  # Ray puts its own way out in place of the program's
+            if threading.current_thread() is threading.main_thread() and before is not None:
+                signal.signal(signal.SIGTERM, before)
 
     def _start(self) -> None:
         actor = (
@@ -216,9 +227,14 @@ def _sizes(asked: Workers, there: dict[str, float]) -> tuple[int, int, float]:
         each = gpus / asked.count  # they share
     count = asked.count or (int(gpus / each) if each else max(1, cores // (asked.threads or min(4, cores))))
     threads = asked.threads or max(1, cores // count)
-    if asked.address and threads > cores:
-        raise InputError(f"{threads} threads a worker are more than the cluster's {cores} cores.", "Ask for fewer.")
     return count, threads, each
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a job's share of a machine makes fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _as_error(failure: Failure) -> EngineError:

@@ -223,9 +223,9 @@ def _label(text: str, key: str) -> str:
 def _of_session(
     root: Path, place: Path, patient: str, session: str, chosen: Mapping[str, Mapping[str, Any]]
 ) -> list[CohortScan]:
-    files = [
-        file for path in sorted(place.glob("*/*")) if path.is_file() and (file := BidsFile.parse(path)) is not None
-    ]
+    # A link that leads nowhere is a file whose content was not fetched: the run says so.
+    paths = (path for path in sorted(place.glob("*/*")) if path.is_file() or path.is_symlink())
+    files = [file for path in paths if (file := BidsFile.parse(path)) is not None]
     found = {name: [file for file in files if _fits(file, wanted)] for name, wanted in chosen.items()}
     if len(chosen) == 1:
         ((_, alike),) = found.items()
