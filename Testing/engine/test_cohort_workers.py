@@ -24,6 +24,8 @@ from diffusion_anomaly.detection.scan import ScanRequest
 from diffusion_anomaly.errors import EngineError, InputError
 
 ray = pytest.importorskip("ray")
+# Ray leaves files and processes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PATIENCE = 120.0
 
 

@@ -167,6 +167,13 @@ def test_what_slicer_imports_never_loads_torch(engine: dict[str, list[Import]]) 
     assert violations({name: engine[name] for name in loaded}, HEAVY, at_load_only=True) == []
 
 
+def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dict[str, list[Import]]) -> None:
+    extra = {"ray", "pyarrow"}
+    assert violations(engine, extra, at_load_only=True) == []
+    where = {line.partition(":")[0] for line in violations(engine, extra)}
+    assert where == {f"{ENGINE}.cohort.actors", f"{ENGINE}.cohort.group"}
+
+
 def test_the_job_file_needs_the_standard_library_alone(engine: dict[str, list[Import]]) -> None:
     loaded = loaded_by({f"{ENGINE}.worker.protocol"}, engine)
     names = {entry.name.partition(".")[0] for module in loaded for entry in engine[module] if entry.at_load}

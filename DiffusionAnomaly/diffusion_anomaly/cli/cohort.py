@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from typer.core import TyperCommand
 
 from ..errors import Cancelled, EngineError, InputError
 from ..registry import DEFAULT_METHOD, METHODS
@@ -94,7 +95,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(cls=_BidsCommand)(bids)
 
 
-class _BidsCommand(typer.core.TyperCommand):
+class _BidsCommand(TyperCommand):
     """Takes several labels behind one option, as BIDS Apps do."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -86,9 +86,9 @@ class RayPool:
             raise InputError("Ray is not installed.", f"{INSTALL}, or say --workers 0 to use this process.")
         # Nothing is reported to Ray's makers unless the user has said so.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
+        import ray  # type: ignore[import-not-found]
 
-        self._ray = ray
+        self._ray: Any = ray
         self._make = make
         self._asked = asked
         self._mine = not ray.is_initialized()
