@@ -25,6 +25,7 @@ from diffusion_anomaly.cohort import cohort, group
 from diffusion_anomaly.cohort.actors import Workers
 from diffusion_anomaly.cohort.cohort import run_cohort
 from diffusion_anomaly.cohort.pool import ThisProcess
+from diffusion_anomaly.cohort.quality import write_group
 from diffusion_anomaly.cohort.run import run_tasks
 from diffusion_anomaly.cohort.scans import CohortScan, list_scans, parse_shard, shard_of
 from diffusion_anomaly.cohort.state import CohortLock, finished, results_folder
@@ -400,11 +401,11 @@ def test_a_scan_that_stands_out_is_marked_and_a_name_is_no_markup(tmp_path: Path
         volume = 300.0 if number == 8 else 1400.0 + number
         text = json.dumps({**made, "cohort": about, "brain": {**made["brain"], "volume_ml": volume}})
         (place / "provenance.json").write_text(text)
-    from diffusion_anomaly.cohort.quality import write_group
-
     found, _ = write_group(out)
     marked = {row["name"]: [quantity.name for quantity in group.stands_out(row)] for row in found.scans}
-    assert marked["s8"] == ["brain_volume_ml"] and not any(marked[f"s{number}"] for number in range(8))
+    # The same findings are a larger share of a smaller brain.
+    assert marked["s8"] == ["brain_volume_ml", "share_above_threshold"]
+    assert not any(marked[f"s{number}"] for number in range(8))
     page = (out / "quality.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page
 

@@ -26,6 +26,7 @@ FENCE = 3.5
 """Robust z score from which a scan stands out, as Iglewicz and Hoaglin (1993) advise."""
 FEWEST = 8
 """Scans that it takes to say what is usual."""
+_NAMES_SHOWN = 5
 LEAST_SHARE = 1e-5
 """Shares of the brain below this are alike: a hundredth of a ml in a whole brain."""
 
@@ -188,11 +189,9 @@ def _doubts(scans: Sequence[Mapping[str, Any]]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for row in scans:
         alike.setdefault(row["input_sha256"], []).append(row["name"])
-    doubts += [
-        f"One and the same image goes by {len(names)} names: {', '.join(names)}."
-        for names in alike.values()
-        if len(names) > 1
-    ]
+    for names in (names for names in alike.values() if len(names) > 1):
+        listed = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
+        doubts.append(f"One and the same image goes by {len(names)} names: {listed}.")
     if scans and len(scans) < FEWEST:
         doubts.append(f"Fewer than {FEWEST} scans are too few to say which stand out.")
     return doubts
