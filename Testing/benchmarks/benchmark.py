@@ -3,6 +3,7 @@
     python -m Testing.benchmarks                     # from the repository's root: speed, see below
     python -m Testing.benchmarks --model DIR --slices 8 --device cuda --output results
     python -m Testing.benchmarks memory              # peak memory of a scan of 512 x 512 x 300 voxels
+    python -m Testing.benchmarks cohort              # many scans: workers against one process, see `cohort`
     python -m Testing.benchmarks compare --against CHECKOUT   # faster than another version? see `compare`
 
 and for research, over folders of scans with references:
@@ -47,7 +48,7 @@ from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import choose_device, device_name, versions
 
-from . import compare, measure, options, robustness, roundtrip, steps, trajectories
+from . import cohort, compare, measure, options, robustness, roundtrip, steps, trajectories
 from .measure import say
 from .memory import child, memory
 from .speed import speed
@@ -55,6 +56,7 @@ from .speed import speed
 LARGE = (512, 512, 300)
 # What has arguments of its own.
 OTHERS = {
+    "cohort": cohort.main,
     "compare": compare.main,
     "robustness": robustness.main,
     "roundtrip": roundtrip.main,

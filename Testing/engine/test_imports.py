@@ -36,6 +36,7 @@ WINGS = (
     "cli",
     "api",
     "worker",
+    "cohort",
     "evaluation",
     "detection",
     "results",
@@ -164,6 +165,13 @@ def test_what_slicer_imports_never_loads_torch(engine: dict[str, list[Import]]) 
     loaded = loaded_by(FOR_SLICER, engine)
     assert loaded >= FOR_SLICER
     assert violations({name: engine[name] for name in loaded}, HEAVY, at_load_only=True) == []
+
+
+def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dict[str, list[Import]]) -> None:
+    extra = {"ray", "pyarrow"}
+    assert violations(engine, extra, at_load_only=True) == []
+    where = {line.partition(":")[0] for line in violations(engine, extra)}
+    assert where == {f"{ENGINE}.cohort.actors", f"{ENGINE}.cohort.group"}
 
 
 def test_the_job_file_needs_the_standard_library_alone(engine: dict[str, list[Import]]) -> None:

@@ -6,7 +6,6 @@ commands that need them, so that ``--help``, ``models`` and mistakes are quick.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +24,8 @@ from ..io.records import result_in_place_of_scan
 from ..process import stream_failure
 from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter
-from . import models
+from . import cohort, models
+from .arguments import as_folder, method_of, parse_settings
 from .batch import FAULT, distinct_titles, each_once, output_folders, run_batch
 from .console import JsonLines, Terminal, err, out, plain, show_error
 
@@ -42,9 +42,10 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(models.app, name="models")
+cohort.add_commands(app)
 log = logging.getLogger("diffusion_anomaly")
 # The commands whose result is files; of the others it is what they print.
-WRITING = ("detect", "threshold", "evaluate", "worker")
+WRITING = ("detect", "threshold", "evaluate", "worker", "cohort", "bids")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,19 +101,12 @@ def root(
         raise typer.Exit()
 
 
-def _folder(text: str) -> Path:
-    """An empty name, as of a shell's variable that is not set, would be the current folder."""
-    if not text:
-        raise typer.BadParameter("the folder has an empty name; . is the current one.")
-    return Path(text)
-
-
 @app.command()
 def detect(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="DIR", parser=_folder, help="Where to; several scans get a subfolder each."
+            "--output", "-o", metavar="DIR", parser=as_folder, help="Where to; several scans get a subfolder each."
         ),
     ],
     scans: Annotated[
@@ -200,7 +194,7 @@ def detect(
     listener = JsonLines() if json_lines else Terminal()
     try:
         options = Options(
-            method=method or _method_of(model),
+            method=method or method_of(model),
             model=model,
             steps=steps,
             preset=preset,
@@ -300,22 +294,12 @@ def named(option: str, text: str, example: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def _method_of(model: str | None) -> str:
-    """The method that a model package is made for; the default method for no model, or one that finds brains."""
-    if model is None:
-        return DEFAULT_METHOD
-    from ..models.package import open_bundle
-
-    method = open_bundle(model).method
-    return method if method in METHODS else DEFAULT_METHOD
-
-
 @app.command()
 def threshold(
     anomaly_map: Annotated[Path, typer.Argument(metavar="MAP", help="An anomaly map that detect wrote.")],
     at: Annotated[float, typer.Option("--at", metavar="SCORE", help="Anomaly score from which a voxel is anomalous.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", parser=_folder, help="Folder for mask and findings.")
+        Path, typer.Option("--output", "-o", metavar="DIR", parser=as_folder, help="Folder for mask and findings.")
     ],
     min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
     min_area: Annotated[
@@ -338,7 +322,7 @@ def evaluate(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="DIR", parser=_folder, help="Folder for tables, pictures and anomaly maps."
+            "--output", "-o", metavar="DIR", parser=as_folder, help="Folder for tables, pictures and anomaly maps."
         ),
     ],
     runs: Annotated[
@@ -439,21 +423,3 @@ def worker(
     from ..worker import main as worker
 
     raise typer.Exit(int(worker.run(job)))
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` texts as a dictionary; a value is JSON where it can be, else text.
-
-    >>> parse_settings(["steps=10", "side=bright", "antithetic=false"])
-    {'steps': 10, 'side': 'bright', 'antithetic': False}
-    """
-    parsed = {}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not separator or not name.strip():
-            raise InputError(f"--set got {setting!r}.", "Write it as OPTION=VALUE, such as --set kl_levels=16.")
-        try:
-            parsed[name.strip()] = json.loads(value)
-        except ValueError:
-            parsed[name.strip()] = value.strip()
-    return parsed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
@@ -79,6 +79,7 @@ def run_scan(
     request: ScanRequest,
     listener: Listener,
     open_folder: Callable[[Path, Iterable[Path]], OutputFolder] = OutputFolder,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[Result, dict[str, Path]]:
     """Read, detect, write.
 
@@ -87,6 +88,7 @@ def run_scan(
         request: what to read and where to write.
         listener: is told how it goes.
         open_folder: makes the folder for the results, of its path and of what is read.
+        about: further entries of the provenance.
 
     Returns:
         The result and its files by kind, see ``results.saving.save``.
@@ -123,6 +125,8 @@ def run_scan(
                 on_started=listener.started,
                 on_warning=listener.warning,
             )
+            if about:
+                result = replace(result, provenance={**result.provenance, **about})
             listener.stage("write", 0, 1)
             files = save(result, folder, dicom=request.dicom)
     except KeyboardInterrupt:

@@ -1,0 +1,486 @@
+"""``cohort`` and ``bids``: many scans at once, and what is shown while they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from typer.core import TyperCommand
+
+from ..errors import Cancelled, EngineError, InputError
+from ..registry import DEFAULT_METHOD, METHODS
+from ..results.findings import sized
+from ..text import counted
+from ..worker import protocol
+from .arguments import as_folder, method_of, parse_settings
+from .console import FAILED_SHOWN, err, out, plain, show_error
+
+if TYPE_CHECKING:
+    from ..cohort.actors import Workers
+    from ..cohort.cohort import Ended
+    from ..cohort.run import Standing
+    from ..cohort.scans import CohortScan
+    from ..cohort.tasks import Failure, Outcome, Task
+    from ..detection.planning import Options
+
+_SECONDS_BETWEEN_LINES = 10.0  # while no scan ends
+PARTICIPANT, GROUP = "participant", "group"
+# Options of BIDS Apps that take several words behind them.
+_SEVERAL = ("--participant-label", "--session-label")
+
+Method = Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}; default: the model's, or {DEFAULT_METHOD}.")]
+Model = Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")]
+Steps = Annotated[int | None, typer.Option(help="Noise levels walked, by a method that has steps.")]
+Preset = Annotated[str | None, typer.Option(metavar="NAME", help="paper: the published options.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda; each worker gets a GPU of its own.")]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same results.")]
+Threshold = Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")]
+MinVolume = Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")]
+BatchSize = Annotated[int | None, typer.Option(help="Slices at once in a worker.")]
+SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any option of the method; repeatable.")
+]
+KeepReconstruction = Annotated[
+    bool, typer.Option("--keep-reconstruction", help="Also write the pseudo-healthy reconstructions.")
+]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Leave the files' names out of all that is written.")]
+Force = Annotated[bool, typer.Option("--force", help="Look at scans that the model seems not to know, with a warning.")]
+Register = Annotated[
+    bool, typer.Option("--register", help="Move the other channels rigidly onto the first one before.")
+]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        min=0, metavar="N", help="Workers; 0 is this process. Default: one a GPU, or by the cores; needs Ray."
+    ),
+]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each worker.")]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Of a running Ray cluster, or auto; default: this machine.")
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Do every N-th scan from the I-th on, and no tables: for job arrays.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make results of other settings anew.")]
+Lines = Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--participant-label", "--participant_label", metavar="LABEL...", help="Only these, with or without sub-."
+    ),
+]
+SessionLabels = Annotated[
+    list[str] | None,
+    typer.Option("--session-label", "--session_label", metavar="LABEL...", help="Only these, with or without ses-."),
+]
+FilterFile = Annotated[
+    Path | None,
+    typer.Option("--bids-filter-file", "--bids_filter_file", metavar="JSON", help="What the files of a contrast are."),
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Have the command line know them."""
+    app.command()(cohort)
+    app.command(cls=_BidsCommand)(bids)
+
+
+class _BidsCommand(TyperCommand):
+    """Takes several labels behind one option, as BIDS Apps do."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(args))
+
+
+def spread(args: list[str]) -> list[str]:
+    """The arguments with an option of several labels repeated before each.
+
+    >>> spread(["data", "out", "participant", "--participant-label", "01", "02", "--seed", "1"])
+    ['data', 'out', 'participant', '--participant-label', '01', '--participant-label', '02', '--seed', '1']
+    """
+    spread_out: list[str] = []
+    option = ""
+    for word in args:
+        if word.startswith("-"):
+            option = word if word.replace("_", "-") in _SEVERAL else ""
+            if not option:
+                spread_out.append(word)
+        else:
+            spread_out += [option, word] if option else [word]
+    if option and spread_out[-2:-1] != [option]:
+        spread_out.append(option)  # with nothing behind it, which is told
+    return spread_out
+
+
+def cohort(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder, a CSV file, or a BIDS data set.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", parser=as_folder, help="Folder for results and tables.")],
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="GLOB", help="Which files or folders below INPUT are scans: '**/*_flair.nii.gz'."),
+    ] = None,
+    participant_label: Labels = None,
+    session_label: SessionLabels = None,
+    bids_filter_file: FilterFile = None,
+    method: Method = None,
+    model: Model = None,
+    steps: Steps = None,
+    preset: Preset = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    threshold: Threshold = None,
+    min_volume: MinVolume = 0.05,
+    batch_size: BatchSize = None,
+    slice_spacing: SliceSpacing = None,
+    settings: Settings = None,
+    keep_reconstruction: KeepReconstruction = False,
+    anonymous: Anonymous = False,
+    force: Force = False,
+    register: Register = False,
+    workers: Count = None,
+    threads: Threads = None,
+    ray_address: RayAddress = None,
+    shard: Shard = None,
+    overwrite: Overwrite = False,
+    json_lines: Lines = False,
+) -> None:
+    """Find anomalies in all scans of a cohort.
+
+    Several workers share the work. The same command again goes on where it was stopped. At the end come tables of scans
+    and findings, and pages of quality control.
+    """
+    from ..cohort.bids import is_bids
+
+    def scans() -> list[CohortScan]:
+        from ..cohort.scans import list_scans
+
+        if pattern is None and is_bids(source):
+            return _of_bids(source, options(), participant_label, session_label, bids_filter_file)
+        if participant_label or session_label or bids_filter_file:
+            raise InputError(f"{source} is no BIDS data set, and labels or filters were given.", "Leave them out.")
+        return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous)
+
+    def options() -> Options:
+        return _options(
+            method, model, steps, preset, device, precision, seed, threshold, min_volume, batch_size, slice_spacing,
+            settings, keep_reconstruction, anonymous, force, register,
+        )  # fmt: skip
+
+    _run(scans, output, options, _workers(workers, threads, ray_address), shard, overwrite, json_lines)
+
+
+def bids(
+    source: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="The data set.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", parser=as_folder, help="Folder for the derivatives.")],
+    level: Annotated[str, typer.Argument(metavar="LEVEL", help="participant: each scan; group: tables over all.")],
+    participant_label: Labels = None,
+    session_label: SessionLabels = None,
+    bids_filter_file: FilterFile = None,
+    method: Method = None,
+    model: Model = None,
+    steps: Steps = None,
+    preset: Preset = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    threshold: Threshold = None,
+    min_volume: MinVolume = 0.05,
+    batch_size: BatchSize = None,
+    slice_spacing: SliceSpacing = None,
+    settings: Settings = None,
+    keep_reconstruction: KeepReconstruction = False,
+    anonymous: Anonymous = False,
+    force: Force = False,
+    register: Register = False,
+    workers: Count = None,
+    threads: Threads = None,
+    ray_address: RayAddress = None,
+    shard: Shard = None,
+    overwrite: Overwrite = False,
+    json_lines: Lines = False,
+) -> None:
+    """Find anomalies in a BIDS data set, as a BIDS App.
+
+    Derivatives go to OUTPUT_DIR. The level participant does the scans, the level group the tables and pages.
+    """
+    if level == GROUP:
+        _group(source, output, json_lines)
+        return
+
+    def options() -> Options:
+        return _options(
+            method, model, steps, preset, device, precision, seed, threshold, min_volume, batch_size, slice_spacing,
+            settings, keep_reconstruction, anonymous, force, register,
+        )  # fmt: skip
+
+    def scans() -> list[CohortScan]:
+        if level != PARTICIPANT:
+            raise InputError(f"There is no level {level!r}.", f"Say {PARTICIPANT} or {GROUP}.")
+        return _of_bids(source, options(), participant_label, session_label, bids_filter_file)
+
+    _run(scans, output, options, _workers(workers, threads, ray_address), shard, overwrite, json_lines, group=False)
+
+
+def _options(
+    method: str | None,
+    model: str | None,
+    steps: int | None,
+    preset: str | None,
+    device: str,
+    precision: str,
+    seed: int,
+    threshold: float | None,
+    min_volume: float,
+    batch_size: int | None,
+    slice_spacing: float | None,
+    settings: list[str] | None,
+    keep_reconstruction: bool,
+    anonymous: bool,
+    force: bool,
+    register: bool,
+) -> Options:
+    from ..detection.planning import Options
+
+    return Options(
+        method=method or method_of(model),
+        model=os.path.abspath(model) if model is not None and os.path.isdir(model) else model,
+        steps=steps,
+        preset=preset,
+        device=device,
+        precision=precision,
+        seed=seed,
+        threshold=threshold,
+        min_volume_ml=min_volume,
+        batch_size=batch_size,
+        slice_spacing=slice_spacing,
+        overrides=parse_settings(settings or []),
+        keep_reconstruction=keep_reconstruction,
+        anonymous=anonymous,
+        force=force,
+        register=register,
+    )
+
+
+def _workers(count: int | None, threads: int | None, address: str | None) -> Workers:
+    from ..cohort.actors import Workers
+
+    return Workers(count, threads, address=address)
+
+
+def _of_bids(
+    source: Path, options: Options, participants: list[str] | None, sessions: list[str] | None, filters: Path | None
+) -> list[CohortScan]:
+    from ..cohort.bids import list_bids, read_filters
+    from ..cohort.cohort import plan_of
+
+    chosen = None if filters is None else read_filters(filters)
+    root = Path(os.path.abspath(source))
+    return list_bids(root, plan_of(options).channels, participants or (), sessions or (), chosen)
+
+
+def _run(
+    scans: Any,
+    output: Path,
+    options: Any,
+    workers: Workers,
+    shard: str | None,
+    overwrite: bool,
+    json_lines: bool,
+    group: bool = True,
+) -> None:
+    from ..cohort.cohort import raised_by, run_cohort
+    from ..cohort.scans import parse_shard
+
+    listener = CohortLines() if json_lines else CohortTerminal()
+    try:
+        part = None if shard is None else parse_shard(shard)
+        listed, asked = scans(), options()
+        with listener:
+            ended = run_cohort(
+                listed,
+                Path(os.path.abspath(output)),
+                asked,
+                listener,
+                workers=workers,
+                shard=part,
+                overwrite=overwrite,
+                group=group,
+            )
+        listener.summary(ended)
+        raise typer.Exit(raised_by(ended.failed))
+    except KeyboardInterrupt:
+        stopped = Cancelled("Stopped by the user; what is finished stays, and the same command goes on there.")
+        listener.failed(stopped)
+        raise typer.Exit(stopped.exit_code) from None
+    except EngineError as error:
+        listener.failed(error)
+        raise typer.Exit(error.exit_code) from error
+
+
+def _group(source: Path, output: Path, json_lines: bool) -> None:
+    from ..cohort.quality import write_group
+    from ..cohort.state import CohortLock
+
+    listener = CohortLines() if json_lines else CohortTerminal()
+    try:
+        if not output.is_dir():
+            raise InputError(f"There is no folder {output}.", f"Run the level {PARTICIPANT} before.")
+        with CohortLock(output):
+            group, files = write_group(output)
+        if not group.scans:
+            listener.warning(f"{output} holds no result; run the level {PARTICIPANT} before.")
+        listener.written(files)
+    except EngineError as error:
+        listener.failed(error)
+        raise typer.Exit(error.exit_code) from error
+
+
+class CohortTerminal:
+    """A bar with throughput and time left on stderr, if that is a terminal; on stdout a line for each scan."""
+
+    def __init__(self) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}", markup=False),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("scans", total=None, pace="")
+
+    def __enter__(self) -> CohortTerminal:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, to_do: int, finished: int, workers: str) -> None:
+        if finished:
+            err.print(plain(f"{counted(finished, 'scan')} finished before"))
+        if to_do:
+            err.print(plain(f"{counted(to_do, 'scan')} to do by {workers}"))
+        self._bar.update(self._task, total=to_do)
+
+    def ended(self, task: Task, outcome: Outcome, now: Standing) -> None:
+        self.tick(now)
+        if outcome.failure is not None:
+            show_error(InputError(f"{task.name}: {outcome.failure.what}", outcome.failure.hint))
+            return
+        for warning in outcome.warnings:
+            err.print(plain(f"warning: {task.name}: {warning}", "yellow"))
+        if not task.finished:
+            total = sized(outcome.size, outcome.unit)
+            out.print(plain(f"{task.name}: {counted(outcome.findings, 'finding')}, {total}, {outcome.seconds:.0f} s"))
+
+    def retry(self, task: Task, failure: Failure) -> None:
+        err.print(plain(f"again: {task.name}: {failure.what}", "yellow"))
+
+    def tick(self, now: Standing) -> None:
+        self._bar.update(self._task, completed=now.ended, pace=_pace(now))
+
+    def warning(self, message: str) -> None:
+        err.print(plain(f"warning: {message}", "yellow"))
+
+    def failed(self, error: EngineError) -> None:
+        self._bar.stop()
+        show_error(error)
+
+    def written(self, files: Mapping[str, Path]) -> None:
+        for path in files.values():
+            out.print(plain(path))
+
+    def summary(self, ended: Ended) -> None:
+        self.written(ended.files)
+        if ended.failed:
+            names = [one.name for one in ended.failed[:FAILED_SHOWN]]
+            more = [f"{len(ended.failed) - FAILED_SHOWN} more"] if len(ended.failed) > FAILED_SHOWN else []
+            total = ended.finished + len(ended.failed)
+            err.print(plain(f"{len(ended.failed)} of {total} scans failed: {', '.join(names + more)}", "red"))
+
+
+class CohortLines:
+    """The worker's events on stdout, one object a line; those of one scan name it."""
+
+    def __init__(self) -> None:
+        self._sent = 0.0
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> CohortLines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout.flush()
+
+    def begin(self, to_do: int, finished: int, workers: str) -> None:
+        self._send(protocol.Progress("cohort", 0, to_do, 0.0), finished_before=finished, workers=workers)
+
+    def ended(self, task: Task, outcome: Outcome, now: Standing) -> None:
+        for warning in outcome.warnings:
+            self._send(protocol.Warned(warning), scan=task.name)
+        if outcome.failure is not None:
+            failure = outcome.failure
+            self._send(protocol.Failure(failure.kind, failure.what, failure.hint), scan=task.name)
+        else:
+            statistics = {"findings": outcome.findings, "size": outcome.size, "unit": outcome.unit}
+            files = {"folder": str(task.request.output)}
+            self._send(protocol.Result(files, statistics, {"total": round(outcome.seconds, 3)}), scan=task.name)
+        self._sent = 0.0
+        self.tick(now)
+
+    def retry(self, task: Task, failure: Failure) -> None:
+        self._send(protocol.Warned(f"{failure.what} It is tried again."), scan=task.name)
+
+    def tick(self, now: Standing) -> None:
+        if time.perf_counter() - self._sent < _SECONDS_BETWEEN_LINES:
+            return
+        self._sent = time.perf_counter()
+        event = protocol.Progress("cohort", now.ended, now.total, round(now.elapsed, 3), now.remaining)
+        self._send(event, failed=now.failed, scans_per_minute=now.per_minute)
+
+    def warning(self, message: str) -> None:
+        self._send(protocol.Warned(message))
+
+    def failed(self, error: EngineError) -> None:
+        self._send(protocol.Failure(error.code, error.what, error.hint))
+
+    def written(self, files: Mapping[str, Path]) -> None:
+        self._send(protocol.Result({name: str(path) for name, path in files.items()}, {}, {}))
+
+    def summary(self, ended: Ended) -> None:
+        files = {name: str(path) for name, path in ended.files.items()}
+        numbers = {"finished": ended.finished, "failed": len(ended.failed)}
+        timings = {"total": round(time.perf_counter() - self._start, 3)}
+        self._send(protocol.Result(files, numbers, timings))
+
+    def _send(self, event: protocol.Event, **more: Any) -> None:
+        line = protocol.encode(event)
+        if more:
+            line = json.dumps({**json.loads(line), **more})
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def _pace(now: Standing) -> str:
+    """Throughput and time left."""
+    if now.per_minute is None or now.remaining is None:
+        return ""
+    minutes, seconds = divmod(round(now.remaining), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{now.per_minute:.3g} scans/min, {left} left"

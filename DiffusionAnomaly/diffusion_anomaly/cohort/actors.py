@@ -1,0 +1,248 @@
+"""Workers as Ray actors: processes on this machine or on those of a cluster, each with one loaded detector.
+
+Ray is imported here alone, and only when workers are asked for. Of it no more is used than starting an actor, calling
+it, and hearing that it has died: what is done, and how often, is for the run to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EngineError, InputError
+from ..text import counted
+from .pool import Done
+from .tasks import INTERNAL, WORKER_DIED, Failure, Outcome, Runner, Task
+
+INSTALL = "pip install 'diffusion-anomaly[cohort]'"
+# What crosses is names and numbers; Ray would take a third of the machine's memory for it. This is its least.
+_STORE_BYTES = 80 << 20
+_MOST_STARTS = 3  # in a row that may die before any was ready
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers there are and what each has.
+
+    Attributes:
+        count: None takes one for each GPU, or as many as the processors' cores allow.
+        threads: of each; None takes the cores divided by the workers, or four.
+        gpus: of each: 0 for a detector on the CPU, None where it depends on whether there are any.
+        address: of a Ray cluster, such as ``auto`` or ``host:6379``; None for this machine.
+    """
+
+    count: int | None = None
+    threads: int | None = None
+    gpus: float | None = None
+    address: str | None = None
+
+
+def is_installed() -> bool:
+    """Whether Ray is there."""
+    return importlib.util.find_spec("ray") is not None
+
+
+class _Worker:
+    """The actor: one process with one detector."""
+
+    def __init__(self, threads: int) -> None:
+        # Before torch is imported; one that was set for the driver is not this worker's.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        self._run: Runner | None = None
+
+    def start(self, make: Callable[[], Runner]) -> Failure | None:
+        """Make what does the tasks; what prevents it comes back as a failure."""
+        try:
+            self._run = make()
+        except EngineError as error:
+            return Failure(error.code, error.what, error.hint)
+        return None
+
+    def run(self, task: Task) -> Outcome:
+        assert self._run is not None
+        return self._run(task)
+
+
+class RayPool:
+    """Workers, each busy with one task or free. One that dies is replaced.
+
+    Args:
+        make: makes what does the tasks, in each worker; it crosses to it.
+        asked: how many workers.
+
+    Raises:
+        InputError: when Ray is not there, or the cluster cannot be reached.
+    """
+
+    def __init__(self, make: Callable[[], Runner], asked: Workers = Workers()) -> None:
+        if not is_installed():
+            raise InputError("Ray is not installed.", f"{INSTALL}, or say --workers 0 to use this process.")
+        # Nothing is reported to Ray's makers unless the user has said so.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray  # type: ignore[import-not-found]
+
+        self._ray: Any = ray
+        self._make = make
+        self._asked = asked
+        self._mine = not ray.is_initialized()
+        if self._mine:
+            self._connect()
+        self.count, self.threads, self.gpus = _sizes(asked, ray.cluster_resources())
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if self.threads > largest:
+            raise InputError(
+                f"A worker is to have {counted(self.threads, 'thread')}; the largest machine has {largest:g} cores.",
+                "Ask for fewer --threads.",
+            )
+        where = f" of the Ray cluster at {asked.address}" if asked.address else ""
+        each = f"{self.gpus:g} GPU and " if self.gpus else ""
+        self.title = f"{counted(self.count, 'worker')}{where}, {each}{counted(self.threads, 'thread')} each"
+        self._actor_of: dict[Any, Any] = {}  # what will be known, by whom
+        self._task_of: dict[Any, Task | None] = {}  # for which task; None while a worker starts
+        self._free: list[Any] = []
+        self._died_at_start = 0
+        for _ in range(self.count):
+            self._start()
+
+    @property
+    def has_room(self) -> bool:
+        return bool(self._free)
+
+    @property
+    def is_idle(self) -> bool:
+        return not any(self._task_of.values())
+
+    def submit(self, task: Task) -> None:
+        actor = self._free.pop()
+        self._watch(actor.run.remote(task), actor, task)
+
+    def wait(self, seconds: float) -> Sequence[Done]:
+        if not self._task_of:
+            return ()
+        ready, _ = self._ray.wait(list(self._task_of), num_returns=1, timeout=seconds)
+        more, _ = self._ray.wait(list(self._task_of), num_returns=len(self._task_of), timeout=0)
+        done = (self._collect(reference) for reference in dict.fromkeys((*ready, *more)))
+        return [entry for entry in done if entry is not None]
+
+    def close(self) -> None:
+        for actor in {*self._free, *self._actor_of.values()}:
+            with contextlib.suppress(Exception):  # Ray may be gone already
+                self._ray.kill(actor, no_restart=True)
+        self._free.clear()
+        self._actor_of.clear()
+        self._task_of.clear()
+        if self._mine:
+            with contextlib.suppress(Exception):
+                self._ray.shutdown()
+
+    def _connect(self) -> None:
+        address = self._asked.address or os.environ.get("RAY_ADDRESS")
+        before = signal.getsignal(signal.SIGTERM)
+        # Ray prints on stdout otherwise, which is for results.
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if address:
+                self._ray.init(address=address, **quiet)
+            else:
+                wanted = (self._asked.count or 1) * (self._asked.threads or 1)
+                self._ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=_STORE_BYTES,
+                    num_cpus=max(wanted, _cores()),
+                    **quiet,
+                )
+        except Exception as error:  # Ray raises plain ones too
+            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            raise InputError(
+                f"{where[0].upper()}{where[1:]} does not answer: {_last_line(error)}.",
+                "Look at its address with `ray status`, or say --workers 0 to use this process.",
+            ) from error
+        finally:  # Ray puts its own way out in place of the program's
+            if threading.current_thread() is threading.main_thread() and before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    def _start(self) -> None:
+        actor = (
+            self._ray.remote(_Worker)
+            .options(num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0)
+            .remote(self.threads)
+        )
+        self._watch(actor.start.remote(self._make), actor, None)
+
+    def _watch(self, reference: Any, actor: Any, task: Task | None) -> None:
+        self._actor_of[reference], self._task_of[reference] = actor, task
+
+    def _collect(self, reference: Any) -> Done | None:
+        """What a worker answered; a worker that did not is replaced."""
+        actor, task = self._actor_of.pop(reference), self._task_of.pop(reference)
+        errors = self._ray.exceptions
+        try:
+            answer = self._ray.get(reference)
+        except errors.RayTaskError as error:  # it lives, and something that no runner raises was raised
+            if task is None:
+                raise EngineError(f"A worker cannot start: {_last_line(error)}.", "") from error
+            self._free.append(actor)
+            return task, Outcome(failure=Failure(INTERNAL, _last_line(error)))
+        except errors.RayError as error:
+            with contextlib.suppress(Exception):  # one that only cannot be reached is not to go on beside its heir
+                self._ray.kill(actor, no_restart=True)
+            self._died_at_start = self._died_at_start + 1 if task is None else 0
+            if self._died_at_start >= _MOST_STARTS:
+                raise EngineError(
+                    f"Workers end as they start: {_last_line(error)}.",
+                    "Is the program installed, in the same version, on every machine of the cluster?",
+                ) from error
+            self._start()
+            if task is None:
+                return None
+            why = "ran out of memory" if isinstance(error, errors.OutOfMemoryError) else "died"
+            hint = "Out of memory is the usual reason: fewer --workers, or more memory, may do."
+            return task, Outcome(failure=Failure(WORKER_DIED, f"The worker {why} in this scan.", hint))
+        if task is None:
+            if answer is not None:
+                raise _as_error(answer)
+            self._died_at_start = 0
+        self._free.append(actor)
+        return None if task is None else (task, answer)
+
+
+def _sizes(asked: Workers, there: dict[str, float]) -> tuple[int, int, float]:
+    """How many workers, threads of each and GPUs of each, from what was asked for and what there is."""
+    cores, gpus = max(1, int(there.get("CPU", 1))), float(there.get("GPU", 0))
+    each = asked.gpus if asked.gpus is not None else (1.0 if gpus else 0.0)
+    if each > gpus:
+        raise InputError(
+            f"Workers on GPUs were asked for, and Ray sees {gpus:g} of them.",
+            "Say --device cpu, or start Ray where the GPUs are.",
+        )
+    if asked.count is not None and each and asked.count * each > gpus:
+        each = gpus / asked.count  # they share
+    count = asked.count or (int(gpus / each) if each else max(1, cores // (asked.threads or min(4, cores))))
+    threads = asked.threads or max(1, cores // count)
+    return count, threads, each
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a job's share of a machine makes fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _as_error(failure: Failure) -> EngineError:
+    error = EngineError(failure.what, failure.hint)
+    kind = next((kind for kind in EngineError.__subclasses__() if kind.code == failure.kind), None)
+    return kind(failure.what, failure.hint) if kind is not None else error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip().rstrip(".") if lines else type(error).__name__

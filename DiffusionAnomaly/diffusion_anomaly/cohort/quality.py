@@ -1,0 +1,190 @@
+"""Pages of quality control: one over the cohort and one for each patient, beside the tables.
+
+They need no network and no script. What comes from a file's name is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .. import __version__
+from ..io.files import Writer, write_text
+from ..io.outputs import OutputFolder
+from ..io.records import record
+from ..text import LINES, distinct_names, printable, safe_name
+from .group import FENCE, FEWEST, LEAST_SHARE, QUANTITIES, Group, Quantity, collect, stands_out, table_writers
+
+PAGE = "quality.html"
+RECORD = "cohort.json"
+SUBJECTS = "subjects"
+MOST_ROWS = 2000  # of the table of all scans; a browser takes no more with grace, and the CSV has them all
+
+
+def write_group(output: Path) -> tuple[Group, dict[str, Path]]:
+    """Write tables and pages of a cohort; those that an earlier run has written make room.
+
+    Returns:
+        What they say, and the files by name.
+
+    Raises:
+        InputError: when something else is in the way, or a file cannot be written.
+    """
+    group = collect(output)
+    with OutputFolder(output) as folder:
+        files = folder.publish(
+            {
+                **table_writers(group),
+                **page_writers(group),
+                RECORD: record(
+                    {
+                        "program": f"diffusion-anomaly {__version__}",
+                        "scans": len(group.scans),
+                        "failures": len(group.failures),
+                        "doubts": group.doubts,
+                    }
+                ),
+            }
+        )
+    return group, {name: path for name, path in files.items() if not name.startswith(f"{SUBJECTS}/")}
+
+
+def page_writers(group: Group) -> dict[str, Writer]:
+    """What writes the pages, by their names."""
+    patients: dict[str, list[dict[str, Any]]] = {}
+    for row in group.scans:
+        patients.setdefault(row["patient"], []).append(row)
+    names = dict(zip(patients, distinct_names(safe_name(patient) for patient in patients), strict=True))
+    pages = {patient: f"{SUBJECTS}/{name}.html" for patient, name in names.items()}
+    writers: dict[str, Writer] = {PAGE: lambda path: write_text(path, _overview(group, pages))}
+    for patient, rows in patients.items():
+        writers[pages[patient]] = lambda path, patient=patient, rows=rows: _write_below(
+            path, _subject(patient, rows, group)
+        )
+    return writers
+
+
+def _write_below(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text)
+
+
+def _overview(group: Group, pages: Mapping[str, str]) -> str:
+    outliers = [(row, marked) for row in group.scans if (marked := stands_out(row))]
+    doubtful = [row for row in group.scans if row["warnings"]]
+    return _render(
+        "quality.html.jinja",
+        group=group,
+        outliers=outliers,
+        doubtful=doubtful,
+        pages=pages,
+        plots=_plots(group.scans),
+        quantities=QUANTITIES,
+        fence=FENCE,
+        fewest=FEWEST,
+        least_share=LEAST_SHARE,
+        shown=group.scans[:MOST_ROWS],
+        hidden=max(0, len(group.scans) - MOST_ROWS),
+    )
+
+
+def _subject(patient: str, rows: Sequence[Mapping[str, Any]], group: Group) -> str:
+    rows = sorted(rows, key=lambda row: (row["session"], row["name"]))
+    names = {row["name"] for row in rows}
+    return _render(
+        "subject.html.jinja",
+        patient=patient,
+        rows=[(row, stands_out(row)) for row in rows],
+        findings=[finding for finding in group.findings if finding["name"] in names],
+        plot=_over_sessions(rows) if len(rows) > 1 else None,
+        quantities=QUANTITIES,
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value, LINES) if isinstance(value, str) and type(value) is str else value,
+    )
+    environment.filters["number"] = _number
+    environment.filters["link"] = lambda path: quote(str(path))
+    return environment.get_template(template).render(version=__version__, **values)
+
+
+def _number(value: Any) -> str:
+    """A number in three figures; what is unknown is a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _plots(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Quantity, str]]:
+    """How each quantity is distributed, as pictures for a page."""
+    plots = []
+    for quantity in QUANTITIES:
+        values = [float(row[quantity.name]) for row in rows if row[quantity.name] is not None]
+        if len(values) > 1:
+            out = [row[quantity.name] for row in rows if quantity in stands_out(row)]
+            plots.append((quantity, _distribution(quantity, values, out)))
+    return plots
+
+
+def _distribution(quantity: Quantity, values: Sequence[float], out: Sequence[float]) -> str:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 2.5), layout="constrained")
+    axes = figure.subplots()
+    numbers = np.asarray(values, dtype=float)
+    if quantity.logarithmic:
+        numbers = np.maximum(numbers, LEAST_SHARE)
+        low, high = np.log10(numbers.min()), np.log10(numbers.max())
+        bins = np.logspace(low - 0.05, high + 0.05, 31)
+        axes.set_xscale("log")
+    else:
+        bins = np.histogram_bin_edges(numbers, bins=30)
+    axes.hist(numbers, bins=bins.tolist(), color="#0e7490")
+    if out:
+        marks = np.maximum(np.asarray(out, dtype=float), LEAST_SHARE) if quantity.logarithmic else np.asarray(out)
+        axes.plot(marks, np.zeros(len(marks)), "v", color="#c2410c", markersize=7, clip_on=False)
+    axes.axvline(float(np.median(numbers)), color="#0f172a", linewidth=1, linestyle="--")
+    axes.set_xlabel(quantity.title)
+    axes.set_ylabel("Scans")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _as_picture(figure)
+
+
+def _over_sessions(rows: Sequence[Mapping[str, Any]]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    places = range(len(rows))
+    labels = [row["session"] or row["name"] for row in rows]
+    shown = (("size", f"All findings ({rows[0]['unit']})"), ("brain_volume_ml", "Brain volume (ml)"))
+    for axes, (name, title) in zip(panels, shown, strict=True):
+        axes.plot(places, [float("nan") if row[name] is None else row[name] for row in rows], "o-", color="#0e7490")
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks(
+            list(places), [printable(label)[:16].replace("$", r"\$") for label in labels], fontsize=7, rotation=30
+        )
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _as_picture(figure)
+
+
+def _as_picture(figure: Any) -> str:
+    """A figure as an address that holds it, without the time of its making."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
