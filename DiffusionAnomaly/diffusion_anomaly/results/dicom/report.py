@@ -84,7 +84,7 @@ def make_report(context: Context, anomaly_map: Dataset, segmentation: Dataset | 
 
 
 def _whole(context: Context) -> MeasurementsAndQualitativeEvaluations:
-    """On the scan as a whole, so that there is a report without findings too."""
+    """On the scan as a whole, so that there is a report without findings too; says what made them, once for all."""
     result = context.result
     total = sum(finding.size for finding in result.findings)
     return MeasurementsAndQualitativeEvaluations(
@@ -107,7 +107,6 @@ def _group(
         "finding_category": CATEGORY,
         "finding_type": TYPE,
         "finding_sites": _sites(context),
-        "algorithm_id": _algorithm(context),
         "measurements": list(_measurements(context, finding, anomaly_map)),
     }
     where = (str(segmentation.SOPClassUID), str(segmentation.SOPInstanceUID))
