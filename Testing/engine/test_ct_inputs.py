@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from scipy import ndimage
 
 import packages
@@ -73,7 +72,9 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     return Detector(Options(method="intensity"), bundle=bundle)
 
 
-@pytest.mark.parametrize(("window", "is_doubted"), [((0.0, 80.0), False), ((-200.0, 500.0), False), ((0.0, 300.0), True)])
+@pytest.mark.parametrize(
+    ("window", "is_doubted"), [((0.0, 80.0), False), ((-200.0, 500.0), False), ((0.0, 300.0), True)]
+)
 def test_a_window_in_which_tissue_is_too_dark_is_doubted(
     detector: Detector, window: tuple[float, float], is_doubted: bool
 ) -> None:

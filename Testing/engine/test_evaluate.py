@@ -194,6 +194,19 @@ def test_a_baseline_that_was_asked_for_keeps_its_options_and_a_labelled_one_is_a
     assert plans["intensity"].grid.max_slice_spacing == 10.0
 
 
+def test_a_baseline_with_a_model_is_that_one_and_otherwise_sees_what_the_runs_see(tmp_path: Path) -> None:
+    ct = {"modality": "CT", "region": "intracranial", "normalisation": {"kind": "window", "low": 0, "high": 80}}
+    own = packages.intensity(tmp_path / "ct-intensity", **ct)
+    other = packages.restore(tmp_path / "ct-restore", **ct, grid={"size": [80, 96], "spacing": 2.0})
+    ran = RunSpec("restore", str(other.path))
+    plans = evaluate.plan_runs([ran, RunSpec("intensity", str(own.path))], "cpu")
+    assert list(plans) == ["restore", "intensity"]
+    assert plans["intensity"].bundle.sha256 == own.sha256
+    seen = evaluate.plan_runs([ran], "cpu")["intensity"].bundle
+    assert (seen.name, seen.region, seen.modality) == ("flair-intensity", "intracranial", "CT")
+    assert seen.normalisation == other.normalisation and seen.grid == other.grid
+
+
 def test_steps_are_as_many_as_each_method_allows_and_none_where_it_has_none(tmp_path: Path) -> None:
     """The restorer was trained on four levels; the localiser and the baseline have no steps."""
     made = (packages.unsupervised(tmp_path / "a"), packages.restore(tmp_path / "b"), packages.localise(tmp_path / "c"))

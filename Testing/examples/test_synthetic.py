@@ -95,7 +95,9 @@ def test_scans_and_masks_are_written_on_the_scans_grid(tmp_path: Path) -> None:
     sitk.WriteImage(image, tmp_path / "a_ct.nii.gz")
     inside = sitk.GetImageFromArray(region.astype(np.uint8))
     inside.CopyInformation(image)
-    paths = write_pasted([tmp_path / "a_ct.nii.gz"], lambda _: inside, [INSIDE, RIM], tmp_path / "o", ending="_ct.nii.gz")
+    paths = write_pasted(
+        [tmp_path / "a_ct.nii.gz"], lambda _: inside, [INSIDE, RIM], tmp_path / "o", ending="_ct.nii.gz"
+    )
     assert [path.name for path in paths] == ["a-inside_ct.nii.gz", "a-rim_ct.nii.gz"]
     found, mask = (sitk.ReadImage(tmp_path / "o" / f"a-inside{end}") for end in ("_ct.nii.gz", "_mask.nii.gz"))
     assert found.GetOrigin() == mask.GetOrigin() == image.GetOrigin() and found.GetSpacing() == image.GetSpacing()

@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from training.data.drawing import Draw
-from training.data.lesions import LesionConfig, draw_lesions, holding_tissues, plant, wandering_noise
+from training.data.lesions import (
+    LesionConfig,
+    border_depth,
+    draw_lesions,
+    holding_tissues,
+    plant,
+    wandering_noise,
+)
 from training.data.slabs import SlabGrid, Slabs
 
 GRID = SlabGrid(size=64, spacing=1.0)
@@ -168,3 +175,40 @@ def test_a_flat_lesion_hides_the_tissues_own_pattern() -> None:
 def test_a_wrong_range_is_refused_by_name(entries: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="expected a range that starts above 0"):
         LesionConfig.model_validate(entries)
+
+
+# Along the region's border, and in fluid
+
+
+def test_depth_counts_pixels_from_the_border_alike_in_every_direction() -> None:
+    brain = head(1).brain
+    depth = border_depth(brain, 8)
+    assert (depth[~brain] == 0).all() and depth[brain].min() == 1 and depth.max() == 9
+    y, x = np.mgrid[:64, :64] - 31.5
+    truth = torch.from_numpy(28 - np.hypot(x, y)).float().clamp(0, 9)
+    assert (depth[0, 1] - truth)[brain[0, 1]].abs().max() < 2.0
+
+
+def test_lesions_along_the_border_touch_it_and_are_no_thicker_than_asked() -> None:
+    slabs = head(24)
+    image, cover = planted(slabs, 1, border_share=1.0, border_diameter=(30.0, 40.0), border_thickness=(4.0, 6.0))
+    lesion = cover > 0.5
+    depth = border_depth(slabs.brain, 12)
+    assert lesion.flatten(1).any(1).float().mean() > 0.8
+    assert depth[lesion].max() <= 7.5 and (depth[lesion] == 1).float().mean() > 0.1
+    assert ((image - slabs.image)[cover > 0.9] > 0.15).all()
+    columns = lesion[:, 1].any(1).sum(1)
+    assert columns.max() > 15, "and long"
+
+
+def test_without_any_along_the_border_lesions_are_as_they_were() -> None:
+    slabs = head(8)
+    plain, other = (planted(slabs, 5, border_thickness=thickness) for thickness in ((2.0, 3.0), (9.0, 22.0)))
+    assert torch.equal(plain[0], other[0])
+
+
+def test_some_lesions_fill_fluid_alone() -> None:
+    slabs = head(24)
+    _, cover = planted(slabs, 0, fluid_share=1.0, few_diameter=(40.0, 50.0))
+    assert cover.max() > 0.9
+    assert (cover[slabs.fluid < 0.5] == 0.0).all()

@@ -269,3 +269,14 @@ def test_slabs_are_learnt_from_where_no_library_reads_images(
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_without_label_maps_all_is_real(files: dict[str, Path]) -> None:
+    alone = {"labels": None, "real_share": 1.0}
+    task = restorer(files, alone)
+    assert task.source.maps is None
+    assert all(bool(task.batch(np.random.default_rng(seed), 2)["real"]) for seed in range(8))
+    scalars, _ = task.validate(task.network)
+    assert {name.partition("_")[0] for name in scalars} == {"real"}
+    with pytest.raises(ValueError, match="give 'labels' to paint heads from"):
+        restorer(files, {"labels": None})

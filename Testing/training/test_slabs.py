@@ -321,3 +321,39 @@ def test_a_margin_around_a_lesion_reaches_up_down_and_sideways() -> None:
     near = around(lesion, 2)
     assert near.any((1, 2)).tolist() == [False, True, True, True, False]
     assert near[2].sum() == 13
+
+
+def test_scans_with_a_diseased_slice_are_left_out_and_a_window_is_the_scale(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_scan(tmp_path / "ct" / name, 5.0, 8)
+    rows = ["scan,slice,label"] + [
+        f"{name}_flair.nii.gz,{k},{int(name == 'b' and k == 3)}" for name in "ab" for k in range(8)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    config = {
+        "scans": [
+            {
+                "folder": tmp_path / "ct",
+                "pattern": "*_flair.nii.gz",
+                "restricted": False,
+                "labels": tmp_path / "labels.csv",
+            }
+        ],
+        "grid": GRID.model_dump() | {"spacing": 2.0},
+        "brains": "{scan}_brain.nii.gz",
+        "normalisation": {"kind": "window", "low": -5, "high": 195},
+    }
+    for path in (tmp_path / "ct").glob("*_brain.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_brain", "_flair_brain")))
+    # Negative numbers, as Hounsfield units have.
+    for path in (tmp_path / "ct").glob("*_flair.nii.gz"):
+        image = sitk.ReadImage(path)
+        sitk.WriteImage(sitk.Clamp(image * 1.1 - 10.0, lowerBound=-10.0), path)
+    prepare_slabs(PrepareSlabsConfig.model_validate(config), tmp_path / "out")
+    with np.load(tmp_path / "out" / "stacks.npz") as file:
+        assert file["names"].tolist() == ["a_flair.nii.gz, 5 mm"]
+        brain = np.unpackbits(file["brain"], axis=-1).astype(bool)
+        assert np.median(file["images"][brain]) / 255.0 == pytest.approx(105.0 / 200.0, abs=0.02)
+    (tmp_path / "labels.csv").write_text("\n".join(rows).replace(",0,0", ",0,1"))
+    with pytest.raises(FileNotFoundError, match="healthy throughout"):
+        prepare_slabs(PrepareSlabsConfig.model_validate(config), tmp_path / "out")

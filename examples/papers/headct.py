@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import SimpleITK as sitk
+import typer
 
 from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.regions import find_region
@@ -63,7 +64,7 @@ def steps(methods: Sequence[str] = METHODS) -> list[Step]:
 
 
 def label(output: Path, distance: int) -> Step:
-    """Labels of slices: at a distance of 1 every slice has one, at 100 those of patients who bleed count for nothing."""
+    """Labels of slices: at a distance of 1 each has one, at 100 healthy ones of patients who bleed have none."""
     options = ("--column", "label", "--ending", ENDING, "--distance", str(distance))
     return Step(("training", "label", str(DATA / "slices.csv"), str(output), *options), output)
 
@@ -102,7 +103,7 @@ def measure(folder: Path, labels: Path, packages: dict[str, Path], output: Path)
     specs = [RunSpec(method, str(path)) for method, path in packages.items()]
     labelled = [RunSpec(spec.method, spec.model, label=spec.method) for spec in specs]
     table = run_labelled(find_labelled(folder, labels), labelled, output / "labels")
-    print(table.markdown())
+    typer.echo(table.markdown())
     finder = BrainFinder()
 
     def region(volume: Volume) -> sitk.Image:
@@ -111,7 +112,7 @@ def measure(folder: Path, labels: Path, packages: dict[str, Path], output: Path)
     scans = write_pasted(healthy_scans(folder, labels), region, PASTED, output / "scans", ending=ENDING)
     logger.info("lesions were pasted into %d scans", len(scans))
     pasted = evaluate(find_pairs(output / "scans", f"*{ENDING}"), specs, output / "pasted")
-    print(pasted.markdown())
+    typer.echo(pasted.markdown())
 
 
 def healthy_scans(folder: Path, labels: Path) -> list[Path]:

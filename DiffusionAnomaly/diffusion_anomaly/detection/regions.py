@@ -118,8 +118,8 @@ def _intracranial_warnings(
         tissue = rule.low + share * (rule.high - rule.low)
         if not TISSUE_HU[0] <= tissue <= TISSUE_HU[1]:
             yield (
-                f"Ordinary tissue inside the skull is shown as {tissue:.0f} Hounsfield units would be; it has about 35. "
-                "Is the CT in another window, such as bone's, or was contrast agent given? Scores mean little then."
+                f"Ordinary tissue inside the skull is as bright as {tissue:.0f} Hounsfield units; it has about 35. Is "
+                "the CT in another window, such as bone's, or was contrast agent given? Scores mean little then."
             )
 
 
