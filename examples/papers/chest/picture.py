@@ -67,4 +67,4 @@ def draw_examples(films: Sequence[Film], scores: np.ndarray, credit: str, path: 
     canvas.draw()
     # Few colours make a small file: greys and one scale of colours are all there is.
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
