@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .lungs import lungs
 
@@ -40,8 +41,8 @@ def draw_examples(films: Sequence[Film], scores: np.ndarray, credit: str, path: 
         path: of the PNG.
     """
     rows = chosen_films(np.array([film.label for film in films]), scores)
-    figure = Figure(figsize=(7.2, 1.8 * len(rows) + 0.5), dpi=90)
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(7.2, 1.8 * len(rows) + 0.5), dpi=75)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(TITLES))
     figure.subplots_adjust(0.05, 0.03, 0.995, 0.97, 0.02, 0.02)
     top = float(np.percentile([films[number].difference.max() for _, number in rows], 50))
@@ -63,4 +64,7 @@ def draw_examples(films: Sequence[Film], scores: np.ndarray, credit: str, path: 
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title, fontsize=9)
     figure.text(0.5, 0.008, credit, ha="center", fontsize=6.5)
-    figure.savefig(path, format="png")
+    canvas.draw()
+    # Few colours make a small file: greys and one scale of colours are all there is.
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
