@@ -28,6 +28,7 @@ import psutil
 from diffusion_anomaly.cohort.actors import is_installed
 from diffusion_anomaly.io.outputs import prepare_folder, publish
 from diffusion_anomaly.io.records import record
+from diffusion_anomaly.text import counted
 
 from . import measure
 from .measure import GIBIBYTE, say, table
@@ -65,7 +66,7 @@ def compare(asked: argparse.Namespace, folder: Path, count: int) -> list[dict[st
     }
     if is_installed():
         sizes = ["--workers", str(asked.workers), "--threads", str(asked.threads)]
-        runs[f"cohort, {asked.workers} workers"] = ["cohort", scans, folder / "workers", *options, *sizes]
+        runs[f"cohort, {counted(asked.workers, 'worker')}"] = ["cohort", scans, folder / "workers", *options, *sizes]
     return [{"run": name} | run(command, asked.threads) for name, command in runs.items()]
 
 

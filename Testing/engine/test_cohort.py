@@ -22,7 +22,7 @@ from cohorts import Heard
 from diffusion_anomaly.cli import cohort as command
 from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.cohort import cohort, group
-from diffusion_anomaly.cohort.actors import Workers
+from diffusion_anomaly.cohort.actors import Workers, sizes_of
 from diffusion_anomaly.cohort.cohort import run_cohort
 from diffusion_anomaly.cohort.pool import ThisProcess
 from diffusion_anomaly.cohort.quality import write_group
@@ -459,6 +459,24 @@ def test_without_ray_this_process_does_it_and_workers_are_refused(
     assert runner.done == ["P1-1", "P1-2"]
     with pytest.raises(InputError, match=r"Ray is not installed.*diffusion-anomaly\[cohort\]"):
         run_cohort(of_table(folder), folder / "out", INTENSITY, Heard(), workers=Workers(2), make=lambda: runner)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "expected"),
+    [
+        (Workers(), {"CPU": 16, "GPU": 2}, (2, 8, 1.0)),
+        (Workers(), {"CPU": 16}, (4, 4, 0.0)),
+        (Workers(), {"CPU": 2}, (1, 2, 0.0)),
+        (Workers(3), {"CPU": 16}, (3, 5, 0.0)),
+        (Workers(threads=8), {"CPU": 16}, (2, 8, 0.0)),
+        (Workers(4), {"CPU": 16, "GPU": 2}, (4, 4, 0.5)),
+        (Workers(2, 3, gpus=0), {"CPU": 16, "GPU": 2}, (2, 3, 0.0)),
+    ],
+)
+def test_workers_follow_what_the_machine_has(
+    asked: Workers, there: dict[str, float], expected: tuple[int, int, float]
+) -> None:
+    assert sizes_of(asked, there) == expected
 
 
 def test_several_labels_may_follow_one_option() -> None:

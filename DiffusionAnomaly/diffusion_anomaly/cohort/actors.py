@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ class RayPool:
         self._mine = not ray.is_initialized()
         if self._mine:
             self._connect()
-        self.count, self.threads, self.gpus = _sizes(asked, ray.cluster_resources())
+        self.count, self.threads, self.gpus = sizes_of(asked, ray.cluster_resources())
         largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if self.threads > largest:
             raise InputError(
@@ -185,7 +185,7 @@ class RayPool:
         actor, task = self._actor_of.pop(reference), self._task_of.pop(reference)
         errors = self._ray.exceptions
         try:
-            answer = self._ray.get(reference)
+            answer: Any = self._ray.get(reference)
         except errors.RayTaskError as error:  # it lives, and something that no runner raises was raised
             if task is None:
                 raise EngineError(f"A worker cannot start: {_last_line(error)}.", "") from error
@@ -206,15 +206,16 @@ class RayPool:
             why = "ran out of memory" if isinstance(error, errors.OutOfMemoryError) else "died"
             hint = "Out of memory is the usual reason: fewer --workers, or more memory, may do."
             return task, Outcome(failure=Failure(WORKER_DIED, f"The worker {why} in this scan.", hint))
-        if task is None:
-            if answer is not None:
-                raise _as_error(answer)
-            self._died_at_start = 0
         self._free.append(actor)
-        return None if task is None else (task, answer)
+        if task is not None:
+            return task, answer
+        if answer is not None:
+            raise _as_error(answer)
+        self._died_at_start = 0
+        return None
 
 
-def _sizes(asked: Workers, there: dict[str, float]) -> tuple[int, int, float]:
+def sizes_of(asked: Workers, there: Mapping[str, float]) -> tuple[int, int, float]:
     """How many workers, threads of each and GPUs of each, from what was asked for and what there is."""
     cores, gpus = max(1, int(there.get("CPU", 1))), float(there.get("GPU", 0))
     each = asked.gpus if asked.gpus is not None else (1.0 if gpus else 0.0)
