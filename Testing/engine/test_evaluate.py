@@ -21,11 +21,12 @@ from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import Cancelled, InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_healthy, find_pairs
-from diffusion_anomaly.evaluation.evaluate import RunSpec
 from diffusion_anomaly.evaluation.froc import Froc
 from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices
+from diffusion_anomaly.evaluation.runs import RunSpec, plan_runs
 from diffusion_anomaly.evaluation.statistics import Case, RunResult, Sweep
 from diffusion_anomaly.evaluation.table import COLUMNS, Table
+from diffusion_anomaly.evaluation.truth import Truth
 from diffusion_anomaly.models.filters import PostprocessSettings
 from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.results.findings import segment
@@ -158,11 +159,11 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_the_baseline_is_always_beside() -> None:
-    assert list(evaluate.plan_runs([DARK], "cpu")) == ["dark", "intensity"]
-    assert list(evaluate.plan_runs([RunSpec("intensity")], "cpu")) == ["intensity"]
+    assert list(plan_runs([DARK], "cpu")) == ["dark", "intensity"]
+    assert list(plan_runs([RunSpec("intensity")], "cpu")) == ["intensity"]
     own = RunSpec("intensity", options={"min_volume_ml": 1.0, "precision": "float32"})
-    assert evaluate.plan_runs([own], "cpu")["intensity"].asked.min_volume_ml == 1.0
-    assert list(evaluate.plan_runs([], "cpu")) == ["intensity"]
+    assert plan_runs([own], "cpu")["intensity"].asked.min_volume_ml == 1.0
+    assert list(plan_runs([], "cpu")) == ["intensity"]
 
 
 def test_there_is_one_baseline_with_its_own_package_whatever_it_is_compared_with(
@@ -171,7 +172,7 @@ def test_there_is_one_baseline_with_its_own_package_whatever_it_is_compared_with
     other = packages.unsupervised(tmp_path / "other", postprocess={"median_pixels": 5})
     third = packages.restore(tmp_path / "third", grid={"size": [80, 96], "spacing": 2.0})
     runs = [RunSpec(bundle.method, str(bundle.path)) for bundle in (package, other, third)]
-    plans = evaluate.plan_runs(runs, "cpu")
+    plans = plan_runs(runs, "cpu")
     assert list(plans) == ["unsupervised", "unsupervised (other)", "restore", "intensity"]
     own = open_bundle("flair-intensity")
     baseline = plans["intensity"]
@@ -188,7 +189,7 @@ def test_a_baseline_that_was_asked_for_keeps_its_options_and_a_labelled_one_is_a
     asked = RunSpec("intensity", options={"slice_spacing": 10.0})
     package = packages.intensity(tmp_path / "toy-intensity")
     other = RunSpec("intensity", str(package.path), label="coarse")
-    plans = evaluate.plan_runs([other, asked], "cpu")
+    plans = plan_runs([other, asked], "cpu")
     assert list(plans) == ["coarse", "intensity"]
     assert plans["coarse"].bundle.sha256 == package.sha256
     assert plans["intensity"].grid.max_slice_spacing == 10.0
@@ -199,10 +200,10 @@ def test_a_baseline_with_a_model_is_that_one_and_otherwise_sees_what_the_runs_se
     own = packages.intensity(tmp_path / "ct-intensity", **ct)
     other = packages.restore(tmp_path / "ct-restore", **ct, grid={"size": [80, 96], "spacing": 2.0})
     ran = RunSpec("restore", str(other.path))
-    plans = evaluate.plan_runs([ran, RunSpec("intensity", str(own.path))], "cpu")
+    plans = plan_runs([ran, RunSpec("intensity", str(own.path))], "cpu")
     assert list(plans) == ["restore", "intensity"]
     assert plans["intensity"].bundle.sha256 == own.sha256
-    seen = evaluate.plan_runs([ran], "cpu")["intensity"].bundle
+    seen = plan_runs([ran], "cpu")["intensity"].bundle
     assert (seen.name, seen.region, seen.modality) == ("flair-intensity", "intracranial", "CT")
     assert seen.normalisation == other.normalisation and seen.grid == other.grid
 
@@ -211,11 +212,11 @@ def test_steps_are_as_many_as_each_method_allows_and_none_where_it_has_none(tmp_
     """The restorer was trained on four levels; the localiser and the baseline have no steps."""
     made = (packages.unsupervised(tmp_path / "a"), packages.restore(tmp_path / "b"), packages.localise(tmp_path / "c"))
     runs = [RunSpec(bundle.method, str(bundle.path)) for bundle in made]
-    options = {label: plan.method_options for label, plan in evaluate.plan_runs(runs, "cpu", steps=10).items()}
+    options = {label: plan.method_options for label, plan in plan_runs(runs, "cpu", steps=10).items()}
     assert {label: getattr(chosen, "steps", None) for label, chosen in options.items()} == {
         **{"unsupervised": 10, "restore": 4, "localise": None, "intensity": None}
     }
-    own = {label: plan.method_options for label, plan in evaluate.plan_runs(runs, "cpu").items()}
+    own = {label: plan.method_options for label, plan in plan_runs(runs, "cpu").items()}
     assert [getattr(own[label], "steps", None) for label in ("unsupervised", "restore")] == [4, 2]
 
 
@@ -230,7 +231,7 @@ def test_steps_are_as_many_as_each_method_allows_and_none_where_it_has_none(tmp_
 )
 def test_runs_that_cannot_be_told_apart_or_run_are_refused(runs: list[RunSpec], said: str) -> None:
     with pytest.raises(InputError) as refused:
-        evaluate.plan_runs(runs, "cpu")
+        plan_runs(runs, "cpu")
     assert said in refused.value.what
 
 
@@ -329,7 +330,7 @@ def test_tumour_free_slices_are_three_slices_and_15_mm_away(thickness: float, ga
     ones = phantom.on_grid(np.ones((60, 4, 4), np.uint8), image)
     reference = np.zeros((60, 4, 4), np.uint8)
     reference[30, 1, 1] = 1
-    truth = evaluate.Truth.of(phantom.as_volume(image), phantom.on_grid(reference, image), ones)
+    truth = Truth.of(phantom.as_volume(image), phantom.on_grid(reference, image), ones)
     assert np.flatnonzero(~truth.free_slices).tolist() == list(range(30 - gap + 1, 30 + gap))
 
 

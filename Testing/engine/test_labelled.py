@@ -14,8 +14,8 @@ from PIL import Image
 import packages
 from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.evaluation.evaluate import RunSpec
 from diffusion_anomaly.evaluation.labelled import find_labelled, run_labelled
+from diffusion_anomaly.evaluation.runs import RunSpec
 from test_films import PERCENTILES
 from test_skull import SPACING, head_ct
 

@@ -12,7 +12,7 @@ import diffusion_anomaly as da
 import packages
 from diffusion_anomaly.detection.planning import Options, make_plan
 from diffusion_anomaly.errors import InputError, ModelError
-from diffusion_anomaly.evaluation.evaluate import RunSpec, plan_runs
+from diffusion_anomaly.evaluation.runs import RunSpec, plan_runs
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.registry import METHODS, MethodEntry, get_method
 from diffusion_anomaly.worker.main import detection_options

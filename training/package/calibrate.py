@@ -16,7 +16,8 @@ import numpy as np
 
 from diffusion_anomaly.detection.appearance import Appearance
 from diffusion_anomaly.detection.calibration import Calibration, threshold_for_false_alarms
-from diffusion_anomaly.detection.detector import Detector, pictures, whole_image_score
+from diffusion_anomaly.detection.detector import Detector, whole_image_score
+from diffusion_anomaly.detection.doubts import pictures
 from diffusion_anomaly.detection.inference import RawMap, make_batch
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.volume import Scan, read_volume

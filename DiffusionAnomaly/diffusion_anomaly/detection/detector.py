@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,31 +22,21 @@ from ..errors import InputError, MemoryExhausted
 from ..io.contrasts import contrast_of, find_channels, match_names
 from ..io.sources import Source, read, read_brain
 from ..io.volume import PathLike, Scan, Volume
-from ..models.declaration import BRAIN, IMAGE
+from ..models.declaration import IMAGE
 from ..preprocessing.alignment import align
-from ..preprocessing.intensity import ModeNormalisation, WindowNormalisation, values_in_brain
+from ..preprocessing.intensity import values_in_brain
 from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
 from ..results.result import Progress, Result, Started
 from ..system import is_out_of_memory
-from .appearance import Appearance
 from .brain import BrainFinder
-from .head_size import brain_size_verdict, head_verdict, outline
-from .input_checks import (
-    brain_warnings,
-    given_mask_verdict,
-    label_verdict,
-    mask_warnings,
-    proportion_warnings,
-    scale_warnings,
-    scan_warnings,
-    score_warning,
-)
-from .intensity_checks import intensity_warnings, marked_warning
+from .doubts import Doubts
+from .input_checks import score_warning
 from .planning import Options, Plan, make_plan
 from .provenance import describe
-from .recognition import CONTRASTS, Recogniser, Recognition, Verdict
-from .regions import find_region, region_warnings
+from .recognition import Recogniser
+from .regions import find_region
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ..models.networks import Model
@@ -57,13 +47,6 @@ if TYPE_CHECKING:
 
 # Share of the brain outside a channel's field of view that is worth a word, and that is too much.
 LEAST_UNCOVERED, MOST_UNCOVERED = 0.005, 0.5
-_FORCE = (
-    "--force, force=True in Python (in the call for one scan, in da.load for all), or the panel's setting runs it all "
-    "the same."
-)
-FORCE_HINT = f"Choose another scan or model. {_FORCE}"
-SPACING_HINT = f"Put the voxel spacing in the header right, or export the scan again. {_FORCE}"
-MASK_HINT = f"Give a mask of the whole brain, or leave it out: the program finds the brain. {_FORCE}"
 
 
 class Detector:
@@ -144,7 +127,7 @@ class Detector:
             MemoryExhausted: when nothing more modest is left to try.
             Cancelled: when ``progress`` raised it.
         """
-        watch = _Watch(progress, on_started, on_warning)
+        watch = Watch(progress, on_started, on_warning)
         scan = self._scan(self._read(scan, spacing))
         mask = None if brain is None else read_brain(brain, scan.reference)
         force = self.plan.asked.force if force is None else force
@@ -208,7 +191,7 @@ class Detector:
             brain: brain mask on its grid.
             progress: as for a detection.
         """
-        return self._raw_map(self._scan(scan), brain, _Watch(progress), force=True)
+        return self._raw_map(self._scan(scan), brain, Doubts(self.plan, Watch(progress), given=False, force=True))
 
     def slices(self, scan: Scan | Volume, brain: sitk.Image) -> tuple[SliceStack, list[IntensityScale]]:
         """A scan as the model is shown it: its slices, and each channel's intensities to [0, 1]."""
@@ -263,32 +246,19 @@ class Detector:
             )
         return scan if given == names else replace(scan, channels={name: scan.channels[name] for name in names})
 
-    def _detect(self, scan: Scan, mask: sitk.Image | None, watch: _Watch, force: bool) -> Result:
-        plan, reference = self.plan, scan.reference
+    def _detect(self, scan: Scan, mask: sitk.Image | None, watch: Watch, force: bool) -> Result:
+        plan = self.plan
         # An uncalibrated package is refused before any work.
         calibrate, threshold, score_range = plan.calibration, plan.threshold, plan.score_range
-        whole = plan.bundle.region == IMAGE
-        for name, volume in scan.channels.items():
-            modality = _known_as(name) if len(plan.channels) > 1 else plan.bundle.modality
-            for warning in scan_warnings(volume, modality, whole):
-                watch.warn(warning)
-        if plan.calibration_warning is not None:
-            watch.warn(plan.calibration_warning)
-        for name, volume in scan.channels.items():
-            values = sitk.GetArrayViewFromImage(volume.image)
-            watch.judge(label_verdict(values, _called(name, scan), whole), FORCE_HINT, force)
-        if plan.bundle.region == BRAIN:
-            # Whoever gives a mask has looked at the scan.
-            watch.judge(head_verdict(reference.image), SPACING_HINT, force or mask is not None)
-            if mask is not None:
-                watch.judge(given_mask_verdict(outline(reference.image), mask), MASK_HINT, force)
+        doubts = Doubts(plan, watch, mask is not None, force)
+        doubts.of_scan(scan, mask)
         watch.enter("brain")
         brain = mask if mask is not None else self.find_brain(scan, watch.warn)
         brain = _where_all_are(scan, brain, watch)
-        recognised = self._recognise(scan, brain, watch, mask is not None, force)
+        recognised = doubts.of_brain(scan, brain, self._recogniser)
         watch.report(1, 1)
 
-        found = self._raw_map(scan, brain, watch, given=mask is not None, force=force)
+        found = self._raw_map(scan, brain, doubts)
 
         watch.enter("findings")
         calibrated = np.empty_like(found.raw)
@@ -296,15 +266,11 @@ class Detector:
             calibrated[n] = calibrate(plane)
         anomaly_map = found.stack.to_volume(calibrated)
         min_area = None
-        if whole and min(scan.reference.image.GetSize()) == 1:
+        if plan.bundle.region == IMAGE and min(scan.reference.image.GetSize()) == 1:
             min_area = plan.asked.min_area
             min_area = math.prod(found.stack.pixel_mm) if min_area is None else min_area
         mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area)
-        if plan.bundle.region == BRAIN:
-            lowered = threshold < float(plan.stored_threshold["heat"])
-            marked = marked_warning(mask_image, brain, lowered)
-            if marked is not None:
-                watch.warn(marked)
+        doubts.of_findings(mask_image, brain)
         score = whole_image_score(found.scores)
         doubt = score_warning(score, score_range, plan.method.score_title) if score_range else None
         if doubt:
@@ -339,78 +305,15 @@ class Detector:
             slice_scores=found.stack.by_slice(found.scores),
         )
 
-    def _recognise(
-        self, scan: Scan, brain: sitk.Image, watch: _Watch, given: bool, force: bool
-    ) -> dict[str, Recognition]:
-        """What each channel looks like.
-
-        Args:
-            scan: the scan.
-            brain: the mask that the network found, or that the user gave.
-            watch: is told of doubts.
-            given: whether the user gave it, and so has looked at the scan: then there are warnings at most.
-            force: whether nobody is to be stopped.
-
-        Raises:
-            InputError: when the model does not know such scans, or the mask found is no brain's, and nobody insists.
-        """
-        recognised: dict[str, Recognition] = {}
-        if self.plan.bundle.region != BRAIN:
-            return recognised
-        if not given:
-            watch.judge(brain_size_verdict(scan.reference.image, brain), SPACING_HINT, force)
-        if not self._recogniser.is_there:
-            watch.warn("Whether the model knows such scans was not checked: the package scan-recognition is not there.")
-        for name, volume in scan.channels.items():
-            modality = _known_as(name) if len(scan.channels) > 1 else self.plan.bundle.modality
-            # What the others look like, the network was not taught.
-            if modality not in CONTRASTS or not self._recogniser.is_there:
-                continue
-            recognised[name] = self._recogniser(volume.image, brain)
-            verdict = recognised[name].verdict(modality, _called(name, scan))
-            watch.judge(verdict, FORCE_HINT, given or force)
-        return recognised
-
-    def _raw_map(
-        self, scan: Scan, brain: sitk.Image, watch: _Watch, given: bool = False, force: bool = False
-    ) -> RawMap:
+    def _raw_map(self, scan: Scan, brain: sitk.Image, doubts: Doubts) -> RawMap:
         from .inference import RawMap, run_slices
         from .postprocess import postprocess
 
-        plan = self.plan
+        plan, watch = self.plan, doubts.watch
         watch.enter("load")
         stack, scales = self.slices(scan, brain)
-        reference = scan.reference.image
         values = [values_in_brain(image, brain) for image in scan.images]
-        region = plan.bundle.region
-        if region == BRAIN:
-            doubts = [
-                *brain_warnings(stack, values[0]),
-                *mask_warnings(reference, brain, given),
-                *proportion_warnings(brain, given),
-            ]
-            for name, volume in scan.channels.items():
-                doubts += intensity_warnings(volume.image, brain, _called(name, scan))
-        else:
-            doubts = list(region_warnings(stack, values[0], region, plan.bundle.normalisation, scales[0]))
-        for warning in doubts:
-            watch.warn(warning)
-        if "appearance" in plan.bundle.anomaly:
-            plan.bundle.check()
-            known = Appearance.from_dict(plan.bundle.anomaly["appearance"])
-            watch.judge(known.verdict(pictures(stack, scales)), FORCE_HINT, force)
-        rule = plan.bundle.normalisation
-        if isinstance(rule, WindowNormalisation):
-            for scale in scales:
-                if (scale.low, scale.high) != (rule.low, rule.high):
-                    watch.warn(
-                        f"The CT comes in a window, from {scale.low:g} to {scale.high:g}; it was taken to be that of "
-                        f"the model, {rule.low:g} to {rule.high:g} Hounsfield units. In another, scores mean little."
-                    )
-        if rule.kind == ModeNormalisation.kind:
-            for inside, scale in zip(values, scales, strict=True):
-                for warning in scale_warnings(inside, scale, given):
-                    watch.warn(warning)
+        doubts.of_slices(scan, brain, stack, scales, values)
 
         def started(device: str) -> None:
             watch.report(1, 1)
@@ -459,13 +362,7 @@ class Detector:
         return load_model(self.plan.bundle, device, self.plan.asked.precision)
 
 
-def _known_as(channel: str) -> str:
-    """The contrast that the recogniser knows a channel by: with or without contrast agent is one to it."""
-    contrast = contrast_of(channel)
-    return {None: channel, "T1C": "T1"}.get(contrast, contrast or channel)
-
-
-def _where_all_are(scan: Scan, brain: sitk.Image, watch: _Watch) -> sitk.Image:
+def _where_all_are(scan: Scan, brain: sitk.Image, watch: Watch) -> sitk.Image:
     """The part of the brain that every channel shows: elsewhere a missing channel would look anomalous.
 
     Raises:
@@ -488,71 +385,9 @@ def _where_all_are(scan: Scan, brain: sitk.Image, watch: _Watch) -> sitk.Image:
     return part
 
 
-def pictures(stack: SliceStack, scales: Sequence[IntensityScale]) -> list[np.ndarray]:
-    """The slices' first channel, normalised, ``(height, width)`` each."""
-    found = []
-    for index in range(len(stack)):  # one by one: a scan may have many
-        image = stack.images(index, index + 1)[:, 0]
-        found.append(scales[0](image, stack.brain(index, index + 1))[0])
-    return found
-
-
 def whole_image_score(scores: np.ndarray) -> float:
     """One score for a scan: the median over its slices, which a lesion in less than half of them does not move."""
     return float(np.median(scores)) if len(scores) else 0.0
-
-
-def _called(name: str, scan: Scan) -> str:
-    return f"channel {name}" if len(scan.channels) > 1 else "scan"
-
-
-@dataclass
-class _Watch:
-    """Time and warnings of one detection, told to whoever listens."""
-
-    on_progress: Callable[[Progress], None] | None = None
-    on_started: Callable[[Started], None] | None = None
-    on_warning: Callable[[str], None] | None = None
-    warnings: list[str] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    start: float = field(default_factory=time.perf_counter)
-    stage: str = ""
-    stage_start: float = 0.0
-
-    def judge(self, verdict: Verdict | None, hint: str, force: bool) -> None:
-        """Warn of a verdict, or stop for it.
-
-        Raises:
-            InputError: when it is grave and nobody insists.
-        """
-        if verdict is None:
-            return
-        if verdict.refused and not force:
-            raise InputError(verdict.message, hint)
-        self.warn(verdict.message)
-
-    def enter(self, stage: str, total: int = 1) -> None:
-        self.leave()
-        self.stage, self.stage_start = stage, time.perf_counter()
-        self.report(0, total)
-
-    def leave(self) -> None:
-        if self.stage:
-            spent = time.perf_counter() - self.stage_start
-            self.timings[self.stage] = self.timings.get(self.stage, 0.0) + spent
-        self.stage = ""
-
-    def report(self, done: int, total: int) -> None:
-        if self.on_progress is None:
-            return
-        now = time.perf_counter()
-        remaining = (now - self.stage_start) * (total - done) / done if done else None
-        self.on_progress(Progress(self.stage, done, total, now - self.start, remaining))
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-        if self.on_warning is not None:
-            self.on_warning(message)
 
 
 def _reconstruction(scan: Scan, stack: SliceStack, reconstruction: np.ndarray | None) -> dict[str, sitk.Image] | None:

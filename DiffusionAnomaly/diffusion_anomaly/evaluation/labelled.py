@@ -29,8 +29,8 @@ from ..io.typed_json import checked
 from ..io.volume import read_volume
 from ..results.result import Progress, Result
 from . import metrics
-from .evaluate import RunSpec
 from .formatting import finite, markdown_table, text_writer, with_interval
+from .runs import RunSpec
 
 # A slice's scores: the mean of its map, and of the highest-scoring shares of it.
 SHARES = {"mean": 1.0, "highest_10": 0.1, "highest_1": 0.01}

@@ -45,7 +45,7 @@ def _pair(dark: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """The largest dark piece of each half that is where and as large as a lung, filled."""
     height, width = dark.shape
     rows, columns = (max(1, round(MARGIN * n)) for n in dark.shape)
-    opened = np.asarray(ndimage.binary_opening(dark, iterations=max(1, height // 64)))
+    opened = np.asarray(ndimage.binary_opening(dark, iterations=max(1, height // 64)), bool)
     # Air beside the body, and all that is connected to it, is no lung.
     labels, count = ndimage.label(opened)  # type: ignore[misc]
     outer = np.unique(np.concatenate([labels[:2].ravel(), labels[:, :2].ravel(), labels[:, -2:].ravel()]))
