@@ -41,7 +41,11 @@ def local_ray() -> Iterator[None]:
 
 @dataclass
 class StandIn:
-    """Writes down each task and its process; ``die`` ends the process, ``die-once`` the first time, ``wait`` waits."""
+    """Writes down each task and its process.
+
+    ``die`` ends the process, ``die-once`` the first time, ``wait`` waits the first time, ``meet-…`` until two are at
+    work.
+    """
 
     folder: Path
 
@@ -53,10 +57,18 @@ class StandIn:
             os.kill(os.getpid(), signal.SIGKILL)
         while task.name == "wait" and times == 1:
             time.sleep(0.05)
+        until = time.monotonic() + PATIENCE
+        while task.name.startswith("meet") and time.monotonic() < until and self.met < 2:
+            time.sleep(0.05)
         if task.name == "raise":
             raise SystemError("no runner raises this")
         (self.folder / f"done-{task.name}").touch(exist_ok=False)
         return Outcome(findings=1)
+
+    @property
+    def met(self) -> int:
+        """How many tasks that wait for each other have begun."""
+        return len(list(self.folder.glob("begun-meet*")))
 
 
 def run(folder: Path, names: str, count: int = 2) -> tuple[Heard, list[Failed]]:
@@ -73,14 +85,19 @@ def times(folder: Path, name: str) -> int:
     return len((folder / f"begun-{name}").read_text().splitlines())
 
 
-def test_workers_share_the_scans_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+def test_workers_share_the_scans(tmp_path: Path) -> None:
+    _, failed = run(tmp_path, "meet-a meet-b")
+    assert failed == []
+    assert len({(tmp_path / f"begun-meet-{name}").read_text() for name in "ab"}) == 2
+
+
+def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
     heard, failed = run(tmp_path, "a b die-once c d")
     assert failed == [] and heard.retries == ["die-once"]
     assert sorted(path.name for path in tmp_path.glob("done-*")) == [
         f"done-{name}" for name in ("a", "b", "c", "d", "die-once")
     ]
     assert {name: times(tmp_path, name) for name in "abcd"} == dict.fromkeys("abcd", 1)
-    assert len({(tmp_path / f"begun-{name}").read_text() for name in ("a", "b", "c", "d")}) >= 2
 
 
 def test_a_scan_that_two_workers_die_of_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None:

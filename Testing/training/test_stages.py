@@ -236,6 +236,7 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
     configs = Path("training/configs")
     kinds = {
         "codec": CodecConfig,
+        "vqvae": CodecConfig,
         "unsupervised": DiffusionConfig,
         "guided": DiffusionConfig,
         "classifier": ClassifierConfig,
@@ -251,8 +252,8 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
     ]
     assert len(read) >= 8
     for path in sorted(configs.glob("prepare-*.yaml")):
-        other = {"prepare-slabs": PrepareSlabsConfig, "prepare-windows": PrepareWindowsConfig}
-        read_yaml(path, other.get(path.stem.removesuffix("-lgg"), PrepareConfig))
+        other = {"slabs": PrepareSlabsConfig, "windows": PrepareWindowsConfig}
+        read_yaml(path, other.get(path.stem.removesuffix("-lgg").rpartition("-")[2], PrepareConfig))
     for path in sorted(configs.glob("draw-*.yaml")):
         read_yaml(path, DrawScansConfig)
     read_yaml(configs / "recognition.yaml", RecognitionConfig)
