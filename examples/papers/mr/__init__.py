@@ -1,1 +1,1 @@
-"""Unsupervised detection on brain MR (Pinaya et al. 2022); ``docs/papers/pinaya-mr.md`` says what came out."""
+"""Unsupervised detection on brain MR with a VQ-VAE and the options of Pinaya et al. 2022."""
