@@ -160,6 +160,17 @@ def test_lesions_are_found_by_one_common_voxel_and_others_are_false_alarms() -> 
     assert match.false_positives == 1
 
 
+@pytest.mark.parametrize(
+    ("least_share", "found", "false_positives"), [(0.0, True, 0), (0.008, True, 0), (0.1, False, 1)]
+)
+def test_a_component_that_is_mostly_elsewhere_finds_nothing(
+    least_share: float, found: bool, false_positives: int
+) -> None:
+    reference, whole = box((10, 10, 10), (slice(1, 3),) * 3), np.ones((10, 10, 10), bool)
+    match = metrics.Lesions.of(reference, 1.0).match(whole, least_share)
+    assert (match.found, match.false_positives) == ((found,), false_positives)
+
+
 def test_voxels_that_share_a_corner_are_one_lesion() -> None:
     diagonal = box((2, 2, 2), (slice(0, 1),) * 3, (slice(1, 2),) * 3)
     assert len(metrics.Lesions.of(diagonal, 1.0).match(diagonal).found) == 1

@@ -1,7 +1,8 @@
 """Free-response ROC: how many lesions of each size are found at a given number of false findings a scan.
 
-Chakraborty and Winter 1990. A lesion is found when a predicted voxel lies in it; a false finding is a predicted
-component that touches no lesion. One threshold serves all scans.
+Chakraborty and Winter 1990. A lesion is found when a predicted component lies in it, of which at least a tenth lies in
+lesions; all other components are false findings. Without that share, a threshold so low that the whole brain is one
+component would find everything without a false finding. One threshold serves all scans.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .metrics import LesionMatch
 
 # False findings a scan, on average over scans, at which recall is read off.
 FALSE_FINDINGS = (1.0, 2.0, 4.0)
+LEAST_SHARE = 0.1  # of a predicted component in lesions, for it to find them
 # Sizes of lesions, ml; smaller ones are a voxel or two, which raters seldom agree on.
 SIZES_ML = ((0.05, 1.0), (1.0, 10.0), (10.0, math.inf))
 

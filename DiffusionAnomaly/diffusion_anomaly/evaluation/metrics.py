@@ -141,13 +141,22 @@ class Lesions:
         sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         return cls(labels, tuple(float(size) * voxel_ml for size in sizes))
 
-    def match(self, predicted: np.ndarray) -> LesionMatch:
-        """Compare with another 3-D mask component by component; one common voxel is a meeting."""
+    def match(self, predicted: np.ndarray, least_share: float = 0.0) -> LesionMatch:
+        """Compare with another 3-D mask component by component; one common voxel is a meeting.
+
+        Args:
+            predicted: bool, of the reference's shape.
+            least_share: predicted components of which less lies in the reference find nothing, and are false positives.
+        """
+        components_of, count = components(predicted)
+        inside = self.labels > 0
+        sizes = np.bincount(components_of.ravel(), minlength=count + 1)
+        shared = np.bincount(components_of[inside], minlength=count + 1)
+        meets = (shared > 0) & (shared >= least_share * sizes)
+        meets[0] = False
         hit = np.zeros(len(self.volumes_ml) + 1, dtype=bool)
-        hit[np.unique(self.labels[predicted])] = True
-        found, predictions = components(predicted)
-        touching = np.unique(found[(self.labels > 0) & predicted])
-        return LesionMatch(self.volumes_ml, tuple(bool(h) for h in hit[1:]), predictions - touching.size)
+        hit[np.unique(self.labels[meets[components_of]])] = True
+        return LesionMatch(self.volumes_ml, tuple(bool(h) for h in hit[1:]), count - int(meets.sum()))
 
 
 def without_small(mask: np.ndarray, voxel_ml: float, min_ml: float) -> np.ndarray:

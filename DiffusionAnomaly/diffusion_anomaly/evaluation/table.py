@@ -239,7 +239,8 @@ DEFINITIONS = {
     "Otsu Dice": "at the threshold that parts the raw scores of the scan's brain voxels into the two classes with the "
     "largest variance between them; nothing is dropped. It finds something in every scan, healthy ones too",
     "at 1, 2, 4": "lesion recall at the best of the thresholds that best Dice is chosen from, with at most so many "
-    "components without a reference voxel on average over scans; one threshold for all, chosen on the references",
+    "false findings on average over scans; one threshold for all, chosen on the references. A component finds "
+    "the lesions it lies in when at least a tenth of it lies in lesions; any other is a false finding",
     "best Dice": "at the best of 64 thresholds, equally spaced by rank among the scores of all lesion voxels, and the "
     "stored one, each after small components are dropped",
 }

@@ -17,7 +17,7 @@ from ..io.volume import Volume, read_anomaly_map, read_mask, read_volume
 from ..results.result import Result
 from . import metrics
 from .dataset import Pair
-from .froc import Froc
+from .froc import LEAST_SHARE, Froc
 from .metrics import Lesions
 from .reliability import FreeSlices
 from .statistics import Case, Sweep
@@ -143,7 +143,7 @@ def sweep(
         lesions = Lesions.of(truth.reference[box], truth.voxel_ml)
         masks = [metrics.without_small(anomaly_map[box] >= t, truth.voxel_ml, min_volume_ml) for t in thresholds]
         dices.append([metrics.dice(mask, truth.reference[box]) for mask in masks])
-        matches.append([lesions.match(mask) for mask in masks])
+        matches.append([lesions.match(mask, LEAST_SHARE) for mask in masks])
     return Sweep(
         average_precision=metrics.average_precision_of_counts(counts, negatives, int(missed.sum())),
         average_precision_in_brain=metrics.average_precision_of_counts(counts, negatives),
