@@ -175,7 +175,7 @@ def test_a_scan_that_changed_is_done_again_and_one_that_was_only_copied_is_not(f
 
 def test_other_settings_are_refused_and_made_anew_when_asked_for(folder: Path) -> None:
     run(folder)
-    with pytest.raises(InputError, match=r"2 results .* threshold 1\.5 instead of None.*--overwrite"):
+    with pytest.raises(InputError, match=r"2 results .* threshold was the model's own, and is 1\.5 now.*--overwrite"):
         run(folder, options=replace(INTENSITY, threshold=1.5))
     heard = Heard()
     run(folder, heard, replace(INTENSITY, threshold=1.5), overwrite=True)

@@ -169,8 +169,8 @@ def plan_tasks(
     if others and not overwrite:
         name, other = others[0]
         raise InputError(
-            f"{counted(len(others), 'result')} in {output} {'were' if len(others) > 1 else 'was'} made otherwise: "
-            f"{name} with {'; '.join(other[:_NAMES_SHOWN])}.",
+            f"{counted(len(others), 'result')} in {output} {'were' if len(others) > 1 else 'was'} made with other "
+            f"settings: of {name} {'; '.join(other[:_NAMES_SHOWN])}.",
             "Choose another output folder, or say --overwrite to make them anew.",
         )
     return todo

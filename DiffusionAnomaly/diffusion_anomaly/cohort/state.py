@@ -58,8 +58,12 @@ def settings_of(plan: Plan) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Which settings are others than before, in words."""
+
+    def said(value: Any) -> str:
+        return "the model's own" if value is None else shown(value)
+
     return [
-        f"{name} {shown(now.get(name))} instead of {shown(before.get(name))}"
+        f"{name} was {said(before.get(name))}, and is {said(now.get(name))} now"
         for name in dict.fromkeys((*before, *now))
         if before.get(name) != now.get(name)
     ]
