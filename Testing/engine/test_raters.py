@@ -115,3 +115,12 @@ def test_every_scan_needs_every_rater(rated: Path, tmp_path: Path) -> None:
     table.write_text(f"name,scan,reference,rater_first\na,{row},a_mask1.nii.gz\nb,{row},\n", encoding="utf-8")
     with pytest.raises(InputError, match="lack a rater"):
         run(find_pairs(table), [RunSpec("intensity")], tmp_path / "out")
+
+
+@pytest.mark.parametrize("patterns", [{"raters": PATTERNS}, {"channels": {"flair": "*_flair.nii.gz"}}])
+def test_a_table_names_its_own_raters_and_contrasts(rated: Path, patterns: dict[str, dict[str, str]]) -> None:
+    table = rated / "table.csv"
+    table.write_text("scan,reference\na_flair.nii.gz,a_mask.nii.gz\n", encoding="utf-8")
+    with pytest.raises(InputError, match="is a table") as refused:
+        find_pairs(table, **patterns)
+    assert f"{next(iter(patterns)).removesuffix('s')}_NAME" in str(refused.value.hint)

@@ -94,10 +94,16 @@ def find_pairs(
         raters: of a folder, the masks of each of several raters by their names.
 
     Raises:
-        InputError: when there are none, a reference is missing, or two have one name.
+        InputError: when there are none, a reference is missing, two have one name, or a table comes with patterns of
+            contrasts or raters.
     """
     source = Path(source)
     if source.is_file():
+        if channels or raters:
+            raise InputError(
+                f"{source} is a table, and patterns are for folders.",
+                f"Give it a column {'channel' if channels else 'rater'}_NAME for each, with the files' paths.",
+            )
         pairs = _pairs_of_csv(source)
     elif source.is_dir():
         scan_pattern = next(iter(channels.values())) if channels else scan_pattern
