@@ -485,3 +485,13 @@ def test_several_labels_may_follow_one_option() -> None:
         *("d", "o", "participant", "--participant_label", "01", "--participant_label", "02"),
         *("--seed", "1", "--session-label", "a"),
     ]
+
+
+@pytest.mark.parametrize("name", ["scans.csv", "quality.html"])
+def test_a_file_in_the_way_of_the_tables_is_named_before_any_scan(folder: Path, name: str) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text("mine")
+    with pytest.raises(InputError, match=name):
+        run(folder)
+    assert (folder / "out" / name).read_text() == "mine"
+    assert not (folder / "out" / "results").exists()

@@ -16,7 +16,7 @@ from .actors import RayPool, Workers, is_installed
 from .derivatives import write_dataset
 from .failures import write_failures
 from .pool import Pool, ThisProcess
-from .quality import write_group
+from .quality import check_group, write_group
 from .run import Failed, Listener, plan_tasks, run_tasks
 from .scans import CohortScan, shard_of
 from .state import CohortLock, settings_of
@@ -89,6 +89,8 @@ def run_cohort(
     plan = plan_of(options)
     mine = list(scans) if shard is None else shard_of(scans, *shard)
     with CohortLock(output, shard):
+        if shard is None and group:
+            check_group(output)
         root = next((scan.bids.root for scan in scans if scan.bids is not None), None)
         if root is not None:
             write_dataset(output, root, options.anonymous)

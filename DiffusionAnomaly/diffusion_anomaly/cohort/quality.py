@@ -53,6 +53,16 @@ def write_group(output: Path) -> tuple[Group, dict[str, Path]]:
     return group, {name: path for name, path in files.items() if not name.startswith(f"{SUBJECTS}/")}
 
 
+def check_group(output: Path) -> None:
+    """Make sure that there is room for the tables and the page, before hours of detection.
+
+    Raises:
+        InputError: naming the file that is in the way.
+    """
+    with OutputFolder(output) as folder:
+        folder.check([*table_writers(Group([], [])), PAGE, RECORD])
+
+
 def page_writers(group: Group) -> dict[str, Writer]:
     """What writes the pages, by their names."""
     patients: dict[str, list[dict[str, Any]]] = {}
