@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,6 +112,7 @@ def spread(args: list[str]) -> list[str]:
 
 
 def cohort(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder, a CSV file, or a BIDS data set.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", parser=as_folder, help="Folder for results and tables.")],
     pattern: Annotated[
@@ -153,21 +156,16 @@ def cohort(
         from ..cohort.scans import list_scans
 
         if pattern is None and is_bids(source):
-            return _of_bids(source, options(), participant_label, session_label, bids_filter_file)
+            return _of_bids(source, _options(context), participant_label, session_label, bids_filter_file)
         if participant_label or session_label or bids_filter_file:
             raise InputError(f"{source} is no BIDS data set, and labels or filters were given.", "Leave them out.")
         return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous)
 
-    def options() -> Options:
-        return _options(
-            method, model, steps, preset, device, precision, seed, threshold, min_volume, batch_size, slice_spacing,
-            settings, keep_reconstruction, anonymous, force, register,
-        )  # fmt: skip
-
-    _run(scans, output, options, _workers(workers, threads, ray_address), shard, overwrite, json_lines)
+    _run(scans, output, context, _workers(workers, threads, ray_address), shard, overwrite, json_lines)
 
 
 def bids(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="The data set.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", parser=as_folder, help="Folder for the derivatives.")],
     level: Annotated[str, typer.Argument(metavar="LEVEL", help="participant: each scan; group: tables over all.")],
@@ -205,57 +203,29 @@ def bids(
         _group(source, output, json_lines)
         return
 
-    def options() -> Options:
-        return _options(
-            method, model, steps, preset, device, precision, seed, threshold, min_volume, batch_size, slice_spacing,
-            settings, keep_reconstruction, anonymous, force, register,
-        )  # fmt: skip
-
     def scans() -> list[CohortScan]:
         if level != PARTICIPANT:
             raise InputError(f"There is no level {level!r}.", f"Say {PARTICIPANT} or {GROUP}.")
-        return _of_bids(source, options(), participant_label, session_label, bids_filter_file)
+        return _of_bids(source, _options(context), participant_label, session_label, bids_filter_file)
 
-    _run(scans, output, options, _workers(workers, threads, ray_address), shard, overwrite, json_lines, group=False)
+    _run(scans, output, context, _workers(workers, threads, ray_address), shard, overwrite, json_lines, group=False)
 
 
-def _options(
-    method: str | None,
-    model: str | None,
-    steps: int | None,
-    preset: str | None,
-    device: str,
-    precision: str,
-    seed: int,
-    threshold: float | None,
-    min_volume: float,
-    batch_size: int | None,
-    slice_spacing: float | None,
-    settings: list[str] | None,
-    keep_reconstruction: bool,
-    anonymous: bool,
-    force: bool,
-    register: bool,
-) -> Options:
+def _options(context: typer.Context) -> Options:
+    """The options of a detection among those of a command."""
     from ..detection.planning import Options
 
+    given = context.params
+    model = given["model"]
+    alike = {field.name: given[field.name] for field in fields(Options) if field.name in given}
     return Options(
-        method=method or method_of(model),
-        model=os.path.abspath(model) if model is not None and os.path.isdir(model) else model,
-        steps=steps,
-        preset=preset,
-        device=device,
-        precision=precision,
-        seed=seed,
-        threshold=threshold,
-        min_volume_ml=min_volume,
-        batch_size=batch_size,
-        slice_spacing=slice_spacing,
-        overrides=parse_settings(settings or []),
-        keep_reconstruction=keep_reconstruction,
-        anonymous=anonymous,
-        force=force,
-        register=register,
+        **{
+            **alike,
+            "method": given["method"] or method_of(model),
+            "model": os.path.abspath(model) if model is not None and os.path.isdir(model) else model,
+            "min_volume_ml": given["min_volume"],
+            "overrides": parse_settings(given["settings"] or []),
+        }
     )
 
 
@@ -277,9 +247,9 @@ def _of_bids(
 
 
 def _run(
-    scans: Any,
+    scans: Callable[[], list[CohortScan]],
     output: Path,
-    options: Any,
+    context: typer.Context,
     workers: Workers,
     shard: str | None,
     overwrite: bool,
@@ -292,7 +262,7 @@ def _run(
     listener = CohortLines() if json_lines else CohortTerminal()
     try:
         part = None if shard is None else parse_shard(shard)
-        listed, asked = scans(), options()
+        listed, asked = scans(), _options(context)
         with listener:
             ended = run_cohort(
                 listed,
