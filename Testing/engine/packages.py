@@ -119,6 +119,18 @@ def intensity(directory: Path, **anomaly: Any) -> Bundle:
     return write(directory, "intensity", {}, {**INTENSITY, **anomaly})
 
 
+def head_ct(directory: Path) -> Bundle:
+    """A package for the space inside the skull of head CT, without a network."""
+    return intensity(
+        directory,
+        modality="CT",
+        region="intracranial",
+        normalisation={"kind": "window", "low": 0, "high": 80},
+        options={"reference": 0.5},
+        grid={"size": [96, 96], "spacing": 2.0},
+    )
+
+
 def options_for(bundle: Bundle, **changes: Any) -> Options:
     """To detect with a package as its numbers are checked: on the CPU, exactly."""
     asked = {"method": bundle.method, "model": str(bundle.path), "device": "cpu", "precision": "float32"}

@@ -61,14 +61,7 @@ def _tilt(shape: tuple[int, ...], degrees: float = 12.0) -> tuple[np.ndarray, np
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
-    bundle = packages.intensity(
-        tmp_path_factory.mktemp("models") / "ct",
-        modality="CT",
-        region="intracranial",
-        normalisation={"kind": "window", "low": 0, "high": 80},
-        options={"reference": 0.5},
-        grid={"size": [96, 96], "spacing": 2.0},
-    )
+    bundle = packages.head_ct(tmp_path_factory.mktemp("models") / "ct")
     return Detector(Options(method="intensity"), bundle=bundle)
 
 

@@ -176,14 +176,7 @@ def test_a_window_gives_the_same_slices_as_hounsfield_units() -> None:
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
-    bundle = packages.intensity(
-        tmp_path_factory.mktemp("models") / "ct",
-        modality="CT",
-        region="intracranial",
-        normalisation={"kind": "window", "low": 0, "high": 80},
-        options={"reference": 0.5},
-        grid={"size": [96, 96], "spacing": 2.0},
-    )
+    bundle = packages.head_ct(tmp_path_factory.mktemp("models") / "ct")
     return Detector(Options(method="intensity"), bundle=bundle)
 
 
