@@ -1,7 +1,8 @@
 """Pinaya et al. 2022 on head CT with haemorrhage: a model of slices without it has to tell those that bleed.
 
 Whole slices and patients are judged by the labels of radiologists; where the blood is has been drawn by nobody, so that
-is measured with lesions pasted into the test patients that do not bleed. Intensity alone and a restorer stand beside.
+is measured with lesions pasted into the test patients that do not bleed. Beside it: intensity alone, and two networks
+that have learnt from synthetic blood: a restorer and a localiser.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 DATA = Path("../shared/data/headct")
 CONFIGS = Path("training/configs")
 RUNS, PACKAGES = Path("runs"), Path("runs/packages")
-METHODS = ("unsupervised", "restore", "intensity")
+METHODS = ("unsupervised", "restore", "localise", "intensity")
 ENDING = "_ct.nii.gz"
 # Blood as bright as that of the validation patients, from faint to clear.
 PASTED = (Pasted("inside", (4.0, 18.0), (0.2, 0.6)), Pasted("rim", (5.0, 14.0), (0.2, 0.6)))
@@ -40,19 +41,23 @@ PASTED = (Pasted("inside", (4.0, 18.0), (0.2, 0.6)), Pasted("rim", (5.0, 14.0), 
 
 def steps(methods: Sequence[str] = METHODS) -> list[Step]:
     """From the data to the packages of some methods."""
-    slabs = RUNS / "headct-slabs"
+    slabs = Step(
+        (
+            "training",
+            "prepare-slabs",
+            str(CONFIGS / "prepare-headct-slabs.yaml"),
+            "--output",
+            str(RUNS / "headct-slabs"),
+        ),
+        RUNS / "headct-slabs/stacks.npz",
+    )
     trainings = {
         "unsupervised": [
             training("codec", CONFIGS / "headct-codec.yaml", RUNS / "headct-codec"),
             training("diffusion", CONFIGS / "headct-unsupervised.yaml", RUNS / "headct-unsupervised"),
         ],
-        "restore": [
-            Step(
-                ("training", "prepare-slabs", str(CONFIGS / "prepare-headct-slabs.yaml"), "--output", str(slabs)),
-                slabs / "stacks.npz",
-            ),
-            training("restore", CONFIGS / "headct-restore.yaml", RUNS / "headct-restore"),
-        ],
+        "restore": [slabs, training("restore", CONFIGS / "headct-restore.yaml", RUNS / "headct-restore")],
+        "localise": [slabs, training("localise", CONFIGS / "headct-localise.yaml", RUNS / "headct-localise")],
     }
     return [
         label(RUNS / "headct-labels.csv", distance=100),
