@@ -13,6 +13,7 @@ from scipy import ndimage
 from diffusion_anomaly.cli.main import main
 from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.detector import Detector
+from diffusion_anomaly.detection.doubts import FORCE_HINT, another_model
 from diffusion_anomaly.detection.head_size import brain_size_verdict
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.recognition import (
@@ -264,3 +265,9 @@ def test_clinical_scans_are_taken_upright_and_refused_turned(recogniser: Recogni
             found = seen(turned(image, *TURNS[name]), recogniser)
             verdict = found and found.verdict("FLAIR")
             assert found is None or (verdict is not None and verdict.refused), (path.name, name)
+
+
+def test_a_scan_of_another_contrast_is_told_which_models_know_it() -> None:
+    assert "--model flair-guided or flair-intensity or flair-localise" in another_model("FLAIR")
+    assert "--force" in another_model("FLAIR")
+    assert another_model("no brain") == FORCE_HINT

@@ -12,8 +12,10 @@ import SimpleITK as sitk
 from ..io.contrasts import contrast_of
 from ..io.volume import Scan
 from ..models.declaration import BRAIN, IMAGE
+from ..models.package import available
 from ..preprocessing.intensity import ModeNormalisation, WindowNormalisation
 from ..preprocessing.slices import SliceStack
+from ..registry import METHODS
 from .appearance import Appearance
 from .head_size import brain_size_verdict, head_verdict, outline
 from .input_checks import (
@@ -94,7 +96,8 @@ class Doubts:
                 continue
             recognised[name] = recogniser(volume.image, brain)
             verdict = recognised[name].verdict(modality, _called(name, scan))
-            self.watch.judge(verdict, FORCE_HINT, self.given or self.force)
+            hint = FORCE_HINT if recognised[name].kind == modality else another_model(recognised[name].kind)
+            self.watch.judge(verdict, hint, self.given or self.force)
         return recognised
 
     def of_slices(
@@ -164,6 +167,12 @@ class Doubts:
             return self.plan.bundle.modality
         contrast = contrast_of(channel)
         return {None: channel, "T1C": "T1"}.get(contrast, contrast or channel)
+
+
+def another_model(contrast: str) -> str:
+    """What to do about a scan of another contrast: which of the built-in models know it, or else ``FORCE_HINT``."""
+    names = [model.name for model in available() if model.method in METHODS and model.modality == contrast]
+    return f"For {contrast} there is --model {' or '.join(names)}. {_FORCE}" if names else FORCE_HINT
 
 
 def pictures(stack: SliceStack, scales: Sequence[IntensityScale]) -> list[np.ndarray]:
