@@ -179,4 +179,5 @@ def _record(finding: Finding) -> dict[str, Any]:
     """A finding with the keys of the first version of the event."""
     record = asdict(finding)
     record["peak_heat"], record["mean_heat"] = record.pop("peak_score"), record.pop("mean_score")
+    del record["centroid_pixel" if finding.centroid_pixel is None else "centroid_ras"]
     return record
