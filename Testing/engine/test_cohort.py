@@ -15,8 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
+import packages
 import phantom
 from cohorts import Heard
 from diffusion_anomaly.cli import cohort as command
@@ -364,6 +367,46 @@ def test_tables_and_pages_tell_of_every_scan(folder: Path) -> None:
     subject = (out / "subjects/P1.html").read_text(encoding="utf-8")
     assert "../results/P1-2/report.html" in subject and subject.count("data:image/png") == 1
     assert set(ended.files) >= {"scans.csv", "findings.csv", "quality.html", "cohort.json"}
+
+
+@pytest.mark.parametrize(("suffix", "spacing", "unit"), [(".png", None, "pixels"), (".mha", 0.5, "mm²")])
+def test_films_are_counted_in_their_unit_and_have_no_brain(
+    tmp_path: Path, suffix: str, spacing: float | None, unit: str
+) -> None:
+    scans, model = tmp_path / "films", tmp_path / "model"
+    scans.mkdir()
+    for number in range(8):
+        values = np.broadcast_to(np.linspace(60, 110, 80), (96, 80)).astype(np.uint8)
+        values[60 : 72 + number, 10:22] = 230
+        image = sitk.GetImageFromArray(values[None] if spacing else values)
+        if spacing:
+            image.SetSpacing((spacing, spacing, 1.0))
+        sitk.WriteImage(image, str(scans / f"f{number}{suffix}"))
+    normalisation = {"kind": "percentiles", "low_percentile": 1, "high_percentile": 99, "high_value": 0.95}
+    packages.intensity(
+        *(model,),
+        **{"modality": "X-ray", "region": "image", "orientation": "any", "grid": {"size": [40, 48]}},
+        **{"normalisation": {**normalisation, "clip_max": 1.0}, "options": {"reference": 0.3}},
+    )
+    table = scans / "table.csv"
+    rows = [f"f{number}{suffix},P{number // 2},{number}" for number in range(8)]
+    table.write_text("\n".join(["scan,patient,session", *rows]), encoding="utf-8")
+    out = tmp_path / "out"
+    common = ["cohort", str(table), str(out), "--model", str(model), "--workers", "0"]
+    assert cli.main(common) == 0
+    with (out / "scans.csv").open(encoding="utf-8") as file:
+        rows_of = list(csv.DictReader(file))
+    assert {row["unit"] for row in rows_of} == {unit} and all(float(row["size"]) > 0 for row in rows_of)
+    assert {"score", "robust_z_score"} <= set(rows_of[0])
+    assert not [name for name in rows_of[0] if "brain" in name or "region" in name or "share" in name]
+    pages = [(out / name).read_text(encoding="utf-8") for name in ("quality.html", "subjects/P0.html")]
+    assert not any("brain" in page.casefold() for page in pages)
+    largest = f"{float(rows_of[1]['largest']):.0f} {unit}"
+    assert largest in pages[1] and "Centre column, row" in pages[1]
+    assert cli.main([*common, "--min-area", "1e6"]) == 2  # another setting
+    assert cli.main([*common, "--min-area", "1e6", "--overwrite"]) == 0
+    with (out / "scans.csv").open(encoding="utf-8") as file:
+        assert {row["findings"] for row in csv.DictReader(file)} == {"0"}
 
 
 def test_parquet_says_the_same_as_csv(folder: Path) -> None:

@@ -52,7 +52,7 @@ class LiveThreshold:
     def __init__(self, anomalyMap: sitk.Image, minArea: float | None = None) -> None:
         values = sitk.GetArrayViewFromImage(anomalyMap)
         self._minArea = minArea
-        self.unit = size_unit(anomalyMap, minArea is not None)
+        self.unit = size_unit(anomalyMap.GetSpacing(), minArea is not None)
         self.shape: tuple[int, ...] = values.shape
         self.peak = float(values.max(initial=0.0))
         shown = values >= LOWEST

@@ -34,6 +34,9 @@ Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same results.")]
 Threshold = Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")]
 MinVolume = Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")]
+MinArea = Annotated[
+    float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Slices at once in a worker.")]
 SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]
 Settings = Annotated[
@@ -131,6 +134,7 @@ def cohort(
     seed: Seed = 0,
     threshold: Threshold = None,
     min_volume: MinVolume = 0.05,
+    min_area: MinArea = None,
     batch_size: BatchSize = None,
     slice_spacing: SliceSpacing = None,
     settings: Settings = None,
@@ -181,6 +185,7 @@ def bids(
     seed: Seed = 0,
     threshold: Threshold = None,
     min_volume: MinVolume = 0.05,
+    min_area: MinArea = None,
     batch_size: BatchSize = None,
     slice_spacing: SliceSpacing = None,
     settings: Settings = None,

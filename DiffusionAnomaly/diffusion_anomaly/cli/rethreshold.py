@@ -115,7 +115,7 @@ def rethreshold(
     for content in earlier.values():
         if (replaced := _described(content)) != _described(about):
             err.print(plain(f"{output}: mask and findings {replaced} were replaced."))
-    show_findings(findings, at, size_unit(volume.image, min_area is not None))
+    show_findings(findings, at, size_unit(volume.image.GetSpacing(), min_area is not None))
     for path in files.values():
         out.print(plain(path))
     return files

@@ -46,6 +46,10 @@ _COLUMNS = {
     "peak_heat_neg_log10_p": ("Highest anomaly score, -log10 of the healthy tail probability", ""),
     "mean_heat_neg_log10_p": ("Mean anomaly score", ""),
     **{f"centroid_{axis}_mm": (f"Centre of the finding, {axis.upper()} of RAS", "mm") for axis in "ras"},
+    **{
+        f"centroid_{axis}_index": (f"Centre of the finding in a picture, {axis} from 0", "")
+        for axis in ("column", "row")
+    },
     **{f"slice_{end}_index": (f"The {end} slice that it touches, from 0", "") for end in ("first", "last")},
     **{
         f"{axis}_{end}_index": (f"The {end} voxel along {axis}, from 0", "")

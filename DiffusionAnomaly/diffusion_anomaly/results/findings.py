@@ -73,9 +73,9 @@ class Finding:
         return self.size * self.mean_score
 
 
-def has_scale(picture: sitk.Image) -> bool:
+def has_scale(spacing: Sequence[float]) -> bool:
     """Whether a picture's pixels have a size. 1 mm is what programs take where nothing is stated; no film has it."""
-    return sorted(picture.GetSpacing())[-2:] != [1.0, 1.0] and picture.GetSpacing()[:2] != (1.0, 1.0)
+    return sorted(spacing)[-2:] != [1.0, 1.0] and tuple(spacing[:2]) != (1.0, 1.0)
 
 
 def pixel_area(picture: sitk.Image) -> float:
@@ -84,9 +84,9 @@ def pixel_area(picture: sitk.Image) -> float:
     return math.prod(edge for axis, edge in enumerate(picture.GetSpacing()) if axis != slices)
 
 
-def size_unit(image: sitk.Image, is_picture: bool) -> str:
+def size_unit(spacing: Sequence[float], is_picture: bool) -> str:
     """What findings' sizes are counted in."""
-    return "ml" if not is_picture else "mm²" if has_scale(image) else "pixels"
+    return "ml" if not is_picture else "mm²" if has_scale(spacing) else "pixels"
 
 
 def centre_title(unit: str) -> str:
@@ -225,7 +225,7 @@ def _measure(
     is_picture = min_area is not None
     least = min_volume_ml if min_area is None else min_area
     voxel = pixel_area(anomaly_map) if is_picture else math.prod(anomaly_map.GetSpacing()) / 1000
-    scale = has_scale(anomaly_map)
+    scale = has_scale(anomaly_map.GetSpacing())
     slice_axis = Orientation.of(anomaly_map).axes[0]
     _, row_axis, column_axis = Orientation.stored(anomaly_map).axes
     places = np.flatnonzero(labels)

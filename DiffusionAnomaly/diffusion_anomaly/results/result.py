@@ -93,7 +93,7 @@ class Result:
     @property
     def unit(self) -> str:
         """What findings' sizes are counted in."""
-        return size_unit(self.anomaly_map, self.is_picture)
+        return size_unit(self.anomaly_map.GetSpacing(), self.is_picture)
 
     def at(self, threshold: float, min_volume_ml: float | None = None) -> Result:
         """The same with another threshold: mask and findings follow, nothing is run again.
