@@ -51,5 +51,6 @@ def test_findings_of_a_film_have_areas(
     assert live.unit == unit
     (finding,) = live.at(shown.threshold, shown.minVolumeMl).findings
     assert finding.size == found.findings[0].size > 0
+    assert findingsTable.inWords(finding).startswith("column 1")  # columns 10 to 19
     assert unit in findingsTable.summary([finding], live.unit)
     assert shown.table.GetColumnUnitLabel(findingsTable.VOLUME) == unit
