@@ -64,7 +64,7 @@ def load(model: str | Path | None = None, *, method: str | None = None, **option
     50.0
     >>> load("flair-restore", steps=6)
     Traceback (most recent call last):
-    diffusion_anomaly.errors.InputError: Option steps is 6, more than the 5 levels of corruption. Use 1 to 5 steps.
+    diffusion_anomaly.errors.InputError: Option steps is 6, more than the 5 levels of corruption. Use at most 5 steps.
     """
     name = str(model) if model is not None else None
     if method is None:

@@ -139,6 +139,7 @@ def test_areas_and_presets_are_offered_where_the_model_has_them_and_requested(tm
     panel._presets._onChosen("paper")
     assert shown() == [False, True] and ui.stepsSlider.value == ui.stepsSlider.maximum == 500
     options = panel.request(chosen).options()
+    assert "min_area" not in options  # what is not shown is not asked for
     assert (options["preset"], options["steps"], options.get("overrides")) == ("paper", 500, None)
     panel._onSteps(7)
     assert panel.request(chosen).options()["steps"] == 7

@@ -112,7 +112,9 @@ class MethodPanel:
         model = self.model(parameters)
         folder = model.path if model else None
         steps = _stepsToRun(parameters, folder)
-        return replace(requestOf(parameters), model=str(folder) if folder else None, steps=steps)
+        asked = requestOf(parameters)
+        area = asked.minArea if choices.looksAtPictures(folder) else None
+        return replace(asked, model=str(folder) if folder else None, steps=steps, minArea=area)
 
     def model(self, parameters: Any) -> BundleSummary | None:
         """The package that will run: the one chosen, else the first of the method."""

@@ -28,6 +28,7 @@ from ..io.records import record
 from ..io.typed_json import checked
 from ..io.volume import read_volume
 from ..results.result import Progress, Result
+from ..text import counted
 from . import metrics
 from .formatting import finite, markdown_table, text_writer, with_interval
 from .runs import RunSpec
@@ -132,9 +133,9 @@ class LabelledTable:
         row = self.rows[0]
         lines += [
             "",
-            f"Area under the ROC curve of a score of a slice; {row['slices']} slices or pictures, of them "
-            f"{row['diseased']} diseased, of {row['patients']} patients; in brackets 95 % bootstrap intervals over "
-            "patients.",
+            f"Area under the ROC curve of a score of a slice; {counted(row['slices'], 'slice')} or pictures, of them "
+            f"{row['diseased']} diseased, of {counted(row['patients'], 'patient')}; in brackets 95 % bootstrap "
+            "intervals over patients.",
             "",
             "- **mean, highest 10 %, highest 1 %**: mean of the map in a slice's region, or of its highest part.",
             *(
@@ -179,7 +180,10 @@ def run_labelled(
     classes = {label for scan in scans for label in scan.labels.values()}
     if classes != {0, 1}:
         found = "healthy" if classes == {0} else "diseased"
-        raise InputError(f"All {len(scans)} scans are {found}.", "Both classes are needed to tell them apart.")
+        raise InputError(
+            f"Of {counted(len(scans), 'scan')} all that is labelled is {found}.",
+            "Both classes are needed to tell them apart.",
+        )
     detectors = _detectors(runs, device, seed, steps)
     with OutputFolder(output, [scan.path for scan in scans]) as folder:
         folder.check(["evaluation.md", "evaluation.json", "evaluation_slices.csv"])
@@ -261,7 +265,7 @@ def _slices(
             assert own is not None
             for index, truth in sorted(scan.labels.items()):
                 if index >= len(maps):
-                    raise InputError(f"{scan.path} has {len(maps)} slices; its labels name slice {index}.")
+                    raise InputError(f"{scan.path} has {counted(len(maps), 'slice')}; its labels name slice {index}.")
                 values = maps[index][inside[index] != 0]
                 if not (values.size or truth):
                     continue

@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
+from ..text import counted
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
 from .records import recorded, result_in_place_of_scan
@@ -193,7 +194,7 @@ def _check_unmasked(source: Any) -> None:
     """
     if np.ma.is_masked(source):
         raise InputError(
-            f"{np.ma.count_masked(source)} values of the masked array have no value.",
+            f"The masked array lacks {counted(int(np.ma.count_masked(source)), 'value')}.",
             "Say what stands there, such as array.filled(0), and give a mask of the brain as brain=.",
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from ..text import counted
 from .findings import centre_title, sized
 from .rendering import SliceView, choose_slices, draw_slices
 
@@ -34,7 +35,7 @@ def render_notebook(result: Result) -> str:
     total = sized(sum(finding.size for finding in result.findings), result.unit)
     warnings = "".join(f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings)
     return (
-        f"<div><p><b>{escape(result.name)}</b>: {len(result.findings)} finding(s), {total} at an anomaly score "
-        f"of {result.threshold:.2f} or more. {escape(str(result.provenance['purpose']))}</p>"
+        f"<div><p><b>{escape(result.name)}</b>: {counted(len(result.findings), 'finding')}, {total} at an anomaly "
+        f"score of {result.threshold:.2f} or more. {escape(str(result.provenance['purpose']))}</p>"
         f"{warnings}<div>{images}</div>" + (f"<table>{head}{rows}</table>" if rows else "") + "</div>"
     )
