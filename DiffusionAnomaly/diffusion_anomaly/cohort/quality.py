@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from .. import __version__
 from ..io.files import Writer, write_text
-from ..io.outputs import OutputFolder
+from ..io.outputs import OutputFolder, keep_out_of_results
 from ..io.records import record
 from ..results.findings import centre_title, sized
 from ..text import LINES, distinct_names, printable, safe_name
@@ -61,6 +61,7 @@ def check_group(output: Path) -> None:
         InputError: naming the file that is in the way.
     """
     with OutputFolder(output) as folder:
+        keep_out_of_results(folder.path)
         folder.check([*table_writers(Group([], [])), PAGE, RECORD])
 
 

@@ -23,8 +23,9 @@ import SimpleITK as sitk
 from ..detection.detector import Detector
 from ..detection.planning import Options, make_plan
 from ..errors import InputError
-from ..io.outputs import OutputFolder
+from ..io.outputs import OutputFolder, keep_out_of_results
 from ..io.records import record
+from ..io.tables import read_table
 from ..io.typed_json import checked
 from ..io.volume import read_volume
 from ..results.result import Progress, Result
@@ -67,30 +68,28 @@ def find_labelled(folder: Path | str, table: Path | str) -> list[LabelledScan]:
         InputError: when the table cannot be read so, or labels no scan of the folder.
     """
     folder, table = Path(folder), Path(table)
-    for path, is_there in ((folder, folder.is_dir()), (table, table.is_file())):
-        if not is_there:
-            raise InputError(f"There is no {path}.", "Give the folder of the scans and the table of their labels.")
+    if not folder.is_dir():
+        what = f"{folder} is a file" if folder.exists() else f"There is no {folder}"
+        raise InputError(
+            f"{what}; labels are of the scans in a folder.",
+            "Give the scans' folder first, and the table behind --labels.",
+        )
     labels: dict[str, dict[int, int]] = {}
     patients: dict[str, str] = {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"scan", "label"} <= set(rows.fieldnames or ()):
-            found = ", ".join(rows.fieldnames or ()) or "nothing"
-            raise InputError(f"{table} has the columns {found}.", "It needs scan and label.")
-        for number, row in enumerate(rows, start=2):
-            try:
-                place, label = int(row.get("slice") or 0), int(row["label"])
-                if label not in (-1, 0, 1) or place < 0:
-                    raise ValueError
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"{table}, line {number}: expected a label of 0, 1 or -1 and a slice from 0, found {row}."
-                ) from error
-            name = str(row["scan"])
-            patients[name] = str(row.get("patient") or name)
-            scan = labels.setdefault(name, {})
-            if label >= 0:
-                scan[place] = label
+    for line, row in read_table(table, ["scan", "label"])[1]:
+        try:
+            place, label = int(row.get("slice") or 0), int(row["label"])
+            if label not in (-1, 0, 1) or place < 0:
+                raise ValueError
+        except ValueError as error:
+            raise InputError(
+                f"{table}, line {line}: expected a label of 0, 1 or -1 and a slice from 0, found {row}."
+            ) from error
+        name = row["scan"]
+        patients[name] = row.get("patient") or name
+        scan = labels.setdefault(name, {})
+        if label >= 0:
+            scan[place] = label
     scans = [
         LabelledScan(folder / name, patients[name], found)
         for name, found in labels.items()
@@ -186,6 +185,7 @@ def run_labelled(
         )
     detectors = _detectors(runs, device, seed, steps)
     with OutputFolder(output, [scan.path for scan in scans]) as folder:
+        keep_out_of_results(folder.path)
         folder.check(["evaluation.md", "evaluation.json", "evaluation_slices.csv"])
         slices = _slices(scans, detectors, progress, on_result)
         table = LabelledTable(

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import InputError
 from .files import Writer, write_text
 
-RECORDS = ("provenance.json", "threshold.json", "evaluation.json")
+RECORDS = ("provenance.json", "threshold.json", "evaluation.json", "cohort.json")
 """Files that speak for the others of a result."""
 
 DIGESTS = "files_sha256"
