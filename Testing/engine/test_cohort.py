@@ -480,7 +480,7 @@ def test_the_command_runs_a_table_and_tells_in_json_lines(folder: Path, capsys: 
     [
         (["--shard", "3/2"], "The shard is '3/2'"),
         (["--pattern", "*.mha"], "is a file, and a pattern"),
-        (["--participant-label", "01"], "is no BIDS data set"),
+        (["--participant-label", "01"], "is not looked at as a BIDS data set"),
         (["--workers", "0", "--ray-address", "auto"], "A Ray cluster was named"),
     ],
 )

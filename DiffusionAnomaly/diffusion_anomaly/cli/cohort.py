@@ -156,13 +156,21 @@ def cohort(
     """
     from ..cohort.bids import is_bids
 
-    def scans() -> list[CohortScan]:
+    def scans(warn: Callable[[str], None]) -> list[CohortScan]:
         from ..cohort.scans import list_scans
 
-        if pattern is None and is_bids(source):
+        if is_bids(source) and pattern is not None:
+            warn(
+                f"{source} is a BIDS data set, and with --pattern it is taken for any folder: names tell nothing of "
+                "patients and sessions, and there are no derivatives. --bids-filter-file chooses files too."
+            )
+        elif is_bids(source):
             return _of_bids(source, _options(context), participant_label, session_label, bids_filter_file)
         if participant_label or session_label or bids_filter_file:
-            raise InputError(f"{source} is no BIDS data set, and labels or filters were given.", "Leave them out.")
+            raise InputError(
+                f"{source} is not looked at as a BIDS data set, and labels or filters were given.",
+                "Leave out one or the other." if pattern else "Leave them out.",
+            )
         return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous)
 
     _run(scans, output, context, _workers(workers, threads, ray_address), shard, overwrite, json_lines)
@@ -208,7 +216,7 @@ def bids(
         _group(source, output, json_lines)
         return
 
-    def scans() -> list[CohortScan]:
+    def scans(warn: Callable[[str], None]) -> list[CohortScan]:
         if level != PARTICIPANT:
             raise InputError(f"There is no level {level!r}.", f"Say {PARTICIPANT} or {GROUP}.")
         return _of_bids(source, _options(context), participant_label, session_label, bids_filter_file)
@@ -252,7 +260,7 @@ def _of_bids(
 
 
 def _run(
-    scans: Callable[[], list[CohortScan]],
+    scans: Callable[[Callable[[str], None]], list[CohortScan]],
     output: Path,
     context: typer.Context,
     workers: Workers,
@@ -267,7 +275,7 @@ def _run(
     listener = CohortLines() if json_lines else CohortTerminal()
     try:
         part = None if shard is None else parse_shard(shard)
-        listed, asked = scans(), _options(context)
+        listed, asked = scans(listener.warning), _options(context)
         with listener:
             ended = run_cohort(
                 listed,

@@ -80,7 +80,9 @@ def rethreshold(
             _check_scores(sitk.GetArrayViewFromImage(volume.image), anomaly_map)
             warnings = [_unrecorded(anomaly_map)]
         else:
-            said = made.content.get("warnings")  # by the detection: what was doubtful stays so
+            said = made.content.get(
+                "warnings", made.content.get("Warnings")
+            )  # by the detection: what was doubtful stays so
             warnings = [str(warning) for warning in said] if isinstance(said, list) else []
         for name, content in earlier.items():
             if not overwrite and content.get("heat_sha256") != volume.sha256:

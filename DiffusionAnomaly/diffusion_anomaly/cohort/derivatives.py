@@ -23,7 +23,7 @@ from .. import __version__
 from ..errors import InputError
 from ..io.files import Writer, write_text
 from ..io.outputs import OutputFolder
-from ..io.records import DIGESTS, content_of, record, sha256_of
+from ..io.records import BIDS_RECORD, DIGESTS, content_of, record, sha256_of
 from ..results.saving import PROVENANCE
 from .scans import BidsSource
 
@@ -89,7 +89,7 @@ class Export:
     @property
     def sidecar(self) -> str:
         """Name of the file that speaks for the others."""
-        return f"{self.source.stem}_desc-anomaly_mask.json"
+        return f"{self.source.stem}{BIDS_RECORD}"
 
 
 def is_exported(folder: Path, export: Export) -> bool:

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..text import counted
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
-from .records import recorded, result_in_place_of_scan
+from .records import BRAIN_MASK, recorded, result_in_place_of_scan
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
 Source = PathLike | sitk.Image | np.ndarray | Volume
@@ -142,9 +142,9 @@ def _check_recorded(path: Path) -> None:
         InputError: naming the brain mask.
     """
     made = recorded(path)
-    if made is None or "brain" in re.split(r"[/.]", made.name):
+    if made is None or made.kind == BRAIN_MASK:
         return
-    brains = [name for name in made.content["files_sha256"] if name.startswith("brain.")]
+    brains = [name for name in made.content["files_sha256"] if re.search(r"^brain\.|_desc-brain_mask\.nii", name)]
     raise InputError(
         f"{path} is the {made.kind} of a result, no brain mask.",
         f"Give {made.folder / brains[0]}, or a mask of the brain." if brains else "Give a mask of the brain.",
