@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.models.declaration import ANOMALY
+from diffusion_anomaly.models.declaration import ANOMALY, IMAGE
 from diffusion_anomaly.models.package import BundleSummary, available, open_bundle
 from diffusion_anomaly.registry import METHODS, MethodEntry, NumberRange, get_method
 
@@ -77,25 +77,31 @@ def wasAdded(folder: Path, settings: Settings) -> bool:
     return folder in _added(settings)
 
 
-def defaultOf(number: NumberRange, model: Path | None) -> float:
-    """The default of a number: the package's, else the method's."""
+def defaultOf(number: NumberRange, model: Path | None, preset: Mapping[str, Any] | None = None) -> float:
+    """The default of a number: the preset's, else the package's, else the method's."""
+    if preset and number.name in preset:
+        return float(preset[number.name])
     if model is None:
         return number.default
     return _number(_anomaly(model).get("options", {}).get(number.name), number.default)
 
 
-def highest(method: str, number: NumberRange, model: Path | None, noiseLevel: float | None = None) -> float:
+def highest(
+    method: str, number: NumberRange, model: Path | None, noiseLevel: float | None = None, preset: str = ""
+) -> float:
     """How far a number may go with a package: no more steps than there are noise levels."""
     guide = get_method(method)
     if number == guide.steps and guide.noise_level is not None:
-        level = defaultOf(guide.noise_level, model) if noiseLevel is None else noiseLevel
+        level = defaultOf(guide.noise_level, model, guide.presets.get(preset)) if noiseLevel is None else noiseLevel
         return level + 1 if guide.noise_level.low == 0 else level  # counted from 0: so many levels and one
     if number == guide.steps and model is not None:
         return min(number.high, _number(_anomaly(model).get("options", {}).get("levels"), 10))
     return number.high
 
 
-def stepsToRun(method: str, model: Path | None, requested: int, noiseLevel: float | None = None) -> int | None:
+def stepsToRun(
+    method: str, model: Path | None, requested: int, noiseLevel: float | None = None, preset: str = ""
+) -> int | None:
     """How many steps a run takes: those requested, else the default, but no more than can be.
 
     Args:
@@ -103,12 +109,25 @@ def stepsToRun(method: str, model: Path | None, requested: int, noiseLevel: floa
         model: folder of the package.
         requested: a number, or none above 0 for the default.
         noiseLevel: the level requested; None for the default.
+        preset: of the method; without one of that name the package's options count.
     """
-    steps = get_method(method).steps
-    if steps is None:
+    guide = get_method(method)
+    if guide.steps is None:
         return None
-    wanted = requested if requested > 0 else int(defaultOf(steps, model))
-    return max(1, min(wanted, int(highest(method, steps, model, noiseLevel))))
+    wanted = requested if requested > 0 else int(defaultOf(guide.steps, model, guide.presets.get(preset)))
+    return max(1, min(wanted, int(highest(method, guide.steps, model, noiseLevel, preset))))
+
+
+def presets(method: str) -> list[tuple[str, str]]:
+    """Names of a method's options and what to call each, the model's own first; empty where there is no choice."""
+    names = get_method(method).presets
+    titles = {"paper": _("As published")}
+    return [("", _("As the model has them")), *((name, titles.get(name, name)) for name in names)] if names else []
+
+
+def looksAtPictures(model: Path | None) -> bool:
+    """Whether findings may have areas: the package looks at whole images."""
+    return model is not None and isThere(model) and _anomaly(model).get("region") == IMAGE
 
 
 def isKnown(method: str) -> bool:

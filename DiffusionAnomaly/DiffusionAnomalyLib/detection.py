@@ -42,12 +42,14 @@ class Request:
     Attributes:
         method: name of a method.
         model: name of a model package that comes with the extension, or the folder of one.
+        preset: the method's options by a name, such as ``paper``; ignored by a method without it.
         steps, noiseLevel, guidanceScale: numbers of the method; ignored by a method without them.
         device: ``auto``, ``cpu`` or ``cuda:0``.
         seed: of all randomness.
         sliceSpacing: slices lie no farther apart, in mm.
         threshold: anomaly score from which a voxel is in the mask.
         minVolumeMl: smaller findings are dropped.
+        minArea: the same of findings in a picture: mm², or pixels of one without a scale.
         wanted: which forms of the mask to make.
         keepReconstruction: whether the pseudo-healthy reconstruction of the scan becomes a volume too.
         keepFiles: whether the working files stay.
@@ -66,12 +68,14 @@ class Request:
     sliceSpacing: float | None = None
     threshold: float | None = None
     minVolumeMl: float = 0.05
+    minArea: float | None = None
     wanted: Wanted = field(default_factory=Wanted)
     keepReconstruction: bool = False
     keepFiles: bool = False
     anonymous: bool = False
     force: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
 
     def options(self) -> dict[str, Any]:
         """As the job file holds them."""
@@ -82,11 +86,13 @@ class Request:
                 overrides[number.name] = value
         options = {
             "steps": self.steps if guide.steps is not None else None,
+            "preset": self.preset if self.preset in guide.presets else None,
             "device": self.device,
             "seed": self.seed,
             "slice_spacing": self.sliceSpacing,
             "threshold": self.threshold,
             "min_volume_ml": self.minVolumeMl,
+            "min_area": self.minArea,
             "overrides": overrides or None,
             "keep_reconstruction": self.keepReconstruction or None,
             "anonymous": self.anonymous or None,
@@ -278,14 +284,14 @@ class Detection:
 
 
 def stepsOf(request: Request) -> int | None:
-    """How many steps will be run: those requested, else the model package's."""
+    """How many steps will be run: those requested, else the preset's or the model package's."""
     guide = get_method(request.method)
     if guide.steps is None:
         return None
     if request.steps is not None:
         return request.steps
     model = modelFolder(request)
-    return int(choices.defaultOf(guide.steps, model))
+    return int(choices.defaultOf(guide.steps, model, guide.presets.get(request.preset or "")))
 
 
 def channelsOf(request: Request) -> tuple[str, tuple[str, ...]]:

@@ -26,6 +26,7 @@ class MethodParameters:
     Attributes:
         name: of the method.
         model: folder of the model package; empty for the method's default.
+        preset: name of the method's options, such as ``paper``; empty for the model's.
         steps: noise levels that are visited.
         noiseLevel: from or through which level.
         guidanceScale: how strongly the classifier guides the reconstruction.
@@ -33,6 +34,7 @@ class MethodParameters:
 
     name: str = DEFAULT_METHOD
     model: str = ""
+    preset: str = ""
     steps: Annotated[int, WithinRange(MODEL_DEFAULT, 1000)] = MODEL_DEFAULT
     noiseLevel: Annotated[int, WithinRange(MODEL_DEFAULT, 1000)] = MODEL_DEFAULT
     guidanceScale: Annotated[float, WithinRange(MODEL_DEFAULT, 10000)] = MODEL_DEFAULT
@@ -47,6 +49,7 @@ class RunParameters:
         seed: of all randomness.
         sliceSpacing: in mm.
         minVolumeMl: smaller findings are dropped.
+        minArea: the same of a picture, in mm², or pixels where it has no scale.
         keepHealed: whether the pseudo-healthy reconstruction becomes a volume.
         keepFiles: whether the working files stay.
         anonymous: whether the scan's name is left out of provenance and report.
@@ -57,6 +60,7 @@ class RunParameters:
     seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
     sliceSpacing: Annotated[float, WithinRange(MODEL_DEFAULT, 50)] = MODEL_DEFAULT
     minVolumeMl: Annotated[float, WithinRange(0, 100)] = 0.05
+    minArea: Annotated[float, WithinRange(MODEL_DEFAULT, 1000000)] = MODEL_DEFAULT
     keepHealed: bool = False
     keepFiles: bool = False
     anonymous: bool = False
@@ -109,6 +113,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
     return Request(
         method=method.name,
         model=method.model or None,
+        preset=method.preset or None,
         steps=_chosen(method.steps),
         noiseLevel=_chosen(method.noiseLevel),
         guidanceScale=_chosen(method.guidanceScale),
@@ -116,6 +121,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
         seed=run.seed,
         sliceSpacing=_chosen(run.sliceSpacing),
         minVolumeMl=run.minVolumeMl,
+        minArea=_chosen(run.minArea),
         wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation, brain=output.brain),
         keepReconstruction=run.keepHealed,
         keepFiles=run.keepFiles,

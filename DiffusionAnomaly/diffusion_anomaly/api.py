@@ -64,7 +64,7 @@ def load(model: str | Path | None = None, *, method: str | None = None, **option
     50.0
     >>> load("flair-restore", steps=6)
     Traceback (most recent call last):
-    diffusion_anomaly.errors.InputError: Option steps is 6, more than the 5 levels of corruption. Use 1 to 5 steps.
+    diffusion_anomaly.errors.InputError: Option steps is 6, more than the 5 levels of corruption. Use at most 5 steps.
     """
     name = str(model) if model is not None else None
     if method is None:
@@ -107,8 +107,8 @@ def evaluate(
     output: Path | str,
     *,
     runs: Sequence[str] = tuple(METHODS),
-    scan_pattern: str = "*_flair.nii.gz",
-    mask_pattern: str = "*_mask.nii.gz",
+    scan_pattern: str | None = None,
+    mask_pattern: str | None = None,
     brain_pattern: str | None = None,
     channels: Mapping[str, str] | None = None,
     complete_only: bool = False,
@@ -126,8 +126,8 @@ def evaluate(
         data: a folder of scans with reference masks, or a CSV file with the columns ``scan`` and ``reference``.
         output: folder for tables, pictures and anomaly maps.
         runs: ``METHOD``, ``METHOD=MODEL``, ``METHOD:PRESET`` or ``METHOD:PRESET=MODEL``.
-        scan_pattern, mask_pattern, brain_pattern: files in the folder; ``*`` is the patient. Without brain masks a
-            network finds them.
+        scan_pattern, mask_pattern, brain_pattern: files in the folder, by default ``*_flair.nii.gz`` and
+            ``*_mask.nii.gz``; ``*`` is the patient. Without brain masks a network finds them.
         channels: for models of several contrasts, each one's pattern by its name instead of ``scan_pattern``; the
             reference masks belong to the first.
         complete_only: whether patients without all contrasts are left out; else they are refused.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import InputError
+from .text import counted
 
 # Scores are -log10 of a probability; the highest in 190 maps of all methods was 18.
 HIGHEST_THRESHOLD = 1000.0
@@ -97,7 +98,7 @@ def words_by_channel(name: str, value: str, channels: int) -> list[str]:
     words = value.split()
     if len(words) not in (1, channels):
         raise InputError(
-            f"Option {name} is {shown(value)}, {len(words)} words for {channels} channel{'s' if channels > 1 else ''}.",
+            f"Option {name} is {shown(value)}, {counted(len(words), 'word')} for {counted(channels, 'channel')}.",
             "Give one word for all channels, or one for each.",
         )
     return words * channels if len(words) == 1 else words

@@ -108,13 +108,13 @@ def end_like_interrupt() -> None:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals that Python handles wait until the body has ended: a few renames are not to be left half done."""
+    """Signals wait until the body has ended: a few renames, or Ray's start, are not to be left half done."""
     if threading.current_thread() is not threading.main_thread():  # others are never interrupted
         yield
         return
     came: list[int] = []
     kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {kind: handler for kind in kinds if callable(handler := signal.getsignal(kind))}
+    before = {kind: handler for kind in kinds if (handler := signal.getsignal(kind)) not in (None, signal.SIG_IGN)}
     for kind in before:
         signal.signal(kind, lambda number, frame: came.append(number))
     try:
@@ -123,4 +123,4 @@ def uninterrupted() -> Iterator[None]:
         for kind, handler in before.items():
             signal.signal(kind, handler)
         for kind in came[:1]:
-            before[signal.Signals(kind)](kind, None)
+            signal.raise_signal(kind)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .errors import InputError, ModelError
 from .options import MethodOptions, check_number, choice, choice_a_channel, flag, number
+from .text import counted
 
 if TYPE_CHECKING:
     from .methods.base import Method, ProgressCallback, SliceBatch, SliceResult
@@ -61,8 +62,8 @@ class RestoreOptions(MethodOptions):
             )
         if self.steps > self.levels:
             raise InputError(
-                f"Option steps is {self.steps}, more than the {self.levels} levels of corruption.",
-                f"Use 1 to {self.levels} steps.",
+                f"Option steps is {self.steps}, more than the {counted(self.levels, 'level')} of corruption.",
+                f"Use at most {counted(self.levels, 'step')}.",
             )
 
 
@@ -95,8 +96,8 @@ class GuidedOptions(MethodOptions):
         super().__post_init__()
         if self.steps > self.level:
             raise InputError(
-                f"Option steps is {self.steps}, more than the {self.level} noise levels walked.",
-                f"Use 1 to {self.level} steps, or a higher level.",
+                f"Option steps is {self.steps}, more than the {counted(self.level, 'noise level')} walked.",
+                f"Use at most {counted(self.level, 'step')}, or a higher level.",
             )
 
 
@@ -141,8 +142,8 @@ class UnsupervisedOptions(MethodOptions):
         levels = self.start_level + 1
         if self.steps > levels:
             raise InputError(
-                f"Option steps is {self.steps}, more than the {levels} noise levels up to start_level.",
-                f"Use 1 to {levels} steps, or a higher start_level.",
+                f"Option steps is {self.steps}, more than the {counted(levels, 'noise level')} up to start_level.",
+                f"Use at most {counted(levels, 'step')}, or a higher start_level.",
             )
         check_number("kl_to", self.kl_to, self.kl_from + 1, 1000, whole=True)
         check_number("kl_levels", self.kl_levels, 1, self.kl_to - self.kl_from, whole=True)
@@ -377,7 +378,7 @@ register(
         implementation="diffusion_anomaly.methods.localise:Localise",
         options_type=LocaliseOptions,
         default_model="flair-localise",
-        score_title="mean probability of the brain",
+        score_title="mean probability of a lesion",
         networks=("localiser",),
         declared=(*SLICES, "codec"),
         folded=("localiser", lambda channels: (1,)),
@@ -392,7 +393,7 @@ register(
         implementation="diffusion_anomaly.methods.unsupervised:Unsupervised",
         options_type=UnsupervisedOptions,
         default_model="flair-unsupervised",
-        score_title="mean KL divergence of the brain's latents (nats)",
+        score_title="mean KL divergence of the latents (nats)",
         networks=("diffusion",),
         declared=DIFFUSION,
         calibrated=("calibration", "threshold", "score_range", "latent_threshold"),
@@ -427,7 +428,7 @@ register(
         implementation="diffusion_anomaly.methods.restore:Restore",
         options_type=RestoreOptions,
         default_model="flair-restore",
-        score_title="mean score of the brain",
+        score_title="mean anomaly score before calibration",
         networks=("restorer",),
         declared=(*SLICES, "codec", "options.levels"),
         folded=("restorer", lambda channels: (channels, channels + 1)),

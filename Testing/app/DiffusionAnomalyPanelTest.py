@@ -443,6 +443,18 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert slider.value == default and "default" in slider.suffix
 
+    def test_the_published_options_are_one_choice_away(self) -> None:
+        self.addScan()
+        self.parameters.method.name = "guided"
+        self.settle()
+        box = self.ui.presetComboBox
+        assert box.visible and box.count == 2 and not self.ui.minAreaSpinBox.visible
+        box.setCurrentIndex(1)
+        self.settle()
+        assert self.parameters.method.preset == "paper" and self.ui.stepsSlider.value == 500
+        request = self.panel.method.request(self.parameters)
+        assert (request.preset, request.steps, request.minArea) == ("paper", 500, None)
+
     def test_an_anomaly_map_is_not_taken_for_a_scan(self) -> None:
         self.addScan()
         nodes = self.run_()

@@ -42,6 +42,7 @@ from diffusion_anomaly.io.outputs import prepare_folder
 from diffusion_anomaly.models.filters import IN_MM, PostprocessSettings, renamed
 from diffusion_anomaly.registry import FORMER_NAMES
 from diffusion_anomaly.system import versions
+from diffusion_anomaly.text import counted
 
 from . import evidence
 from .anomaly_map import Slices, filtered, keep, read_known, run_method
@@ -236,7 +237,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     own = ", ".join(f"{name} = {_text(value)}" for name, value in about["own"].items())
     model = about["model"]
     lines += ["", f"Own settings of {model['name']} {model['version']}: {own}." if model else f"Own settings: {own}."]
-    lines += ["", f"{len(about['patients'])} patients: {', '.join(about['patients'])}; {about['hardware']}.", ""]
+    lines += [
+        "",
+        f"{counted(len(about['patients']), 'patient')}: {', '.join(about['patients'])}; {about['hardware']}.",
+        "",
+    ]
     lines += [
         "AP: average precision over the brain on the model's grid, mean over patients; AP − own: mean difference to "
         f"the package's own settings [95 % bootstrap interval over patients, {RESAMPLES} resamples]; best Dice: the "

@@ -35,6 +35,7 @@ from diffusion_anomaly.evaluation.formatting import markdown_table, number
 from diffusion_anomaly.io.outputs import prepare_folder
 from diffusion_anomaly.io.volume import Volume
 from diffusion_anomaly.results.result import Result
+from diffusion_anomaly.text import counted
 
 from . import evidence
 from .evidence import Known, Progress
@@ -126,7 +127,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(cells)
     about = report["about"]
     text = markdown_table(head, lines)
-    text += ["", f"{len(about['patients'])} patients: {', '.join(about['patients'])}; {about['hardware']}.", ""]
+    text += [
+        "",
+        f"{counted(len(about['patients']), 'patient')}: {', '.join(about['patients'])}; {about['hardware']}.",
+        "",
+    ]
     text += [
         "Dice at the stored threshold and average precision, mean over patients; Δ: mean difference to the same "
         "patients' unperturbed scans, judged on the same voxels where the field of view was cut. Patients whose "

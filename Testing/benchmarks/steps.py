@@ -33,6 +33,7 @@ from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, number
 from diffusion_anomaly.io.outputs import prepare_folder
+from diffusion_anomaly.text import counted
 
 from . import evidence
 from .anomaly_map import Slices, filtered, keep, read_known, run_method
@@ -153,7 +154,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     first = report["rows"][0]
     scans = [case for case in report["cases"] if (case["run"], case["compared"]) == (first["run"], first["compared"])]
     seen, there = (sum(case[key] for case in scans) for key in ("slices", "all_slices"))
-    lines += ["", f"{len(about['patients'])} patients: {', '.join(about['patients'])}; {about['hardware']}.", ""]
+    lines += [
+        "",
+        f"{counted(len(about['patients']), 'patient')}: {', '.join(about['patients'])}; {about['hardware']}.",
+        "",
+    ]
     lines += [
         "AP: average precision over the brain of a scan's slices, mean over patients; rank correlation: Spearman's, "
         "over the brain of such slices of a scan, mean over patients [lowest patient].",

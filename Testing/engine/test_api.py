@@ -139,7 +139,7 @@ def test_a_wrong_detector_is_refused_when_it_is_made(arguments: tuple, options: 
         (
             np.ma.masked_less(np.arange(64.0).reshape(4, 4, 4), 5),
             {"spacing": (1, 1, 1)},
-            "5 values of the masked array",
+            "The masked array lacks 5 values",
         ),
         (Scan({"t1": as_volume(sitk.Image(9, 9, 9, sitk.sitkFloat32), "", "", {})}), {}, "one channel is called t1"),
         ({"t1": np.zeros((4, 4, 4))}, {"spacing": (1, 1, 1)}, "no channel 't1'"),

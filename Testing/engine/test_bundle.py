@@ -335,7 +335,7 @@ def test_writing_replaces_a_package_and_leaves_nothing_else(package: Path) -> No
         ({"networks": {"diffusion": (DIFFUSION, {})}}, r"diffusion.json has 3 channels in; 1 channel .* are 4"),
         (
             {"anomaly": {**ANOMALY, "channels": ["FLAIR", "T1"]}},
-            r"codec.json has 1 channels in; 2 channels of a slice, folded, are 2",
+            r"codec.json has 1 channel in; 2 channels of a slice, folded, are 2",
         ),
         ({"networks": {"diffusion": (PIXELS, {})}}, r"diffusion.safetensors lacks the tensor"),
         (

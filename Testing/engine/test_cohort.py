@@ -15,8 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
+import packages
 import phantom
 from cohorts import Heard
 from diffusion_anomaly.cli import cohort as command
@@ -68,6 +71,11 @@ def of_table(folder: Path) -> list[CohortScan]:
 
 def run(folder: Path, heard: Heard | None = None, options: Options = INTENSITY, **more: Any) -> cohort.Ended:
     return run_cohort(of_table(folder), folder / "out", options, heard or Heard(), workers=HERE, **more)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def names_of(scans: Sequence[CohortScan]) -> list[str]:
@@ -158,6 +166,34 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(folder: Path)
     third = Heard()
     run(folder, third)
     assert third.begun == [(0, 2)] and not third.outcomes
+
+
+def test_a_result_whose_files_were_damaged_is_not_finished_and_not_replaced(folder: Path) -> None:
+    run(folder)
+    mask = folder / "out/results/P1-2/mask.nii.gz"
+    mask.write_bytes(mask.read_bytes()[:-20])
+    found = folder / "out/results/P1-1/findings.json"
+    found.write_text(found.read_text(encoding="utf-8").replace("centroid", "centroiD"), encoding="utf-8")
+    ended = run(folder, heard := Heard())
+    assert heard.begun == [(2, 0)] and ended.finished == 0
+    assert all("was changed since this program wrote it" in one.failure.what for one in ended.failed)
+    mask.unlink(), found.unlink()
+    assert run(folder).finished == 2
+
+
+def test_tables_leave_out_what_is_not_in_the_cohort_any_more(folder: Path) -> None:
+    run(folder)
+    table, out = folder / "scans.csv", folder / "out"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join(lines[:2]), encoding="utf-8")
+    run(folder, heard := Heard())
+    assert any("1 result in the folder is left out" in warning for warning in heard.warnings)
+    assert [row["name"] for row in read_csv(out / "scans.csv")] == ["P1-1"]
+    assert {row["name"] for row in read_csv(out / "findings.csv")} == {"P1-1"}
+    assert "1 result in the folder is left out" in (out / "quality.html").read_text(encoding="utf-8")
+    (folder / "a.nii.gz").write_bytes(b"no scan")
+    run(folder)
+    assert read_csv(out / "scans.csv") == [] and (out / "results/P1-1/provenance.json").is_file()
 
 
 def test_a_scan_that_changed_is_done_again_and_one_that_was_only_copied_is_not(folder: Path, head: Path) -> None:
@@ -366,6 +402,46 @@ def test_tables_and_pages_tell_of_every_scan(folder: Path) -> None:
     assert set(ended.files) >= {"scans.csv", "findings.csv", "quality.html", "cohort.json"}
 
 
+@pytest.mark.parametrize(("suffix", "spacing", "unit"), [(".png", None, "pixels"), (".mha", 0.5, "mm²")])
+def test_films_are_counted_in_their_unit_and_have_no_brain(
+    tmp_path: Path, suffix: str, spacing: float | None, unit: str
+) -> None:
+    scans, model = tmp_path / "films", tmp_path / "model"
+    scans.mkdir()
+    for number in range(8):
+        values = np.broadcast_to(np.linspace(60, 110, 80), (96, 80)).astype(np.uint8)
+        values[60 : 72 + number, 10:22] = 230
+        image = sitk.GetImageFromArray(values[None] if spacing else values)
+        if spacing:
+            image.SetSpacing((spacing, spacing, 1.0))
+        sitk.WriteImage(image, str(scans / f"f{number}{suffix}"))
+    normalisation = {"kind": "percentiles", "low_percentile": 1, "high_percentile": 99, "high_value": 0.95}
+    packages.intensity(
+        *(model,),
+        **{"modality": "X-ray", "region": "image", "orientation": "any", "grid": {"size": [40, 48]}},
+        **{"normalisation": {**normalisation, "clip_max": 1.0}, "options": {"reference": 0.3}},
+    )
+    table = scans / "table.csv"
+    rows = [f"f{number}{suffix},P{number // 2},{number}" for number in range(8)]
+    table.write_text("\n".join(["scan,patient,session", *rows]), encoding="utf-8")
+    out = tmp_path / "out"
+    common = ["cohort", str(table), str(out), "--model", str(model), "--workers", "0"]
+    assert cli.main(common) == 0
+    with (out / "scans.csv").open(encoding="utf-8") as file:
+        rows_of = list(csv.DictReader(file))
+    assert {row["unit"] for row in rows_of} == {unit} and all(float(row["size"]) > 0 for row in rows_of)
+    assert {"score", "robust_z_score"} <= set(rows_of[0])
+    assert not [name for name in rows_of[0] if "brain" in name or "region" in name or "share" in name]
+    pages = [(out / name).read_text(encoding="utf-8") for name in ("quality.html", "subjects/P0.html")]
+    assert not any("brain" in page.casefold() for page in pages)
+    largest = f"{float(rows_of[1]['largest']):.0f} {unit}"
+    assert largest in pages[1] and "Centre column, row" in pages[1]
+    assert cli.main([*common, "--min-area", "1e6"]) == 2  # another setting
+    assert cli.main([*common, "--min-area", "1e6", "--overwrite"]) == 0
+    with (out / "scans.csv").open(encoding="utf-8") as file:
+        assert {row["findings"] for row in csv.DictReader(file)} == {"0"}
+
+
 def test_parquet_says_the_same_as_csv(folder: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     run(folder)
@@ -437,7 +513,7 @@ def test_the_command_runs_a_table_and_tells_in_json_lines(folder: Path, capsys: 
     [
         (["--shard", "3/2"], "The shard is '3/2'"),
         (["--pattern", "*.mha"], "is a file, and a pattern"),
-        (["--participant-label", "01"], "is no BIDS data set"),
+        (["--participant-label", "01"], "is not looked at as a BIDS data set"),
         (["--workers", "0", "--ray-address", "auto"], "A Ray cluster was named"),
     ],
 )

@@ -23,6 +23,9 @@ from diffusion_anomaly.cohort.bids import BidsFile, list_bids, read_filters
 from diffusion_anomaly.cohort.cohort import run_cohort
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.records import result_in_place_of_scan
+from diffusion_anomaly.io.sources import read, read_brain
+from diffusion_anomaly.io.volume import read_volume
 
 pytestmark = pytest.mark.usefixtures("plain_report")
 # Beside the interpreter too: an environment need not be activated.
@@ -176,6 +179,56 @@ def test_derivatives_hold_the_result_under_the_names_of_the_standard(made: tuple
     about = json.loads((out / "dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "DiffusionAnomaly"
     assert about["DatasetLinks"]["raw"].startswith("file:///") and about["DatasetLinks"]["raw"].endswith("/raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("_anomalymap", "anomaly map"), ("_desc-anomaly_mask", "mask"), ("_desc-anomaly_dseg", "labels of findings")],
+)
+def test_derivatives_are_no_scans_and_no_brain_masks(made: tuple[Path, Path], name: str, kind: str) -> None:
+    raw, out = made
+    anat = out / "sub-01/ses-1/anat"
+    path = anat / f"sub-01_ses-1{name}.nii.gz"
+    with pytest.raises(InputError, match=rf"is a result of this program \({kind}\), not a scan"):
+        read(path)
+    scan = read_volume(raw / "sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz")
+    with pytest.raises(InputError, match=f"is the {kind} of a result, no brain mask") as refused:
+        read_brain(path, scan)
+    brain = anat / "sub-01_ses-1_desc-brain_mask.nii.gz"
+    assert str(brain) in refused.value.hint and read_brain(brain, scan)
+    assert result_in_place_of_scan(anat) is not None and result_in_place_of_scan(raw) is None
+
+
+def test_the_group_level_leaves_out_what_is_not_in_the_data_set_any_more(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    raw, out = (Path(shutil.copytree(made[0], tmp_path / "raw")), tmp_path / "raw/derivatives/anomaly")
+    (raw / "sub-01/ses-2/anat/sub-01_ses-2_FLAIR.nii.gz").unlink()
+    assert cli.main(["bids", str(raw), str(out), "group"]) == 0
+    with (out / "scans.csv").open() as file:
+        assert [row["session"] for row in csv.DictReader(file)] == ["1"]
+    assert "1 result in the folder is left out" in (out / "quality.html").read_text(encoding="utf-8")
+
+
+def test_another_threshold_takes_the_map_of_derivatives(made: tuple[Path, Path], tmp_path: Path) -> None:
+    _, out = made
+    path = out / "sub-01/ses-1/anat/sub-01_ses-1_anomalymap.nii.gz"
+    assert cli.main(["threshold", str(path), "--at", "2", "-o", str(tmp_path / "again")]) == 0
+    made_of = json.loads((tmp_path / "again/threshold.json").read_text())
+    told = json.loads((out / "results/sub-01_ses-1_FLAIR/provenance.json").read_text())["warnings"]
+    assert made_of["warnings"] == told and told
+    path = out / "sub-01/ses-1/anat/sub-01_ses-1_desc-anomaly_mask.nii.gz"
+    assert cli.main(["threshold", str(path), "--at", "2", "-o", str(tmp_path / "no")]) == 2
+
+
+def test_a_pattern_in_a_data_set_says_that_it_is_a_plain_folder_then(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["cohort", str(raw), str(tmp_path / "out"), "--pattern", "**/*_FLAIR.nii.gz", "--workers", "0"]
+    cli.main([*words, "--method", "intensity"])
+    assert "is a BIDS data set, and with --pattern it is taken for any folder" in capsys.readouterr().err
+    assert cli.main([*words, "--participant-label", "01"]) == 2
+    assert "Leave out one or the other" in capsys.readouterr().err
 
 
 def test_the_group_level_has_a_page_with_both_sessions(made: tuple[Path, Path]) -> None:

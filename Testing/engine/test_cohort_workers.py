@@ -135,6 +135,24 @@ def die() -> Runner:
     raise AssertionError
 
 
+def test_ctrl_c_while_ray_starts_waits_for_it_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own start, interrupted in its middle, corrupts the memory of the process."""
+    seen = []
+
+    def start(**options: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray puts its own way out there
+        seen.append("up")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: seen.append("down"))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        RayPool(refuse, Workers(1, 1, 0))
+    assert seen == ["up", "down"] and signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [(refuse, InputError, "There is no such model"), (die, EngineError, "Workers end as they start")],

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 import dicoms
 import packages
@@ -261,6 +262,25 @@ def test_where_a_channel_ends_is_known_and_gets_its_background() -> None:
     covered = sitk.GetArrayFromImage(scan.covered)
     assert covered[:13].all() and not covered[13:].any()
     assert not sitk.GetArrayFromImage(scan.channels["T1"].image)[13:].any()
+
+
+def person(seed: int, contrast: str, spacing: tuple[float, float, float] = (1.5, 1.5, 5.0)) -> Volume:
+    """A head with an inside of its own by the seed: in T1 bright is dark and dark is bright, and noise is new."""
+    empty = head((128, 128, 28), spacing)
+    inside = sitk.GetArrayFromImage(empty) > 0
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=inside.shape), (0.6, 3, 3))
+    field = np.abs(field / field.std())
+    noise = np.random.default_rng(seed + 100 * len(contrast)).normal(0, 6, inside.shape)
+    values = (200 + 60 * field if contrast == "FLAIR" else 400 - 60 * field) + noise
+    return volume(phantom.on_grid(np.where(inside, values, 0).astype(np.float32), empty))
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 5.0), (1.5, 1.5, 1.5)])
+def test_another_patients_contrast_on_the_same_grid_is_doubted(spacing: tuple[float, float, float]) -> None:
+    flair, t1, other = person(1, "FLAIR", spacing), person(1, "T1", spacing), person(2, "T1", spacing)
+    assert not align({"FLAIR": flair, "T1": t1}).channels["T1"].warnings
+    (warning,) = align({"FLAIR": flair, "T1": other}).channels["T1"].warnings
+    assert "FLAIR and T1 look like two heads" in warning and "--register" in warning
 
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0, 90.0), (400.0, 0.0, 0.0)])

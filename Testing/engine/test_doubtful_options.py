@@ -36,6 +36,19 @@ def test_steps_given_twice_is_an_error_only_where_they_differ() -> None:
     assert make_plan(Options("guided", steps=10, overrides={"steps": 10})).method_options.steps == 10  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"register": True}, "looks at one contrast, so there is nothing to register"),
+        ({"min_area": 4.0}, "looks at the brain in volumes, whose findings have no areas"),
+    ],
+)
+def test_what_the_model_has_no_use_for_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make_plan(Options("intensity", **given))
+    assert f"--{next(iter(given)).replace('_', '-')}" in caught.value.hint
+
+
 @pytest.mark.parametrize(("name", "flag"), [("threshold", "--threshold"), ("min_volume_ml", "--min-volume")])
 def test_an_option_that_is_none_of_the_methods_is_told_its_own(name: str, flag: str) -> None:
     with pytest.raises(InputError, match=f"Option {name} is none of the method's") as caught:

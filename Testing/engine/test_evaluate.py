@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from diffusion_anomaly.evaluation.runs import RunSpec, plan_runs
 from diffusion_anomaly.evaluation.statistics import Case, RunResult, Sweep
 from diffusion_anomaly.evaluation.table import COLUMNS, Table
 from diffusion_anomaly.evaluation.truth import Truth
+from diffusion_anomaly.io.records import DIGESTS
 from diffusion_anomaly.models.filters import PostprocessSettings
 from diffusion_anomaly.models.package import Bundle, open_bundle
 from diffusion_anomaly.results.findings import segment
@@ -138,16 +140,65 @@ def test_pairs_that_cannot_be_had_are_named(patients: Path, patterns: tuple[str,
     ("text", "said"),
     [
         ("", "has the columns none"),
-        ("scan,mask\na,b\n", "has the columns mask, scan"),
+        ("scan,mask\na,b\n", "has the columns scan, mask"),
         ("scan,reference\na,\n", "line 2, lacks"),
         ("scan,reference,name\na,b,x\nc,d,x\n", "names x more than once"),
+        ("scan,reference,rater_one\na,b,\n", "line 2, has nothing in rater_one"),
+        ("scan,reference,channel_T1\na,b,c\na,b,\n", "line 3, has nothing in channel_T1"),
+        ("scan,reference,rater_\na,b,c\n", "column rater_ .*names nothing"),
+        ("scan,reference,brain\na,b\n", "line 2, has 2 cells; the heading has 3"),
+        ("scan,reference\na,b,c\n", "line 2, has 3 cells; the heading has 2"),
+        ('scan,reference\na,b\n"a,b\nc,d\n', "from line 3 on"),
+        ("scan,reference,scan\na,b,c\n", "two columns scan"),
     ],
 )
 def test_a_csv_file_that_lists_no_pairs_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "pairs.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as refused:
         find_pairs(tmp_path / "pairs.csv")
-    assert said in refused.value.what
+    assert re.search(said, refused.value.what)
+
+
+@pytest.mark.parametrize(("separator", "ending"), [(";", "\r\n"), ("\t", "\n"), (",", "\r")])
+def test_a_table_may_come_from_any_spreadsheet(patients: Path, separator: str, ending: str) -> None:
+    rows = [["scan", "reference", "name"], ["anna_flair.nii.gz", " anna_mask.nii.gz", '"a, b; c"'], ["", "", ""]]
+    text = ending.join(separator.join(row) for row in rows)
+    (patients / "pairs.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (pair,) = find_pairs(patients / "pairs.csv")
+    assert (pair.name, pair.reference) == ("a, b; c", patients / "anna_mask.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "column"),
+    [
+        ({"scan_pattern": "*_flair.nii.gz"}, "columns scan"),
+        ({"mask_pattern": "*_truth.nii.gz"}, "columns reference"),
+        ({"brain_pattern": "*_brain.nii.gz"}, "columns brain"),
+    ],
+)
+def test_a_table_takes_no_patterns(patients: Path, patterns: dict[str, str], column: str) -> None:
+    table = patients / "pairs.csv"
+    table.write_text("scan,reference\nanna_flair.nii.gz,anna_mask.nii.gz\n", encoding="utf-8")
+    with pytest.raises(InputError, match="is a table, and patterns are for folders") as refused:
+        find_pairs(table, **patterns)
+    assert column in refused.value.hint
+
+
+def test_patients_of_a_table_without_all_contrasts_are_left_out_when_asked(patients: Path) -> None:
+    table = patients / "pairs.csv"
+    rows = [f"{name}_flair.nii.gz,{name}_mask.nii.gz,{name}_flair.nii.gz" for name in ("anna", "bert")]
+    table.write_text("\n".join(["scan,reference,channel_T1", rows[0], rows[1].rpartition(",")[0] + ","]))
+    assert [pair.name for pair in find_pairs(table, complete_only=True)] == ["anna_flair"]
+
+
+@pytest.mark.parametrize("record", ["provenance.json", "one/provenance.json", "threshold.json", "cohort.json"])
+def test_an_evaluation_does_not_mix_with_other_results(patients: Path, tmp_path: Path, record: str) -> None:
+    output = tmp_path / "out"
+    (output / record).parent.mkdir(parents=True)
+    (output / record).write_text(json.dumps({DIGESTS: {}}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"another result|results of its own"):
+        evaluate.run(find_pairs(patients), [RunSpec("intensity")], output)
+    assert [path.name for path in output.rglob("*") if path.is_file()] == [Path(record).name]
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:

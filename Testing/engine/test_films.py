@@ -20,7 +20,7 @@ from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.models.package import Bundle
-from diffusion_anomaly.results.result import Result
+from diffusion_anomaly.results.result import Result, statistics
 
 CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
 PERCENTILES = {"kind": "percentiles", "low_percentile": 1, "high_percentile": 99, "high_value": 0.95, "clip_max": 1.0}
@@ -107,6 +107,9 @@ def test_a_film_is_looked_at_as_it_is_stored_and_its_findings_have_areas(
     assert not [warning for warning in result.warnings if "brain" in warning or "axial" in warning]
     assert any("MONOCHROME1" in warning for warning in result.warnings) == (kind == "dcm inverted")
     assert np.array_equal(result.mask.GetDirection(), result.scan.reference.image.GetDirection())
+    (record,) = statistics(result)["findings"]
+    assert record["centroid_pixel"] == finding.centre and "centroid_ras" not in record
+    assert finding.centre == pytest.approx((LEFT + SIDE / 2 - 0.5, TOP + SIDE / 2 - 0.5), abs=1.5)
 
 
 def test_what_a_film_is_stored_as_changes_nothing(bundle: Bundle, tmp_path: Path) -> None:
@@ -178,13 +181,18 @@ def test_files_and_report_speak_of_areas(bundle: Bundle, tmp_path: Path, kind: s
     result = detect(bundle, saved(tmp_path, kind))
     files = result.save(tmp_path / "out")
     (row,) = csv.DictReader(files["findings_csv"].read_text(encoding="utf-8").splitlines())
-    assert "volume_ml" not in row
+    assert "volume_ml" not in row and "centroid_r_mm" not in row
+    column, line = result.findings[0].centre
+    assert float(row["centroid_column_index"]) == pytest.approx(column, abs=1e-3)
+    assert float(row["centroid_row_index"]) == pytest.approx(line, abs=1e-3)
     assert int(row["area_pixels"]) == result.findings[0].area_pixels
     assert (row["area_mm2"] == "") == (unit == "pixels")
     document = json.loads(files["findings_json"].read_text(encoding="utf-8"))
     assert document["findings"][0]["area_mm2"] == result.findings[0].area_mm2
     page = files["report"].read_text(encoding="utf-8")
     assert f"<th>Area ({unit})</th>" in page
+    assert "<th>Centre column, row</th>" in page and f"<td>{column:.1f}, {line:.1f}</td>" in page
+    assert "column, row" in result._repr_html_()
     assert " ml" not in page.split("How this was made")[0]
     overlay = np.asarray(Image.open(files["overlay"]).convert("RGB")).astype(int)
     assert overlay.shape[:2] == SHAPE
@@ -212,7 +220,11 @@ def test_the_command_line_speaks_of_areas_and_thresholds_again(
 ) -> None:
     path = saved(tmp_path, "png")
     assert cli.main(["detect", str(path), "-o", str(tmp_path / "out"), "--model", str(bundle.path)]) == 0
-    assert "area pixels" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "area pixels" in shown and "centre column, row" in shown and " mm" not in shown
+    made = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))["score"]
+    assert f"\nWhole-image score {made['value']:.3g}: {made['title']}\n" in shown
+    assert "brain" not in made["title"]
     heat = tmp_path / "out" / "heat.nii.gz"
     assert cli.main(["threshold", str(heat), "--at", "1", "-o", str(tmp_path / "again")]) == 0
     assert "area pixels" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 import phantom
+from diffusion_anomaly.cli import console
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.results.findings import findings_table, segment, write_findings_csv, write_findings_json
 
@@ -63,6 +64,13 @@ def test_blocks_are_measured_and_ranked_by_volume_times_scores():
     label_array = sitk.GetArrayFromImage(labels)
     assert [(label_array == rank).sum() for rank in (1, 2, 3)] == [108, 8, 1]
     assert np.array_equal(sitk.GetArrayFromImage(mask), label_array > 0)
+
+
+def test_a_score_and_its_usual_range_are_told_in_words() -> None:
+    score = {"value": 1.234, "title": "log-odds", "healthy_range": None}
+    assert console._score_in_words(score) == "Whole-image score 1.23: log-odds"
+    known = {**score, "healthy_range": {"mean": 2.0, "upper": 3.0}}
+    assert console._score_in_words(known) == "Whole-image score 1.23: log-odds; of known scans 1 to 3"
 
 
 def test_the_centroid_is_in_ras_millimetres_in_every_orientation():

@@ -151,7 +151,7 @@ def test_tables_that_do_not_fit_are_refused(films: Path, rows: list, columns: st
 
 def test_one_class_alone_tells_nothing(films: Path) -> None:
     scans = find_labelled(films / "films", write_table(films / "one.csv", [["00.png", 1]], "scan,label"))
-    with pytest.raises(InputError, match="are diseased"):
+    with pytest.raises(InputError, match="all that is labelled is diseased"):
         run_labelled(scans, [RunSpec("intensity", str(film_model(films)))], films / "out")
 
 
@@ -160,6 +160,24 @@ def test_a_label_beyond_the_last_slice_is_named(films: Path) -> None:
     scans = find_labelled(films / "films", write_table(films / "beyond.csv", rows))
     with pytest.raises(InputError, match="name slice 3"):
         run_labelled(scans, [RunSpec("intensity", str(film_model(films)))], films / "out", "cpu")
+
+
+def test_labels_belong_to_a_folder_of_scans(films: Path) -> None:
+    table = write_table(films / "labels.csv", [["00.png", 0, 1, "p"]])
+    with pytest.raises(InputError, match=r"labels\.csv is a file; labels are of the scans in a folder") as refused:
+        find_labelled(table, table)
+    assert "behind --labels" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "more", [["--rater", "a=*_a.png"], ["--mask-pattern", "*_mask.png"], ["--healthy", "x"], ["--complete-only"]]
+)
+def test_what_is_of_masks_has_no_place_beside_labels(
+    films: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", str(films / "films"), "--labels", str(films / "labels.csv"), "-o", str(films / "no"), *more]
+    assert cli.main(given) == 2
+    assert f"so {more[0]} would change nothing" in capsys.readouterr().err
 
 
 def test_the_command_line_takes_labels(films: Path, capsys: pytest.CaptureFixture[str]) -> None:

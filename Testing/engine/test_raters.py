@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +114,11 @@ def test_every_scan_needs_every_rater(rated: Path, tmp_path: Path) -> None:
     table = rated / "table.csv"
     row = "a_flair.nii.gz,a_mask.nii.gz"
     table.write_text(f"name,scan,reference,rater_first\na,{row},a_mask1.nii.gz\nb,{row},\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 3, has nothing in rater_first"):
+        find_pairs(table)
+    (pair,) = find_pairs(rated, raters=PATTERNS)
     with pytest.raises(InputError, match="lack a rater"):
-        run(find_pairs(table), [RunSpec("intensity")], tmp_path / "out")
+        run([pair, replace(pair, name="b", raters={})], [RunSpec("intensity")], tmp_path / "out")
 
 
 @pytest.mark.parametrize("patterns", [{"raters": PATTERNS}, {"channels": {"flair": "*_flair.nii.gz"}}])

@@ -130,6 +130,23 @@ def test_steps_go_as_far_as_the_levels_do(tiny: Path) -> None:
     assert choices.sliceSpacing(tiny) == 3.0
 
 
+def test_a_preset_brings_its_own_steps_and_the_users_go_before(tiny: Path) -> None:
+    assert [name for name, _title in choices.presets("guided")] == ["", "paper"]
+    assert choices.presets("localise") == []
+    assert choices.stepsToRun("guided", tiny, -1, None, "paper") == 500
+    assert choices.stepsToRun("guided", tiny, -1, 300, "paper") == 300
+    assert choices.stepsToRun("guided", tiny, 7, None, "paper") == 7
+    assert choices.stepsToRun("unsupervised", None, -1, None, "paper") == 501
+    assert choices.stepsToRun("guided", tiny, -1, None, "of another version") == 3
+
+
+def test_only_models_of_whole_images_have_areas(tiny: Path, tmp_path: Path) -> None:
+    films = packages.intensity(tmp_path / "films", region="image", orientation="any").path
+    assert choices.looksAtPictures(films)
+    assert not choices.looksAtPictures(tiny) and not choices.looksAtPictures(tmp_path / "gone")
+    assert not choices.looksAtPictures(None)
+
+
 def test_a_card_tells_licence_quality_and_time_and_escapes_what_strangers_wrote(tmp_path: Path) -> None:
     quality = {
         "measured on": "x & y",

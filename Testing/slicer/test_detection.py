@@ -173,7 +173,8 @@ def test_a_script_that_is_interrupted_ends_the_worker(detection: Detection, scan
         (Request("guided", noiseLevel=300, guidanceScale=2.5), {"overrides": {"level": 300, "guidance_scale": 2.5}}),
         (Request("guided", steps=7), {"steps": 7}),
         (Request("unsupervised", noiseLevel=300, guidanceScale=2.5), {"overrides": {"start_level": 300}}),
-        (Request("intensity", steps=7, noiseLevel=1), {}),
+        (Request("intensity", steps=7, noiseLevel=1, preset="paper"), {}),
+        (Request("guided", preset="paper", minArea=20.0), {"preset": "paper", "min_area": 20.0}),
         (Request("guided", sliceSpacing=4.0, threshold=3.0), {"slice_spacing": 4.0, "threshold": 3.0}),
     ],
 )  # fmt: skip
@@ -185,3 +186,4 @@ def test_the_steps_that_will_be_walked_are_the_packages_unless_others_are_asked_
     assert stepsOf(Request("guided", steps=3)) == 3
     assert stepsOf(Request("intensity", steps=3)) is None
     assert (stepsOf(Request("guided")) or 0) >= 1
+    assert stepsOf(Request("guided", preset="paper")) == 500

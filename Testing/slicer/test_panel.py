@@ -20,6 +20,7 @@ FILLED_BY_CODE = {
     "segmentComboBox": "brainSegment",
     "methodComboBox": "method.name",
     "modelComboBox": "method.model",
+    "presetComboBox": "method.preset",
     "stepsSlider": "method.steps",
     "deviceComboBox": "run.device",
     "resultSelector": "result",

@@ -106,6 +106,50 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
     assert runs(code, tmp_path).splitlines()[-1] == "all of it"
 
 
+def test_areas_and_presets_are_offered_where_the_model_has_them_and_requested(tmp_path: Path) -> None:
+    code = """
+    import sys
+    from pathlib import Path
+    import packages, standins
+    from DiffusionAnomalyLib import choices
+    from DiffusionAnomalyLib.panel.context import PanelContext
+    from DiffusionAnomalyLib.panel.methodpanel import MethodPanel
+    from DiffusionAnomalyLib.settings import MemorySettings
+
+    films = packages.intensity(Path(sys.argv[1]) / "films", region="image", orientation="any").path
+    settings, ui, chosen = MemorySettings(), standins.widgets(), standins.parameters()
+    choices.remember(films, settings)
+    context = PanelContext(ui, None, settings, lambda: None)
+    context.parameters = chosen
+    panel = MethodPanel(context)
+
+    def shown():
+        panel.refresh(chosen)
+        return [widget.setVisible.call_args.args[0] for widget in (ui.minAreaSpinBox, ui.presetComboBox)]
+
+    chosen.method.name = "intensity"
+    assert shown() == [False, False]
+    panel._onModel(str(films))
+    chosen.run.minArea = 12.0
+    assert shown() == [True, False]
+    assert panel.request(chosen).options()["min_area"] == 12.0
+
+    panel._onMethod("guided")
+    assert shown() == [False, True]
+    panel._presets._onChosen("paper")
+    assert shown() == [False, True] and ui.stepsSlider.value == ui.stepsSlider.maximum == 500
+    options = panel.request(chosen).options()
+    assert "min_area" not in options  # what is not shown is not asked for
+    assert (options["preset"], options["steps"], options.get("overrides")) == ("paper", 500, None)
+    panel._onSteps(7)
+    assert panel.request(chosen).options()["steps"] == 7
+    panel._onMethod("localise")
+    assert shown() == [False, False] and "preset" not in panel.request(chosen).options()
+    print("all of it")
+    """
+    assert runs(code, tmp_path).splitlines()[-1] == "all of it"
+
+
 def test_the_end_of_a_scene_frees_the_models_memory_and_the_end_of_slicer_ends_the_worker(tmp_path: Path) -> None:
     code = """
     import sys

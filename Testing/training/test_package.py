@@ -252,7 +252,7 @@ def test_the_denoising_autoencoder_is_packaged_with_the_options_it_needs(trained
     made = build(read_yaml(configure(trained, "denoiser", options=one_look), PackageConfig), tmp_path)
     assert made.anomaly["options"] == {"levels": 1} | one_look
     verify(made)
-    with pytest.raises(ModelError, match="steps is 3, more than the 1 levels of corruption"):
+    with pytest.raises(ModelError, match="steps is 3, more than the 1 level of corruption"):
         build(read_yaml(configure(trained, "denoiser"), PackageConfig), tmp_path)
 
 

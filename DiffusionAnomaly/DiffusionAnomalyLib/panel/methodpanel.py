@@ -42,6 +42,7 @@ class MethodPanel:
         self._questions: list[Question] = []
         self._methods = Combo(self._ui.methodComboBox, self._onMethod)
         self._models = Combo(self._ui.modelComboBox, self._onModel)
+        self._presets = Combo(self._ui.presetComboBox, self._onPreset)
         self._devices = Combo(self._ui.deviceComboBox, self._onDevice)
         self._offered: list[MethodEntry] = []
         self._shown: list[BundleSummary] = []
@@ -76,9 +77,15 @@ class MethodPanel:
         seconds = self._seconds(parameters, model)
         card = choices.card(model, timeInWords(seconds)) if model else _("This method needs no model.")
         self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
+        offered = choices.presets(method.name)
+        self._presets.show(offered, method.preset)
+        for widget in (self._ui.presetLabel, self._ui.presetComboBox):
+            widget.setVisible(bool(offered))
         self._showSteps(parameters, model, seconds)
         self._ui.guidanceScaleSpinBox.setEnabled(guide.guidance_scale is not None)
         self._ui.noiseLevelSpinBox.setEnabled(guide.noise_level is not None)
+        for widget in (self._ui.minAreaLabel, self._ui.minAreaSpinBox):
+            widget.setVisible(choices.looksAtPictures(model.path if model else None))
         found = choices.devices(self.machine)
         if parameters.run.device not in [device.id for device in found]:  # of another machine, from a saved scene
             found.append(choices.Device(parameters.run.device, parameters.run.device))
@@ -104,8 +111,10 @@ class MethodPanel:
         """What the panel requests: the model and the steps that it shows, whatever a scene or an older choice says."""
         model = self.model(parameters)
         folder = model.path if model else None
-        steps = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, _level(parameters))
-        return replace(requestOf(parameters), model=str(folder) if folder else None, steps=steps)
+        steps = _stepsToRun(parameters, folder)
+        asked = requestOf(parameters)
+        area = asked.minArea if choices.looksAtPictures(folder) else None
+        return replace(asked, model=str(folder) if folder else None, steps=steps, minArea=area)
 
     def model(self, parameters: Any) -> BundleSummary | None:
         """The package that will run: the one chosen, else the first of the method."""
@@ -136,17 +145,17 @@ class MethodPanel:
         if steps is None:
             return
         folder = model.path if model else None
-        default = int(choices.defaultOf(steps, folder))
-        level = _level(parameters)
-        count = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, level) or default
-        highest = min(int(choices.highest(parameters.method.name, steps, folder, level)), LARGEST_ON_SLIDER)
+        name, preset, level = parameters.method.name, parameters.method.preset, _level(parameters)
+        default = int(choices.defaultOf(steps, folder, get_method(name).presets.get(preset)))
+        count = _stepsToRun(parameters, folder) or default
+        highest = min(int(choices.highest(name, steps, folder, level, preset)), LARGEST_ON_SLIDER)
         with silent(self._ui.stepsSlider):
             self._ui.stepsSlider.minimum = 1
             self._ui.stepsSlider.maximum = max(highest, count)
             self._ui.stepsSlider.value = count
             self._ui.stepsSlider.suffix = _(" (default)") if self._ui.stepsSlider.value == default else ""
         self._ui.stepsInfoLabel.setText(
-            _('The model\'s default is <a href="default">{steps}</a>. Expected time: {time}.').format(
+            _('The default is <a href="default">{steps}</a>. Expected time: {time}.').format(
                 steps=default, time=timeInWords(seconds)
             )
         )
@@ -158,20 +167,26 @@ class MethodPanel:
         folder = model.path if model else None
         spacing = parameters.run.sliceSpacing
         slices = axialSlices(volume, spacing if spacing > 0 else choices.sliceSpacing(folder))
-        count = choices.stepsToRun(parameters.method.name, folder, parameters.method.steps, _level(parameters))
+        count = _stepsToRun(parameters, folder)
         name = model.name if model else None
         return expectedSeconds(self._settings, parameters.method.name, name, parameters.run.device, slices, count)
 
     def _onMethod(self, name: str) -> None:
         if (parameters := self._context.parameters) is not None:
             parameters.method.name = name
-            parameters.method.model = ""
+            parameters.method.model = parameters.method.preset = ""
             parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = MODEL_DEFAULT
 
     def _onModel(self, folder: str) -> None:
         if (parameters := self._context.parameters) is not None:
             parameters.method.model = folder
             parameters.method.steps = MODEL_DEFAULT
+
+    def _onPreset(self, preset: str) -> None:
+        """The numbers start anew from what the preset has."""
+        if (parameters := self._context.parameters) is not None:
+            parameters.method.preset = preset
+            parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = MODEL_DEFAULT
 
     def _onDevice(self, device: str) -> None:
         if (parameters := self._context.parameters) is not None:
@@ -258,3 +273,8 @@ class MethodPanel:
 def _level(parameters: Any) -> int | None:
     """The noise level requested; None for the model's."""
     return parameters.method.noiseLevel if parameters.method.noiseLevel >= 0 else None
+
+
+def _stepsToRun(parameters: Any, folder: Path | None) -> int | None:
+    method = parameters.method
+    return choices.stepsToRun(method.name, folder, method.steps, _level(parameters), method.preset)

@@ -185,7 +185,7 @@ class ResultPanel:
                 names.get(finding.id, str(finding.id)),
                 f"{finding.size:.2f}" if unit == "ml" else f"{finding.size:.0f} {unit}",
                 f"{finding.peak_score:.2f}",
-                findingsTable.inWords(finding.centroid_ras),
+                findingsTable.inWords(finding),
             )
             for finding in self._found.findings
         ]

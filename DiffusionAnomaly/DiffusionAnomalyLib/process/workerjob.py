@@ -232,7 +232,7 @@ class DetectionJob:
         if isinstance(event, Started):
             self.started = event
             self.log.append(
-                _("Running on {device}, model {model}, {slices} slices.").format(
+                _("Running on {device}, model {model}, slices: {slices}.").format(
                     device=event.device, model=event.model or _("none"), slices=event.slices
                 )
             )

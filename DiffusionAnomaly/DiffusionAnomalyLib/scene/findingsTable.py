@@ -102,9 +102,15 @@ def centre(finding: Finding, anomalyMap: Any) -> tuple[float, float, float]:
     return world[0], world[1], world[2]
 
 
-def inWords(ras: Sequence[float]) -> str:
-    """A point as Slicer's views name it: millimetres, each with the side of the patient that it is on."""
-    sides = zip(ras, "RAS", "LPI", strict=True)
+def inWords(finding: Finding) -> str:
+    """Where a finding lies, as Slicer's views name it: millimetres, each with the side of the patient that it is on.
+
+    A picture does not say where the patient's sides are: column and row, as Slicer's Data Probe counts them.
+    """
+    if finding.centroid_pixel is not None:
+        column, row = finding.centroid_pixel
+        return _("column {column:.0f}, row {row:.0f}").format(column=column, row=row)
+    sides = zip(finding.centroid_ras, "RAS", "LPI", strict=True)
     return ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
 
 

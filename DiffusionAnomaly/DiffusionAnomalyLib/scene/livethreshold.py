@@ -52,7 +52,7 @@ class LiveThreshold:
     def __init__(self, anomalyMap: sitk.Image, minArea: float | None = None) -> None:
         values = sitk.GetArrayViewFromImage(anomalyMap)
         self._minArea = minArea
-        self.unit = size_unit(anomalyMap, minArea is not None)
+        self.unit = size_unit(anomalyMap.GetSpacing(), minArea is not None)
         self.shape: tuple[int, ...] = values.shape
         self.peak = float(values.max(initial=0.0))
         shown = values >= LOWEST
@@ -65,6 +65,8 @@ class LiveThreshold:
         self._inBox = sitk.RegionOfInterest(anomalyMap, [stop - start for start, stop in reversed(bounds)], self._first)
         self.scores = sitk.GetArrayViewFromImage(self._inBox)
         self._sliceAxis = Orientation.of(anomalyMap).axes[0]
+        _slices, rows, columns = Orientation.stored(anomalyMap).axes
+        self._firstPixel = (self._first[columns], self._first[rows])
 
     def at(self, threshold: float, minVolumeMl: float) -> Thresholded:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
@@ -83,4 +85,7 @@ class LiveThreshold:
         )
         offset = self._first[self._sliceAxis]
         first, last = finding.slices
-        return replace(finding, bounding_box=(low, high), slices=(first + offset, last + offset))
+        pixel = finding.centroid_pixel
+        if pixel is not None:
+            pixel = (pixel[0] + self._firstPixel[0], pixel[1] + self._firstPixel[1])
+        return replace(finding, bounding_box=(low, high), slices=(first + offset, last + offset), centroid_pixel=pixel)

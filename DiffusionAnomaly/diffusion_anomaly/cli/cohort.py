@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,9 @@ Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same results.")]
 Threshold = Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")]
 MinVolume = Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")]
+MinArea = Annotated[
+    float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Slices at once in a worker.")]
 SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]
 Settings = Annotated[
@@ -131,6 +135,7 @@ def cohort(
     seed: Seed = 0,
     threshold: Threshold = None,
     min_volume: MinVolume = 0.05,
+    min_area: MinArea = None,
     batch_size: BatchSize = None,
     slice_spacing: SliceSpacing = None,
     settings: Settings = None,
@@ -152,13 +157,21 @@ def cohort(
     """
     from ..cohort.bids import is_bids
 
-    def scans() -> list[CohortScan]:
+    def scans(warn: Callable[[str], None]) -> list[CohortScan]:
         from ..cohort.scans import list_scans
 
-        if pattern is None and is_bids(source):
+        if is_bids(source) and pattern is not None:
+            warn(
+                f"{source} is a BIDS data set, and with --pattern it is taken for any folder: names tell nothing of "
+                "patients and sessions, and there are no derivatives. --bids-filter-file chooses files too."
+            )
+        elif is_bids(source):
             return _of_bids(source, _options(context), participant_label, session_label, bids_filter_file)
         if participant_label or session_label or bids_filter_file:
-            raise InputError(f"{source} is no BIDS data set, and labels or filters were given.", "Leave them out.")
+            raise InputError(
+                f"{source} is not looked at as a BIDS data set, and labels or filters were given.",
+                "Leave out one or the other." if pattern else "Leave them out.",
+            )
         return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous)
 
     _run(scans, output, context, _workers(workers, threads, ray_address), shard, overwrite, json_lines)
@@ -181,6 +194,7 @@ def bids(
     seed: Seed = 0,
     threshold: Threshold = None,
     min_volume: MinVolume = 0.05,
+    min_area: MinArea = None,
     batch_size: BatchSize = None,
     slice_spacing: SliceSpacing = None,
     settings: Settings = None,
@@ -203,7 +217,7 @@ def bids(
         _group(source, output, json_lines)
         return
 
-    def scans() -> list[CohortScan]:
+    def scans(warn: Callable[[str], None]) -> list[CohortScan]:
         if level != PARTICIPANT:
             raise InputError(f"There is no level {level!r}.", f"Say {PARTICIPANT} or {GROUP}.")
         return _of_bids(source, _options(context), participant_label, session_label, bids_filter_file)
@@ -247,7 +261,7 @@ def _of_bids(
 
 
 def _run(
-    scans: Callable[[], list[CohortScan]],
+    scans: Callable[[Callable[[str], None]], list[CohortScan]],
     output: Path,
     context: typer.Context,
     workers: Workers,
@@ -262,7 +276,7 @@ def _run(
     listener = CohortLines() if json_lines else CohortTerminal()
     try:
         part = None if shard is None else parse_shard(shard)
-        listed, asked = scans(), _options(context)
+        listed, asked = scans(listener.warning), _options(context)
         with listener:
             ended = run_cohort(
                 listed,
@@ -286,6 +300,8 @@ def _run(
 
 
 def _group(source: Path, output: Path, json_lines: bool) -> None:
+    from ..cohort.bids import has_sources
+    from ..cohort.group import left_out_in_words
     from ..cohort.quality import write_group
     from ..cohort.state import CohortLock
 
@@ -294,9 +310,11 @@ def _group(source: Path, output: Path, json_lines: bool) -> None:
         if not output.is_dir():
             raise InputError(f"There is no folder {output}.", f"Run the level {PARTICIPANT} before.")
         with CohortLock(output):
-            group, files = write_group(output)
+            group, files = write_group(output, partial(has_sources, source))
         if not group.scans:
             listener.warning(f"{output} holds no result; run the level {PARTICIPANT} before.")
+        if group.left_out:
+            listener.warning(left_out_in_words(group.left_out))
         listener.written(files)
     except EngineError as error:
         listener.failed(error)

@@ -90,8 +90,8 @@ class CohortTerminal:
         if ended.failed:
             names = [one.name for one in ended.failed[:FAILED_SHOWN]]
             more = [f"{len(ended.failed) - FAILED_SHOWN} more"] if len(ended.failed) > FAILED_SHOWN else []
-            total = ended.finished + len(ended.failed)
-            err.print(plain(f"{len(ended.failed)} of {total} scans failed: {', '.join(names + more)}", "red"))
+            total = counted(ended.finished + len(ended.failed), "scan")
+            err.print(plain(f"{len(ended.failed)} of {total} failed: {', '.join(names + more)}", "red"))
 
 
 class CohortLines:

@@ -152,9 +152,12 @@ class Terminal:
         if self._several:
             out.print(plain(self._scan, "bold"))
         show_findings(result.findings, result.threshold, result.unit)
+        out.print(plain(_score_in_words(result.provenance["score"])))
         out.print(plain(f"{seconds:.0f} s on {result.provenance['device']['name']}"))
-        for kind in ("heat", "mask", "findings_csv", *(kind for kind in files if kind.startswith("dicom_")), "report"):
-            out.print(plain(files[kind]))
+        shown = ("heat", "mask", "overlay", "findings_csv", *(kind for kind in files if "dicom" in kind), "report")
+        for kind in shown:
+            if kind in files:
+                out.print(plain(files[kind]))
 
     def evaluated(self, table: Table | LabelledTable, files: Mapping[str, Path], seconds: float) -> None:
         self._bar.stop()
@@ -257,7 +260,7 @@ class JsonLines:
 
 def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml") -> None:
     """The largest findings as a table on stdout, and what they add up to."""
-    from ..results.findings import sized
+    from ..results.findings import centre_title, sized
 
     total = sum(finding.size for finding in findings)
     if not findings:
@@ -265,7 +268,7 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
         return
     table = RichTable(box=None, pad_edge=False, header_style="bold")
     size = "volume" if unit == "ml" else "area"
-    for heading in ("finding", f"{size} {unit}", "peak score", "mean score", "centre R A S mm", "slices"):
+    for heading in ("finding", f"{size} {unit}", "peak score", "mean score", centre_title(unit), "slices"):
         table.add_column(heading, justify="right", no_wrap=True)
     for finding in findings[:FINDINGS_SHOWN]:
         first, last = finding.slices
@@ -274,7 +277,7 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
             sized(finding.size, unit).split()[0],
             f"{finding.peak_score:.2f}",
             f"{finding.mean_score:.2f}",
-            " ".join(f"{value:.1f}" for value in finding.centroid_ras),
+            ", ".join(f"{value:.1f}" for value in finding.centre),
             f"{first}-{last}" if last != first else str(first),
         )
     out.print(table)
@@ -283,6 +286,14 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
         out.print(Text(f"… and {more} more in findings.csv"))
     number = counted(len(findings), "finding")
     out.print(Text(f"{number}, {sized(total, unit)} at an anomaly score of {threshold:.2f} or more"))
+
+
+def _score_in_words(score: Mapping[str, Any]) -> str:
+    """The whole-image score of a provenance, which of a picture may tell more than where its findings are."""
+    usual, known = score["healthy_range"], ""
+    if usual:
+        known = f"; of known scans {2 * usual['mean'] - usual['upper']:.3g} to {usual['upper']:.3g}"
+    return f"Whole-image score {score['value']:.3g}: {score['title']}{known}"
 
 
 def show_error(error: EngineError, scan: Path | None = None) -> None:

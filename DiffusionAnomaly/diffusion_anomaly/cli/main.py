@@ -334,7 +334,9 @@ def evaluate(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels walked; default: the packages'.")] = None,
-    scan_pattern: Annotated[str, typer.Option(help="Scans in a folder; * is the patient.")] = "*_flair.nii.gz",
+    scan_pattern: Annotated[
+        str | None, typer.Option(help="Scans in a folder; * is the patient. [default: *_flair.nii.gz]")
+    ] = None,
     channels: Annotated[
         list[str] | None,
         typer.Option(
@@ -346,7 +348,7 @@ def evaluate(
     complete_only: Annotated[
         bool, typer.Option("--complete-only", help="Leave patients without all contrasts out.")
     ] = False,
-    mask_pattern: Annotated[str, typer.Option(help="Their reference masks.")] = "*_mask.nii.gz",
+    mask_pattern: Annotated[str | None, typer.Option(help="Their reference masks. [default: *_mask.nii.gz]")] = None,
     raters: Annotated[
         list[str] | None,
         typer.Option("--rater", metavar="NAME=PATTERN", help="Masks of one of several raters, to compare with each."),
@@ -379,6 +381,11 @@ def evaluate(
         specs = [evaluate.RunSpec.parse(run, precision=precision) for run in runs or list(METHODS)]
         patterns = dict(named("--channel", text, "flair='*_flair.nii.gz'") for text in channels or [])
         masks = dict(named("--rater", text, "first='*_mask1.nii.gz'") for text in raters or [])
+        if labels is not None:
+            _refuse_beside_labels(
+                {"--scan-pattern": scan_pattern, "--mask-pattern": mask_pattern, "--brain-pattern": brain_pattern},
+                {"--channel": channels, "--rater": raters, "--healthy": healthy, "--complete-only": complete_only},
+            )
         labelled = None if labels is None else find_labelled(source, labels)
         found = (source, scan_pattern, mask_pattern, brain_pattern, patterns, complete_only, masks)
         pairs = [] if labelled else find_pairs(*found)
@@ -410,6 +417,18 @@ def evaluate(
     except EngineError as error:
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error
+
+
+def _refuse_beside_labels(*given: Mapping[str, object]) -> None:
+    """What names masks and contrasts has no say where labels take their place.
+
+    Raises:
+        InputError: naming the options.
+    """
+    if useless := [option for options in given for option, value in options.items() if value]:
+        raise InputError(
+            f"With --labels there are no masks, so {', '.join(useless)} would change nothing.", "Leave it out."
+        )
 
 
 @app.command()

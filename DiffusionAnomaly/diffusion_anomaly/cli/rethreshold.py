@@ -80,7 +80,9 @@ def rethreshold(
             _check_scores(sitk.GetArrayViewFromImage(volume.image), anomaly_map)
             warnings = [_unrecorded(anomaly_map)]
         else:
-            said = made.content.get("warnings")  # by the detection: what was doubtful stays so
+            said = made.content.get(
+                "warnings", made.content.get("Warnings")
+            )  # by the detection: what was doubtful stays so
             warnings = [str(warning) for warning in said] if isinstance(said, list) else []
         for name, content in earlier.items():
             if not overwrite and content.get("heat_sha256") != volume.sha256:
@@ -115,7 +117,7 @@ def rethreshold(
     for content in earlier.values():
         if (replaced := _described(content)) != _described(about):
             err.print(plain(f"{output}: mask and findings {replaced} were replaced."))
-    show_findings(findings, at, size_unit(volume.image, min_area is not None))
+    show_findings(findings, at, size_unit(volume.image.GetSpacing(), min_area is not None))
     for path in files.values():
         out.print(plain(path))
     return files

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EngineError, InputError
+from ..process import uninterrupted
 from ..text import counted
 from .pool import Done
 from .tasks import INTERNAL, WORKER_DIED, Failure, Outcome, Runner, Task
@@ -86,30 +87,33 @@ class RayPool:
             raise InputError("Ray is not installed.", f"{INSTALL}, or say --workers 0 to use this process.")
         # Nothing is reported to Ray's makers unless the user has said so.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray  # type: ignore[import-not-found]
-
-        self._ray: Any = ray
         self._make = make
         self._asked = asked
-        self._mine = not ray.is_initialized()
-        if self._mine:
-            self._connect()
-        self.count, self.threads, self.gpus = sizes_of(asked, ray.cluster_resources())
-        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-        if self.threads > largest:
-            raise InputError(
-                f"A worker is to have {counted(self.threads, 'thread')}; the largest machine has {largest:g} cores.",
-                "Ask for fewer --threads.",
-            )
-        where = f" of the Ray cluster at {asked.address}" if asked.address else ""
-        each = f"{self.gpus:g} GPU and " if self.gpus else ""
-        self.title = f"{counted(self.count, 'worker')}{where}, {each}{counted(self.threads, 'thread')} each"
         self._actor_of: dict[Any, Any] = {}  # what will be known, by whom
         self._task_of: dict[Any, Task | None] = {}  # for which task; None while a worker starts
         self._free: list[Any] = []
         self._died_at_start = 0
-        for _ in range(self.count):
-            self._start()
+        self._ray: Any = None
+        self._mine = False
+        try:
+            # An exception that Ctrl-C raises in the middle of Ray's own start ends the process with corrupted memory.
+            # A cluster that does not answer takes minutes, in which it must be heard.
+            address = asked.address or os.environ.get("RAY_ADDRESS")
+            with contextlib.nullcontext() if address else uninterrupted():
+                import ray  # type: ignore[import-not-found]
+
+                self._ray, self._mine = ray, not ray.is_initialized()
+                if self._mine:
+                    self._connect(address)
+            self.count, self.threads, self.gpus = self._sizes()
+            where = f" of the Ray cluster at {asked.address}" if asked.address else ""
+            each = f"{self.gpus:g} GPU and " if self.gpus else ""
+            self.title = f"{counted(self.count, 'worker')}{where}, {each}{counted(self.threads, 'thread')} each"
+            for _ in range(self.count):
+                self._start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def has_room(self) -> bool:
@@ -132,18 +136,33 @@ class RayPool:
         return [entry for entry in done if entry is not None]
 
     def close(self) -> None:
-        for actor in {*self._free, *self._actor_of.values()}:
-            with contextlib.suppress(Exception):  # Ray may be gone already
-                self._ray.kill(actor, no_restart=True)
-        self._free.clear()
-        self._actor_of.clear()
-        self._task_of.clear()
-        if self._mine:
-            with contextlib.suppress(Exception):
-                self._ray.shutdown()
+        with uninterrupted():
+            for actor in {*self._free, *self._actor_of.values()}:
+                with contextlib.suppress(Exception):  # Ray may be gone already
+                    self._ray.kill(actor, no_restart=True)
+            self._free.clear()
+            self._actor_of.clear()
+            self._task_of.clear()
+            if self._mine:
+                with contextlib.suppress(Exception):
+                    self._ray.shutdown()
 
-    def _connect(self) -> None:
-        address = self._asked.address or os.environ.get("RAY_ADDRESS")
+    def _sizes(self) -> tuple[int, int, float]:
+        """How many workers, threads of each and GPUs of each.
+
+        Raises:
+            InputError: when there are not so many.
+        """
+        count, threads, gpus = sizes_of(self._asked, self._ray.cluster_resources())
+        largest = max((node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]), default=0)
+        if threads > largest:
+            raise InputError(
+                f"A worker is to have {counted(threads, 'thread')}; the largest machine has {largest:g} cores.",
+                "Ask for fewer --threads.",
+            )
+        return count, threads, gpus
+
+    def _connect(self, address: str | None) -> None:
         before = signal.getsignal(signal.SIGTERM)
         # Ray prints on stdout otherwise, which is for results.
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -23,7 +23,7 @@ from .. import __version__
 from ..errors import InputError
 from ..io.files import Writer, write_text
 from ..io.outputs import OutputFolder
-from ..io.records import DIGESTS, content_of, record, sha256_of
+from ..io.records import BIDS_RECORD, DIGESTS, content_of, record, sha256_of
 from ..results.saving import PROVENANCE
 from .scans import BidsSource
 
@@ -46,6 +46,10 @@ _COLUMNS = {
     "peak_heat_neg_log10_p": ("Highest anomaly score, -log10 of the healthy tail probability", ""),
     "mean_heat_neg_log10_p": ("Mean anomaly score", ""),
     **{f"centroid_{axis}_mm": (f"Centre of the finding, {axis.upper()} of RAS", "mm") for axis in "ras"},
+    **{
+        f"centroid_{axis}_index": (f"Centre of the finding in a picture, {axis} from 0", "")
+        for axis in ("column", "row")
+    },
     **{f"slice_{end}_index": (f"The {end} slice that it touches, from 0", "") for end in ("first", "last")},
     **{
         f"{axis}_{end}_index": (f"The {end} voxel along {axis}, from 0", "")
@@ -85,7 +89,7 @@ class Export:
     @property
     def sidecar(self) -> str:
         """Name of the file that speaks for the others."""
-        return f"{self.source.stem}_desc-anomaly_mask.json"
+        return f"{self.source.stem}{BIDS_RECORD}"
 
 
 def is_exported(folder: Path, export: Export) -> bool:

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import numpy as np
 
 from ..io.files import Writer, write_text
 from ..io.records import DIGESTS
+from ..models.declaration import BRAIN
+from ..results.findings import size_unit
 from ..results.saving import REPORT
+from ..text import counted
 from .failures import read_failures
-from .state import RESULTS, Finished, all_finished
+from .state import FINDINGS, RESULTS, Finished, all_finished
 
 FENCE = 3.5
 """Robust z score from which a scan stands out, as Iglewicz and Hoaglin (1993) advise."""
@@ -28,7 +31,7 @@ FEWEST = 8
 """Scans that it takes to say what is usual."""
 _NAMES_SHOWN = 5
 LEAST_SHARE = 1e-5
-"""Shares of the brain below this are alike: a hundredth of a ml in a whole brain."""
+"""Shares below this are alike: a hundredth of a ml in a whole brain."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ class Quantity:
 
 QUANTITIES = (
     Quantity("brain_volume_ml", "Brain volume (ml)"),
+    Quantity("region_volume_ml", "Volume looked at (ml)"),
     Quantity("score", "Whole-image score"),
-    Quantity("share_above_threshold", "Share of the brain above the threshold", logarithmic=True),
+    Quantity("share_above_threshold", "Share above the threshold", logarithmic=True),
 )
+"""A region that is no brain has a volume under another name, and pictures have none and no share of it."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +65,42 @@ class Group:
     Attributes:
         scans: a row a scan, by name, with the robust z score of each quantity.
         findings: a row a finding.
+        quantities: those that are known of any scan; the rows have columns for them alone.
         failures: the table of failures.
         doubts: what concerns the cohort as a whole.
+        left_out: how many results in the folder are of no scan of the cohort.
     """
 
     scans: list[dict[str, Any]]
     findings: list[dict[str, Any]]
+    quantities: list[Quantity] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    left_out: int = 0
 
 
-def collect(output: Path) -> Group:
-    """Read every result of a cohort."""
-    results = all_finished(output)
+def collect(output: Path, belongs: Callable[[Finished], bool] = lambda result: True) -> Group:
+    """Read every result of a cohort.
+
+    Args:
+        output: its folder.
+        belongs: whether a result is of the cohort as it is now; the others are left out and counted.
+    """
+    there = all_finished(output)
+    results = [result for result in there if belongs(result)]
+    left_out = len(there) - len(results)
     scans = [_scan_row(result) for result in results]
+    known = [quantity for quantity in QUANTITIES if any(row[quantity.name] is not None for row in scans)]
     for quantity in QUANTITIES:
         values = [row[quantity.name] for row in scans]
+        if quantity not in known:
+            for row in scans:
+                del row[quantity.name]
+            continue
         for row, z in zip(scans, robust_z(values, quantity.logarithmic), strict=True):
             row[f"robust_z_{quantity.name}"] = z
     findings = [row for result, scan in zip(results, scans, strict=True) for row in _finding_rows(result, scan)]
-    return Group(scans, findings, read_failures(output), _doubts(scans))
+    return Group(scans, findings, known, read_failures(output), _doubts(scans, left_out), left_out)
 
 
 def robust_z(values: Sequence[float | None], logarithmic: bool = False) -> list[float | None]:
@@ -135,10 +156,11 @@ def has_parquet() -> bool:
 
 def _scan_row(result: Finished) -> dict[str, Any]:
     made, about = result.record, result.about
-    found = json.loads((result.folder / "findings.json").read_text(encoding="utf-8"))["findings"]
+    found = json.loads((result.folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
     is_picture = made["options"].get("min_area") is not None
-    sizes = [_size(finding) for finding in found]
-    brain = made["brain"].get("volume_ml")
+    sizes = [size_of(finding) for finding in found]
+    volume = made["brain"].get("volume_ml")
+    is_brain = made.get("region", BRAIN) == BRAIN
     healthy = made["score"].get("healthy_range") or {}
     folder = f"{RESULTS}/{result.folder.name}"
     return {
@@ -147,12 +169,13 @@ def _scan_row(result: Finished) -> dict[str, Any]:
         "session": str(about.get("session") or ""),
         "findings": len(found),
         "size": math.fsum(sizes),
-        "unit": "area" if is_picture else "ml",
+        "unit": size_unit(made["input"]["spacing_mm"], is_picture),
         "largest": max(sizes, default=0.0),
         "peak_score": max((float(finding["peak_heat_neg_log10_p"]) for finding in found), default=None),
         "threshold": float(made["threshold"]["heat"]),
-        "share_above_threshold": None if not brain or is_picture else math.fsum(sizes) / brain,
-        "brain_volume_ml": brain,
+        "share_above_threshold": None if not volume or is_picture else math.fsum(sizes) / volume,
+        "brain_volume_ml": volume if is_brain else None,
+        "region_volume_ml": None if is_brain else volume,
         "score": float(made["score"]["value"]),
         "score_healthy_upper": healthy.get("upper"),
         "warnings": len(made.get("warnings", [])),
@@ -170,17 +193,20 @@ def _scan_row(result: Finished) -> dict[str, Any]:
 
 
 def _finding_rows(result: Finished, scan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = json.loads((result.folder / "findings.json").read_text(encoding="utf-8"))["findings"]
+    found = json.loads((result.folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
     return [{**{name: scan[name] for name in ("name", "patient", "session")}, **finding} for finding in found]
 
 
-def _size(finding: Mapping[str, Any]) -> float:
+def size_of(finding: Mapping[str, Any]) -> float:
+    """How large a finding of a table is, in its scan's unit."""
     sizes = (finding.get("volume_ml"), finding.get("area_mm2"), finding.get("area_pixels"))
     return next((float(size) for size in sizes if size is not None), 0.0)
 
 
-def _doubts(scans: Sequence[Mapping[str, Any]]) -> list[str]:
+def _doubts(scans: Sequence[Mapping[str, Any]], left_out: int) -> list[str]:
     doubts = []
+        if left_out:
+        doubts.append(left_out_in_words(left_out))
     kinds = {"model": "models", "model_version": "versions of the model", "program_version": "versions of the program"}
     for name, words in kinds.items():
         seen = sorted({str(row[name]) for row in scans})
@@ -195,6 +221,14 @@ def _doubts(scans: Sequence[Mapping[str, Any]]) -> list[str]:
     if scans and len(scans) < FEWEST:
         doubts.append(f"Fewer than {FEWEST} scans are too few to say which stand out.")
     return doubts
+
+
+def left_out_in_words(count: int) -> str:
+    """What is said of results that the tables leave out."""
+    return (
+        f"{counted(count, 'result')} in the folder {'is' if count == 1 else 'are'} left out of the tables: of scans that "
+        "are not in the cohort any more, or that failed since."
+    )
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

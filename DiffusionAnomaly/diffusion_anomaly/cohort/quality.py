@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from .. import __version__
 from ..io.files import Writer, write_text
-from ..io.outputs import OutputFolder
+from ..io.outputs import OutputFolder, keep_out_of_results
 from ..io.records import record
+from ..results.findings import centre_title, sized
 from ..text import LINES, distinct_names, printable, safe_name
-from .group import FENCE, FEWEST, LEAST_SHARE, QUANTITIES, Group, Quantity, collect, stands_out, table_writers
+from .group import FENCE, FEWEST, LEAST_SHARE, Group, Quantity, collect, size_of, stands_out, table_writers
+from .state import Finished
 
 PAGE = "quality.html"
 RECORD = "cohort.json"
@@ -25,8 +27,14 @@ SUBJECTS = "subjects"
 MOST_ROWS = 2000  # of the table of all scans; a browser takes no more with grace, and the CSV has them all
 
 
-def write_group(output: Path) -> tuple[Group, dict[str, Path]]:
+def write_group(
+    output: Path, belongs: Callable[[Finished], bool] = lambda result: True
+) -> tuple[Group, dict[str, Path]]:
     """Write tables and pages of a cohort; those that an earlier run has written make room.
+
+    Args:
+        output: folder of the cohort.
+        belongs: whether a result is of the cohort as it is now.
 
     Returns:
         What they say, and the files by name.
@@ -34,7 +42,7 @@ def write_group(output: Path) -> tuple[Group, dict[str, Path]]:
     Raises:
         InputError: when something else is in the way, or a file cannot be written.
     """
-    group = collect(output)
+    group = collect(output, belongs)
     with OutputFolder(output) as folder:
         files = folder.publish(
             {
@@ -60,6 +68,7 @@ def check_group(output: Path) -> None:
         InputError: naming the file that is in the way.
     """
     with OutputFolder(output) as folder:
+        keep_out_of_results(folder.path)
         folder.check([*table_writers(Group([], [])), PAGE, RECORD])
 
 
@@ -92,8 +101,8 @@ def _overview(group: Group, pages: Mapping[str, str]) -> str:
         outliers=outliers,
         doubtful=doubtful,
         pages=pages,
-        plots=_plots(group.scans),
-        quantities=QUANTITIES,
+        plots=_plots(group),
+        quantities=group.quantities,
         fence=FENCE,
         fewest=FEWEST,
         least_share=LEAST_SHARE,
@@ -104,14 +113,19 @@ def _overview(group: Group, pages: Mapping[str, str]) -> str:
 
 def _subject(patient: str, rows: Sequence[Mapping[str, Any]], group: Group) -> str:
     rows = sorted(rows, key=lambda row: (row["session"], row["name"]))
-    names = {row["name"] for row in rows}
+    units = {row["name"]: row["unit"] for row in rows}
     return _render(
         "subject.html.jinja",
         patient=patient,
         rows=[(row, stands_out(row)) for row in rows],
-        findings=[finding for finding in group.findings if finding["name"] in names],
-        plot=_over_sessions(rows) if len(rows) > 1 else None,
-        quantities=QUANTITIES,
+        findings=[
+            (finding, sized(size_of(finding), units[finding["name"]]), _place(finding))
+            for finding in group.findings
+            if finding["name"] in units
+        ],
+        centre=" / ".join(dict.fromkeys(map(centre_title, units.values()))),
+        plot=_over_sessions(rows, group.quantities) if len(rows) > 1 else None,
+        quantities=group.quantities,
     )
 
 
@@ -138,13 +152,20 @@ def _number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _plots(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Quantity, str]]:
+def _place(finding: Mapping[str, Any]) -> str:
+    """A finding's centre: R, A, S, or of a picture column and row."""
+    millimetres = [finding[f"centroid_{axis}_mm"] for axis in "ras"] if "centroid_r_mm" in finding else []
+    pixel = [finding[f"centroid_{axis}_index"] for axis in ("column", "row") if f"centroid_{axis}_index" in finding]
+    return ", ".join(f"{value:.0f}" for value in millimetres or pixel)
+
+
+def _plots(group: Group) -> list[tuple[Quantity, str]]:
     """How each quantity is distributed, as pictures for a page."""
     plots = []
-    for quantity in QUANTITIES:
-        values = [float(row[quantity.name]) for row in rows if row[quantity.name] is not None]
+    for quantity in group.quantities:
+        values = [float(row[quantity.name]) for row in group.scans if row[quantity.name] is not None]
         if len(values) > 1:
-            out = [row[quantity.name] for row in rows if quantity in stands_out(row)]
+            out = [row[quantity.name] for row in group.scans if quantity in stands_out(row)]
             plots.append((quantity, _distribution(quantity, values, out)))
     return plots
 
@@ -174,21 +195,24 @@ def _distribution(quantity: Quantity, values: Sequence[float], out: Sequence[flo
     return _as_picture(figure)
 
 
-def _over_sessions(rows: Sequence[Mapping[str, Any]]) -> str:
+def _over_sessions(rows: Sequence[Mapping[str, Any]], quantities: Sequence[Quantity]) -> str:
+    """Sizes of findings, where all are counted in one unit, and the volume of what was looked at, or else the score."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.6), layout="constrained")
-    panels = figure.subplots(1, 2)
     places = range(len(rows))
     labels = [row["session"] or row["name"] for row in rows]
-    shown = (("size", f"All findings ({rows[0]['unit']})"), ("brain_volume_ml", "Brain volume (ml)"))
+    units = {row["unit"] for row in rows}
+    shown = [("size", f"All findings ({unit})") for unit in units if len(units) == 1]
+    shown += [(quantity.name, quantity.title) for quantity in quantities[:1]]
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (name, title) in zip(panels, shown, strict=True):
         axes.plot(places, [float("nan") if row[name] is None else row[name] for row in rows], "o-", color="#0e7490")
         axes.set_title(title, fontsize=9)
         axes.set_xticks(
             list(places), [printable(label)[:16].replace("$", r"\$") for label in labels], fontsize=7, rotation=30
         )
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # scores may be below
         axes.spines[["top", "right"]].set_visible(False)
     return _as_picture(figure)
 

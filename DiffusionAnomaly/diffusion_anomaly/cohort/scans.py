@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..io.contrasts import ChannelSource
 from ..io.formats import suffix_of
+from ..io.tables import read_table
 from ..text import distinct_names, printable, safe_name
 
 CHANNEL_PREFIX = "channel_"
@@ -155,21 +155,10 @@ def _stem(name: str) -> str:
 
 
 def _of_table(path: Path, named: bool) -> list[CohortScan]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            columns = [str(column) for column in rows.fieldnames or ()]
-            channels = [name for name in columns if name.startswith(CHANNEL_PREFIX)]
-            if "scan" not in columns and not channels:
-                raise InputError(
-                    f"{path} has the columns {', '.join(columns) or 'none'}.",
-                    f"It needs scan, or {CHANNEL_PREFIX}NAME of each contrast.",
-                )
-            if named and "name" not in columns:
-                raise InputError(f"{path} has no column name.", "Give each scan a name that names no patient.")
-            scans = [_of_row(row, path, rows.line_num) for row in rows if any((value or "") for value in row.values())]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}.", "Save it as CSV in UTF-8.") from error
+    columns, rows = read_table(path, ["scan"], prefix=CHANNEL_PREFIX)
+    if named and "name" not in columns:
+        raise InputError(f"{path} has no column name.", "Give each scan a name that names no patient.")
+    scans = [_of_row(row, path, line) for line, row in rows]
     often = Counter(scan.name.casefold() for scan in scans)
     twice = [scan.name for scan in scans if often[scan.name.casefold()] > 1]
     if twice:
@@ -178,8 +167,7 @@ def _of_table(path: Path, named: bool) -> list[CohortScan]:
     return scans
 
 
-def _of_row(row: Mapping[str, str | None], path: Path, line: int) -> CohortScan:
-    values = {key: (value or "").strip() for key, value in row.items() if key and isinstance(value, (str, type(None)))}
+def _of_row(values: Mapping[str, str], path: Path, line: int) -> CohortScan:
     folder = path.parent
     channels = {
         key.removeprefix(CHANNEL_PREFIX): ChannelSource.parse(str(folder / value))

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
+from ..models.declaration import IMAGE, REGIONS
 from ..options import HIGHEST_THRESHOLD, THRESHOLDS, is_finite, shown, words_by_channel
 from ..precision import choose_dtype
 from ..registry import DEFAULT_METHOD, METHODS, get_method
@@ -249,6 +250,7 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
             else f"It {HELPER_DUTIES.get(bundle.method, 'is no model of slices')}; choose another model.",
         )
     bundle.check()
+    _refuse_useless(options, bundle)
     overrides = _overrides(options)
     try:
         settings = PostprocessSettings.from_dict(bundle.anomaly.get("postprocess", {}))
@@ -267,6 +269,24 @@ def make_plan(options: Options, bundle: Bundle | None = None) -> Plan:
         bundle=bundle,
         postprocess=settings,
     )
+
+
+def _refuse_useless(options: Options, bundle: Bundle) -> None:
+    """What the model has no use for would seem to have had an effect.
+
+    Raises:
+        InputError: naming it.
+    """
+    if options.register and len(bundle.channels) < 2:
+        raise InputError(
+            f"The model {bundle.name} looks at one contrast, so there is nothing to register onto it.",
+            "Leave out --register (register=True in Python), or choose a model of several contrasts.",
+        )
+    if options.min_area is not None and bundle.region != IMAGE:
+        raise InputError(
+            f"The model {bundle.name} looks at the {REGIONS[bundle.region]} in volumes, whose findings have no areas.",
+            "Leave out --min-area (min_area in Python), or say --min-volume.",
+        )
 
 
 def _overrides(options: Options) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
+from ..io.tables import read_table
+
+SCANS, MASKS = "*_flair.nii.gz", "*_mask.nii.gz"
+"""How files of a folder are named where nothing is said."""
+PREFIXES = ("channel_", "rater_")
+"""How the columns of a table begin that name a contrast or a rater."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def find_healthy(folder: Path | str, pattern: str = "*.nii.gz") -> list[HealthyS
 
 def find_pairs(
     source: Path | str,
-    scan_pattern: str = "*_flair.nii.gz",
-    mask_pattern: str = "*_mask.nii.gz",
+    scan_pattern: str | None = None,
+    mask_pattern: str | None = None,
     brain_pattern: str | None = None,
     channels: Mapping[str, str] | None = None,
     complete_only: bool = False,
@@ -85,8 +90,8 @@ def find_pairs(
         source: a folder; or a CSV file with the columns ``scan``, ``reference`` and, if wanted, ``brain`` and
             ``name``, paths relative to its own folder; and a column ``channel_NAME`` for each of several contrasts, a
             column ``rater_NAME`` for each of several raters.
-        scan_pattern: which files of the folder are scans; its one ``*`` stands for the patient.
-        mask_pattern: the reference's name, ``*`` being the same patient.
+        scan_pattern: which files of the folder are scans, by default ``SCANS``; its one ``*`` stands for the patient.
+        mask_pattern: the reference's name, ``*`` being the same patient; by default ``MASKS``.
         brain_pattern: the brain mask's name, if there are brain masks.
         channels: of a folder with several contrasts, each one's pattern by its name, in place of ``scan_pattern``; the
             first is the scan that references and brains belong to. A pattern may lead out of the folder (``../``).
@@ -94,24 +99,30 @@ def find_pairs(
         raters: of a folder, the masks of each of several raters by their names.
 
     Raises:
-        InputError: when there are none, a reference is missing, two have one name, or a table comes with patterns of
-            contrasts or raters.
+        InputError: when there are none, a reference is missing, two have one name, a table comes with patterns, or a
+            cell of it is empty.
     """
     source = Path(source)
     if source.is_file():
-        if channels or raters:
+        given = {"scan": scan_pattern, "reference": mask_pattern, "brain": brain_pattern}
+        given |= {"channel_NAME of each": channels, "rater_NAME of each": raters}
+        if columns := [column for column, pattern in given.items() if pattern]:
             raise InputError(
                 f"{source} is a table, and patterns are for folders.",
-                f"Give it a column {'channel' if channels else 'rater'}_NAME for each, with the files' paths.",
+                f"Leave the patterns out, and give it the columns {', '.join(columns)}.",
             )
-        pairs = _pairs_of_csv(source)
+        pairs = _pairs_of_csv(source, complete_only)
     elif source.is_dir():
-        scan_pattern = next(iter(channels.values())) if channels else scan_pattern
-        pairs = list(_pairs_of_folder(source, scan_pattern, mask_pattern, brain_pattern, channels or {}, raters or {}))
+        if channels and scan_pattern is not None:
+            raise InputError("Patterns of scans and of channels were given.", "Give one or the other.")
+        scan_pattern = next(iter(channels.values())) if channels else scan_pattern or SCANS
+        masks = mask_pattern or MASKS
+        pairs = list(_pairs_of_folder(source, scan_pattern, masks, brain_pattern, channels or {}, raters or {}))
     else:
         raise InputError(f"There is no folder or CSV file {source}.", "Check the path.")
     if not pairs:
-        raise InputError(f"{source} holds no scan named {scan_pattern}.", "Give another folder or another pattern.")
+        named = "" if scan_pattern is None else f" named {scan_pattern}"
+        raise InputError(f"{source} holds no scan{named}.", "Give another folder, pattern or table.")
     if complete_only:
         pairs = [pair for pair in pairs if all(path.exists() for path in pair.channels.values())]
         if not pairs:
@@ -163,30 +174,32 @@ def _check_pattern(pattern: str) -> None:
         raise InputError(f"The pattern {pattern!r} needs one *, which stands for the patient.", "Correct it.")
 
 
-def _pairs_of_csv(path: Path) -> list[Pair]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        columns = set(rows.fieldnames or ())
-        if not {"scan", "reference"} <= columns:
-            raise InputError(
-                f"{path} has the columns {', '.join(sorted(columns)) or 'none'}.",
-                "It needs scan and reference.",
-            )
-        return [_pair_of_row(row, path, number) for number, row in enumerate(rows, start=2)]
+def _pairs_of_csv(path: Path, complete_only: bool) -> list[Pair]:
+    columns, rows = read_table(path, ["scan", "reference"])
+    for column in columns:
+        if column in PREFIXES:
+            raise InputError(f"The column {column} of {path} names nothing.", f"Call it {column}NAME.")
+    pairs = [_pair_of_row(row, path, line, complete_only) for line, row in rows]
+    return [pair for pair in pairs if pair is not None]
 
 
-def _pair_of_row(row: Mapping[str, str | None], path: Path, line: int) -> Pair:
-    scan, reference, brain = (str(row.get(key) or "").strip() for key in ("scan", "reference", "brain"))
+def _pair_of_row(row: Mapping[str, str], path: Path, line: int, complete_only: bool) -> Pair | None:
+    """A row's scan; None for one that lacks a contrast, where such are left out."""
+    scan, reference, brain = (row.get(key, "") for key in ("scan", "reference", "brain"))
     if not scan or not reference:
         raise InputError(f"{path}, line {line}, lacks a scan or a reference.", "Fill in both.")
-    name = str(row.get("name") or "").strip() or re.sub(r"\.nii$", "", Path(scan).stem)
+    empty = [column for column, cell in row.items() if column.startswith(PREFIXES) and not cell]
+    if complete_only and any(column.startswith(PREFIXES[0]) for column in empty):
+        return None
+    if empty:
+        only = ", say --complete-only" if empty[0].startswith(PREFIXES[0]) else ""
+        raise InputError(
+            f"{path}, line {line}, has nothing in {empty[0]}.", f"Fill it in{only}, or leave the line out."
+        )
+    name = row.get("name") or re.sub(r"\.nii$", "", Path(scan).stem)
     folder = path.parent
     channels, raters = (
-        {
-            key.removeprefix(prefix): folder / value.strip()
-            for key, value in row.items()
-            if key and key.startswith(prefix) and isinstance(value, str) and value.strip()
-        }
-        for prefix in ("channel_", "rater_")
+        {column.removeprefix(prefix): folder / cell for column, cell in row.items() if column.startswith(prefix)}
+        for prefix in PREFIXES
     )
     return Pair(name, folder / scan, folder / reference, folder / brain if brain else None, channels, raters)

@@ -27,7 +27,7 @@ from ..detection.regions import find_region
 from ..errors import InputError
 from ..io.contrasts import declared_name, match_names
 from ..io.files import Writer
-from ..io.outputs import OutputFolder
+from ..io.outputs import OutputFolder, keep_out_of_results
 from ..io.volume import Scan, Volume, read_mask, read_only_volume, read_volume, write_like
 from ..preprocessing.alignment import align
 from ..results.result import Progress, Result
@@ -95,6 +95,7 @@ def run(
         raise InputError("Some scans lack a rater that others have.", "Give every scan a mask of every rater.")
     inputs = [path for pair in pairs for path in pair.inputs]
     with OutputFolder(output, [*inputs, *(scan.scan for scan in healthy)]) as folder:
+        keep_out_of_results(folder.path)
         detectors = {label: Detector(plan) for label, plan in plan_runs(runs, device, seed, steps).items()}
         for detector in detectors.values():
             _check_channels(detector, pairs, healthy)

@@ -23,11 +23,13 @@ import SimpleITK as sitk
 from ..detection.detector import Detector
 from ..detection.planning import Options, make_plan
 from ..errors import InputError
-from ..io.outputs import OutputFolder
+from ..io.outputs import OutputFolder, keep_out_of_results
 from ..io.records import record
+from ..io.tables import read_table
 from ..io.typed_json import checked
 from ..io.volume import read_volume
 from ..results.result import Progress, Result
+from ..text import counted
 from . import metrics
 from .formatting import finite, markdown_table, text_writer, with_interval
 from .runs import RunSpec
@@ -66,30 +68,28 @@ def find_labelled(folder: Path | str, table: Path | str) -> list[LabelledScan]:
         InputError: when the table cannot be read so, or labels no scan of the folder.
     """
     folder, table = Path(folder), Path(table)
-    for path, is_there in ((folder, folder.is_dir()), (table, table.is_file())):
-        if not is_there:
-            raise InputError(f"There is no {path}.", "Give the folder of the scans and the table of their labels.")
+    if not folder.is_dir():
+        what = f"{folder} is a file" if folder.exists() else f"There is no {folder}"
+        raise InputError(
+            f"{what}; labels are of the scans in a folder.",
+            "Give the scans' folder first, and the table behind --labels.",
+        )
     labels: dict[str, dict[int, int]] = {}
     patients: dict[str, str] = {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"scan", "label"} <= set(rows.fieldnames or ()):
-            found = ", ".join(rows.fieldnames or ()) or "nothing"
-            raise InputError(f"{table} has the columns {found}.", "It needs scan and label.")
-        for number, row in enumerate(rows, start=2):
-            try:
-                place, label = int(row.get("slice") or 0), int(row["label"])
-                if label not in (-1, 0, 1) or place < 0:
-                    raise ValueError
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"{table}, line {number}: expected a label of 0, 1 or -1 and a slice from 0, found {row}."
-                ) from error
-            name = str(row["scan"])
-            patients[name] = str(row.get("patient") or name)
-            scan = labels.setdefault(name, {})
-            if label >= 0:
-                scan[place] = label
+    for line, row in read_table(table, ["scan", "label"])[1]:
+        try:
+            place, label = int(row.get("slice") or 0), int(row["label"])
+            if label not in (-1, 0, 1) or place < 0:
+                raise ValueError
+        except ValueError as error:
+            raise InputError(
+                f"{table}, line {line}: expected a label of 0, 1 or -1 and a slice from 0, found {row}."
+            ) from error
+        name = row["scan"]
+        patients[name] = row.get("patient") or name
+        scan = labels.setdefault(name, {})
+        if label >= 0:
+            scan[place] = label
     scans = [
         LabelledScan(folder / name, patients[name], found)
         for name, found in labels.items()
@@ -132,9 +132,9 @@ class LabelledTable:
         row = self.rows[0]
         lines += [
             "",
-            f"Area under the ROC curve of a score of a slice; {row['slices']} slices or pictures, of them "
-            f"{row['diseased']} diseased, of {row['patients']} patients; in brackets 95 % bootstrap intervals over "
-            "patients.",
+            f"Area under the ROC curve of a score of a slice; {counted(row['slices'], 'slice')} or pictures, of them "
+            f"{row['diseased']} diseased, of {counted(row['patients'], 'patient')}; in brackets 95 % bootstrap "
+            "intervals over patients.",
             "",
             "- **mean, highest 10 %, highest 1 %**: mean of the map in a slice's region, or of its highest part.",
             *(
@@ -179,9 +179,13 @@ def run_labelled(
     classes = {label for scan in scans for label in scan.labels.values()}
     if classes != {0, 1}:
         found = "healthy" if classes == {0} else "diseased"
-        raise InputError(f"All {len(scans)} scans are {found}.", "Both classes are needed to tell them apart.")
+        raise InputError(
+            f"Of {counted(len(scans), 'scan')} all that is labelled is {found}.",
+            "Both classes are needed to tell them apart.",
+        )
     detectors = _detectors(runs, device, seed, steps)
     with OutputFolder(output, [scan.path for scan in scans]) as folder:
+        keep_out_of_results(folder.path)
         folder.check(["evaluation.md", "evaluation.json", "evaluation_slices.csv"])
         slices = _slices(scans, detectors, progress, on_result)
         table = LabelledTable(
@@ -261,7 +265,7 @@ def _slices(
             assert own is not None
             for index, truth in sorted(scan.labels.items()):
                 if index >= len(maps):
-                    raise InputError(f"{scan.path} has {len(maps)} slices; its labels name slice {index}.")
+                    raise InputError(f"{scan.path} has {counted(len(maps), 'slice')}; its labels name slice {index}.")
                 values = maps[index][inside[index] != 0]
                 if not (values.size or truth):
                     continue

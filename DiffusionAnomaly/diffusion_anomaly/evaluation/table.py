@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..io.files import Writer
 from ..io.outputs import OutputFolder
 from ..io.records import record
+from ..text import counted
 from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
 from .froc import FALSE_FINDINGS, froc_rows
@@ -172,8 +173,8 @@ class Table:
         about = self.about
         lines += [
             "",
-            f"{about['patients']} patients; {about['hardware']}; in brackets 95 % bootstrap intervals over patients "
-            f"({about['resamples']} resamples, the same for all methods).",
+            f"{counted(about['patients'], 'patient')}; {about['hardware']}; in brackets 95 % bootstrap intervals "
+            f"over patients ({about['resamples']} resamples, the same for all methods).",
             "",
             *(f"- **{column.title}**: {column.meaning}." for column in COLUMNS),
             *(f"- **{word}**: {meaning}." for word, meaning in about["definitions"].items()),

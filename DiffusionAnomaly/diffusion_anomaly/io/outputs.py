@@ -123,6 +123,10 @@ class OutputFolder:
         earlier = _earlier(self.path, {*RECORDS, *names[-1:]})
         # A record goes when it is written anew, or when it speaks of a file that is.
         going = {name: files for name, files in earlier.items() if name in names or set(files) & set(names)}
+        if set(RECORDS) & set(names) and (foreign := next((name for name in earlier if name not in going), None)):
+            raise InputError(
+                f"{self.path} holds another result ({foreign}), and the two would mix.", "Choose another output folder."
+            )
         ours = {name: digest for files in going.values() for name, digest in files.items()}
         for name in dict.fromkeys((*names, *ours)):
             path = self.path / name
@@ -242,6 +246,20 @@ def keep_out_of(inputs: Iterable[Path], directory: Path) -> None:
                 f"The output folder {directory} lies in {given}, which is read as one scan.",
                 "Results there would be taken for a part of it; choose an output folder elsewhere.",
             )
+
+
+def keep_out_of_results(directory: Path) -> None:
+    """Make sure that what is made of many scans does not go among the results of single ones.
+
+    Raises:
+        InputError: naming one of these, when it lies in a folder of the folder.
+    """
+    for name in RECORDS:
+        for record in sorted(directory.glob(f"*/{name}")):
+            if content_of(record) is not None:
+                raise InputError(
+                    f"{directory} holds results of its own, such as {record.parent}.", "Choose another output folder."
+                )
 
 
 def publish(directory: Path | str, writers: Mapping[str, Writer]) -> dict[str, Path]:

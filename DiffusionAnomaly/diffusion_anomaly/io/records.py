@@ -20,31 +20,41 @@ from typing import Any
 from ..errors import InputError
 from .files import Writer, write_text
 
-RECORDS = ("provenance.json", "threshold.json", "evaluation.json")
+RECORDS = ("provenance.json", "threshold.json", "evaluation.json", "cohort.json")
 """Files that speak for the others of a result."""
 
+BIDS_RECORD = "_desc-anomaly_mask.json"
+"""How the name of the file ends that speaks for a result under the names of BIDS; several lie in one folder."""
 DIGESTS = "files_sha256"
-ANOMALY_MAP = "anomaly map"
+SIZES = "files_bytes"
+ANOMALY_MAP, BRAIN_MASK = "anomaly map", "brain mask"
 # By what a file's name begins with. An evaluation's maps lie in a folder ``heat``.
 _KINDS = {
     "heat": ANOMALY_MAP,
     "mask": "mask",
-    "brain": "brain mask",
+    "brain": BRAIN_MASK,
     "healed": "pseudo-healthy reconstruction",
     "findings": "table of findings",
     "report": "report",
+}
+_BIDS_KINDS = {
+    "_anomalymap": ANOMALY_MAP,
+    "_desc-anomaly_mask": "mask",
+    "_desc-brain_mask": BRAIN_MASK,
+    "_desc-anomaly_dseg": "labels of findings",
 }
 # Beyond this no record of ours comes near; a foreign JSON file is not read to its end.
 LONGEST_RECORD = 64 << 20
 
 
 def record(content: Mapping[str, Any]) -> Writer:
-    """What writes the file that speaks for the others: JSON of the content and the SHA256 of every file beside it."""
+    """What writes the file that speaks for the others: JSON of the content, and SHA256 and length of those beside it."""
 
     def write(path: Path) -> None:
         beside = sorted(other for other in path.parent.rglob("*") if other.is_file() and other != path)
         digests = {other.relative_to(path.parent).as_posix(): sha256_of(other) for other in beside}
-        write_text(path, json.dumps({**content, DIGESTS: digests}, indent=2, allow_nan=False) + "\n")
+        sizes = {name: (path.parent / name).stat().st_size for name in digests}
+        write_text(path, json.dumps({**content, DIGESTS: digests, SIZES: sizes}, indent=2, allow_nan=False) + "\n")
 
     return write
 
@@ -56,7 +66,7 @@ class Recorded:
     Attributes:
         folder: where the record lies.
         name: of the file, relative to it.
-        record: the record's own name, one of ``RECORDS``.
+        record: the record's own name, one of ``RECORDS`` or one that ends in ``BIDS_RECORD``.
         content: of the record.
     """
 
@@ -92,7 +102,7 @@ def recorded(path: Path) -> Recorded | None:
         path = path.absolute()
         for folder in list(path.parents)[:3]:
             name = path.relative_to(folder).as_posix()
-            for record in RECORDS:
+            for record in (*RECORDS, *_bids_records(folder)):
                 content = content_of(folder / record)
                 digest = None if content is None else content[DIGESTS].get(name)
                 if content is not None and digest is not None and path.is_file() and digest == sha256_of(path):
@@ -131,9 +141,14 @@ def _holds_results_alone(folder: Path) -> bool:
 
 def _results_in(folder: Path) -> tuple[bool, list[Path]]:
     """Whether a folder holds a record, and what none speaks of."""
-    contents = {name: content for name in RECORDS if (content := content_of(folder / name)) is not None}
+    names = (*RECORDS, *_bids_records(folder))
+    contents = {name: content for name in names if (content := content_of(folder / name)) is not None}
     ours = {PurePosixPath(name).parts[0] for content in contents.values() for name in content[DIGESTS]} | set(contents)
     return bool(contents), [entry for entry in _visible(folder) if entry.name not in ours]
+
+
+def _bids_records(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"sub-*{BIDS_RECORD}"))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -145,6 +160,9 @@ def _visible(folder: Path) -> list[Path]:
 
 def _kind_of(name: str) -> str:
     """What a file of a result is, in words; its own name where there are none for it."""
+    for ending, kind in _BIDS_KINDS.items():
+        if name.partition(".")[0].endswith(ending):
+            return kind
     begin = re.split(r"[/._]", name.removeprefix("healthy/"), maxsplit=1)[0]  # as evaluations keep healthy scans
     return _KINDS.get(begin, PurePosixPath(name).name)
 
@@ -161,6 +179,25 @@ def content_of(path: Path) -> dict[str, Any] | None:
     if not isinstance(files, dict) or not all(_is_entry(path.parent, *entry) for entry in files.items()):
         return None
     return content
+
+
+def is_whole(folder: Path, content: Mapping[str, Any], *read: str) -> bool:
+    """Whether all files that a record names are there and as long as it says: the cheap part of a comparison.
+
+    Args:
+        folder: of the record.
+        content: the record.
+        read: names of files whose bytes are compared too, because they are about to be read.
+    """
+    sizes = content.get(SIZES)
+    known: Mapping[str, Any] = sizes if isinstance(sizes, dict) else {}  # earlier versions wrote none
+    for name, digest in content[DIGESTS].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != known.get(name, path.stat().st_size):
+            return False
+        if name in read and sha256_of(path) != digest:
+            return False
+    return True
 
 
 def _is_entry(directory: Path, name: str, digest: Any) -> bool:

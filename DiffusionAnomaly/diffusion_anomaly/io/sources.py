@@ -14,9 +14,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
+from ..text import counted
 from .masks import check_mask
 from .orientation import describe_grid, same_grid
-from .records import recorded, result_in_place_of_scan
+from .records import BRAIN_MASK, recorded, result_in_place_of_scan
 from .volume import PathLike, Scan, Volume, as_volume, binary, read_mask, read_volume
 
 Source = PathLike | sitk.Image | np.ndarray | Volume
@@ -141,9 +142,9 @@ def _check_recorded(path: Path) -> None:
         InputError: naming the brain mask.
     """
     made = recorded(path)
-    if made is None or "brain" in re.split(r"[/.]", made.name):
+    if made is None or made.kind == BRAIN_MASK:
         return
-    brains = [name for name in made.content["files_sha256"] if name.startswith("brain.")]
+    brains = [name for name in made.content["files_sha256"] if re.search(r"^brain\.|_desc-brain_mask\.nii", name)]
     raise InputError(
         f"{path} is the {made.kind} of a result, no brain mask.",
         f"Give {made.folder / brains[0]}, or a mask of the brain." if brains else "Give a mask of the brain.",
@@ -193,7 +194,7 @@ def _check_unmasked(source: Any) -> None:
     """
     if np.ma.is_masked(source):
         raise InputError(
-            f"{np.ma.count_masked(source)} values of the masked array have no value.",
+            f"The masked array lacks {counted(int(np.ma.count_masked(source)), 'value')}.",
             "Say what stands there, such as array.filled(0), and give a mask of the brain as brain=.",
         )
 

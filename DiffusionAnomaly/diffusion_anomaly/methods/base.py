@@ -16,6 +16,7 @@ from ..errors import InputError, ModelError
 from ..models.networks import Model
 from ..models.schedule import pyramid_noise
 from ..options import words_by_channel
+from ..text import counted
 
 ProgressCallback = Callable[[int], None]
 """Takes the network calls a slice since the last report; raises ``Cancelled`` to stop the method."""
@@ -112,7 +113,7 @@ def require_levels(model: Model, **at_most: int) -> None:
     for name, value in at_most.items():
         if value > levels:
             raise InputError(
-                f"Option {name} is {value}, but the model has {levels} levels.",
+                f"Option {name} is {value}, but the model has {counted(levels, 'level')}.",
                 f"Use at most {levels}.",
             )
 

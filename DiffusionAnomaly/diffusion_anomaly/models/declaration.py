@@ -234,8 +234,9 @@ def _check_latents(package: str, anomaly: Mapping[str, Any], networks: Mapping[s
     for part in parts:
         found = networks[part].get("in_channels")
         if found != wanted:
-            counted = f"{channels} channel{'s' if channels > 1 else ''} of a slice, folded, are {wanted}"
-            fail(package, network_file(part), f"has {found} channels in; {counted}", WRONG)
+            folded = f"{counted(channels, 'channel')} of a slice, folded, are {wanted}"
+            held = "1 channel" if found == 1 else f"{found} channels"
+            fail(package, network_file(part), f"has {held} in; {folded}", WRONG)
 
 
 def _check_diffusion(package: str, anomaly: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import InputError
+from ..text import counted
 
 CLEAN = -1
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -120,8 +121,8 @@ def step_grid(last: int, steps: int) -> list[int]:
         raise InputError(f"{steps} steps were asked for.", "Use at least 1.")
     if steps > last + 1:
         raise InputError(
-            f"{steps} steps were asked for, but only {last + 1} noise levels lie up to level {last}.",
-            f"Use at most {last + 1} steps.",
+            f"{steps} steps were asked for, of {counted(last + 1, 'noise level')} up to level {last}.",
+            f"Use at most {counted(last + 1, 'step')}.",
         )
     # Distances between neighbours are at least 1 because steps <= last + 1, so rounding keeps them apart.
     return [CLEAN + (i * (last + 1)) // steps for i in range(steps + 1)]

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..io.contrasts import subject_of
 from ..io.orientation import same_grid
 from ..io.volume import Scan, Volume
+from .agreement import shared_detail
 from .registration import Registration, register
 
 # Share of the first channel's head that another must cover: less is another part of the body, or a lost position.
@@ -24,6 +25,9 @@ LEAST_COVERED = 0.5
 # Overlap (Dice) of the two heads in what both see, below which they do not lie on each other. FLAIR and T1 of gliomas
 # and of multiple sclerosis have 0.92 to 0.98, turned by 16 degrees and moved by 20 mm 0.70 to 0.78.
 LEAST_OVERLAP = 0.8
+# Detail that the two share, see ``agreement``, below which they look like two heads. Of gliomas, FLAIR with T1 before
+# or after contrast: 0.007 to 0.11 in 139 pairs of one patient, all but one above 0.014; at most 0.004 in 417 of two.
+LEAST_DETAIL = 0.0055
 HEAD_LEVEL = 0.1  # of the way from the background to the brightest
 _PATIENT = {"PatientID": "patient IDs", "PatientName": "patient names", "PatientBirthDate": "dates of birth"}
 
@@ -179,14 +183,21 @@ def _overlap_warnings(
     heads = [head & seen for head in heads]
     sizes = sum(np.count_nonzero(head) for head in heads)
     overlap = 2 * np.count_nonzero(heads[0] & heads[1]) / sizes if sizes else 1.0
-    if overlap >= LEAST_OVERLAP:
+    remedy = "compare them."
+    if not registered:
+        remedy = "compare them; --register (register=True in Python) moves one onto the other."
+    if overlap < LEAST_OVERLAP:
+        return [
+            f"The heads in the channels {first} and {name} hardly lie on each other (overlap {overlap:.2f}): {remedy}"
+        ]
+    values = [sitk.GetArrayViewFromImage(volume.image) for volume in (one, other)]
+    detail = shared_detail(*values, heads[0] & heads[1], one.image.GetSpacing()[::-1])
+    if detail is None or detail >= LEAST_DETAIL:
         return []
-    remedy = (
-        "compare them."
-        if registered
-        else "compare them; --register (register=True in Python) moves one onto the other."
-    )
-    return [f"The heads in the channels {first} and {name} hardly lie on each other (overlap {overlap:.2f}): {remedy}"]
+    return [
+        f"The channels {first} and {name} look like two heads, or like one that moved in between: inside the head they "
+        f"share no detail, and scores may mean nothing. Are they of one patient? If so, {remedy}"
+    ]
 
 
 def head_of(image: sitk.Image) -> np.ndarray:

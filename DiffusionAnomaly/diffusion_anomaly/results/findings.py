@@ -34,13 +34,15 @@ class Finding:
         volume_ml: Volume; 0 in a picture, which has areas.
         peak_score: Highest score in it.
         mean_score: Mean score over it.
-        centroid_ras: Centre of its voxels, each counted alike, in mm right, anterior, superior.
+        centroid_ras: Centre of its voxels, each counted alike, in mm right, anterior, superior. Of a picture that
+            states no place or size of its pixels it says where a viewer shows it, and nothing of the patient.
         slices: First and last slice it touches, counted from 0 along the scan's own axis that runs closest to
             inferior-superior (the only slice's axis in a scan of one slice). Where that axis runs downwards
             the first is the superior one. These are the numbers that a viewer of the file shows.
         bounding_box: First and last voxel (i, j, k) it touches, in the scan's own indices, both inside.
         area_pixels: Of a finding in a picture, its area; else None.
         area_mm2: The same in mm² where the picture has a scale.
+        centroid_pixel: Of a finding in a picture, its centre's column and row, counted from 0; else None.
     """
 
     id: int
@@ -52,6 +54,12 @@ class Finding:
     bounding_box: tuple[tuple[int, int, int], tuple[int, int, int]]
     area_pixels: int | None = None
     area_mm2: float | None = None
+    centroid_pixel: tuple[float, float] | None = None
+
+    @property
+    def centre(self) -> tuple[float, ...]:
+        """What lists show of where it lies, see ``centre_title``: ``centroid_ras``, or a picture's column and row."""
+        return self.centroid_ras if self.centroid_pixel is None else self.centroid_pixel
 
     @property
     def size(self) -> float:
@@ -65,9 +73,9 @@ class Finding:
         return self.size * self.mean_score
 
 
-def has_scale(picture: sitk.Image) -> bool:
+def has_scale(spacing: Sequence[float]) -> bool:
     """Whether a picture's pixels have a size. 1 mm is what programs take where nothing is stated; no film has it."""
-    return sorted(picture.GetSpacing())[-2:] != [1.0, 1.0] and picture.GetSpacing()[:2] != (1.0, 1.0)
+    return sorted(spacing)[-2:] != [1.0, 1.0] and tuple(spacing[:2]) != (1.0, 1.0)
 
 
 def pixel_area(picture: sitk.Image) -> float:
@@ -76,9 +84,14 @@ def pixel_area(picture: sitk.Image) -> float:
     return math.prod(edge for axis, edge in enumerate(picture.GetSpacing()) if axis != slices)
 
 
-def size_unit(image: sitk.Image, is_picture: bool) -> str:
+def size_unit(spacing: Sequence[float], is_picture: bool) -> str:
     """What findings' sizes are counted in."""
-    return "ml" if not is_picture else "mm²" if has_scale(image) else "pixels"
+    return "ml" if not is_picture else "mm²" if has_scale(spacing) else "pixels"
+
+
+def centre_title(unit: str) -> str:
+    """What the numbers of ``Finding.centre`` are, by what sizes are counted in."""
+    return "centre R, A, S (mm)" if unit == "ml" else "centre column, row"
 
 
 def sized(size: float, unit: str) -> str:
@@ -158,7 +171,10 @@ def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float | 
             "peak_heat_neg_log10_p": finding.peak_score,
             "mean_heat_neg_log10_p": finding.mean_score,
         }
-        row |= {f"centroid_{axis}_mm": value for axis, value in zip("ras", finding.centroid_ras, strict=True)}
+        if finding.centroid_pixel is None:
+            row |= {f"centroid_{axis}_mm": value for axis, value in zip("ras", finding.centroid_ras, strict=True)}
+        else:  # films are stored as they are looked at, and say not which way that is
+            row |= dict(zip(("centroid_column_index", "centroid_row_index"), finding.centroid_pixel, strict=True))
         row |= {"slice_first_index": finding.slices[0], "slice_last_index": finding.slices[1]}
         for axis, first, last in zip("ijk", *finding.bounding_box, strict=True):
             row |= {f"{axis}_first_index": first, f"{axis}_last_index": last}
@@ -172,7 +188,9 @@ def write_findings_csv(findings: Sequence[Finding], path: str | os.PathLike[str]
     Raises:
         InputError: when the file cannot be written.
     """
-    nothing = Finding(0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), (0, 0), ((0, 0, 0), (0, 0, 0)), 0 if is_picture else None)
+    nothing = Finding(0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), (0, 0), ((0, 0, 0), (0, 0, 0)))
+    if is_picture:
+        nothing = replace(nothing, area_pixels=0, centroid_pixel=(0.0, 0.0))
     text = io.StringIO()
     table = csv.DictWriter(text, list(findings_table([nothing])[0]), lineterminator="\n")
     table.writeheader()
@@ -192,7 +210,8 @@ def write_findings_json(
     document = {
         "schema_version": SCHEMA_VERSION,
         "heat": SCORE_UNIT,
-        "coordinates": "centroid in mm right, anterior, superior; the scan's own indices, from 0, inclusive",
+        "coordinates": "centroid in mm right, anterior, superior, of a picture column and row; the scan's own indices, "
+        "from 0, inclusive",
         "warnings": list(warnings),
         "findings": findings_table(findings),
     }
@@ -206,8 +225,9 @@ def _measure(
     is_picture = min_area is not None
     least = min_volume_ml if min_area is None else min_area
     voxel = pixel_area(anomaly_map) if is_picture else math.prod(anomaly_map.GetSpacing()) / 1000
-    scale = has_scale(anomaly_map)
+    scale = has_scale(anomaly_map.GetSpacing())
     slice_axis = Orientation.of(anomaly_map).axes[0]
+    _, row_axis, column_axis = Orientation.stored(anomaly_map).axes
     places = np.flatnonzero(labels)
     owners = labels.reshape(-1)[places]
     sizes = np.bincount(owners, minlength=count + 1)
@@ -224,9 +244,8 @@ def _measure(
         # 50 voxels of 0.9999999 mm are 0.05 ml.
         if size < least * (1 - 1e-6):
             continue
-        left, posterior, superior = anomaly_map.TransformContinuousIndexToPhysicalPoint(
-            [float(centre[label]) for centre in centres]
-        )
+        index = [float(centre[label]) for centre in centres]
+        left, posterior, superior = anomaly_map.TransformContinuousIndexToPhysicalPoint(index)
         k, j, i = boxes[label - 1]
         first, last = (i.start, j.start, k.start), (i.stop - 1, j.stop - 1, k.stop - 1)
         findings.append(
@@ -240,6 +259,7 @@ def _measure(
                 bounding_box=(first, last),
                 area_pixels=int(sizes[label]) if is_picture else None,
                 area_mm2=size if is_picture and scale else None,
+                centroid_pixel=(index[column_axis], index[row_axis]) if is_picture else None,
             )
         )
     return findings

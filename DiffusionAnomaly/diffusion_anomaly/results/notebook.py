@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from .findings import sized
+from ..text import counted
+from .findings import centre_title, sized
 from .rendering import SliceView, choose_slices, draw_slices
 
 if TYPE_CHECKING:
@@ -26,14 +27,15 @@ def render_notebook(result: Result) -> str:
     )
     rows = "".join(
         f"<tr><td>{finding.id}</td><td>{sized(finding.size, result.unit)}</td><td>{finding.peak_score:.2f}</td>"
-        f"<td>{' '.join(f'{value:.0f}' for value in finding.centroid_ras)}</td></tr>"
+        f"<td>{' '.join(f'{value:.0f}' for value in finding.centre)}</td></tr>"
         for finding in result.findings[:FINDINGS]
     )
-    head = "<tr><th>finding</th><th>size</th><th>peak score</th><th>centre (R A S, mm)</th></tr>"
+    centre = centre_title(result.unit)
+    head = f"<tr><th>finding</th><th>size</th><th>peak score</th><th>{centre}</th></tr>"
     total = sized(sum(finding.size for finding in result.findings), result.unit)
     warnings = "".join(f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings)
     return (
-        f"<div><p><b>{escape(result.name)}</b>: {len(result.findings)} finding(s), {total} at an anomaly score "
-        f"of {result.threshold:.2f} or more. {escape(str(result.provenance['purpose']))}</p>"
+        f"<div><p><b>{escape(result.name)}</b>: {counted(len(result.findings), 'finding')}, {total} at an anomaly "
+        f"score of {result.threshold:.2f} or more. {escape(str(result.provenance['purpose']))}</p>"
         f"{warnings}<div>{images}</div>" + (f"<table>{head}{rows}</table>" if rows else "") + "</div>"
     )

@@ -78,7 +78,7 @@ class SliceView:
         )
         self.spacing = orientation.spacing(scan)
         self.voxel_size = pixel_area(scan) if is_picture else float(np.prod(self.spacing)) / 1000
-        self.unit = size_unit(scan, is_picture)
+        self.unit = size_unit(scan.GetSpacing(), is_picture)
         self._flipped = orientation.flipped[0]
         column = np.array(scan.GetDirection()).reshape(3, 3)[:, orientation.axes[2]]
         # Which side of the patient a picture's left edge is, it does not say.

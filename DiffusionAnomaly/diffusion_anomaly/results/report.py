@@ -18,7 +18,7 @@ from ..io.files import write_text
 from ..models.declaration import BRAIN, REGIONS
 from ..registry import METHODS
 from ..text import LINES, printable
-from .findings import sized
+from .findings import centre_title, sized
 from .rendering import (
     SliceView,
     choose_slices,
@@ -125,6 +125,7 @@ def render(shown: Shown) -> str:
         hidden_findings=max(0, len(findings) - FINDINGS_SHOWN),
         unit=view.unit,
         sized=sized,
+        centre_title=centre_title,
         least=provenance["options"]["min_volume_ml"] if min_area is None else min_area,
         total=sum(finding.size for finding in findings),
         covered=np.count_nonzero(view.brain) * view.voxel_size,

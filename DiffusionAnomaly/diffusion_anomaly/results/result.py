@@ -93,7 +93,7 @@ class Result:
     @property
     def unit(self) -> str:
         """What findings' sizes are counted in."""
-        return size_unit(self.anomaly_map, self.is_picture)
+        return size_unit(self.anomaly_map.GetSpacing(), self.is_picture)
 
     def at(self, threshold: float, min_volume_ml: float | None = None) -> Result:
         """The same with another threshold: mask and findings follow, nothing is run again.
@@ -179,4 +179,5 @@ def _record(finding: Finding) -> dict[str, Any]:
     """A finding with the keys of the first version of the event."""
     record = asdict(finding)
     record["peak_heat"], record["mean_heat"] = record.pop("peak_score"), record.pop("mean_score")
+    del record["centroid_pixel" if finding.centroid_pixel is None else "centroid_ras"]
     return record

@@ -28,6 +28,7 @@ from diffusion_anomaly.io.files import write_text
 from diffusion_anomaly.io.outputs import prepare_folder
 from diffusion_anomaly.io.volume import read_mask, read_volume
 from diffusion_anomaly.results.result import Progress
+from diffusion_anomaly.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +84,18 @@ def compare(config: ComparisonConfig, output: Path) -> str:
         complete_only=True,
     )
     whole = _evaluated(pairs, config.runs, output / "patients", config.resamples)
-    lines = [f"Whole scans of {len(pairs)} patients:", "", *_table(whole, SHOWN), "", *_differences(whole, config)]
+    lines = [
+        f"Whole scans of {counted(len(pairs), 'patient')}:",
+        "",
+        *_table(whole, SHOWN),
+        "",
+        *_differences(whole, config),
+    ]
     if config.slice_runs:
         folder = output / "slices" / "scans"
         cut = [cut_slice(pair, output / "patients" / "brain", folder) for pair in pairs]
         slices = _evaluated(cut, config.slice_runs, output / "slices" / "evaluation", config.resamples)
-        lines += ["", f"One slice of each of {len(pairs)} patients, the one with the most tumour:", ""]
+        lines += ["", f"One slice a patient of {len(pairs)}, the one with the most tumour:", ""]
         lines += [*_table(slices, ON_SLICES), "", *_differences(slices, config)]
     about = whole["about"]
     lines += ["", f"{about['hardware']}; in brackets 95 % bootstrap intervals over patients.", ""]

@@ -24,6 +24,7 @@ from diffusion_anomaly.io.outputs import OutputFolder
 from diffusion_anomaly.io.records import record
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.results.result import Result
+from diffusion_anomaly.text import counted
 
 from .lungs import enrichment, lungs
 from .parts import Part
@@ -204,8 +205,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"{found['question'].capitalize()}, split {found['split']}: {row['slices']} films, {row['diseased']} diseased, "
-        f"{row['patients']} patients; in brackets 95 % bootstrap intervals over patients. Marked at the stored "
-        f"threshold: {row['sensitivity']:.0%} of the diseased films, {1 - row['specificity']:.0%} of the others.",
+        f"{counted(row['patients'], 'patient')}; in brackets 95 % bootstrap intervals over patients. Marked at the "
+        f"stored threshold: {row['sensitivity']:.0%} of the diseased films, "
+        f"{1 - row['specificity']:.0%} of the others.",
         "",
     ]
     rows = []

@@ -13,6 +13,7 @@ from diffusion_anomaly.evaluation import evaluate
 from diffusion_anomaly.evaluation.dataset import Pair, find_pairs
 from diffusion_anomaly.evaluation.formatting import markdown_table, with_interval
 from diffusion_anomaly.io.files import write_text
+from diffusion_anomaly.text import counted
 
 from ..steps import package, prepare, run_steps, training
 from ..synthetic import Pasted, write_pasted
@@ -84,7 +85,7 @@ def measure(name: str, pairs: Sequence[Pair], runs: Sequence[str], output: Path)
             for row in table.rows
         ],
     )
-    return "\n".join([f"## {name}, {len(pairs)} scans", "", *lines, ""])
+    return "\n".join([f"## {name}, {counted(len(pairs), 'scan')}", "", *lines, ""])
 
 
 def _shipped() -> list[Any]:

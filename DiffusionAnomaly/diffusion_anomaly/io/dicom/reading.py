@@ -230,7 +230,8 @@ def _missing_at_the_ends(headers: Sequence[Header], slices: int) -> list[str]:
         expected = max((header.hint(keyword) or 0.0 for header in headers), default=0.0)
         if expected > there:
             warnings.append(
-                f"The series states {expected:g} images ({keyword}), {there} are there; are slices missing at an end?"
+                f"The series states {counted(round(expected), 'image')} ({keyword}), {there} are there; are slices "
+                "missing at an end?"
             )
     return warnings
 
