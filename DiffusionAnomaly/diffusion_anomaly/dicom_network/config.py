@@ -265,8 +265,9 @@ def _destination(entries: Mapping[str, Any], where: str) -> Destination:
         _check_range(where, port=made.port, low=1, high=65535, whole=True)
     if made.url is not None and not made.url.startswith(("http://", "https://")):
         raise InputError(f"{where}: url is {made.url!r}.", "It begins with http:// or https://.")
-    if not made.objects or any(name not in KINDS for name in made.objects):
-        raise InputError(f"{where}: objects is {shown(list(made.objects))}.", f"Known are {', '.join(KINDS)}.")
+    objects = made.objects
+    if isinstance(objects, str) or not objects or any(name not in KINDS for name in objects):
+        raise InputError(f"{where}: objects is {shown(objects)}.", f"It is a list of {', '.join(KINDS)}.")
     return made
 
 

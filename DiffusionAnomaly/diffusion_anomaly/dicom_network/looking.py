@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from ..cohort.tasks import DISK_FULL, PASSING, failure_of
 from ..detection.detector import Detector
 from ..detection.scan import ScanRequest, run_scan
-from ..errors import Cancelled, EngineError, ModelError
+from ..errors import Cancelled, EngineError, InputError, ModelError
 from ..results.result import Progress, Started
 from ..text import counted
 from .choosing import choose_sources
@@ -31,9 +31,18 @@ class Looker:
         store: where the studies are.
         series: for a contrast the description that its series has.
         retry: when a detection that failed for something that may pass is tried again.
+
+    Raises:
+        InputError: when ``series`` names a contrast that the model does not know.
     """
 
     def __init__(self, detector: Detector, store: Store, series: Mapping[str, str], retry: Retry) -> None:
+        known = {name.casefold() for name in detector.plan.channels}
+        if unknown := [name for name in series if name.casefold() not in known]:
+            raise InputError(
+                f"The model {detector.plan.bundle.name} does not know {', '.join(unknown)}, which series names.",
+                f"It knows {', '.join(detector.plan.channels)}.",
+            )
         self._detector, self._store, self._series, self._retry = detector, store, series, retry
 
     def look(self) -> bool:
@@ -81,6 +90,7 @@ class Looker:
             return
         record.starts = record.tries = 0
         record.since = record.not_before = 0.0
+        record.deliveries = {}  # of results that were made before, where somebody has moved it back here
         job.save()
         self._store.move(job, SENDING)
         log.info("%s: looked at in %.0f s", job.name, time.perf_counter() - start)

@@ -88,13 +88,16 @@ class Node:
         self._stop.set()
 
     def _repeat(self, work: Callable[[], None]) -> None:
-        while not self._stop.wait(_TICK_S):
+        took = 0.0
+        while not self._stop.wait(max(_TICK_S, took)):  # with thousands of studies to look through, less often
+            start = time.monotonic()
             try:
                 work()
             except Exception as error:
                 what = error.what if isinstance(error, EngineError) else type(error).__name__
                 log.error("%s", what, exc_info=log.isEnabledFor(logging.DEBUG))
                 self._stop.wait(self.config.retry.pause(1))
+            took = time.monotonic() - start
 
     def _gather(self) -> None:
         """Take from the watched folder, and put what is complete into the queue."""

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import EngineError
 from ..results.dicom import dicom_names
+from ..results.saving import PROVENANCE
 from ..text import printable
 from .config import Destination, Retry
 from .receiving import client_context, load_pynetdicom
 from .refusals import Refused, Unreachable
-from .store import DONE, SENDING, Delivery, Job, Store
+from .store import DONE, QUEUE, SENDING, Delivery, Job, Store
 from .web import WebClient
 
 if TYPE_CHECKING:
@@ -208,19 +209,24 @@ class Sender:
 
     def look(self) -> None:
         """Send what is due."""
+        down: set[str] = set()  # the others do not wait for what does not answer to the first
         for job in self._store.jobs(SENDING):
             if self._store.again(job):
                 log.info("%s was moved back to be sent", job.name)
-            for name in self._destinations:
+            if not (job.results / PROVENANCE).is_file():
+                self._store.move(job, QUEUE)
+                continue
+            for name in self._destinations.keys() - down:
                 delivery = job.delivery(name)
-                if not delivery.failure and delivery.not_before <= time.time():
-                    self._send(job, name, delivery)
+                if not delivery.failure and delivery.not_before <= time.time() and not self._send(job, name, delivery):
+                    down.add(name)
             self._settle(job)
 
-    def _send(self, job: Job, name: str, delivery: Delivery) -> None:
+    def _send(self, job: Job, name: str, delivery: Delivery) -> bool:
+        """Whether the destination answers."""
         files = [path for path in self._files(job, name) if path.name not in delivery.sent]
         if not files:
-            return
+            return True
 
         def sent(path: Path) -> None:
             delivery.sent.append(path.name)
@@ -230,21 +236,27 @@ class Sender:
 
         try:
             self._ways[name].send(files, job.name, sent)
+            return True
         except Refused as error:
             delivery.failure = str(error)
             log.error("%s: %s: %s", job.name, name, error.what)
+            job.set_delivery(name, delivery)
+            return True
         except Exception as error:  # noqa: BLE001 - whatever went wrong on the way, the results are still here
-            now = time.time()
-            delivery.tries += 1
-            delivery.since = delivery.since or now
-            delivery.not_before = now + self._retry.pause(delivery.tries)
-            told = error.what if isinstance(error, EngineError) else f"{type(error).__name__}."
-            if now - delivery.since >= 3600 * self._retry.give_up_after_h:
-                delivery.failure = f"{told} Given up after {delivery.tries} tries."
-                log.error("%s: %s: %s", job.name, name, delivery.failure)
-            else:
-                wait = delivery.not_before - now
-                log.warning("%s: %s: %s Tried again in %.0f s", job.name, name, told, wait)
+            self._put_off(job, name, delivery, error)
+            return not isinstance(error, Unreachable)
+
+    def _put_off(self, job: Job, name: str, delivery: Delivery, error: Exception) -> None:
+        now = time.time()
+        delivery.tries += 1
+        delivery.since = delivery.since or now
+        delivery.not_before = now + self._retry.pause(delivery.tries)
+        told = error.what if isinstance(error, EngineError) else f"{type(error).__name__}."
+        if now - delivery.since >= 3600 * self._retry.give_up_after_h:
+            delivery.failure = f"{told} Given up after {delivery.tries} tries."
+            log.error("%s: %s: %s", job.name, name, delivery.failure)
+        else:
+            log.warning("%s: %s: %s Tried again in %.0f s", job.name, name, told, delivery.not_before - now)
         job.set_delivery(name, delivery)
 
     def _settle(self, job: Job) -> None:
