@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -28,6 +29,7 @@ from diffusion_anomaly.errors import InputError
 pytest.importorskip("pynetdicom", reason="needs the extra dicom-node")
 pacs = pytest.importorskip("pacs")
 
+from diffusion_anomaly.dicom_network.choosing import choose_sources  # noqa: E402
 from diffusion_anomaly.dicom_network.config import (  # noqa: E402
     Destination,
     Listen,
@@ -325,6 +327,92 @@ def test_what_cannot_be_looked_at_goes_into_quarantine_with_the_reason(
     assert (job.state, told["code"], told["came_from"]) == (QUARANTINE, "bad_input", QUEUE)
     assert said in told["what"] + told["hint"]
     assert len(files_in(job.images)) == len(files)
+
+
+FLAIR, T1, CT, FILM = (
+    ("t2_tirm_tra_dark-fluid", {}),
+    ("t1_mprage", {}),
+    ("Kopf nativ", {"Modality": "CT"}),
+    ("Thorax", {"Modality": "DX"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("channels", "patterns", "chosen"),
+    [
+        (["FLAIR"], {}, [FLAIR]),
+        (["T1", "FLAIR"], {}, [T1, FLAIR]),
+        (["CT"], {}, [CT]),
+        (["X-ray"], {}, [FILM]),
+        (["T1", "FLAIR"], {"t1": "KOPF*"}, [CT, FLAIR]),
+        (["T2"], {}, None),
+        (["FLAIR", "T1"], {"T1": "*dark*"}, None),
+    ],
+)
+def test_the_series_of_each_contrast_is_found(
+    tmp_path: Path, channels: list[str], patterns: dict[str, str], chosen: list[Any] | None
+) -> None:
+    study = generate_uid()
+    series = {about[0]: pacs.scan_files(study, about[0], **about[1]) for about in (FLAIR, T1, CT, FILM)}
+    dicoms.write(tmp_path, *series.values())
+    if chosen is None:
+        with pytest.raises(InputError, match=r"no series that is T2|are both"):
+            choose_sources(tmp_path, channels, patterns)
+        return
+    sources, _, notes = choose_sources(tmp_path, channels, patterns)
+    assert [source.which for source in sources.values()] == [series[name][0].SeriesInstanceUID for name, _ in chosen]
+    assert (list(sources), notes) == (channels, [])
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90"])
+def test_transfer_syntaxes_that_the_engine_reads_are_accepted(
+    config: NodeConfig, detector: Detector, tmp_path: Path, syntax: str
+) -> None:
+    kinds = {"1.2.840.10008.1.2": gdcm.TransferSyntax.ImplicitVRLittleEndian}
+    kinds["1.2.840.10008.1.2.5"] = gdcm.TransferSyntax.RLELossless
+    kinds["1.2.840.10008.1.2.4.90"] = gdcm.TransferSyntax.JPEG2000Lossless
+    plain = pacs.scan_files(generate_uid())
+    files = [dcmread(dicoms.compressed(data, kinds[syntax], tmp_path / f"{k}.dcm")) for k, data in enumerate(plain)]
+    assert {data.file_meta.TransferSyntaxUID for data in files} == {syntax}
+    with pacs.running(config, detector) as node:
+        assert set(pacs.send(files, node.receiver.port)) == {SUCCESS}
+        (job,) = pacs.wait_for(ended(node))
+    assert job.state == DONE and job.record.made_of
+
+
+def test_a_contrast_that_the_model_does_not_know_is_named(config: NodeConfig, detector: Detector) -> None:
+    with pytest.raises(InputError, match="does not know T7"):
+        Node(replace(config, series={"flair": "*", "T7": "*"}), detector)
+
+
+def test_a_study_moved_back_into_the_queue_is_looked_at_and_sent_again(config: NodeConfig, detector: Detector) -> None:
+    came: list[Dataset] = []
+    with (
+        pacs.storage_scp(lambda data: came.append(data) or SUCCESS) as port,
+        pacs.running(replace(config, destinations=to(port)), detector) as node,
+    ):
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        (job,) = pacs.wait_for(ended(node))
+        os.rename(job.folder, node.store.folder / QUEUE / job.name)
+        pacs.wait_for(lambda: len(came) == 6)
+        (job,) = pacs.wait_for(ended(node))
+        assert job.state == DONE
+        # Without results there is nothing to send: it is looked at first.
+        shutil.rmtree(job.results)
+        os.rename(job.folder, node.store.folder / SENDING / job.name)
+        pacs.wait_for(lambda: len(came) == 9)
+
+
+def test_a_destination_that_does_not_answer_holds_up_no_other(config: NodeConfig, detector: Detector) -> None:
+    came: list[Dataset] = []
+    with pacs.storage_scp(lambda data: came.append(data) or SUCCESS) as port:
+        there = {"gone": Destination(ae_title="GONE", address="127.0.0.1", port=pacs.free_port()), **to(port)}
+        with pacs.running(replace(config, destinations=there), detector) as node:
+            pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+            pacs.wait_for(lambda: len(came) == 3)
+            pacs.wait_for(lambda: node.store.jobs(SENDING)[0].delivery("gone").tries)
+            (job,) = node.store.jobs(SENDING)
+    assert len(job.delivery("pacs").sent) == 3
 
 
 def test_a_description_of_the_site_says_which_series_it_is(config: NodeConfig, detector: Detector) -> None:

@@ -124,9 +124,10 @@ class Looker:
             channels=sources if len(channels) > 1 else {},
             dicom=True,
         )
-        listener = _Log(job.name)
-        result, _ = run_scan(self._detector, request, listener)
-        log.info("%s: %s", job.name, counted(len(result.findings), "finding"))
+        result, _ = run_scan(self._detector, request, _Silent())
+        # Warnings may show what a header says of the series; they are in the report.
+        warned = f", {counted(len(result.warnings), 'warning')}" if result.warnings else ""
+        log.info("%s: %s%s", job.name, counted(len(result.findings), "finding"), warned)
         return True
 
     def _failed(self, job: Job, error: Exception) -> None:
@@ -154,11 +155,8 @@ class Looker:
         log.info("%s: %s", job.name, note)
 
 
-class _Log:
-    """Hears how a scan goes, and tells the log what a person would be told."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+class _Silent:
+    """Hears how a scan goes and tells nobody."""
 
     def stage(self, name: str, done: int, total: int) -> None:
         return None
@@ -167,7 +165,7 @@ class _Log:
         return None
 
     def started(self, event: Started) -> None:
-        log.debug("%s: %d slices on %s", self._name, event.slices, event.device)
+        return None
 
     def warning(self, message: str) -> None:
-        log.warning("%s: %s", self._name, message)
+        return None

@@ -117,8 +117,7 @@ class Receiver:
 
     def _check_peer(self, event: Event) -> None:
         """Reject an association of somebody who is no peer; the called title is checked by pynetdicom."""
-        requestor = event.assoc.requestor
-        title, address = str(requestor.primitive.calling_ae_title).strip(), requestor.address
+        title, address = _calling_title(event), event.assoc.requestor.address
         for peer in self._listen.peers:
             if peer.ae_title in (ANYBODY, title) and peer.address in (None, address):
                 return
@@ -128,7 +127,7 @@ class Receiver:
         event.assoc.kill()
 
     def _take(self, event: Event) -> int:
-        sender = printable(str(event.assoc.requestor.primitive.calling_ae_title).strip())
+        sender = printable(_calling_title(event))
         try:
             instance = self._store.add(event.encoded_dataset())
         except OSError as error:
@@ -144,6 +143,10 @@ class Receiver:
             return CANNOT_UNDERSTAND
         self._arrivals.note(instance.study, event.assoc)
         return SUCCESS
+
+
+def _calling_title(event: Event) -> str:
+    return str(getattr(event.assoc.requestor.primitive, "calling_ae_title", "")).strip()
 
 
 def load_pynetdicom() -> Any:
