@@ -49,9 +49,9 @@ def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-def tiny_model(folder: Path) -> Bundle:
+def tiny_model(folder: Path, **anomaly: Any) -> Bundle:
     """Looks at whole images, without a network."""
-    return packages.intensity(folder, region="image", grid={"size": [40, 48], "spacing": 1.25})
+    return packages.intensity(folder, region="image", grid={"size": [40, 48], "spacing": 1.25}, **anomaly)
 
 
 def scan_files(study: str, description: str = "FLAIR axial", seed: int = 0, **elements: Any) -> list[Dataset]:

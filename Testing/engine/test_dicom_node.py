@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -415,6 +416,19 @@ def test_a_destination_that_does_not_answer_holds_up_no_other(config: NodeConfig
     assert len(job.delivery("pacs").sent) == 3
 
 
+def test_a_model_of_several_contrasts_gets_the_series_of_each(config: NodeConfig, tmp_path: Path) -> None:
+    model = pacs.tiny_model(tmp_path / "two", channels=["FLAIR", "T1"], modality="FLAIR + T1")
+    study = generate_uid()
+    flair, t1 = pacs.scan_files(study, "FLAIR"), pacs.scan_files(study, "T1", seed=1)
+    with pacs.running(config, Detector(Options("intensity", device="cpu"), bundle=model)) as node:
+        pacs.send([*t1, *flair], node.receiver.port)
+        (job,) = pacs.wait_for(ended(node))
+    assert job.state == DONE
+    seg = dcmread(job.results / "dicom" / "segmentation.dcm")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == flair[0].SeriesInstanceUID
+    assert f"T1 is series {t1[0].SeriesInstanceUID}" in log_of(config)
+
+
 def test_a_description_of_the_site_says_which_series_it_is(config: NodeConfig, detector: Detector) -> None:
     files = pacs.scan_files(generate_uid(), "Kopf tra dunkel")
     with pacs.running(replace(config, series={"flair": "*DUNKEL*"}), detector) as node:
@@ -744,6 +758,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return Tls(cert, key, cert)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom's, of a failed handshake
 def test_associations_are_encrypted_where_asked_for(config: NodeConfig, detector: Detector, certificate: Tls) -> None:
     assert config.listen is not None
     config = replace(config, listen=replace(config.listen, tls=certificate))
@@ -754,6 +769,7 @@ def test_associations_are_encrypted_where_asked_for(config: NodeConfig, detector
         plain = replace(there, tls=None)
         unknown = replace(there, tls=Tls(authorities=certificate.authorities))  # shows no certificate of its own
         answers = check_destinations(replace(config, destinations={"tls": there, "plain": plain, "unknown": unknown}))
+    gc.collect()
     assert answers["tls"] == ""
     assert answers["plain"] and answers["unknown"]
 
