@@ -122,6 +122,7 @@ destinations:
         (f"{PLAIN}listen: {{ae_title: ABCDEFGHIJKLMNOPQ, peers: [{{ae_title: B}}]}}", "16 ASCII letters"),
         (f"{PLAIN}listen: {{ae_title: 'A\\B', peers: [{{ae_title: B}}]}}", "no backslash"),
         (f"{PLAIN}listen: {{ae_title: '  ', peers: [{{ae_title: B}}]}}", "16 ASCII letters"),
+        (f"{PLAIN}listen: {{ae_title: A, peers: [{{ae_title: B, address: pacs}}]}}", "address is 'pacs'"),
         (f"{PLAIN}listen: {{ae_title: A, peers: [{{ae_title: B}}], port: 99999}}", "port .* is 99999"),
         (f"{PLAIN}listen: {{ae_title: A, peers: [{{ae_title: B}}], port: '104'}}", "port is text"),
         (f"{PLAIN}listen: {{ae_title: A, peers: [{{ae_title: B}}], tls: {{key: a}}}}", "certificate"),

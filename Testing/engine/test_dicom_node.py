@@ -8,10 +8,13 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,9 @@ from diffusion_anomaly.dicom_network.config import (  # noqa: E402
 )
 from diffusion_anomaly.dicom_network.looking import MOST_STARTS, Looker  # noqa: E402
 from diffusion_anomaly.dicom_network.node import Node, check_destinations  # noqa: E402
+from diffusion_anomaly.dicom_network.refusals import Refused, Unreachable  # noqa: E402
 from diffusion_anomaly.dicom_network.store import DONE, QUARANTINE, QUEUE, SENDING, Store  # noqa: E402
+from diffusion_anomaly.dicom_network.web import WebClient  # noqa: E402
 
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -734,6 +739,145 @@ def test_damaged_files_in_a_watched_folder_stay_there(watched: NodeConfig, detec
     with pacs.running(watched, detector) as node:
         pacs.wait_for(lambda: node.store.jobs(DONE))
     assert sorted(path.name for path in entry.iterdir()) == ["damaged.dcm", "note.txt"]
+    assert "damaged or lacks a UID" in log_of(watched) and "damaged.dcm" not in log_of(watched)
+    memory = json.loads((Path(watched.folder) / "watched.json").read_text())
+    assert list(memory["refused"]) == ["a/damaged.dcm"]
+
+
+def test_results_that_are_made_again_go_beside_the_earlier_ones(
+    watched: NodeConfig, detector: Detector, tmp_path: Path
+) -> None:
+    dicoms.write(tmp_path / "inbox" / "a", pacs.scan_files(generate_uid()))
+    with pacs.running(watched, detector) as node:
+        (job,) = pacs.wait_for(lambda: node.store.jobs(DONE))
+        os.rename(job.folder, node.store.folder / SENDING / job.name)  # all has arrived: nothing is to be done
+        pacs.wait_for(lambda: node.store.jobs(DONE))
+        assert len(list((tmp_path / "outbox").iterdir())) == 1
+        os.rename(node.store.folder / DONE / job.name, node.store.folder / QUEUE / job.name)
+        pacs.wait_for(lambda: len(list((tmp_path / "outbox").iterdir())) == 2)
+    assert all((folder / ".complete").exists() for folder in (tmp_path / "outbox").iterdir())
+
+
+def test_a_study_that_is_taken_away_does_not_end_the_node(
+    config: NodeConfig, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = detector.find_brain
+
+    def find_brain(*given: Any) -> Any:
+        for job in node.store.jobs(QUEUE):
+            shutil.rmtree(job.folder)
+        return before(*given)
+
+    with pacs.running(config, detector) as node:
+        monkeypatch.setattr(detector, "find_brain", find_brain)
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        pacs.wait_for(lambda: "is complete" in log_of(config))
+        pacs.wait_for(ended_without_a_trace(node))
+        monkeypatch.undo()
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        pacs.wait_for(lambda: node.store.jobs(DONE))
+
+
+def ended_without_a_trace(node: Node) -> Callable[[], bool]:
+    return lambda: not node.store.incoming() and not node.store.jobs()
+
+
+def test_many_senders_at_once_lose_nothing(config: NodeConfig, detector: Detector) -> None:
+    studies = [generate_uid() for _ in range(3)]
+    files = [data for k, study in enumerate(studies) for data in pacs.scan_files(study, seed=k)]
+    order = np.random.default_rng(0).permutation(len(files) * 2) % len(files)  # each twice, in any order
+    with pacs.running(config, detector) as node:
+        with ThreadPoolExecutor(4) as pool:
+            parts = [[files[k] for k in order[start::4]] for start in range(4)]
+            statuses = list(pool.map(lambda part: pacs.send(part, node.receiver.port), parts))
+        assert {status for part in statuses for status in part} == {SUCCESS}
+        pacs.wait_for(lambda: {job.record.study for job in node.store.jobs(DONE) if job.record.made_of} == {*studies})
+        pacs.wait_for(ended(node))
+    kept = {path.stem for path in Path(config.folder).glob("done/*/images/*.dcm")}
+    assert kept == {data.SOPInstanceUID for data in files}
+
+
+@contextmanager
+def web_service(status: int, answer: dict[str, Any] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """A DICOMweb service that answers the same to everything; its URL, and the authorisations that it was shown."""
+    shown: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            shown.append(self.headers.get("Authorization", ""))
+            self.send_response(status)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer or {}).encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/dicom-web", shown
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def failed_with(code: int) -> dict[str, Any]:
+    """The answer to STOW-RS by PS3.18 Table 6.6.1-2: Failed SOP Sequence with Failure Reason."""
+    return {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [code]}}]}}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error"),
+    [
+        (200, None, None),
+        (202, failed_with(0xA700), Unreachable),
+        (202, failed_with(0x0122), Refused),
+        (503, None, Unreachable),
+        (401, None, Unreachable),
+        (404, None, Unreachable),
+        (400, None, Refused),
+        (409, None, Refused),
+        (415, None, Refused),
+    ],
+)
+def test_what_a_dicomweb_service_answers_says_whether_to_try_again(
+    tmp_path: Path, status: int, answer: dict[str, Any] | None, error: type[Exception] | None
+) -> None:
+    path = dicoms.save(pacs.scan_files(generate_uid())[0], tmp_path / "one.dcm")
+    with web_service(status, answer) as (url, shown):
+        client = WebClient(url)
+        if error is None:
+            client.store(path)
+        else:
+            with pytest.raises(error, match=r"did not store one\.dcm|HTTP status"):
+                client.store(path)
+    assert len(shown) == 1  # nothing is repeated behind the node's back
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({}, ""),
+        ({"user": "anomaly", "password_variable": "PACS_SECRET"}, "Basic YW5vbWFseTpvcGVu"),  # RFC 7617
+        ({"token_variable": "PACS_SECRET"}, "Bearer open"),
+    ],
+)
+def test_secrets_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: dict[str, str], expected: str
+) -> None:
+    monkeypatch.setenv("PACS_SECRET", "open")
+    path = dicoms.save(pacs.scan_files(generate_uid())[0], tmp_path / "one.dcm")
+    with web_service(200) as (url, shown):
+        WebClient.of(Destination(url=url, **entries)).store(path)
+    assert shown == [expected]
+    monkeypatch.delenv("PACS_SECRET")
+    if entries:
+        with pytest.raises(InputError, match="PACS_SECRET is not set"):
+            WebClient.of(Destination(url="http://nowhere", **entries))
 
 
 @pytest.mark.parametrize("place", ["", "node", "node/inbox"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -231,6 +232,8 @@ def _listen(entries: dict[str, Any], where: str) -> Listen:
     for peer in listen.peers:
         if peer.ae_title != ANYBODY:
             _check_title(peer.ae_title, f"{where}.peers: ae_title")
+        if peer.address is not None:
+            _check_address(peer.address, f"{where}.peers: address")
     _check_range(where, port=listen.port, low=0, high=65535, whole=True)
     _check_range(where, most_associations=listen.most_associations, low=1, high=1000, whole=True)
     if listen.tls is not None and not (listen.tls.certificate and listen.tls.key):
@@ -308,6 +311,13 @@ def _check_range(where: str, *, low: float, high: float, whole: bool = False, **
 def _check_title(title: str, where: str) -> None:
     if not _AE_TITLE.fullmatch(title):
         raise InputError(f"{where} is {printable(title)!r}.", "An AE title has 1 to 16 ASCII letters, no backslash.")
+
+
+def _check_address(address: str, where: str) -> None:
+    try:
+        ip_address(address)
+    except ValueError:
+        raise InputError(f"{where} is {printable(address)!r}.", "Give the IP address that it calls from.") from None
 
 
 def _section(kind: type[_T], value: Any, where: str) -> _T:

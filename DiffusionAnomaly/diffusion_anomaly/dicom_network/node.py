@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..detection.detector import Detector
-from ..errors import EngineError, InputError
+from ..errors import Cancelled, EngineError, InputError, ModelError
 from .config import NodeConfig
 from .looking import Looker
 from .receiving import Arrivals, Receiver, described
@@ -70,8 +70,18 @@ class Node:
                 self._threads.append(threading.Thread(target=self._repeat, args=(work,), daemon=True))
                 self._threads[-1].start()
             while not self._stop.is_set():
-                if not self._looker.look():
+                if not self._look():
                     self._stop.wait(_TICK_S)
+
+    def _look(self) -> bool:
+        try:
+            return self._looker.look()
+        except (ModelError, Cancelled):
+            raise
+        except (EngineError, OSError) as error:  # such as a folder that was taken away meanwhile
+            self._report(error)
+            self._stop.wait(self.config.retry.pause(1))
+            return False
 
     def _end(self) -> None:
         self._stop.set()
@@ -93,11 +103,17 @@ class Node:
             start = time.monotonic()
             try:
                 work()
-            except Exception as error:
-                what = error.what if isinstance(error, EngineError) else type(error).__name__
-                log.error("%s", what, exc_info=log.isEnabledFor(logging.DEBUG))
+            except Exception as error:  # noqa: BLE001 - the node goes on, and what did not work is still to be done
+                self._report(error)
                 self._stop.wait(self.config.retry.pause(1))
             took = time.monotonic() - start
+
+    @staticmethod
+    def _report(error: Exception) -> None:
+        what = error.what if isinstance(error, EngineError) else type(error).__name__
+        if isinstance(error, OSError):  # without the path, which in a watched folder may be a name
+            what = f"{what}: {error.strerror}"
+        log.error("%s", what, exc_info=log.isEnabledFor(logging.DEBUG))
 
     def _gather(self) -> None:
         """Take from the watched folder, and put what is complete into the queue."""

@@ -117,7 +117,7 @@ class Receiver:
 
     def _check_peer(self, event: Event) -> None:
         """Reject an association of somebody who is no peer; the called title is checked by pynetdicom."""
-        title, address = _calling_title(event), event.assoc.requestor.address
+        title, address = _calling_title(event), str(event.assoc.requestor.address).removeprefix("::ffff:")
         for peer in self._listen.peers:
             if peer.ae_title in (ANYBODY, title) and peer.address in (None, address):
                 return

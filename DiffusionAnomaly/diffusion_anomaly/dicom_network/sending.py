@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -161,23 +162,31 @@ class FolderWay:
         self._folder = Path(str(destination.folder))
 
     def send(self, files: Sequence[Path], name: str, sent: Callable[[Path], None]) -> None:
-        partial, target = self._folder / f".partial-{name}", self._folder / name
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for path in files:
-                shutil.copyfile(path, partial / path.name)
-            (partial / _MARKER).touch()
-            if target.exists():  # the node was killed right behind the rename
-                shutil.rmtree(partial)
-            else:
-                os.rename(partial, target)
+            self._put(files, name)
         except OSError as error:
             raise Unreachable(
                 f"The folder {self._folder} cannot be written to: {error.strerror or error}.", "See to that."
             ) from error
         for path in files:
             sent(path)
+
+    def _put(self, files: Sequence[Path], name: str) -> None:
+        partial, target = self._folder / f".partial-{name}", self._folder / name
+        if target.is_dir() and all(_is_copy(target / path.name, path) for path in files):
+            return  # the node was killed right behind the rename
+        while target.exists():  # results that were made before
+            target = self._folder / f"{name}-{secrets.token_hex(3)}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in files:
+            shutil.copyfile(path, partial / path.name)
+        (partial / _MARKER).touch()
+        os.rename(partial, target)
+
+
+def _is_copy(path: Path, other: Path) -> bool:
+    return path.is_file() and path.read_bytes() == other.read_bytes()
 
 
 def way_to(destination: Destination, calling_ae_title: str) -> Way:

@@ -1,7 +1,7 @@
 """The watched folder: what a router writes there goes into the store as if it had been sent.
 
 Files are copied, and remembered by name, size and time, so that each is taken once; they are removed only where the
-configuration says so.
+configuration says so. Their names may be patients': the log does not show them, ``watched.json`` does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _MEMORY = "watched.json"
 _State = tuple[int, int]  # bytes, and nanoseconds of the last change
+_REFUSED = "a file in the watched folder %s; its name is in %s under refused"
 
 
 class Watcher:
@@ -51,12 +52,13 @@ class Watcher:
                 "Choose two folders side by side.",
             )
         self._taken: dict[str, _State] = _read_memory(store.folder / _MEMORY)
+        self._refused: dict[str, str] = {}
         self._seen: dict[Path, tuple[Any, float]] = {}
-        self._unreadable: set[Path] = set()
 
     def look(self) -> int:
         """Take what is complete; how many instances came."""
         count, there = 0, set()
+        before = len(self._taken), len(self._refused)
         for entry in sorted(self._folder.iterdir()):
             if entry.name.startswith("."):
                 continue
@@ -65,11 +67,12 @@ class Watcher:
             if files and self._is_complete(entry, files):
                 count += self._take(entry, files)
         self._seen = {entry: seen for entry, seen in self._seen.items() if entry in there}
-        gone = [name for name in self._taken if self._folder / Path(name).parts[0] not in there]
-        for name in gone:
-            del self._taken[name]
-        if count or gone:
-            write_text(self._store.folder / _MEMORY, json.dumps(self._taken) + "\n")
+        for known in (self._taken, self._refused):
+            for name in [name for name in known if self._folder / Path(name).parts[0] not in there]:
+                del known[name]
+        if count or before != (len(self._taken), len(self._refused)):
+            memory = {"taken": self._taken, "refused": self._refused}
+            write_text(self._store.folder / _MEMORY, json.dumps(memory, indent=2) + "\n")
         return count
 
     def _files(self, entry: Path) -> Iterator[tuple[Path, _State]]:
@@ -102,19 +105,20 @@ class Watcher:
             try:
                 content = path.read_bytes()
             except OSError as error:  # tried again at every look, and told once
-                if path not in self._unreadable:
-                    log.error("%s cannot be read: %s", path, error.strerror or error)
-                self._unreadable.add(path)
+                if name not in self._refused:
+                    log.error(_REFUSED, f"cannot be read ({error.strerror or type(error).__name__})", _MEMORY)
+                self._refused[name] = str(error.strerror or error)
                 left += 1
                 continue
             try:
                 instance = self._store.add(content)
             except InputError as error:
-                log.warning("%s was not taken from the watched folder: %s", path, error.code)
+                log.warning(_REFUSED, "is damaged or lacks a UID", _MEMORY)
+                self._refused[name] = error.what
                 instance = None
             except OSError as error:
-                log.error("%s was not taken from the watched folder: %s", path, error.strerror or error)
-                return count  # the disk is full, say: later again
+                log.error("nothing is taken from the watched folder now: %s", error.strerror or error)
+                return count
             self._taken[name] = state
             left += instance is None
             if instance is None:
@@ -144,6 +148,6 @@ def _read_memory(path: Path) -> dict[str, _State]:
     """What was taken before; nothing where that cannot be read, so that it is taken again, which changes nothing."""
     try:
         content = json.loads(path.read_bytes())
-        return {str(name): (int(size), int(changed)) for name, (size, changed) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {str(name): (int(size), int(changed)) for name, (size, changed) in content["taken"].items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
