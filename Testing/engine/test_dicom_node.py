@@ -415,10 +415,10 @@ def test_a_destination_that_does_not_answer_holds_up_no_other(config: NodeConfig
         there = {"gone": Destination(ae_title="GONE", address="127.0.0.1", port=pacs.free_port()), **to(port)}
         with pacs.running(replace(config, destinations=there), detector) as node:
             pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
-            pacs.wait_for(lambda: len(came) == 3)
+            (job,) = pacs.wait_for(lambda: node.store.jobs(SENDING))
+            pacs.wait_for(lambda: len(node.store.jobs(SENDING)[0].delivery("pacs").sent) == 3)
             pacs.wait_for(lambda: node.store.jobs(SENDING)[0].delivery("gone").tries)
-            (job,) = node.store.jobs(SENDING)
-    assert len(job.delivery("pacs").sent) == 3
+    assert (len(came), job.state) == (3, SENDING)
 
 
 def test_a_model_of_several_contrasts_gets_the_series_of_each(config: NodeConfig, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..cohort.tasks import DISK_FULL, PASSING, failure_of
 from ..detection.detector import Detector
@@ -15,6 +15,7 @@ from ..text import counted
 from .choosing import choose_sources
 from .config import Retry
 from .instances import identify
+from .patience import Patience
 from .store import DONE, QUEUE, SENDING, Job, Store, digest_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Looker:
                 f"It knows {', '.join(detector.plan.channels)}.",
             )
         self._detector, self._store, self._series, self._retry = detector, store, series, retry
+        self._patience = Patience(retry)
 
     def look(self) -> bool:
         """Do the next study; False when there is none to be done now.
@@ -54,15 +56,19 @@ class Looker:
         """
         waiting = self._store.jobs(QUEUE)
         for job in waiting:
-            if self._store.again(job):
-                log.info("%s was moved back into the queue", job.name)
-            if any(later.record.study == job.record.study for later in waiting[waiting.index(job) + 1 :]):
-                self._end(job, "More of the study came before it was looked at.")
-                return True
-            if job.record.not_before <= time.time():
-                self._do(job)
+            if job.record.not_before <= time.time() and self._patience.allows(job.name):
+                with self._patience.trying(job.name):
+                    self._look_at(job, waiting)
                 return True
         return False
+
+    def _look_at(self, job: Job, waiting: Sequence[Job]) -> None:
+        if self._store.again(job):
+            log.info("%s was moved back into the queue", job.name)
+        if any(other.record.study == job.record.study for other in waiting[waiting.index(job) + 1 :]):
+            self._end(job, "More of the study came before it was looked at.")
+        else:
+            self._do(job)
 
     def _do(self, job: Job) -> None:
         record = job.record
@@ -139,10 +145,7 @@ class Looker:
             record.tries += 1
             record.not_before = now + self._retry.pause(record.tries)
             log.error("%s: %s; tried again in %.0f s", job.name, failure.what, record.not_before - now)
-            try:
-                job.save()
-            except EngineError:  # of a full disk: it has its turn again at once, and no harm is done by that
-                time.sleep(self._retry.pause(1))
+            job.save()
             return
         reason = error if isinstance(error, EngineError) else EngineError(failure.what, failure.hint)
         self._store.quarantine(job, reason)

@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..detection.detector import Detector
-from ..errors import Cancelled, EngineError, InputError, ModelError
+from ..errors import EngineError, InputError
 from .config import NodeConfig
 from .looking import Looker
+from .patience import Patience
 from .receiving import Arrivals, Receiver, described
 from .sending import Sender, StoreWay, WebWay, way_to
 from .store import INCOMING, QUARANTINE, QUEUE, SENDING, Store
@@ -48,6 +49,7 @@ class Node:
             self.store.close()
             raise
         self._stop = threading.Event()
+        self._patience = Patience(config.retry)
         self._threads: list[threading.Thread] = []
         self._next_deletion = 0.0
 
@@ -66,22 +68,18 @@ class Node:
             self._report_standing()
             if self.receiver:
                 stack.enter_context(self.receiver)
-            for work in (self._gather, self._sender.look):
-                self._threads.append(threading.Thread(target=self._repeat, args=(work,), daemon=True))
-                self._threads[-1].start()
+            works = {"watching": self._watcher and self._watcher.look, "gathering": self._gather}
+            for name, work in {**works, "sending": self._sender.look}.items():
+                if work:
+                    self._threads.append(threading.Thread(target=self._repeat, args=(name, work), daemon=True))
+                    self._threads[-1].start()
             while not self._stop.is_set():
-                if not self._look():
+                busy = False
+                if self._patience.allows("looking"):
+                    with self._patience.trying("looking"):
+                        busy = self._looker.look()
+                if not busy:
                     self._stop.wait(_TICK_S)
-
-    def _look(self) -> bool:
-        try:
-            return self._looker.look()
-        except (ModelError, Cancelled):
-            raise
-        except (EngineError, OSError) as error:  # such as a folder that was taken away meanwhile
-            self._report(error)
-            self._stop.wait(self.config.retry.pause(1))
-            return False
 
     def _end(self) -> None:
         self._stop.set()
@@ -97,38 +95,30 @@ class Node:
         """Let `run` return, from any thread, after the study that it looks at."""
         self._stop.set()
 
-    def _repeat(self, work: Callable[[], None]) -> None:
+    def _repeat(self, name: str, work: Callable[[], object]) -> None:
         took = 0.0
         while not self._stop.wait(max(_TICK_S, took)):  # with thousands of studies to look through, less often
             start = time.monotonic()
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - the node goes on, and what did not work is still to be done
-                self._report(error)
-                self._stop.wait(self.config.retry.pause(1))
+            if self._patience.allows(name):
+                with self._patience.trying(name):
+                    work()
             took = time.monotonic() - start
 
-    @staticmethod
-    def _report(error: Exception) -> None:
-        what = error.what if isinstance(error, EngineError) else type(error).__name__
-        if isinstance(error, OSError):  # without the path, which in a watched folder may be a name
-            what = f"{what}: {error.strerror}"
-        log.error("%s", what, exc_info=log.isEnabledFor(logging.DEBUG))
-
     def _gather(self) -> None:
-        """Take from the watched folder, and put what is complete into the queue."""
-        if self._watcher:
-            self._watcher.look()
+        """Put what is complete into the queue."""
         for study in self.store.incoming():
-            if not self._arrivals.is_quiet(study, self.config.complete_after_s):
-                continue
-            self._arrivals.forget(study)
-            job = self.store.complete(study)
-            if job is None:
-                log.info("study %s has come again without a new image; nothing is to be done", study)
-            else:
-                log.info("%s is complete", described(study, len(job.record.images) + len(job.record.others)))
+            if self._patience.allows(study) and self._arrivals.is_quiet(study, self.config.complete_after_s):
+                with self._patience.trying(study):
+                    self._complete(study)
         self._delete_old()
+
+    def _complete(self, study: str) -> None:
+        self._arrivals.forget(study)
+        job = self.store.complete(study)
+        if job is None:
+            log.info("study %s has come again without a new image; nothing is to be done", study)
+        else:
+            log.info("%s is complete", described(study, len(job.record.images) + len(job.record.others)))
 
     def _delete_old(self) -> None:
         days = self.config.delete_done_after_days

@@ -16,6 +16,7 @@ from ..results.dicom import dicom_names
 from ..results.saving import PROVENANCE
 from ..text import printable
 from .config import Destination, Retry
+from .patience import Patience
 from .receiving import client_context, load_pynetdicom
 from .refusals import Refused, Unreachable
 from .store import DONE, QUEUE, SENDING, Delivery, Job, Store
@@ -214,22 +215,28 @@ class Sender:
         self, store: Store, destinations: Mapping[str, Destination], calling_ae_title: str, retry: Retry
     ) -> None:
         self._store, self._destinations, self._retry = store, destinations, retry
+        self._patience = Patience(retry)
         self._ways = {name: way_to(destination, calling_ae_title) for name, destination in destinations.items()}
 
     def look(self) -> None:
         """Send what is due."""
         down: set[str] = set()  # the others do not wait for what does not answer to the first
         for job in self._store.jobs(SENDING):
-            if self._store.again(job):
-                log.info("%s was moved back to be sent", job.name)
-            if not (job.results / PROVENANCE).is_file():
-                self._store.move(job, QUEUE)
-                continue
-            for name in self._destinations.keys() - down:
-                delivery = job.delivery(name)
-                if not delivery.failure and delivery.not_before <= time.time() and not self._send(job, name, delivery):
-                    down.add(name)
-            self._settle(job)
+            if self._patience.allows(job.name):
+                with self._patience.trying(job.name):
+                    self._look_at(job, down)
+
+    def _look_at(self, job: Job, down: set[str]) -> None:
+        if self._store.again(job):
+            log.info("%s was moved back to be sent", job.name)
+        if not (job.results / PROVENANCE).is_file():
+            self._store.move(job, QUEUE)
+            return
+        for name in [name for name in self._destinations if name not in down]:
+            delivery = job.delivery(name)
+            if not delivery.failure and delivery.not_before <= time.time() and not self._send(job, name, delivery):
+                down.add(name)
+        self._settle(job)
 
     def _send(self, job: Job, name: str, delivery: Delivery) -> bool:
         """Whether the destination answers."""
