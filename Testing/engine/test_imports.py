@@ -36,6 +36,7 @@ WINGS = (
     "cli",
     "api",
     "worker",
+    "dicom_network",
     "cohort",
     "evaluation",
     "detection",
@@ -168,10 +169,18 @@ def test_what_slicer_imports_never_loads_torch(engine: dict[str, list[Import]]) 
 
 
 def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dict[str, list[Import]]) -> None:
-    extra = {"ray", "pyarrow"}
-    assert violations(engine, extra, at_load_only=True) == []
-    where = {line.partition(":")[0] for line in violations(engine, extra)}
-    assert where == {f"{ENGINE}.cohort.actors", f"{ENGINE}.cohort.group"}
+    extras = {
+        ("ray", "pyarrow"): {"cohort.actors", "cohort.group"},
+        ("pynetdicom", "dicomweb_client", "yaml"): {
+            "dicom_network.config",
+            "dicom_network.receiving",
+            "dicom_network.web",
+        },
+    }
+    for packages, users in extras.items():
+        assert violations(engine, set(packages), at_load_only=True) == []
+        where = {line.partition(":")[0] for line in violations(engine, set(packages))}
+        assert where == {f"{ENGINE}.{user}" for user in users}
 
 
 def test_the_job_file_needs_the_standard_library_alone(engine: dict[str, list[Import]]) -> None:

@@ -50,7 +50,9 @@ def test_every_package_that_the_engine_imports_is_a_declared_dependency(wheel: z
     told = wheel.read(metadata).decode()
     required = set(re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", told, re.MULTILINE))
     # What only works with an extra says so where it is asked for.
-    required |= set(re.findall(r"^Requires-Dist: ([\w.-]+).*extra == .(?:cohort|dicom).", told, re.MULTILINE))
+    required |= set(
+        re.findall(r"^Requires-Dist: ([\w.-]+).*extra == .(?:cohort|dicom|dicom-node).", told, re.MULTILINE)
+    )
     imported = set()
     for path in ENGINE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -59,5 +61,6 @@ def test_every_package_that_the_engine_imports_is_a_declared_dependency(wheel: z
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 imported.add(node.module.partition(".")[0])
     foreign = imported - set(sys.stdlib_module_names)
-    distributions = {"PIL": "pillow", "nrrd": "pynrrd", "gdcm": "python-gdcm"}
+    distributions = {"PIL": "pillow", "nrrd": "pynrrd", "gdcm": "python-gdcm", "yaml": "pyyaml"}
+    distributions["dicomweb_client"] = "dicomweb-client"
     assert {distributions.get(name, name).lower() for name in foreign} <= {name.lower() for name in required}

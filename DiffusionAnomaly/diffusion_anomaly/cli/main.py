@@ -24,7 +24,7 @@ from ..io.records import result_in_place_of_scan
 from ..process import stream_failure
 from ..registry import DEFAULT_METHOD, METHODS
 from ..text import PrintableFormatter
-from . import cohort, models
+from . import cohort, dicom, models
 from .arguments import as_folder, method_of, parse_settings
 from .batch import FAULT, distinct_titles, each_once, output_folders, run_batch
 from .console import JsonLines, Terminal, err, out, plain, show_error
@@ -43,9 +43,10 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 cohort.add_commands(app)
+dicom.add_commands(app)
 log = logging.getLogger("diffusion_anomaly")
 # The commands whose result is files; of the others it is what they print.
-WRITING = ("detect", "threshold", "evaluate", "worker", "cohort", "bids")
+WRITING = ("detect", "threshold", "evaluate", "worker", "cohort", "bids", "dicom-node", "dicom-web")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -143,6 +143,8 @@ def _contrasts(text: str, known: Mapping[str, str]) -> set[str]:
     text = str(text).lower()
     words = re.split(r"[^a-z0-9]+", _LABELS.sub(" ", text))
     found = {known[word] for word in words if word in known}
+    if "darkfluid" in "".join(words):  # what Siemens calls FLAIR: t2_tirm_tra_dark-fluid
+        found.add("FLAIR")
     return set() if _FLAIR_BY_ACQUISITION.search(text) and "FLAIR" not in found else found
 
 

@@ -79,6 +79,10 @@ class Series:
         return self._first.text("SeriesDescription") if self._first else ""
 
     @property
+    def modality(self) -> str:
+        return self._first.code("Modality") if self._first else ""
+
+    @property
     def images(self) -> int:
         """Slices and frames."""
         return sum(int(file.header.hint("NumberOfFrames") or 1) for file in self.files if file.header)
@@ -237,7 +241,7 @@ def choose_series(
         listed += f"; and {len(ranked) - _LISTED} more"
     if wanted is None:
         if len(found) > 1:
-            patients = _patients(ranked)
+            patients = count_patients(ranked)
             of = f" of {patients} patients" if patients > 1 else ""
             raise InputError(f"{folder} holds {len(found)} DICOM series{of}: {listed}.", _CHOOSE)
         chosen = ranked
@@ -252,12 +256,12 @@ def choose_series(
     if faulty := [*series.faulty, *lost]:
         raise _faulty(faulty)
     warnings = _check_neighbours(series, others)
-    if (patients := _patients(ranked)) > 1:
+    if (patients := count_patients(ranked)) > 1:
         warnings.append(f"{folder.name} holds series of {patients} patients; the one that was chosen is one of them.")
     return series, warnings
 
 
-def _patients(found: Iterable[Series]) -> int:
+def count_patients(found: Iterable[Series]) -> int:
     """Of how many patients the series are, by ID or else name, which are compared and never shown."""
     patients = {
         header.raw("PatientID").strip(b" \0").upper() or header.raw("PatientName").strip(b" \0^").upper()

@@ -63,6 +63,15 @@ def _check_possible(volume: Volume) -> None:
             "belong to.",
             "Give the DICOM series itself, or leave out the DICOM results.",
         )
+    check_installed()
+
+
+def check_installed() -> None:
+    """Make sure that there is what writes the objects.
+
+    Raises:
+        InputError: when highdicom is not installed.
+    """
     if importlib.util.find_spec("highdicom") is None:
         raise InputError(
             "Writing DICOM needs the package highdicom.", "Install it: pip install 'diffusion-anomaly[dicom]'"
