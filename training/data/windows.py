@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from diffusion_anomaly.detection.brain import BrainFinder
 from diffusion_anomaly.detection.recognition import recognition_window
-from diffusion_anomaly.detection.recognition_network import KINDS
+from diffusion_anomaly.detection.recognition_network import KINDS, masked_quantiles
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.files import whole_file
 
@@ -83,9 +83,11 @@ class Windows:
         image, kind = _recoloured(self.images[chosen].float(), self.brains[chosen], kind, draw, recoloured)
         both = torch.stack([image, self.brains[chosen].float()], 1)
         turn = rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
-        scale = draw.uniform(-config.scale, config.scale, 3).exp() * draw.sign()[:, None] ** torch.tensor([1, 0, 0])
+        scale = draw.uniform(-config.scale, config.scale, 3).exp()
+        scale[:, 0] *= draw.sign()
         matrix = turn * scale[:, None]
-        shift = draw.normal(3) * torch.tensor(config.shift) / torch.tensor(both.shape[2:]) * 2.0
+        most, size_of_window = (torch.tensor(values, device=draw.device) for values in (config.shift, both.shape[2:]))
+        shift = draw.normal(3) * most / size_of_window * 2.0
         # grid_sample counts axes backwards: its x is the last.
         theta = torch.cat([matrix.flip(1, 2), shift.flip(1)[..., None]], 2)
         grid = functional.affine_grid(theta, list(both.shape), align_corners=False)
@@ -107,18 +109,33 @@ def _recoloured(image: Tensor, brain: Tensor, kind: Tensor, draw: Draw, share: f
     with the edges and the texture of a real scan.
     """
     chosen = (kind == KINDS.index("T1")) & draw.chance(share)
-    target = torch.tensor([KINDS.index(name) for name in ("FLAIR", "T2", "PD")])[draw.one_of((0.6, 0.2, 0.2))]
+    targets = torch.tensor([KINDS.index(name) for name in ("FLAIR", "T2", "PD")], device=draw.device)
+    target = targets[draw.one_of((0.6, 0.2, 0.2))]
     grey = 0.99 + 0.45 * draw.uniform(0.0, 1.0) ** 1.5
     fluid = torch.where(target == KINDS.index("FLAIR"), draw.uniform(0.0, 0.5), grey * draw.uniform(0.75, 1.3))
     fluid = torch.where(target == KINDS.index("T2"), grey * draw.uniform(1.35, 3.0), fluid)
+    numbers = torch.nonzero(chosen)[:, 0]
+    if not len(numbers):
+        return image, kind
+    # Of each such image all numbers of a batch are drawn, so that which ones are changed moves no other's.
+    brightest = torch.stack([draw.uniform(0.8, 1.5) for _ in range(len(numbers))])
+    brightest = brightest.gather(1, numbers[:, None])[:, 0]
+    some, fluid, grey = image[numbers], fluid[numbers], grey[numbers]
+    dark, middle, bright = masked_quantiles(some.flatten(1), brain[numbers].flatten(1), (0.03, 0.35, 0.8)).unbind(1)
+    zero, one = torch.zeros_like(dark), torch.ones_like(dark)
+    known = [zero, 0.5 * dark, dark, torch.maximum(middle, dark + 0.01), torch.maximum(bright, middle + 0.02), one]
+    wanted = torch.stack([zero, 0.1 * one, fluid, grey, one, brightest], 1)
     image, kind = image.clone(), torch.where(chosen, target, kind)
-    for number in torch.nonzero(chosen)[:, 0]:
-        one = image[number].numpy()
-        dark, middle, bright = np.quantile(one[brain[number].numpy()], (0.03, 0.35, 0.8))
-        known = np.array([0.0, 0.5 * dark, dark, max(middle, dark + 0.01), max(bright, middle + 0.02), 1.0])
-        wanted = [0.0, 0.1, float(fluid[number]), float(grey[number]), 1.0, float(draw.uniform(0.8, 1.5)[number])]
-        image[number] = torch.from_numpy(np.interp(one, np.maximum.accumulate(known), wanted).astype(np.float32))
+    image[numbers] = _through_points(some.flatten(1), torch.stack(known, 1).cummax(1).values, wanted).view_as(some)
     return image, kind
+
+
+def _through_points(values: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+    """``numpy.interp`` of each row: lines through its points, ``known`` ``(B, n)`` in order, level beyond them."""
+    above = torch.searchsorted(known, values.contiguous(), right=True).clamp(1, known.shape[1] - 1)
+    (left, right), (low, high) = ((part.gather(1, above - 1), part.gather(1, above)) for part in (known, wanted))
+    share = (values - left) / (right - left).clamp_min(1e-12)
+    return low + (high - low) * share.clamp(0.0, 1.0)
 
 
 def prepare_windows(config: PrepareWindowsConfig, output: Path) -> None:

@@ -200,15 +200,17 @@ class Trainer:
             group["lr"] = rate
         network.train()
         scalars = self.task.loss(network, batch, generator)
-        self._require_finite("loss", float(scalars["loss"].detach()))
         fabric.backward(scalars["loss"])
         norm = fabric.clip_gradients(network, optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False)
-        self._require_finite("gradient", float(norm))  # type: ignore[arg-type]
+        # Asked for once: every question to the device waits for all that it has been told to do.
+        told = torch.stack([value.detach().double() for value in (*scalars.values(), norm)]).tolist()  # type: ignore[union-attr]
+        result = dict(zip([*scalars, "gradient_norm"], told, strict=True))
+        self._require_finite("loss", result["loss"])
+        self._require_finite("gradient", result["gradient_norm"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update_parameters(self.task.network)
-        result = {name: float(value.detach()) for name, value in scalars.items()}
-        return result | {"gradient_norm": float(norm), "learning_rate": rate}  # type: ignore[arg-type]
+        return result | {"learning_rate": rate}
 
     def _require_finite(self, what: str, value: float) -> None:
         """The checkpoint is left alone: weights that gave such a value may have been spoilt steps ago."""
