@@ -94,8 +94,8 @@ def prepare_slabs(config: Config, output: Output) -> None:
 @app.command("prepare-windows")
 def prepare_windows(config: Config, output: Output) -> None:
     """Real scans as the recognition network is shown them, in one file (.npz)."""
-    from .data.windows import PrepareWindowsConfig
-    from .data.windows import prepare_windows as run
+    from .data.window_sets import PrepareWindowsConfig
+    from .data.window_sets import prepare_windows as run
 
     run(read_yaml(config, PrepareWindowsConfig), output)
 
@@ -153,6 +153,22 @@ def train_all(
         minutes,
     ):
         raise TrainingError("Not every stage came to its end; the same command goes on with those that did not.")
+
+
+@app.command()
+def pack(
+    plan: Annotated[Path, typer.Argument(help="plan (YAML), such as training/configs/burst.yaml", exists=True)],
+    output: Annotated[Path, typer.Argument(help="folder to write")],
+    only: Annotated[list[str] | None, typer.Option(help="a stage of the plan, more than once for several")] = None,
+    limit: Annotated[float, typer.Option(min=0.0, help="megabytes that the folder may hold")] = 25.0,
+) -> None:
+    """All arrays that a plan's trainings read in one small folder, for all --data on another machine."""
+    from .plan.packing import pack as run
+
+    sizes = run(read_yaml(plan, Plan), only or [], output, limit)
+    for path, size in sizes.items():
+        typer.echo(f"{size:8.2f} MB  {path}")
+    typer.echo(f"{sum(sizes.values()):8.2f} MB  in {output}")
 
 
 @app.command()

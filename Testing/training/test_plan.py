@@ -128,7 +128,7 @@ def test_a_job_has_a_configuration_of_its_own_with_the_paths_of_this_machine(pla
     assert config.highest_level == 9 and config.network["channels"] == [8, 16]
     assert config.network["num_head_channels"] == 8  # as it was
     trainer = config.trainer
-    assert (trainer.steps, trainer.warmup_steps, trainer.validate_every, trainer.batch_size) == (2, 1, 1, 3)
+    assert (trainer.steps, trainer.warmup_steps, trainer.validate_every, trainer.batch_size) == (2, 1, 2, 3)
     assert jobs["diffusion"].folder == elsewhere / "diffusion" and jobs["diffusion"].steps == 2
 
 

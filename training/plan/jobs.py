@@ -215,16 +215,17 @@ def _relocated(entries: Any, places: Mapping[str, str], home: Path) -> Any:
 
 
 def _rehearsed(trainer: Any, settings: Settings) -> Any:
-    """A training's settings with its steps scaled, and what is counted in steps with them."""
+    """A training's settings with its steps and warm-up scaled, watched once at its end."""
     if not isinstance(trainer, dict):
         return trainer
     changed = dict(trainer)
     if settings.batch_size is not None:
         changed["batch_size"] = settings.batch_size
     if settings.scale != 1.0:
-        for entry in ("steps", "warmup_steps", "validate_every"):
+        for entry in ("steps", "warmup_steps"):
             if isinstance(changed.get(entry), int):
                 changed[entry] = max(1, round(settings.scale * changed[entry]))
+        changed["validate_every"] = changed.get("steps", 1)
     return changed
 
 

@@ -125,6 +125,7 @@ class Trainer:
         )
         average = AveragedModel(self.task.network, multi_avg_fn=averaging(self.config), use_buffers=True)
         average = average.to(fabric.device)
+        average.n_averaged = average.n_averaged.cpu()  # it is looked at in every step, which would wait for the device
         network, optimizer = fabric.setup(network, optimizer)
         self._resume(fabric, average, optimizer)
         if not self.complete:
