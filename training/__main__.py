@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -12,25 +11,23 @@ import typer
 from diffusion_anomaly.errors import EngineError
 from diffusion_anomaly.process import end_like_interrupt
 
+from . import STARTED
 from . import command_line as shared
 from .command_line import Config, Output
+from .plan.declaration import Plan
+from .stages import TRAININGS, config_class, task_class
 from .trainer.configuration import ConfigurationError, read_yaml
-from .trainer.loop import Trainer
+from .trainer.loop import Trainer, TrainingError
+from .trainer.stopping import TimeBudget
 
 Run = Annotated[Path, typer.Option("--run", help="run directory; a checkpoint there is continued")]
 Limit = Annotated[float | None, typer.Option(min=0.0, help="minutes after which to write a checkpoint and end")]
-
-# The stages that train a network. Stage ``x`` is the module ``stages.x`` with an ``XConfig`` and an ``XTask``.
-TRAININGS = {
-    "brain": "The network that finds the brain, from label maps.",
-    "recognition": "The network that tells contrasts, and what is no brain, from label maps.",
-    "codec": "The autoencoder whose latents the diffusion model learns.",
-    "diffusion": "The diffusion model, on latents or on pixels.",
-    "classifier": "The classifier of noised slices that guides towards healthy.",
-    "restore": "The one-step restorer, from synthetic lesions and noise on painted and healthy slabs.",
-    "localise": "The network that says where a lesion is, from synthetic lesions on painted and healthy slabs.",
-    "denoise": "The denoising autoencoder, from noise on healthy slices.",
-}
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes", min=0.0, help="in which the training comes to its end, learning rate and all, if not sooner"
+    ),
+]
 
 app = shared.make_app(__doc__)
 
@@ -97,8 +94,8 @@ def prepare_slabs(config: Config, output: Output) -> None:
 @app.command("prepare-windows")
 def prepare_windows(config: Config, output: Output) -> None:
     """Real scans as the recognition network is shown them, in one file (.npz)."""
-    from .data.windows import PrepareWindowsConfig
-    from .data.windows import prepare_windows as run
+    from .data.window_sets import PrepareWindowsConfig
+    from .data.window_sets import prepare_windows as run
 
     run(read_yaml(config, PrepareWindowsConfig), output)
 
@@ -116,20 +113,62 @@ def add_training(stage: str, about: str) -> None:
     """The command that trains a stage's network."""
 
     @app.command(stage, help=about)
-    def train(config: Config, run: Run, time_limit: Limit = None) -> None:
-        module = import_module(f".stages.{stage}", __package__)
-        settings = read_yaml(config, getattr(module, f"{stage.capitalize()}Config"))
+    def train(config: Config, run: Run, time_limit: Limit = None, minutes: Minutes = None) -> None:
+        settings = read_yaml(config, config_class(stage))
         try:
-            task = getattr(module, f"{stage.capitalize()}Task")(settings)
+            task = task_class(stage)(settings)
         except EngineError as error:
             raise ConfigurationError(f"{config}: {error}") from error
-        done = Trainer(task, settings.trainer, run, time_limit).run()
+        done = Trainer(task, settings.trainer, run, time_limit, TimeBudget(minutes, STARTED)).run()
         if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
             typer.echo(f"{run}: {'complete' if done else 'stopped early; the same command goes on'}", err=True)
 
 
 for name, text in TRAININGS.items():
     add_training(name, text)
+
+
+@app.command("all")
+def train_all(
+    plan: Annotated[Path, typer.Argument(help="plan (YAML), such as training/configs/all.yaml", exists=True)],
+    only: Annotated[list[str] | None, typer.Option(help="a stage of the plan, more than once for several")] = None,
+    runs: Annotated[Path | None, typer.Option(help="where run folders go, in place of the plan's")] = None,
+    data: Annotated[Path | None, typer.Option(help="folder of arrays that pack wrote, in place of the plan's")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="stages at once")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each stage")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="in which all trainings come to their end")] = None,
+    scale: Annotated[float, typer.Option(min=1e-6, max=1.0, help="of all steps: 0.01 rehearses")] = 1.0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="of every training: for a rehearsal")] = None,
+) -> None:
+    """Every stage of a plan, each in a process of its own; what is finished stays, what was stopped goes on."""
+    from .plan.jobs import Settings
+    from .plan.running import Machine, run_plan
+
+    if not run_plan(
+        read_yaml(plan, Plan),
+        only or [],
+        Settings(runs, data, scale, batch_size),
+        Machine(jobs, threads, device),
+        minutes,
+    ):
+        raise TrainingError("Not every stage came to its end; the same command goes on with those that did not.")
+
+
+@app.command()
+def pack(
+    plan: Annotated[Path, typer.Argument(help="plan (YAML), such as training/configs/burst.yaml", exists=True)],
+    output: Annotated[Path, typer.Argument(help="folder to write")],
+    only: Annotated[list[str] | None, typer.Option(help="a stage of the plan, more than once for several")] = None,
+    limit: Annotated[float, typer.Option(min=0.0, help="megabytes that the folder may hold")] = 25.0,
+) -> None:
+    """All arrays that a plan's trainings read in one small folder, for all --data on another machine."""
+    from .plan.packing import pack as run
+
+    sizes = run(read_yaml(plan, Plan), only or [], output, limit)
+    for path, size in sizes.items():
+        typer.echo(f"{size:8.2f} MB  {path}")
+    typer.echo(f"{sum(sizes.values()):8.2f} MB  in {output}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from Testing.training.fakes import (
     trainer_config,
     wait_for,
 )
-from training.trainer import checkpoints
+from training.trainer import checkpoints, stopping
 from training.trainer.checkpoints import CheckpointError, averaged_weights
 from training.trainer.loop import Trainer, TrainingError
 from training.trainer.optimisation import averaging, learning_rate_at
+from training.trainer.stopping import TimeBudget
 
 STEPS = 60
 
@@ -111,6 +113,72 @@ def test_a_time_limit_ends_with_a_checkpoint_and_the_same_command_goes_on(tmp_pa
     assert len(second.losses) == STEPS - 17
     assert curve(tmp_path) == curve(uninterrupted)
     assert_same_training(state_of(tmp_path), state_of(uninterrupted))
+
+
+class Clock:
+    """Stands for ``time.monotonic``; every step of ``TickingTask`` moves it on."""
+
+    now = 1000.0
+
+
+class TickingTask(DenoisingTask):
+    """Its steps take so many seconds of the clock."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
+    def loss(self, *arguments: Any) -> dict[str, torch.Tensor]:
+        self.clock.now += self.seconds
+        return super().loss(*arguments)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: found.now)
+    return found
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
+def test_a_learning_rate_comes_down_within_the_minutes_there_are(tmp_path: Path, clock: Clock, seconds: float) -> None:
+    settings = {"steps": 100_000, "warmup_steps": 1000, "constant_share": 0.3, "learning_rate": 1e-2}
+    # Half a minute went by before the trainer was there; of the one left, a step takes its seconds.
+    budget = TimeBudget(1.5, started=clock.now - 30.0)
+    assert Trainer(TickingTask(clock, seconds), trainer_config(**settings), tmp_path, budget=budget).run()
+    rates = list(curve(tmp_path, "train/learning_rate").values())
+    assert len(rates) == 60.0 / seconds
+    assert rates[0] < 0.1 * rates[len(rates) // 5] and max(rates) == pytest.approx(1e-2)
+    assert rates[-1] < 0.07 * 1e-2 and rates[-1] <= rates[-2]
+    assert state_of(tmp_path)["spent"] == 1.0 and len(curve(tmp_path, "validation/loss")) == 1
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    assert Trainer(DenoisingTask(), trainer_config(**settings), tmp_path).run()  # it is done
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_minutes_that_are_more_than_enough_change_nothing(tmp_path: Path, uninterrupted: Path, clock: Clock) -> None:
+    assert Trainer(DenoisingTask(), trainer_config(steps=STEPS), tmp_path, budget=TimeBudget(1.0)).run()
+    assert_same_training(state_of(tmp_path), state_of(uninterrupted))
+
+
+def test_a_training_that_was_stopped_comes_to_its_end_within_other_minutes(tmp_path: Path, clock: Clock) -> None:
+    settings = {"steps": 1000, "warmup_steps": 0, "learning_rate": 1e-2}
+
+    class StoppedAtHalf(TickingTask):
+        def loss(self, *arguments: Any) -> dict[str, torch.Tensor]:
+            if self.calls == 30:
+                first.limit.stop()
+            return super().loss(*arguments)
+
+    task = StoppedAtHalf(clock, 1.0)
+    first = Trainer(task, trainer_config(**settings), tmp_path, budget=TimeBudget(1.0))
+    assert not first.run() and first.step == 31
+    half = list(curve(tmp_path, "train/learning_rate").values())[-1]
+    assert half == pytest.approx(0.5 * 1e-2 * 1.05, rel=0.1)
+    assert Trainer(task, trainer_config(**settings), tmp_path, budget=TimeBudget(2.0)).run()
+    rates = list(curve(tmp_path, "train/learning_rate").values())
+    assert len(rates) in (31 + 120, 31 + 121) and rates[-1] < 0.06 * 1e-2
+    assert all(later <= earlier for earlier, later in pairwise(rates))
 
 
 def test_signals_have_their_former_meaning_after_a_training(tmp_path: Path) -> None:

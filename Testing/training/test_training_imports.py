@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # From the top down: each imports only what stands after it, or its own.
-WINGS = ("__main__", "command_line", "package", "stages", "data", "trainer")
+WINGS = ("__main__", "command_line", "plan", "package", "stages", "data", "trainer")
 
 Arrows = dict[str, set[str]]
 

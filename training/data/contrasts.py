@@ -248,18 +248,20 @@ def draw_view(draw: Draw, config: SynthesisConfig, image: Tensor) -> Tensor:
 
 
 def _centred(image: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
-    """Moved so that what is in view of the brain is in the middle, as in use."""
-    moved = torch.zeros_like(image) + image.flatten(1).amin(1)[:, None, None, None]
-    brain_there = torch.zeros_like(brain)
-    size = torch.tensor(image.shape[1:], device=image.device)
-    for number, mask in enumerate(brain):
-        found = torch.nonzero(mask)
-        shift = (found.float().mean(0) - (size - 1) / 2).round().long() if len(found) else torch.zeros_like(size)
-        pairs = zip(shift.tolist(), size.tolist(), strict=True)
-        kept = [(slice(max(0, by), min(n, n + by)), slice(max(0, -by), min(n, n - by))) for by, n in pairs]
-        source, target = ((number, *part) for part in zip(*kept, strict=True))
-        moved[target], brain_there[target] = image[source], brain[source]
-    return moved, brain_there
+    """Moved so that what is in view of the brain is in the middle, as in use; beyond, the image's lowest value."""
+    size = image.shape[1:]
+    there, index = torch.ones_like(brain), torch.zeros_like(brain, dtype=torch.int64)
+    count = brain.flatten(1).sum(1)
+    for number, (axis, length) in enumerate(zip(axes(size, image.device), size, strict=True)):
+        along = brain.sum([other for other in (1, 2, 3) if other != number + 1])
+        mean = (along * axis.flatten().double()).sum(1) / count.clamp_min(1)
+        shift = (mean - (length - 1) / 2).round().long() * (count > 0)
+        place = axis.long() + per_sample(shift)
+        there = there & (place >= 0) & (place < length)
+        index = index * length + place.clamp(0, length - 1)
+    index = index.flatten(1)
+    moved, brain_there = (part.flatten(1).gather(1, index).view_as(part) for part in (image, brain))
+    return torch.where(there, moved, per_sample(image.flatten(1).amin(1))), brain_there & there
 
 
 def turned(image: Tensor, brain: Tensor, kind: Tensor, slices: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,8 +271,9 @@ def turned(image: Tensor, brain: Tensor, kind: Tensor, slices: Tensor, draw: Dra
     pose = torch.where((slices < SLICES_WITH_A_TOP) & (pose != 0), NO_POSE, pose)
     way = draw.whole(0, 3)
     pairs = torch.stack([image, brain.float()], 1)
-    turned = [_turn(one, int(p), int(w)) for one, p, w in zip(pairs, pose, way, strict=True)]
-    both = torch.stack(turned)
+    # Asked about once for all of them: every question to the device waits for all that it has been told to do.
+    ways = torch.stack([pose, way], 1).tolist()
+    both = torch.stack([_turn(one, *how) for one, how in zip(pairs, ways, strict=True)])
     return both[:, 0], both[:, 1] > 0.5, pose
 
 
@@ -296,8 +299,10 @@ def _fit(volume: Tensor, size: torch.Size) -> Tensor:
             volume = volume.narrow(axis, extra // 2, count)
         elif extra < 0:
             before = -extra // 2
-            pad = [0, 0] * (3 - axis) + [before, -extra - before]
-            volume = functional.pad(volume, pad, value=float(volume[0].min()))
+            shape = [*volume.shape[:axis], count, *volume.shape[axis + 1 :]]
+            filled = volume[0].amin().expand(shape).clone()
+            filled.narrow(axis, before, volume.shape[axis]).copy_(volume)
+            volume = filled
     return volume
 
 

@@ -1,4 +1,7 @@
-"""Scans drawn once for many passes of the stage recognition: drawing one takes longer than learning from it."""
+"""Scans to learn recognition from: drawn once for many passes, or anew in every step.
+
+On a CPU drawing one takes longer than learning from it; on a GPU it does not, and no gigabytes have to travel there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from diffusion_anomaly.detection.recognition_network import CHANNELS, FOLD, WINDOW, recognition_input
@@ -41,6 +44,43 @@ class DrawScansConfig(BaseModel):
     recoloured: float = Field(default=0.0, ge=0, le=1, description="share of real T1 shown in other contrasts")
     window: tuple[int, int, int] = WINDOW
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _some(self) -> DrawScansConfig:
+        if not self.painted + self.real:
+            raise ValueError("neither painted nor real scans are wanted")
+        return self
+
+
+class FreshScans:
+    """Scans drawn whenever they are asked for, on the device of the generator.
+
+    Raises:
+        ConfigurationError: when real scans are wanted and none given, or a file is missing or another one.
+    """
+
+    def __init__(self, config: DrawScansConfig) -> None:
+        if config.real and config.windows is None:
+            raise ConfigurationError("real scans are wanted, but windows names no file of them")
+        self.config = config
+        self.heads = HeadMaps.load(config.labels).select(config.heads)
+        self.windows = Windows.load(config.windows) if config.real and config.windows else None
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator, size: int) -> dict[str, Tensor]:
+        """Inputs float32, kinds and poses of so many scans, painted and real ones by their shares."""
+        config, device = self.config, generator.device
+        real = round(size * config.real / (config.painted + config.real))
+        parts = []
+        with torch.autocast(device.type, enabled=False):
+            if size > real:
+                self.heads = self.heads.to(device)
+                parts.append(paint_scans(self.heads, config.synthesis, generator, size - real, config.window))
+            if real and self.windows is not None:
+                self.windows = self.windows.to(device)
+                parts.append(self.windows.draw(config.synthesis, generator, real, config.recoloured))
+            image, brain, kind, pose = (torch.cat(some) for some in zip(*parts, strict=True))
+            return {"inputs": recognition_input(image, brain), "kind": kind, "pose": pose}
 
 
 def draw_scans(config: DrawScansConfig, output: Path) -> None:

@@ -179,10 +179,11 @@ def _by_size(lesions: Lesions, grid: SlabGrid, size: int) -> Iterator[tuple[int,
     sides = [side for side in BOXES if side < size] + [size]
     width = 2.0 * (1.9 * lesions.half / grid.spacing + 5.0)
     kind = torch.stack([width > side for side in sides[:-1]] or [torch.zeros_like(width)]).sum(0).long()
-    for number, side in enumerate(sides):
-        some = lesions.select(torch.nonzero(kind == number)[:, 0])
-        if len(some):
-            yield side, some
+    # In order of size and asked about once: every question to the device waits for all that it has been told to do.
+    order, counts = kind.argsort(stable=True), torch.stack([kind == number for number in range(len(sides))]).sum(1)
+    for side, chosen in zip(sides, order.split(counts.tolist()), strict=True):
+        if len(chosen):
+            yield side, lesions.select(chosen)
 
 
 def holding_tissues(slabs: Slabs) -> Tensor:

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion_anomaly.detection.brain import BrainFinder
-from diffusion_anomaly.detection.recognition import recognition_window
-from diffusion_anomaly.detection.recognition_network import KINDS
-from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.io.files import whole_file
+from diffusion_anomaly.detection.recognition_network import KINDS, masked_quantiles
 
+from ..trainer.configuration import ConfigurationError
 from .contrasts import draw_view, turned
 from .drawing import Draw, per_sample, rotation
-from .scan_sets import ScanSet
 from .synthesis import SynthesisConfig, acquire
-
-logger = logging.getLogger(__name__)
-
-
-class KnownSet(ScanSet):
-    """Scans of which is known what they show."""
-
-    kind: str = Field(description=f"one of {', '.join(KINDS)}")
-
-
-class PrepareWindowsConfig(BaseModel):
-    """Configuration file of ``prepare-windows``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sets: list[KnownSet]
 
 
 @dataclass(frozen=True)
@@ -46,21 +24,39 @@ class Windows:
     """Windows of real scans.
 
     Attributes:
-        images: ``(n, X, Y, Z)`` float16, each from 0 to 1.
+        images: ``(n, X, Y, Z)`` float16 or uint8, each from 0 to ``top``.
         brains: the same shape, bool.
         kinds: ``(n,)`` which of ``KINDS``.
+        top: what stands for 1.
     """
 
     images: Tensor
     brains: Tensor
     kinds: Tensor
+    top: float = 1.0
 
     @classmethod
     def load(cls, path: Path) -> Windows:
-        """Read what ``prepare-windows`` wrote."""
-        with np.load(path) as file:
-            images, brains, kinds = (torch.from_numpy(file[name]) for name in ("images", "brains", "kinds"))
-        return cls(images, brains, kinds)
+        """Read what ``prepare-windows`` wrote, or ``packed_windows`` made of it.
+
+        Raises:
+            ConfigurationError: when there is no such file, or another one.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                images, brains, kinds = (file[name] for name in ("images", "brains", "kinds"))
+                top = float(file["top"]) if "top" in file else 1.0
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigurationError(f"{path} holds no windows ({error}); prepare-windows writes them.") from error
+        if brains.dtype != bool:  # eight voxels in a byte
+            brains = np.unpackbits(brains, axis=-1, count=images.shape[-1]).astype(bool)
+        return cls(torch.from_numpy(images), torch.from_numpy(brains), torch.from_numpy(kinds), top)
+
+    def to(self, device: torch.device) -> Windows:
+        """The same on another device; itself where it is there already."""
+        if self.images.device == device:
+            return self
+        return Windows(self.images.to(device), self.brains.to(device), self.kinds.to(device), self.top)
 
     def draw(
         self, config: SynthesisConfig, generator: torch.Generator, size: int, recoloured: float = 0.0
@@ -80,12 +76,14 @@ class Windows:
         share = 1.0 / torch.bincount(self.kinds, minlength=len(KINDS)).clamp_min(1)[self.kinds]
         chosen = torch.multinomial(share, size, True, generator=generator)
         kind = self.kinds[chosen]
-        image, kind = _recoloured(self.images[chosen].float(), self.brains[chosen], kind, draw, recoloured)
+        image, kind = _recoloured(self.images[chosen].float() / self.top, self.brains[chosen], kind, draw, recoloured)
         both = torch.stack([image, self.brains[chosen].float()], 1)
         turn = rotation(*(draw.uniform(-1.0, 1.0) * math.radians(most) for most in config.rotation))
-        scale = draw.uniform(-config.scale, config.scale, 3).exp() * draw.sign()[:, None] ** torch.tensor([1, 0, 0])
+        scale = draw.uniform(-config.scale, config.scale, 3).exp()
+        scale[:, 0] *= draw.sign()
         matrix = turn * scale[:, None]
-        shift = draw.normal(3) * torch.tensor(config.shift) / torch.tensor(both.shape[2:]) * 2.0
+        most, size_of_window = (torch.tensor(values, device=draw.device) for values in (config.shift, both.shape[2:]))
+        shift = draw.normal(3) * most / size_of_window * 2.0
         # grid_sample counts axes backwards: its x is the last.
         theta = torch.cat([matrix.flip(1, 2), shift.flip(1)[..., None]], 2)
         grid = functional.affine_grid(theta, list(both.shape), align_corners=False)
@@ -107,40 +105,30 @@ def _recoloured(image: Tensor, brain: Tensor, kind: Tensor, draw: Draw, share: f
     with the edges and the texture of a real scan.
     """
     chosen = (kind == KINDS.index("T1")) & draw.chance(share)
-    target = torch.tensor([KINDS.index(name) for name in ("FLAIR", "T2", "PD")])[draw.one_of((0.6, 0.2, 0.2))]
+    targets = torch.tensor([KINDS.index(name) for name in ("FLAIR", "T2", "PD")], device=draw.device)
+    target = targets[draw.one_of((0.6, 0.2, 0.2))]
     grey = 0.99 + 0.45 * draw.uniform(0.0, 1.0) ** 1.5
     fluid = torch.where(target == KINDS.index("FLAIR"), draw.uniform(0.0, 0.5), grey * draw.uniform(0.75, 1.3))
     fluid = torch.where(target == KINDS.index("T2"), grey * draw.uniform(1.35, 3.0), fluid)
+    numbers = torch.nonzero(chosen)[:, 0]
+    if not len(numbers):
+        return image, kind
+    # Of each such image all numbers of a batch are drawn, so that which ones are changed moves no other's.
+    brightest = torch.stack([draw.uniform(0.8, 1.5) for _ in range(len(numbers))])
+    brightest = brightest.gather(1, numbers[:, None])[:, 0]
+    some, fluid, grey = image[numbers], fluid[numbers], grey[numbers]
+    dark, middle, bright = masked_quantiles(some.flatten(1), brain[numbers].flatten(1), (0.03, 0.35, 0.8)).unbind(1)
+    zero, one = torch.zeros_like(dark), torch.ones_like(dark)
+    known = [zero, 0.5 * dark, dark, torch.maximum(middle, dark + 0.01), torch.maximum(bright, middle + 0.02), one]
+    wanted = torch.stack([zero, 0.1 * one, fluid, grey, one, brightest], 1)
     image, kind = image.clone(), torch.where(chosen, target, kind)
-    for number in torch.nonzero(chosen)[:, 0]:
-        one = image[number].numpy()
-        dark, middle, bright = np.quantile(one[brain[number].numpy()], (0.03, 0.35, 0.8))
-        known = np.array([0.0, 0.5 * dark, dark, max(middle, dark + 0.01), max(bright, middle + 0.02), 1.0])
-        wanted = [0.0, 0.1, float(fluid[number]), float(grey[number]), 1.0, float(draw.uniform(0.8, 1.5)[number])]
-        image[number] = torch.from_numpy(np.interp(one, np.maximum.accumulate(known), wanted).astype(np.float32))
+    image[numbers] = _through_points(some.flatten(1), torch.stack(known, 1).cummax(1).values, wanted).view_as(some)
     return image, kind
 
 
-def prepare_windows(config: PrepareWindowsConfig, output: Path) -> None:
-    """Find the brain in every scan of the sets, and keep what the network is shown of it in one file.
-
-    Raises:
-        OSError: when the file cannot be written.
-    """
-    finder = BrainFinder(device="cpu")
-    images, brains, kinds = [], [], []
-    for one in config.sets:
-        before = len(kinds)
-        for scan in one.scans():
-            try:
-                image, brain = recognition_window(scan.image, finder(scan))
-            except InputError as error:  # nothing to be shown, in use as here
-                logger.info("%s: %s", one.name, error)
-                continue
-            low, high = float(image.min()), float(np.percentile(image, 99.95))
-            images.append(((image - low) / max(high - low, 1e-6)).clip(0, 1).astype(np.float16))
-            brains.append(brain)
-            kinds.append(KINDS.index(one.kind))
-        logger.info("%s: %d scans", one.name, len(kinds) - before)
-    with whole_file(output) as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, images=np.stack(images), brains=np.stack(brains), kinds=np.array(kinds))
+def _through_points(values: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+    """``numpy.interp`` of each row: lines through its points, ``known`` ``(B, n)`` in order, level beyond them."""
+    above = torch.searchsorted(known, values.contiguous(), right=True).clamp(1, known.shape[1] - 1)
+    (left, right), (low, high) = ((part.gather(1, above - 1), part.gather(1, above)) for part in (known, wanted))
+    share = (values - left) / (right - left).clamp_min(1e-12)
+    return low + (high - low) * share.clamp(0.0, 1.0)

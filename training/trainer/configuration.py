@@ -22,9 +22,18 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         ConfigurationError: naming the file and each wrong entry.
     """
     try:
-        return kind.model_validate(_entries(path, ()))
+        return kind.model_validate(read_entries(path))
     except ValidationError as error:
         raise ConfigurationError(f"{path}: {'; '.join(_wrong_entries(error))}.") from error
+
+
+def read_entries(path: Path) -> Any:
+    """A file's entries over those of its base, as they stand there.
+
+    Raises:
+        ConfigurationError: when the file cannot be read.
+    """
+    return _entries(path, ())
 
 
 def _entries(path: Path, above: tuple[Path, ...]) -> Any:
@@ -44,14 +53,14 @@ def _entries(path: Path, above: tuple[Path, ...]) -> Any:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error
     if not isinstance(own, dict) or "base" not in own:
         return own
-    return _merged(_entries(Path(str(own.pop("base"))), (*above, path)), own)
+    return merged(_entries(Path(str(own.pop("base"))), (*above, path)), own)
 
 
-def _merged(base: Any, own: Any) -> Any:
-    """Mappings entry by entry; of anything else what is the file's own."""
+def merged(base: Any, own: Any) -> Any:
+    """One file's entries over another's: mappings entry by entry; of anything else what is the file's own."""
     if not isinstance(base, dict) or not isinstance(own, dict):
         return own
-    return base | {name: _merged(base.get(name), value) for name, value in own.items()}
+    return base | {name: merged(base.get(name), value) for name, value in own.items()}
 
 
 def _wrong_entries(error: ValidationError) -> list[str]:

@@ -22,9 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoints import read_checkpoint, require_fit, write_checkpoint
 from .devices import hardware_name, leave_together, make_fabric
-from .optimisation import WITHOUT_EFFECT, TrainerConfig, averaging, learning_rate_at
-from .progress import StepProgress
-from .stopping import TimeLimit, leave_signals_to_the_trainer
+from .optimisation import WITHOUT_EFFECT, TrainerConfig, averaging, learning_rate_at, steps_done
+from .progress import ProgressFile, StepProgress
+from .stopping import TimeBudget, TimeLimit, leave_signals_to_the_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -74,25 +74,38 @@ class StepBatches(Dataset[Batch]):
 class Trainer:
     """Trains a task, or goes on with it, in a run directory.
 
-    The directory gets ``checkpoint.pt`` (replaced whole, never in part) and TensorBoard's event files.
+    The directory gets ``checkpoint.pt`` (replaced whole, never in part), ``progress.json`` and TensorBoard's event
+    files.
 
     Args:
         task: network, batches and loss.
         config: how to optimise.
         directory: where the run lives; a checkpoint there is continued.
         time_limit: minutes after which the run writes a checkpoint and returns.
+        budget: minutes in which the whole training has to end, where that is sooner than its last step.
     """
 
-    def __init__(self, task: Task, config: TrainerConfig, directory: Path, time_limit: float | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: TrainerConfig,
+        directory: Path,
+        time_limit: float | None = None,
+        budget: TimeBudget | None = None,
+    ) -> None:
         self.task, self.config, self.directory = task, config, directory
         self.limit = TimeLimit(time_limit)
+        self.budget = budget or TimeBudget()
         self.checkpoint = directory / "checkpoint.pt"
         self.step = 0
         self.seconds = 0.0
+        self.spent = 0.0
         self.losses: list[float] = []
 
     def run(self) -> bool:
-        """Train until the last step, the time limit, SIGTERM or Ctrl-C. Returns whether the training is complete.
+        """Train until the last step, the budget's end, the time limit, SIGTERM or Ctrl-C.
+
+        Returns whether the training is complete.
 
         Raises:
             CheckpointError: when the checkpoint in the directory is damaged or of another network.
@@ -112,9 +125,10 @@ class Trainer:
         )
         average = AveragedModel(self.task.network, multi_avg_fn=averaging(self.config), use_buffers=True)
         average = average.to(fabric.device)
+        average.n_averaged = average.n_averaged.cpu()  # it is looked at in every step, which would wait for the device
         network, optimizer = fabric.setup(network, optimizer)
         self._resume(fabric, average, optimizer)
-        if self.step < self.config.steps:
+        if not self.complete:
             # The step in work is the next one: what a killed session has written of it and later is void.
             purge = self.step + 1
             writer = SummaryWriter(str(self.directory), purge_step=purge) if fabric.is_global_zero else None
@@ -122,28 +136,47 @@ class Trainer:
             if writer is not None:
                 writer.close()
         leave_together(fabric)
-        return self.step >= self.config.steps
+        return self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last step is done, or the clock has brought the learning rate to its end."""
+        return self.step >= self.config.steps or (self.spent >= 1.0 and self.step > 0)
 
     def _train(
         self, fabric: Fabric, network: Any, optimizer: Any, average: AveragedModel, writer: SummaryWriter | None
     ) -> None:
         session = saved = time.monotonic()
         before = self.seconds
+        file = ProgressFile(self.directory / "progress.json", self.config.steps) if fabric.is_global_zero else None
+        if self.budget.minutes is not None:
+            self.spent = max(self.spent, steps_done(self.step, self.config))
+        self.budget.begin(self.spent)
         with StepProgress(self.config.steps, self.step, fabric.is_global_zero) as progress:
             for batch in self._batches(fabric):
-                if self._agree(fabric, self.limit.reached):
+                self.spent = self._alike(fabric, self.budget.spent)
+                if self._agree(fabric, self.limit.reached) or self.spent >= 1.0:
                     break
                 scalars = self._one_step(fabric, network, optimizer, average, fabric.to_device(batch))
                 self.step += 1
                 self.seconds = before + time.monotonic() - session
                 self.losses.append(scalars["loss"])
                 progress.advance(self.step, scalars)
+                if file is not None:
+                    file.advance(scalars["loss"], **self._state())
                 if writer is not None:
                     self._record(fabric, average, writer, scalars)
                 if time.monotonic() - saved > 60.0 * self.config.checkpoint_minutes:
                     self._save(fabric, average, optimizer, writer)
                     saved = time.monotonic()
+        if writer is not None and self.complete and self.step < self.config.steps:
+            self._validate(fabric, average, writer)
         self._save(fabric, average, optimizer, writer)
+        if file is not None:
+            file.write(**self._state(), complete=self.complete)
+
+    def _state(self) -> dict[str, float]:
+        return {"step": self.step, "seconds": self.seconds, "spent": self.spent}
 
     def _batches(self, fabric: Fabric) -> DataLoader[Batch]:
         workers = self.config.loader_workers
@@ -163,20 +196,22 @@ class Trainer:
         seed = np.random.SeedSequence((self.config.seed, self.step, fabric.global_rank, 1)).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(seed))
         torch.manual_seed(int(seed))  # for dropout inside networks
-        rate = learning_rate_at(self.step, self.config)
+        rate = learning_rate_at(self.step, self.config, self.spent)
         for group in optimizer.param_groups:
             group["lr"] = rate
         network.train()
         scalars = self.task.loss(network, batch, generator)
-        self._require_finite("loss", float(scalars["loss"].detach()))
         fabric.backward(scalars["loss"])
         norm = fabric.clip_gradients(network, optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False)
-        self._require_finite("gradient", float(norm))  # type: ignore[arg-type]
+        # Asked for once: every question to the device waits for all that it has been told to do.
+        told = torch.stack([value.detach().double() for value in (*scalars.values(), norm)]).tolist()  # type: ignore[union-attr]
+        result = dict(zip([*scalars, "gradient_norm"], told, strict=True))
+        self._require_finite("loss", result["loss"])
+        self._require_finite("gradient", result["gradient_norm"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update_parameters(self.task.network)
-        result = {name: float(value.detach()) for name, value in scalars.items()}
-        return result | {"gradient_norm": float(norm), "learning_rate": rate}  # type: ignore[arg-type]
+        return result | {"learning_rate": rate}
 
     def _require_finite(self, what: str, value: float) -> None:
         """The checkpoint is left alone: weights that gave such a value may have been spoilt steps ago."""
@@ -215,14 +250,19 @@ class Trainer:
         votes = fabric.all_reduce(torch.tensor(float(stop), device=fabric.device), reduce_op="sum")
         return float(votes) > 0  # type: ignore[arg-type]
 
+    def _alike(self, fabric: Fabric, value: float) -> float:
+        """One value for all processes, whose clocks differ: their mean."""
+        if fabric.world_size == 1:
+            return value
+        return float(fabric.all_reduce(torch.tensor(value, device=fabric.device), reduce_op="mean"))  # type: ignore[arg-type]
+
     def _save(self, fabric: Fabric, average: AveragedModel, optimizer: Any, writer: SummaryWriter | None) -> None:
         if not fabric.is_global_zero:
             return
         if writer is not None:  # first, or a kill between the two would leave a gap in the curves
             writer.flush()
         state = {
-            "step": self.step,
-            "seconds": self.seconds,
+            **self._state(),
             "hardware": hardware_name(),
             "config": self.config.model_dump(),
             "network": self.task.network.state_dict(),
@@ -242,6 +282,7 @@ class Trainer:
         for group in optimizer.param_groups:  # the checkpoint's would silently win over the configuration's
             group["weight_decay"] = self.config.weight_decay
         self.step, self.seconds = state["step"], state["seconds"]
+        self.spent = state.get("spent", 0.0)
         if not fabric.is_global_zero:
             return
         logger.info("goes on at step %d of %d", self.step, self.config.steps)

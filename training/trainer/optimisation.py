@@ -12,6 +12,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 # Entries that change how a training is run and not what comes out of it.
 WITHOUT_EFFECT = ("loader_workers", "checkpoint_minutes", "validate_every")
 
+LATEST_WARMUP = 0.1  # share of a training's minutes after which the warm-up is over, however few steps they held
+
 
 class TrainerConfig(BaseModel):
     """How long and how to optimise; part of every stage's configuration file."""
@@ -37,16 +39,27 @@ class TrainerConfig(BaseModel):
     validate_every: int = Field(default=500, gt=0, description="steps between validations")
 
 
-def learning_rate_at(step: int, config: TrainerConfig) -> float:
-    """Linear warm-up, then constant for a while if so configured, then a cosine to the last rate."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+def learning_rate_at(step: int, config: TrainerConfig, spent: float = 0.0) -> float:
+    """Linear warm-up, then constant for a while if so configured, then a cosine to the last rate.
+
+    Args:
+        step: from 0.
+        config: what it goes by.
+        spent: share of the training that is over by the clock, if it has only so long.
+    """
+    if step < config.warmup_steps and spent < LATEST_WARMUP:
+        return config.learning_rate * max((step + 1) / config.warmup_steps, spent / LATEST_WARMUP)
+    done = max(steps_done(step, config), spent)
     if done < config.constant_share:
         return config.learning_rate
     done = (done - config.constant_share) / max(1e-9, 1.0 - config.constant_share)
     cosine = 0.5 * (1.0 + float(np.cos(np.pi * done)))
     return config.learning_rate * (config.final_rate + (1.0 - config.final_rate) * cosine)
+
+
+def steps_done(step: int, config: TrainerConfig) -> float:
+    """Share of the steps after the warm-up."""
+    return max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
 
 
 def averaging(config: TrainerConfig) -> Callable[[Any, Any, Any], None]:

@@ -1,4 +1,7 @@
-"""When a training ends before its last step: a time limit, SIGTERM or Ctrl-C, always between two steps."""
+"""When a training ends before its last step: a time limit, SIGTERM or Ctrl-C, always between two steps.
+
+And the other way to bound one: a time in which all of it has to happen, learning rate and all.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,33 @@ class TimeLimit:
     @property
     def reached(self) -> bool:
         return self.stopped or (self.minutes is not None and time.monotonic() - self.started > 60.0 * self.minutes)
+
+
+class TimeBudget:
+    """Minutes in which a training has to come to its end, whatever a step takes there.
+
+    Args:
+        minutes: from ``started`` on; without them steps alone count.
+        started: when they began to run (``time.monotonic``), which may be before there was a trainer; by default now.
+    """
+
+    def __init__(self, minutes: float | None = None, started: float | None = None) -> None:
+        self.minutes, self.started = minutes, time.monotonic() if started is None else started
+        self.before = 0.0
+        self._first = self.started
+
+    def begin(self, before: float) -> None:
+        """The first step of this session comes next; a share ``before`` of the training is done."""
+        self.before, self._first = before, time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Share of the training that is over by the clock, from 0 to 1: what the session's minutes leave of it."""
+        if self.minutes is None:
+            return self.before
+        length = self.started + 60.0 * self.minutes - self._first
+        gone = (time.monotonic() - self._first) / length if length > 0 else 1.0
+        return min(1.0, self.before + (1.0 - self.before) * gone)
 
 
 def leave_signals_to_the_trainer(_: int) -> None:
