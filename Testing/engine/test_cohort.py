@@ -73,6 +73,11 @@ def run(folder: Path, heard: Heard | None = None, options: Options = INTENSITY, 
     return run_cohort(of_table(folder), folder / "out", options, heard or Heard(), workers=HERE, **more)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def names_of(scans: Sequence[CohortScan]) -> list[str]:
     return [scan.name for scan in scans]
 
@@ -161,6 +166,34 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(folder: Path)
     third = Heard()
     run(folder, third)
     assert third.begun == [(0, 2)] and not third.outcomes
+
+
+def test_a_result_whose_files_were_damaged_is_not_finished_and_not_replaced(folder: Path) -> None:
+    run(folder)
+    mask = folder / "out/results/P1-2/mask.nii.gz"
+    mask.write_bytes(mask.read_bytes()[:-20])
+    found = folder / "out/results/P1-1/findings.json"
+    found.write_text(found.read_text(encoding="utf-8").replace("centroid", "centroiD"), encoding="utf-8")
+    ended = run(folder, heard := Heard())
+    assert heard.begun == [(2, 0)] and ended.finished == 0
+    assert all("was changed since this program wrote it" in one.failure.what for one in ended.failed)
+    mask.unlink(), found.unlink()
+    assert run(folder).finished == 2
+
+
+def test_tables_leave_out_what_is_not_in_the_cohort_any_more(folder: Path) -> None:
+    run(folder)
+    table, out = folder / "scans.csv", folder / "out"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join(lines[:2]), encoding="utf-8")
+    run(folder, heard := Heard())
+    assert any("1 result in the folder is left out" in warning for warning in heard.warnings)
+    assert [row["name"] for row in read_csv(out / "scans.csv")] == ["P1-1"]
+    assert {row["name"] for row in read_csv(out / "findings.csv")} == {"P1-1"}
+    assert "1 result in the folder is left out" in (out / "quality.html").read_text(encoding="utf-8")
+    (folder / "a.nii.gz").write_bytes(b"no scan")
+    run(folder)
+    assert read_csv(out / "scans.csv") == [] and (out / "results/P1-1/provenance.json").is_file()
 
 
 def test_a_scan_that_changed_is_done_again_and_one_that_was_only_copied_is_not(folder: Path, head: Path) -> None:

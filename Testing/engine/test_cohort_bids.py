@@ -199,6 +199,17 @@ def test_derivatives_are_no_scans_and_no_brain_masks(made: tuple[Path, Path], na
     assert result_in_place_of_scan(anat) is not None and result_in_place_of_scan(raw) is None
 
 
+def test_the_group_level_leaves_out_what_is_not_in_the_data_set_any_more(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    raw, out = (Path(shutil.copytree(made[0], tmp_path / "raw")), tmp_path / "raw/derivatives/anomaly")
+    (raw / "sub-01/ses-2/anat/sub-01_ses-2_FLAIR.nii.gz").unlink()
+    assert cli.main(["bids", str(raw), str(out), "group"]) == 0
+    with (out / "scans.csv").open() as file:
+        assert [row["session"] for row in csv.DictReader(file)] == ["1"]
+    assert "1 result in the folder is left out" in (out / "quality.html").read_text(encoding="utf-8")
+
+
 def test_another_threshold_takes_the_map_of_derivatives(made: tuple[Path, Path], tmp_path: Path) -> None:
     _, out = made
     path = out / "sub-01/ses-1/anat/sub-01_ses-1_anomalymap.nii.gz"

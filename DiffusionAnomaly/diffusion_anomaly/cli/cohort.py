@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -299,6 +300,8 @@ def _run(
 
 
 def _group(source: Path, output: Path, json_lines: bool) -> None:
+    from ..cohort.bids import has_sources
+    from ..cohort.group import left_out_in_words
     from ..cohort.quality import write_group
     from ..cohort.state import CohortLock
 
@@ -307,9 +310,11 @@ def _group(source: Path, output: Path, json_lines: bool) -> None:
         if not output.is_dir():
             raise InputError(f"There is no folder {output}.", f"Run the level {PARTICIPANT} before.")
         with CohortLock(output):
-            group, files = write_group(output)
+            group, files = write_group(output, partial(has_sources, source))
         if not group.scans:
             listener.warning(f"{output} holds no result; run the level {PARTICIPANT} before.")
+        if group.left_out:
+            listener.warning(left_out_in_words(group.left_out))
         listener.written(files)
     except EngineError as error:
         listener.failed(error)

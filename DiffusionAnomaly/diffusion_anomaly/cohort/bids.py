@@ -7,6 +7,7 @@ A library that reads all of it would bring a data base of the whole data set alo
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..io.contrasts import ChannelSource, contrast_of, declared_name, require_di
 from ..io.typed_json import parse
 from ..text import printable
 from .scans import BidsSource, CohortScan
+from .state import Finished
 
 DESCRIPTION = "dataset_description.json"
 EXTENSIONS = (".nii.gz", ".nii")
@@ -123,6 +125,12 @@ def list_bids(
         raise InputError(f"{root} holds no {what}.", "Say with --bids-filter-file what the scans are.")
     _check_stems(scans)
     return sorted(scans, key=lambda scan: scan.name)
+
+
+def has_sources(root: Path, result: Finished) -> bool:
+    """Whether what a result was made of is still in a data set; a link whose content was not fetched is."""
+    files = result.about.get("bids")
+    return all(os.path.lexists(root / str(name)) for name in (files if isinstance(files, list) else []))
 
 
 def read_filters(path: Path) -> dict[str, Filter]:

@@ -15,6 +15,7 @@ from ..text import counted
 from .actors import RayPool, Workers, is_installed
 from .derivatives import write_dataset
 from .failures import write_failures
+from .group import left_out_in_words
 from .pool import Pool, ThisProcess
 from .quality import check_group, write_group
 from .run import Failed, Listener, plan_tasks, run_tasks
@@ -112,7 +113,10 @@ def run_cohort(
             write_failures(output, failed, shard, options.anonymous)
         files: Mapping[str, Path] = {}
         if shard is None and group:
-            _, files = write_group(output)
+            done = {scan.name for scan in scans} - {one.name for one in failed}
+            found, files = write_group(output, lambda result: result.folder.name in done)
+            if found.left_out:
+                listener.warning(left_out_in_words(found.left_out))
     return Ended(len(mine) - len(failed), failed, files)
 
 

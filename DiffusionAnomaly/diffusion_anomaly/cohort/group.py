@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from ..io.records import DIGESTS
 from ..models.declaration import BRAIN
 from ..results.findings import size_unit
 from ..results.saving import REPORT
+from ..text import counted
 from .failures import read_failures
-from .state import RESULTS, Finished, all_finished
+from .state import FINDINGS, RESULTS, Finished, all_finished
 
 FENCE = 3.5
 """Robust z score from which a scan stands out, as Iglewicz and Hoaglin (1993) advise."""
@@ -67,6 +68,7 @@ class Group:
         quantities: those that are known of any scan; the rows have columns for them alone.
         failures: the table of failures.
         doubts: what concerns the cohort as a whole.
+        left_out: how many results in the folder are of no scan of the cohort.
     """
 
     scans: list[dict[str, Any]]
@@ -74,11 +76,19 @@ class Group:
     quantities: list[Quantity] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    left_out: int = 0
 
 
-def collect(output: Path) -> Group:
-    """Read every result of a cohort."""
-    results = all_finished(output)
+def collect(output: Path, belongs: Callable[[Finished], bool] = lambda result: True) -> Group:
+    """Read every result of a cohort.
+
+    Args:
+        output: its folder.
+        belongs: whether a result is of the cohort as it is now; the others are left out and counted.
+    """
+    there = all_finished(output)
+    results = [result for result in there if belongs(result)]
+    left_out = len(there) - len(results)
     scans = [_scan_row(result) for result in results]
     known = [quantity for quantity in QUANTITIES if any(row[quantity.name] is not None for row in scans)]
     for quantity in QUANTITIES:
@@ -90,7 +100,7 @@ def collect(output: Path) -> Group:
         for row, z in zip(scans, robust_z(values, quantity.logarithmic), strict=True):
             row[f"robust_z_{quantity.name}"] = z
     findings = [row for result, scan in zip(results, scans, strict=True) for row in _finding_rows(result, scan)]
-    return Group(scans, findings, known, read_failures(output), _doubts(scans))
+    return Group(scans, findings, known, read_failures(output), _doubts(scans, left_out), left_out)
 
 
 def robust_z(values: Sequence[float | None], logarithmic: bool = False) -> list[float | None]:
@@ -146,7 +156,7 @@ def has_parquet() -> bool:
 
 def _scan_row(result: Finished) -> dict[str, Any]:
     made, about = result.record, result.about
-    found = json.loads((result.folder / "findings.json").read_text(encoding="utf-8"))["findings"]
+    found = json.loads((result.folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
     is_picture = made["options"].get("min_area") is not None
     sizes = [size_of(finding) for finding in found]
     volume = made["brain"].get("volume_ml")
@@ -183,7 +193,7 @@ def _scan_row(result: Finished) -> dict[str, Any]:
 
 
 def _finding_rows(result: Finished, scan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = json.loads((result.folder / "findings.json").read_text(encoding="utf-8"))["findings"]
+    found = json.loads((result.folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
     return [{**{name: scan[name] for name in ("name", "patient", "session")}, **finding} for finding in found]
 
 
@@ -193,8 +203,10 @@ def size_of(finding: Mapping[str, Any]) -> float:
     return next((float(size) for size in sizes if size is not None), 0.0)
 
 
-def _doubts(scans: Sequence[Mapping[str, Any]]) -> list[str]:
+def _doubts(scans: Sequence[Mapping[str, Any]], left_out: int) -> list[str]:
     doubts = []
+    if left_out:
+        doubts.append(left_out_in_words(left_out))
     kinds = {"model": "models", "model_version": "versions of the model", "program_version": "versions of the program"}
     for name, words in kinds.items():
         seen = sorted({str(row[name]) for row in scans})
@@ -209,6 +221,14 @@ def _doubts(scans: Sequence[Mapping[str, Any]]) -> list[str]:
     if scans and len(scans) < FEWEST:
         doubts.append(f"Fewer than {FEWEST} scans are too few to say which stand out.")
     return doubts
+
+
+def left_out_in_words(count: int) -> str:
+    """What is said of results that the tables leave out."""
+    return (
+        f"{counted(count, 'result')} in the folder {'is' if count == 1 else 'are'} left out of the tables: of scans "
+        "that are not in the cohort any more, or that failed since."
+    )
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from ..io.records import record
 from ..results.findings import centre_title, sized
 from ..text import LINES, distinct_names, printable, safe_name
 from .group import FENCE, FEWEST, LEAST_SHARE, Group, Quantity, collect, size_of, stands_out, table_writers
+from .state import Finished
 
 PAGE = "quality.html"
 RECORD = "cohort.json"
@@ -26,8 +27,14 @@ SUBJECTS = "subjects"
 MOST_ROWS = 2000  # of the table of all scans; a browser takes no more with grace, and the CSV has them all
 
 
-def write_group(output: Path) -> tuple[Group, dict[str, Path]]:
+def write_group(
+    output: Path, belongs: Callable[[Finished], bool] = lambda result: True
+) -> tuple[Group, dict[str, Path]]:
     """Write tables and pages of a cohort; those that an earlier run has written make room.
+
+    Args:
+        output: folder of the cohort.
+        belongs: whether a result is of the cohort as it is now.
 
     Returns:
         What they say, and the files by name.
@@ -35,7 +42,7 @@ def write_group(output: Path) -> tuple[Group, dict[str, Path]]:
     Raises:
         InputError: when something else is in the way, or a file cannot be written.
     """
-    group = collect(output)
+    group = collect(output, belongs)
     with OutputFolder(output) as folder:
         files = folder.publish(
             {

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..io.files import folder_error
 from ..io.formats import suffix_of
-from ..io.records import DIGESTS, content_of, sha256_of
+from ..io.records import content_of, is_whole, sha256_of
 from ..options import shown
 from ..results.saving import PROVENANCE
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 RESULTS = "results"
 """Folder of a cohort's output with a folder of each scan's result."""
+FINDINGS = "findings.json"
 COHORT = "cohort"
 """Entry of a result's provenance."""
 LOCKS = ".cohort"
@@ -123,11 +124,15 @@ class Finished:
 
 
 def finished(folder: Path) -> Finished | None:
-    """The result in a folder; None where there is none of a cohort, or a file of it is missing."""
+    """The result in a folder; None where there is none of a cohort, or a file of it is missing or damaged.
+
+    That a file has its length is looked at, not all of its bytes: those of thousands of maps would take minutes. The
+    findings, which tables are made of, are compared in full.
+    """
     record = content_of(folder / PROVENANCE)
     if record is None or not isinstance(record.get(COHORT), dict):
         return None
-    if not all((folder / name).is_file() for name in record[DIGESTS]):
+    if not is_whole(folder, record, FINDINGS):
         return None
     return Finished(folder, record)
 

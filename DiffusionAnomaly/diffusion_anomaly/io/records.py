@@ -26,6 +26,7 @@ RECORDS = ("provenance.json", "threshold.json", "evaluation.json", "cohort.json"
 BIDS_RECORD = "_desc-anomaly_mask.json"
 """How the name of the file ends that speaks for a result under the names of BIDS; several lie in one folder."""
 DIGESTS = "files_sha256"
+SIZES = "files_bytes"
 ANOMALY_MAP, BRAIN_MASK = "anomaly map", "brain mask"
 # By what a file's name begins with. An evaluation's maps lie in a folder ``heat``.
 _KINDS = {
@@ -47,12 +48,13 @@ LONGEST_RECORD = 64 << 20
 
 
 def record(content: Mapping[str, Any]) -> Writer:
-    """What writes the file that speaks for the others: JSON of the content and the SHA256 of every file beside it."""
+    """What writes the file that speaks for the others: JSON of the content, SHA256 and length of those beside it."""
 
     def write(path: Path) -> None:
         beside = sorted(other for other in path.parent.rglob("*") if other.is_file() and other != path)
         digests = {other.relative_to(path.parent).as_posix(): sha256_of(other) for other in beside}
-        write_text(path, json.dumps({**content, DIGESTS: digests}, indent=2, allow_nan=False) + "\n")
+        sizes = {name: (path.parent / name).stat().st_size for name in digests}
+        write_text(path, json.dumps({**content, DIGESTS: digests, SIZES: sizes}, indent=2, allow_nan=False) + "\n")
 
     return write
 
@@ -177,6 +179,25 @@ def content_of(path: Path) -> dict[str, Any] | None:
     if not isinstance(files, dict) or not all(_is_entry(path.parent, *entry) for entry in files.items()):
         return None
     return content
+
+
+def is_whole(folder: Path, content: Mapping[str, Any], *read: str) -> bool:
+    """Whether all files that a record names are there and as long as it says: the cheap part of a comparison.
+
+    Args:
+        folder: of the record.
+        content: the record.
+        read: names of files whose bytes are compared too, because they are about to be read.
+    """
+    sizes = content.get(SIZES)
+    known: Mapping[str, Any] = sizes if isinstance(sizes, dict) else {}  # earlier versions wrote none
+    for name, digest in content[DIGESTS].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != known.get(name, path.stat().st_size):
+            return False
+        if name in read and sha256_of(path) != digest:
+            return False
+    return True
 
 
 def _is_entry(directory: Path, name: str, digest: Any) -> bool:
