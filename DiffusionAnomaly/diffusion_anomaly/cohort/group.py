@@ -205,7 +205,7 @@ def size_of(finding: Mapping[str, Any]) -> float:
 
 def _doubts(scans: Sequence[Mapping[str, Any]], left_out: int) -> list[str]:
     doubts = []
-        if left_out:
+    if left_out:
         doubts.append(left_out_in_words(left_out))
     kinds = {"model": "models", "model_version": "versions of the model", "program_version": "versions of the program"}
     for name, words in kinds.items():
@@ -226,8 +226,8 @@ def _doubts(scans: Sequence[Mapping[str, Any]], left_out: int) -> list[str]:
 def left_out_in_words(count: int) -> str:
     """What is said of results that the tables leave out."""
     return (
-        f"{counted(count, 'result')} in the folder {'is' if count == 1 else 'are'} left out of the tables: of scans that "
-        "are not in the cohort any more, or that failed since."
+        f"{counted(count, 'result')} in the folder {'is' if count == 1 else 'are'} left out of the tables: of scans "
+        "that are not in the cohort any more, or that failed since."
     )
 
 
