@@ -472,7 +472,9 @@ def failing(statuses: list[int]) -> Iterator[tuple[int, list[Dataset]]]:
         yield port, came
 
 
-@pytest.mark.parametrize("statuses", [[0xA700, SUCCESS, 0xA701], [0xB000, 0xB000, 0xB000]], ids=["full", "warnings"])
+@pytest.mark.parametrize(
+    "statuses", [[0xA700, SUCCESS, 0x0110, 0x0213], [0xB000, 0xB000, 0xB000]], ids=["full", "warnings"]
+)
 def test_a_failure_that_passes_is_tried_again_and_a_warning_is_none(
     config: NodeConfig, detector: Detector, statuses: list[int]
 ) -> None:
@@ -498,6 +500,21 @@ def test_a_failure_that_stays_goes_into_quarantine_and_goes_on_when_moved_back(
         os.rename(job.folder, node.store.folder / SENDING / job.name)
         pacs.wait_for(lambda: node.store.jobs(DONE))
     assert sorted(data.Modality for data in came) == ["OT", "SEG", "SR"]
+
+
+def test_what_a_pacs_says_of_a_failure_is_in_the_reason_and_not_in_the_log(
+    config: NodeConfig, detector: Detector
+) -> None:
+    status = dicoms.with_elements(Status=0xC001, ErrorComment=f"unknown patient {SECRET}")
+    with (
+        pacs.storage_scp(lambda data: status) as port,
+        pacs.running(replace(config, destinations=to(port)), detector) as node,
+    ):
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        pacs.wait_for(ended(node))
+        told = reason(node)
+    assert f"unknown patient {SECRET}" in told["what"]
+    assert "0xC001" in log_of(config) and SECRET not in log_of(config)
 
 
 def test_a_kind_that_a_pacs_does_not_accept_is_named_and_the_others_arrive(
@@ -853,7 +870,7 @@ def test_what_a_dicomweb_service_answers_says_whether_to_try_again(
         if error is None:
             client.store(path)
         else:
-            with pytest.raises(error, match=r"did not store one\.dcm|HTTP status"):
+            with pytest.raises(error, match=r"one\.dcm, failure reason 0x0122|did not store one\.dcm|HTTP status"):
                 client.store(path)
     assert len(shown) == 1  # nothing is repeated behind the node's back
 
