@@ -434,6 +434,21 @@ def test_a_model_of_several_contrasts_gets_the_series_of_each(config: NodeConfig
     assert f"T1 is series {t1[0].SeriesInstanceUID}" in log_of(config)
 
 
+def test_a_slice_that_comes_later_takes_the_study_out_of_quarantine(config: NodeConfig, detector: Detector) -> None:
+    files = pacs.scan_files(generate_uid())
+    with pacs.running(config, detector) as node:
+        pacs.send([*files[:2], *files[3:]], node.receiver.port)
+        (job,) = pacs.wait_for(ended(node))
+        assert job.state == QUARANTINE
+        pacs.send(files[2:3], node.receiver.port)
+        pacs.wait_for(lambda: [job for job in node.store.jobs(DONE) if job.record.made_of])
+        jobs = pacs.wait_for(ended(node))
+    assert [(len(job.record.images), job.state, bool(job.record.made_of)) for job in jobs] == [
+        (5, DONE, False),
+        (6, DONE, True),
+    ]
+
+
 def test_a_description_of_the_site_says_which_series_it_is(config: NodeConfig, detector: Detector) -> None:
     files = pacs.scan_files(generate_uid(), "Kopf tra dunkel")
     with pacs.running(replace(config, series={"flair": "*DUNKEL*"}), detector) as node:
