@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydicom.dataset import Dataset
 import dicoms
 import phantom
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.dicom.planes import Plane
+from diffusion_anomaly.io.dicom.stack import _check_alike
 from diffusion_anomaly.io.volume import read_volume
 from phantom import array
 
@@ -526,3 +529,32 @@ def test_a_stack_that_this_machine_cannot_hold_is_refused_before_it_takes_memory
     monkeypatch.setattr(content, "_memory", lambda: 1000)
     with pytest.raises(MemoryExhausted, match="6 x 5 x 4 voxels"):
         read_volume(folder)
+
+
+def plane(number: int, degrees: float) -> Plane:
+    """An image turned about the body's long axis."""
+    turn = np.radians(degrees)
+    axes = (float(np.cos(turn)), float(np.sin(turn)), 0.0, 0.0, 0.0, -1.0)
+    place = {"path": Path(f"{number:05d}.dcm"), "frame": 0, "uid": str(number), "number": (float(number), 0)}
+    shape = {"size": (8, 8), "axes": axes, "position": (0.0, 0.0, float(number)), "spacing": (1.0, 1.0)}
+    rest = {"thickness": None, "distance": None, "slope": 1.0, "intercept": 0.0}
+    return Plane(**place, **shape, **rest, distinctions=(), traits=(), indices=())  # type: ignore[arg-type]
+
+
+def test_thousands_of_images_of_which_no_two_are_alike_are_refused_in_a_moment() -> None:
+    """As a radial localiser or a rotating angiography has them; each against each took minutes."""
+    planes = [plane(number, 360 * number / 5000) for number in range(5000)]
+    start = time.process_time()
+    with pytest.raises(InputError, match=r"more differ in orientation or pixel spacing .* of 5000 images are like it"):
+        _check_alike(planes, Path("series"))
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("odd", [[0], [0, 1, 2], [59], [20, 40]])
+def test_the_images_that_are_fewer_are_named(odd: list[int]) -> None:
+    planes = [plane(number, 45 + number if number in odd else number * 1e-7) for number in range(60)]
+    _check_alike([one for number, one in enumerate(planes) if number not in odd], Path("series"))
+    with pytest.raises(InputError) as caught:
+        _check_alike(planes, Path("series"))
+    assert all(planes[number].name in caught.value.what for number in odd)
+    assert f"{60 - len(odd)} of 60 images" in caught.value.what

@@ -17,7 +17,8 @@ from ..io.files import Writer, write_text
 from ..io.outputs import OutputFolder, keep_out_of_results
 from ..io.records import record
 from ..results.findings import centre_title, sized
-from ..text import LINES, distinct_names, printable, safe_name
+from ..results.pages import render_page
+from ..text import distinct_names, printable, safe_name
 from .group import FENCE, FEWEST, LEAST_SHARE, Group, Quantity, collect, size_of, stands_out, table_writers
 from .state import Finished
 
@@ -130,19 +131,8 @@ def _subject(patient: str, rows: Sequence[Mapping[str, Any]], group: Group) -> s
 
 
 def _render(template: str, **values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value, LINES) if isinstance(value, str) and type(value) is str else value,
-    )
-    environment.filters["number"] = _number
-    environment.filters["link"] = lambda path: quote(str(path))
-    return environment.get_template(template).render(version=__version__, **values)
+    filters = {"number": _number, "link": lambda path: quote(str(path))}
+    return render_page(Path(__file__).with_name(template), {"version": __version__, **values}, filters)
 
 
 def _number(value: Any) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 from ..io.files import write_text
 from ..models.declaration import BRAIN, REGIONS
 from ..registry import METHODS
-from ..text import LINES, printable
 from .findings import centre_title, sized
+from .pages import render_page
 from .rendering import (
     SliceView,
     choose_slices,
@@ -94,8 +94,6 @@ def render_report(result: Result) -> str:
 
 def render(shown: Shown) -> str:
     """A page as HTML text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     min_area = shown.provenance["options"].get("min_area")
     view, *others = (
         SliceView(image, shown.anomaly_map, shown.mask, shown.brain, min_area is not None)
@@ -105,45 +103,38 @@ def render(shown: Shown) -> str:
     slices = choose_slices(view, threshold)
     peak = float(view.peaks().max())
     top = max(peak, 1.5 * threshold)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
-        name=shown.name,
-        purpose=provenance["purpose"],
-        provenance=provenance,
-        method=_title_of(provenance["method"]),
-        model=_model_line(provenance["model"]),
-        date=datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
-        warnings=provenance["warnings"],
-        findings=findings[:FINDINGS_SHOWN],
-        names=shown.names,
-        hidden_findings=max(0, len(findings) - FINDINGS_SHOWN),
-        unit=view.unit,
-        sized=sized,
-        centre_title=centre_title,
-        least=provenance["options"]["min_volume_ml"] if min_area is None else min_area,
-        total=sum(finding.size for finding in findings),
-        covered=np.count_nonzero(view.brain) * view.voxel_size,
-        region=REGIONS.get(provenance.get("region", BRAIN), "region"),
-        peak=peak,
-        threshold=threshold,
-        coloured_from=coloured_from(threshold),
-        extrapolated=_extrapolated(provenance.get("calibration_end"), peak, threshold),
-        score=provenance["score"]["value"],
-        pictures=draw_slices(view, slices, threshold, top),
-        channels=list(shown.channels) if others else [],
-        contrasts=list(zip(*(draw_outlined(other, slices) for other in others), strict=True)),
-        colour_bar=draw_colour_bar(threshold, top),
-        profile=draw_profile(view, slices) if len(view) > 1 and findings else None,
-        sides=view.sides,
-        rows=list(_flat(provenance)),
-    )
-    return printable(page, LINES)
+    values = {
+        "name": shown.name,
+        "purpose": provenance["purpose"],
+        "provenance": provenance,
+        "method": _title_of(provenance["method"]),
+        "model": _model_line(provenance["model"]),
+        "date": datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
+        "warnings": provenance["warnings"],
+        "findings": findings[:FINDINGS_SHOWN],
+        "names": shown.names,
+        "hidden_findings": max(0, len(findings) - FINDINGS_SHOWN),
+        "unit": view.unit,
+        "sized": sized,
+        "centre_title": centre_title,
+        "least": provenance["options"]["min_volume_ml"] if min_area is None else min_area,
+        "total": sum(finding.size for finding in findings),
+        "covered": np.count_nonzero(view.brain) * view.voxel_size,
+        "region": REGIONS.get(provenance.get("region", BRAIN), "region"),
+        "peak": peak,
+        "threshold": threshold,
+        "coloured_from": coloured_from(threshold),
+        "extrapolated": _extrapolated(provenance.get("calibration_end"), peak, threshold),
+        "score": provenance["score"]["value"],
+        "pictures": draw_slices(view, slices, threshold, top),
+        "channels": list(shown.channels) if others else [],
+        "contrasts": list(zip(*(draw_outlined(other, slices) for other in others), strict=True)),
+        "colour_bar": draw_colour_bar(threshold, top),
+        "profile": draw_profile(view, slices) if len(view) > 1 and findings else None,
+        "sides": view.sides,
+        "rows": list(_flat(provenance)),
+    }
+    return render_page(Path(__file__).with_name(TEMPLATE), values, {})
 
 
 def _title_of(method: str) -> str:

@@ -30,6 +30,7 @@ _ROUNDING_MM = 5e-4
 _SAME_AXES = 1e-3
 _EXPORT = "Export the series again."
 _NAMED = 3
+_SAMPLED = 16  # images that are compared with all others where not all are like the first
 
 Values = Callable[[Plane], np.ndarray]
 
@@ -149,33 +150,38 @@ def _stack(plane: Plane) -> tuple[int, str]:
 
 
 def _check_alike(planes: Sequence[Plane], where: Path) -> None:
-    """Refuse images that cannot be slices of one volume, naming those that are fewer."""
-    kinds: list[list[Plane]] = []
-    for plane in planes:
-        for kind in kinds:
-            first = kind[0]
-            if plane.size == first.size and (
-                (plane.axes, plane.spacing) == (first.axes, first.spacing)
-                or (
-                    np.allclose(plane.axes, first.axes, atol=_SAME_AXES)
-                    and np.allclose(plane.spacing, first.spacing, rtol=1e-3)
-                )
-            ):
-                kind.append(plane)
-                break
-        else:
-            kinds.append([plane])
-    if len(kinds) == 1:
+    """Refuse images that cannot be slices of one volume, naming those that are fewer.
+
+    A folder may hold thousands of which no two are alike, so each is compared with a few others alone: the one of these
+    that most are like stands for the volume.
+    """
+    sizes, axes, spacing = (
+        np.array([getattr(plane, name) for plane in planes]) for name in ("size", "axes", "spacing")
+    )
+
+    def like(index: int) -> np.ndarray:
+        close = (
+            sizes == sizes[index],
+            np.isclose(axes, axes[index], atol=_SAME_AXES),
+            np.isclose(spacing, spacing[index], rtol=1e-3),
+        )
+        return np.all([part.reshape(len(planes), -1).all(axis=1) for part in close], axis=0)
+
+    if like(0).all():
         return
-    kinds.sort(key=len, reverse=True)
-    main, others = kinds[0][0], [plane for kind in kinds[1:] for plane in kind]
+    sampled = np.unique(np.linspace(0, len(planes) - 1, _SAMPLED).round().astype(int))
+    chosen = max(sampled, key=lambda index: np.count_nonzero(like(index)))
+    is_like = like(chosen)
+    main, others = planes[chosen], [plane for plane, same in zip(planes, is_like, strict=True) if not same]
+    if not others:
+        return
     what = "size" if any(plane.size != main.size for plane in others) else "orientation or pixel spacing"
     names = ", ".join(plane.name for plane in others[:_NAMED])
     more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
     raise InputError(
         f"{where} mixes images of different size or orientation in one series: {names}{more} "
         f"{'differs' if len(others) == 1 else 'differ'} in {what} from {main.name} "
-        f"({len(kinds[0])} of {len(planes)} images are like it).",
+        f"({len(planes) - len(others)} of {len(planes)} images are like it).",
         "Remove the ones that do not belong to the volume, such as a localiser.",
     )
 
