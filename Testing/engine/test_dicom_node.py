@@ -674,6 +674,25 @@ def test_a_passing_failure_of_a_detection_is_tried_again(
     assert job.state == DONE and failures == []
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_fault_of_the_program_is_tried_three_times(
+    config: NodeConfig, detector: Detector, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    failures = [RuntimeError("CUDA error: unspecified launch failure")] * times
+    before = detector.find_brain
+
+    def find_brain(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return before(*given)
+
+    monkeypatch.setattr(detector, "find_brain", find_brain)
+    with pacs.running(config, detector) as node:
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        (job,) = pacs.wait_for(ended(node))
+    assert (job.state, failures) == (DONE if times == 2 else QUARANTINE, [])
+
+
 def test_two_nodes_do_not_share_a_folder(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(InputError, match="Another node"):
