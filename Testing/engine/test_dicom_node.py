@@ -849,7 +849,7 @@ def test_many_senders_at_once_lose_nothing(config: NodeConfig, detector: Detecto
 
 
 @contextmanager
-def web_service(status: int, answer: dict[str, Any] | None = None) -> Iterator[tuple[str, list[str]]]:
+def web_service(status: int, answer: dict[str, Any] | str | None = None) -> Iterator[tuple[str, list[str]]]:
     """A DICOMweb service that answers the same to everything; its URL, and the authorisations that it was shown."""
     shown: list[str] = []
 
@@ -860,7 +860,7 @@ def web_service(status: int, answer: dict[str, Any] | None = None) -> Iterator[t
             self.send_response(status)
             self.send_header("Content-Type", "application/dicom+json")
             self.end_headers()
-            self.wfile.write(json.dumps(answer or {}).encode())
+            self.wfile.write(answer.encode() if isinstance(answer, str) else json.dumps(answer or {}).encode())
 
         def log_message(self, *arguments: Any) -> None:
             return None
@@ -907,6 +907,14 @@ def test_what_a_dicomweb_service_answers_says_whether_to_try_again(
             with pytest.raises(error, match=r"one\.dcm, failure reason 0x0122|did not store one\.dcm|HTTP status"):
                 client.store(path)
     assert len(shown) == 1  # nothing is repeated behind the node's back
+
+
+def test_an_answer_that_is_not_dicomweb_is_named(tmp_path: Path) -> None:
+    path = dicoms.save(pacs.scan_files(generate_uid())[0], tmp_path / "one.dcm")
+    with web_service(200, "<html>log in here</html>") as (url, _):
+        client = WebClient(url)
+        with pytest.raises(Unreachable, match="not DICOMweb"):
+            client.store(path)
 
 
 @pytest.mark.parametrize(
