@@ -169,9 +169,7 @@ class WebClient:
             raise Refused(f"{where} is no URL of a service.", "Correct it.") from error
         except (RequestException, ValueError) as error:
             if isinstance(error, ValueError):  # of an answer in no format that DICOMweb has
-                raise Unreachable(
-                    f"{where} answers with something that is not DICOMweb.", "Is its URL right?"
-                ) from error
+                raise Unreachable(f"{where} answers with what is not DICOMweb.", "Is its URL right?") from error
             raise Unreachable(
                 f"{where} does not answer ({type(error).__name__}).", "Does it run, and is its certificate known here?"
             ) from error
