@@ -71,7 +71,8 @@ def test_the_documentation_tells_every_entry_with_its_default() -> None:
 
 def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    tls = "tls: {certificate: a.pem, key: /b.key}"
+    key = (tmp_path.parent / "b.key").as_posix()
+    tls = f"tls: {{certificate: a.pem, key: '{key}'}}"
     text = f"""
 folder: studies
 log: log/node.log
@@ -87,7 +88,7 @@ destinations:
     there = config.destinations
     assert (config.folder, config.log) == (str(tmp_path / "studies"), str(tmp_path / "log" / "node.log"))
     assert config.detection == {"model": str(tmp_path / "model")}
-    assert (config.listen.tls.certificate, config.listen.tls.key) == (str(tmp_path / "a.pem"), "/b.key")
+    assert (config.listen.tls.certificate, config.listen.tls.key) == (str(tmp_path / "a.pem"), str(Path(key)))
     assert there["pacs"].tls == config.listen.tls
     assert (there["back"].folder, there["web"].authorities) == (str(tmp_path / "out"), str(tmp_path / "ca.pem"))
     assert [tuple(one.objects) for one in there.values()] == [KINDS] * 3

@@ -674,6 +674,25 @@ def test_a_passing_failure_of_a_detection_is_tried_again(
     assert job.state == DONE and failures == []
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_fault_of_the_program_is_tried_three_times(
+    config: NodeConfig, detector: Detector, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    failures = [RuntimeError("CUDA error: unspecified launch failure")] * times
+    before = detector.find_brain
+
+    def find_brain(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return before(*given)
+
+    monkeypatch.setattr(detector, "find_brain", find_brain)
+    with pacs.running(config, detector) as node:
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        (job,) = pacs.wait_for(ended(node))
+    assert (job.state, failures) == (DONE if times == 2 else QUARANTINE, [])
+
+
 def test_two_nodes_do_not_share_a_folder(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(InputError, match="Another node"):
@@ -830,7 +849,7 @@ def test_many_senders_at_once_lose_nothing(config: NodeConfig, detector: Detecto
 
 
 @contextmanager
-def web_service(status: int, answer: dict[str, Any] | None = None) -> Iterator[tuple[str, list[str]]]:
+def web_service(status: int, answer: dict[str, Any] | str | None = None) -> Iterator[tuple[str, list[str]]]:
     """A DICOMweb service that answers the same to everything; its URL, and the authorisations that it was shown."""
     shown: list[str] = []
 
@@ -841,7 +860,7 @@ def web_service(status: int, answer: dict[str, Any] | None = None) -> Iterator[t
             self.send_response(status)
             self.send_header("Content-Type", "application/dicom+json")
             self.end_headers()
-            self.wfile.write(json.dumps(answer or {}).encode())
+            self.wfile.write(answer.encode() if isinstance(answer, str) else json.dumps(answer or {}).encode())
 
         def log_message(self, *arguments: Any) -> None:
             return None
@@ -888,6 +907,14 @@ def test_what_a_dicomweb_service_answers_says_whether_to_try_again(
             with pytest.raises(error, match=r"one\.dcm, failure reason 0x0122|did not store one\.dcm|HTTP status"):
                 client.store(path)
     assert len(shown) == 1  # nothing is repeated behind the node's back
+
+
+def test_an_answer_that_is_not_dicomweb_is_named(tmp_path: Path) -> None:
+    path = dicoms.save(pacs.scan_files(generate_uid())[0], tmp_path / "one.dcm")
+    with web_service(200, "<html>log in here</html>") as (url, _):
+        client = WebClient(url)
+        with pytest.raises(Unreachable, match="not DICOMweb"):
+            client.store(path)
 
 
 @pytest.mark.parametrize(

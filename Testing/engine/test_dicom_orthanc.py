@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,29 @@ def test_results_come_back_into_the_study_and_once(
         assert dcmread(job.results / "dicom" / f"{kind}.dcm") == results[modality]
 
 
+def test_the_documentations_rule_sends_each_stable_study_and_ends_there(
+    config: NodeConfig, detector: Detector, node_port: int, tmp_path: Path
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "dicom-node.md"
+    (script,) = re.findall(r"^```lua\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "rule.lua").write_text(script)
+    rules = {"LuaScripts": [str(tmp_path / "rule.lua")], "StableAge": 1}
+    archive = pacs.Orthanc(tmp_path / "orthanc", {"anomaly": ("ANOMALY", node_port)}, **rules)
+    there = {"pacs": Destination(ae_title="ORTHANC", address="127.0.0.1", port=archive.port)}
+    files = pacs.scan_files(generate_uid())
+    try:
+        with pacs.running(replace(config, destinations=there), detector) as node:
+            name = archive.put(sorted(dicoms.write(tmp_path / "scan", files).glob("*.dcm")))
+            pacs.wait_for(lambda: archive.modalities(name) == RESULTS)
+            # The results came back to the node, which starts nothing of them.
+            pacs.wait_for(lambda: sum(len(job.record.others) for job in node.store.jobs(DONE)) == 3)
+            time.sleep(5)
+            assert archive.modalities(name) == RESULTS
+            assert len([job for job in node.store.jobs() if job.record.made_of]) == 1
+    finally:
+        archive.kill()
+
+
 def test_an_archive_that_is_killed_gets_the_results_when_it_is_back(
     archive: Any, study: tuple[str, str, list[Dataset]], config: NodeConfig, detector: Detector
 ) -> None:
@@ -206,8 +231,6 @@ def test_a_configuration_is_checked_with_its_destinations(
 def test_results_are_stored_by_dicomweb(
     archive: Any, study: tuple[str, str, list[Dataset]], config: NodeConfig, detector: Detector
 ) -> None:
-    from dataclasses import replace
-
     _, name, _ = study
     web = Destination(url=archive.web, objects=["segmentation", "findings"])
     with pacs.running(replace(config, destinations={"web": web}), detector) as node:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from ..cohort.tasks import DISK_FULL, PASSING, failure_of
+from ..cohort.tasks import DISK_FULL, INTERNAL, PASSING, failure_of
 from ..detection.detector import Detector
 from ..detection.scan import ScanRequest, run_scan
 from ..errors import Cancelled, EngineError, InputError, ModelError
@@ -20,7 +20,8 @@ from .store import DONE, QUEUE, SENDING, Job, Store, digest_of
 
 log = logging.getLogger(__name__)
 
-# A study that ends the program so often, as by its memory, is not begun again.
+# A study that ends the program so often, as by its memory, is not begun again; nor one that fails so often for a reason
+# that is the program's own, or its machine's.
 MOST_STARTS = 3
 
 
@@ -75,7 +76,7 @@ class Looker:
         start = time.perf_counter()
         try:
             if record.starts >= MOST_STARTS:
-                raise EngineError(
+                raise InputError(
                     f"The program ended {record.starts} times while it looked at this study.",
                     "Memory is the usual reason. Move the folder back to queue/ to try it again.",
                 )
@@ -142,7 +143,8 @@ class Looker:
         record, now = job.record, time.time()
         record.starts = 0
         record.since = record.since or now
-        if failure.kind in {*PASSING, DISK_FULL} and now - record.since < 3600 * self._retry.give_up_after_h:
+        may_pass = failure.kind in {*PASSING, DISK_FULL} and now - record.since < 3600 * self._retry.give_up_after_h
+        if may_pass or (failure.kind == INTERNAL and record.tries < MOST_STARTS - 1):
             record.tries += 1
             record.not_before = now + self._retry.pause(record.tries)
             log.error("%s: %s; tried again in %.0f s", job.name, failure.what, record.not_before - now)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..detection.detector import Detector
 from ..errors import EngineError, InputError
+from ..text import counted
 from .config import NodeConfig
 from .looking import Looker
 from .patience import Patience
@@ -133,8 +134,8 @@ class Node:
         standing = {state: len(self.store.jobs(state)) for state in (QUEUE, SENDING, QUARANTINE)}
         standing[INCOMING] = len(self.store.incoming())
         log.info("in %s: %s", self.store.folder, ", ".join(f"{count} in {state}/" for state, count in standing.items()))
-        for folder in self.store.strangers():
-            log.warning("%s was not put there by the node; it is passed over", folder)
+        if strangers := len(self.store.strangers()):
+            log.warning("%s without a study.json in queue/ and sending/ passed over", counted(strangers, "folder"))
 
 
 def calling_title(config: NodeConfig) -> str:

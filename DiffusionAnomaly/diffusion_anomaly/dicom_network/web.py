@@ -165,11 +165,11 @@ class WebClient:
             if code in _PASSING:
                 raise Unreachable(told, "Look at its address and access, and whether it runs.") from error
             raise Refused(told, "Look at its log.") from error
-        except ValueError as error:  # of an answer in no format that DICOMweb has
-            raise Unreachable(f"{where} answers with something that is not DICOMweb.", "Is its URL right?") from error
         except (InvalidURL, InvalidSchema) as error:
             raise Refused(f"{where} is no URL of a service.", "Correct it.") from error
-        except RequestException as error:
+        except (RequestException, ValueError) as error:
+            if isinstance(error, ValueError):  # of an answer in no format that DICOMweb has
+                raise Unreachable(f"{where} answers with what is not DICOMweb.", "Is its URL right?") from error
             raise Unreachable(
                 f"{where} does not answer ({type(error).__name__}).", "Does it run, and is its certificate known here?"
             ) from error
