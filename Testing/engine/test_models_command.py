@@ -18,11 +18,14 @@ from diffusion_anomaly.models.package import Bundle
 
 BUILT_IN = (
     "brain-mask",
+    "chest-pneumonia-guided",
     "flair-guided",
     "flair-intensity",
     "flair-localise",
     "flair-restore",
     "flair-unsupervised",
+    "glioma-guided",
+    "headct-localise",
     "scan-recognition",
 )
 QUALITY = {"measured on": "phantoms", "patients": 3, "average precision": 0.123456, "Dice": 0.5}
@@ -99,6 +102,7 @@ def test_piped_each_package_is_one_plain_line(folder: Path, capsys: pytest.Captu
         assert cell in row
     assert row_of(text, "toy-unmeasured").rstrip().endswith("not measured")
     assert row_of(text, "brain-mask").rstrip().endswith("Dice 0.918, lowest")
+    assert row_of(text, "chest-pneumonia-guided").rstrip().endswith("AUROC up to 0.97")
     assert f"toy-measured is in {folder / 'toy-measured'}" in text.splitlines()
     assert "flair-localise is in" not in text
 

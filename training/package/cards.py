@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from diffusion_anomaly.evaluation.labelled import TITLES
+from diffusion_anomaly.evaluation.labelled import OWN_SCORE, TITLES
 from diffusion_anomaly.models.declaration import IMAGE, REGIONS
 from diffusion_anomaly.models.package import Bundle
 from diffusion_anomaly.models.writing import write_bundle
@@ -24,7 +24,7 @@ MEASURES = {
     "false_positives": "false positives a scan",
     "slice_auroc": "slice AUROC",
     **{
-        f"auroc.{unit}.{score}": f"{unit} AUROC of the map's {title}"
+        f"auroc.{unit}.{score}": f"{unit} AUROC of the {'method' if score == OWN_SCORE else 'map'}'s {title}"
         for unit in ("picture", "slice", "patient")
         for score, title in TITLES.items()
     },

@@ -159,13 +159,16 @@ def _expects(summary: BundleSummary) -> str:
 
 
 def _headline(quality: Mapping[str, Any]) -> str:
-    """The one number that says most: average precision, else the lowest Dice, else the first that there is."""
+    """The one number that says most: average precision, the lowest Dice, the highest AUROC, or the first there is."""
     numbers = {name: value for name, value in quality.items() if isinstance(value, (int, float))}
     if "average precision" in numbers:
         return f"AP {_text(numbers['average precision'])}"
     dice = [value for name, value in numbers.items() if name.startswith("Dice")]
     if dice:
         return f"Dice {_text(min(dice))}, lowest"
+    aurocs = [value for name, value in numbers.items() if " AUROC of the map" in name]
+    if aurocs:
+        return f"AUROC up to {_text(max(aurocs))}"
     return next((f"{name} {_text(value)}" for name, value in numbers.items()), "not measured")
 
 
