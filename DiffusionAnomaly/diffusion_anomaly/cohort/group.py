@@ -205,7 +205,7 @@ def size_of(finding: Mapping[str, Any]) -> float:
 
 def _doubts(scans: Sequence[Mapping[str, Any]], left_out: int) -> list[str]:
     doubts = []
-        if left_out:
+    if left_out:
         doubts.append(left_out_in_words(left_out))
     kinds = {"model": "models", "model_version": "versions of the model", "program_version": "versions of the program"}
     for name, words in kinds.items():
