@@ -40,7 +40,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 150.0) -> Any:
     """What is true at last."""
     end = time.monotonic() + seconds
     while not (found := what()):

@@ -114,6 +114,38 @@ def test_a_table_names_patients_channels_and_masks(tmp_path: Path) -> None:
     assert (second.patient, second.session, second.brain) == ("P1", "2020", tmp_path / "b.nii")
 
 
+def test_a_table_of_semicolons_says_the_same(tmp_path: Path) -> None:
+    for file in ("x.nii", "y.nii", "m.nii"):
+        (tmp_path / file).touch()
+    for name, separator in (("a", ","), ("b", ";"), ("c", "\t")):
+        rows = (["scan", "patient", "brain"], ["x.nii", "P1", "m.nii"], ["y.nii", "P2", ""])
+        (tmp_path / f"{name}.csv").write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
+    one, *others = (list_scans(tmp_path / f"{name}.csv", tmp_path / "out") for name in "abc")
+    assert others == [one, one] and [scan.patient for scan in one] == ["P1", "P2"]
+
+
+def test_one_file_is_a_cohort_of_one_scan(head: Path, tmp_path: Path) -> None:
+    (scan,) = list_scans(head / "scan.nii.gz", tmp_path / "out")
+    assert (scan.name, scan.scan) == ("scan", head / "scan.nii.gz")
+    with pytest.raises(InputError, match="may name patients"):
+        list_scans(head / "scan.nii.gz", tmp_path / "out", named=True)
+
+
+@pytest.mark.parametrize("column", ["scan", "brain"])
+def test_a_file_of_a_table_that_is_missing_is_named_and_stops_no_other(folder: Path, column: str) -> None:
+    table = folder / "scans.csv"
+    text = table.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    cells = lines[1].split(",")
+    cells[0 if column == "scan" else 3] = "gone.nii.gz"
+    table.write_text("\n".join([lines[0], ",".join(cells), lines[2]]), encoding="utf-8")
+    ended = run(folder, heard := Heard())
+    (failed,) = ended.failed
+    assert any("There is no file" in warning for warning in heard.warnings)
+    assert ended.finished == 1 and str(folder / "gone.nii.gz") in failed.failure.what
+    assert failed.failure.kind == "bad_input" and "line 2" in failed.failure.hint
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -123,6 +155,9 @@ def test_a_table_names_patients_channels_and_masks(tmp_path: Path) -> None:
         ("scan,frame\na.nii,first\n", "line 2: the frame"),
         ("scan,channel_T1\na.nii,b.nii\n", "a scan and channels"),
         ("scan,name\n,x\n", "names no scan"),
+        ("scan;brain\na.nii\n", "line 2, has 1 cell; the heading has 2"),
+        ("scan,brain\na.nii,b.nii\nc.nii,d.nii,e.nii\n", "line 3, has 3 cells"),
+        ('scan,brain\n"a.nii,b.nii\n', "from line 2 on"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why(tmp_path: Path, text: str, message: str) -> None:

@@ -434,6 +434,21 @@ def test_a_model_of_several_contrasts_gets_the_series_of_each(config: NodeConfig
     assert f"T1 is series {t1[0].SeriesInstanceUID}" in log_of(config)
 
 
+def test_a_slice_that_comes_later_takes_the_study_out_of_quarantine(config: NodeConfig, detector: Detector) -> None:
+    files = pacs.scan_files(generate_uid())
+    with pacs.running(config, detector) as node:
+        pacs.send([*files[:2], *files[3:]], node.receiver.port)
+        (job,) = pacs.wait_for(ended(node))
+        assert job.state == QUARANTINE
+        pacs.send(files[2:3], node.receiver.port)
+        pacs.wait_for(lambda: [job for job in node.store.jobs(DONE) if job.record.made_of])
+        jobs = pacs.wait_for(ended(node))
+    assert [(len(job.record.images), job.state, bool(job.record.made_of)) for job in jobs] == [
+        (5, DONE, False),
+        (6, DONE, True),
+    ]
+
+
 def test_a_description_of_the_site_says_which_series_it_is(config: NodeConfig, detector: Detector) -> None:
     files = pacs.scan_files(generate_uid(), "Kopf tra dunkel")
     with pacs.running(replace(config, series={"flair": "*DUNKEL*"}), detector) as node:
@@ -472,7 +487,9 @@ def failing(statuses: list[int]) -> Iterator[tuple[int, list[Dataset]]]:
         yield port, came
 
 
-@pytest.mark.parametrize("statuses", [[0xA700, SUCCESS, 0xA701], [0xB000, 0xB000, 0xB000]], ids=["full", "warnings"])
+@pytest.mark.parametrize(
+    "statuses", [[0xA700, SUCCESS, 0x0110, 0x0213], [0xB000, 0xB000, 0xB000]], ids=["full", "warnings"]
+)
 def test_a_failure_that_passes_is_tried_again_and_a_warning_is_none(
     config: NodeConfig, detector: Detector, statuses: list[int]
 ) -> None:
@@ -498,6 +515,21 @@ def test_a_failure_that_stays_goes_into_quarantine_and_goes_on_when_moved_back(
         os.rename(job.folder, node.store.folder / SENDING / job.name)
         pacs.wait_for(lambda: node.store.jobs(DONE))
     assert sorted(data.Modality for data in came) == ["OT", "SEG", "SR"]
+
+
+def test_what_a_pacs_says_of_a_failure_is_in_the_reason_and_not_in_the_log(
+    config: NodeConfig, detector: Detector
+) -> None:
+    status = dicoms.with_elements(Status=0xC001, ErrorComment=f"unknown patient {SECRET}")
+    with (
+        pacs.storage_scp(lambda data: status) as port,
+        pacs.running(replace(config, destinations=to(port)), detector) as node,
+    ):
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        pacs.wait_for(ended(node))
+        told = reason(node)
+    assert f"unknown patient {SECRET}" in told["what"]
+    assert "0xC001" in log_of(config) and SECRET not in log_of(config)
 
 
 def test_a_kind_that_a_pacs_does_not_accept_is_named_and_the_others_arrive(
@@ -853,7 +885,7 @@ def test_what_a_dicomweb_service_answers_says_whether_to_try_again(
         if error is None:
             client.store(path)
         else:
-            with pytest.raises(error, match=r"did not store one\.dcm|HTTP status"):
+            with pytest.raises(error, match=r"one\.dcm, failure reason 0x0122|did not store one\.dcm|HTTP status"):
                 client.store(path)
     assert len(shown) == 1  # nothing is repeated behind the node's back
 

@@ -9,19 +9,30 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from diffusion_anomaly.detection.recognition_network import CHANNELS, KINDS
+from diffusion_anomaly.errors import InputError
 from Testing.training.fakes import REPOSITORY, state_of, wait_for
-from Testing.training.stages import Workplace
+from Testing.training.stages import TRAINER, Workplace
 from training.__main__ import command_line
+from training.data.drawn_scans import FreshScans
+from training.data.windows import Windows
 from training.plan import running
 from training.plan.declaration import Plan
 from training.plan.jobs import Settings, make_jobs, missing_files
+from training.plan.packing import pack
 from training.plan.timing import Waiting, minutes_by_weight
 from training.stages.diffusion import DiffusionConfig
+from training.stages.recognition import RecognitionConfig, RecognitionTask
 from training.trainer.configuration import ConfigurationError, read_yaml
+from training.trainer.loop import Trainer
 from training.trainer.progress import read_progress
+
+WINDOW = (32, 32, 32)
 
 
 @pytest.fixture
@@ -237,3 +248,103 @@ def test_ctrl_c_saves_all_and_the_same_command_goes_on(place: Workplace, monkeyp
     place.write("denoiser")
     assert run(Path(command[-1]), "--only", "first") == 0
     assert state_of(runs / "first")["step"] == step + 1
+
+
+# Arrays that travel
+
+
+def a_plan_with_arrays(place: Workplace) -> Path:
+    """Of all that a plan may read: label maps, stacks, windows, slices, weights to start from."""
+    images = np.random.default_rng(0).integers(0, 200, (12, *WINDOW)).astype(np.float16) / 200
+    kinds = np.repeat([KINDS.index("FLAIR"), KINDS.index("T1"), KINDS.index("no brain")], 4)
+    np.savez(place.folder / "windows.npz", images=images, brains=images > 0.6, kinds=kinds)
+    draw = {"labels": str(place.folder / "heads.npz"), "heads": [0, 1, 2], "window": list(WINDOW), "painted": 6}
+    draw |= {"real": 6, "windows": str(place.folder / "windows.npz")}
+    (place.folder / "draw.yaml").write_text(yaml.safe_dump(draw))
+    place.entries["recognition"] = {
+        "scans": [str(place.folder / "draw.yaml")],
+        "validation": str(place.folder / "draw.yaml"),
+        "network": {"_target_": "ConvEncoder", "in_channels": CHANNELS, "out_channels": 13, "features": [8, 8]},
+        "trainer": TRAINER,
+    }
+    stages = {name: planned(place, name) for name in ("brain", "localise", "recognition", "codec")}
+    return plan_of(place, stages)
+
+
+def test_packed_arrays_are_small_and_what_the_trainings_read(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    plan = a_plan_with_arrays(place)
+    packed = place.folder / "arrays"
+    for _ in range(2):  # once more over what is there
+        with pytest.raises(SystemExit) as ended:
+            command_line(["pack", str(plan), str(packed)])
+        assert not ended.value.code
+    said = capsys.readouterr().out
+    slices = Path(place.entries["codec"]["slices"])
+    for path in (
+        *(place.folder / name for name in ("heads.npz", "stacks.npz", "slab-heads.npz", "windows.npz")),
+        slices,
+    ):
+        assert f"MB  {path}\n" in said
+    for name in ("heads.npz", "stacks.npz", "slab-heads.npz"):
+        with np.load(place.folder / name) as before, np.load(packed / name) as after:
+            assert set(before.files) == set(after.files)
+            assert all(np.array_equal(before[entry], after[entry]) for entry in before.files)
+    assert (packed / slices.name / "train.npz").is_file() and (packed / slices.name / "val.npz").is_file()
+    before, after = Windows.load(place.folder / "windows.npz"), Windows.load(packed / "windows.npz")
+    assert torch.equal(after.brains, before.brains) and torch.equal(after.kinds, before.kinds)
+    assert (after.images.float() / after.top - before.images.float()).abs().max() < 0.6 / 63
+    # Nothing but the folder is needed: a stage of it trains where no library reads images.
+    for name in ("heads.npz", "stacks.npz", "slab-heads.npz", "windows.npz"):
+        (place.folder / name).unlink()
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    jobs = make_jobs(read_yaml(plan, Plan), Settings(data=packed))
+    assert not missing_files(read_yaml(plan, Plan), jobs, jobs)
+    config = read_yaml(jobs["recognition"].config, RecognitionConfig)
+    assert config.scans[0].parent == jobs["recognition"].folder
+    task = RecognitionTask(config)
+    assert isinstance(task.scans[0], FreshScans)
+    assert Trainer(task, config.trainer, place.folder / "run").run()
+    batch = task.batch(np.random.default_rng(0), 6)
+    assert set(batch) == {"fresh"}  # a seed, not a scan
+    first, second = task.scans_of(batch), task.scans_of(batch)
+    assert len(first["inputs"]) == 6 and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_of_windows_as_many_are_packed_as_there_is_room_for_and_every_kind(place: Workplace) -> None:
+    plan = read_yaml(a_plan_with_arrays(place), Plan)
+    whole = pack(plan, ["recognition"], place.folder / "whole", 25.0)
+    windows = whole[(place.folder / "windows.npz").as_posix()]
+    room = sum(whole.values()) - 0.5 * windows
+    some = pack(plan, ["recognition"], place.folder / "some", room)
+    assert sum(some.values()) <= room
+    kinds = Windows.load(place.folder / "some" / "windows.npz").kinds.bincount()
+    assert 3 <= kinds.sum() < 12 and kinds[kinds > 0].max() - kinds[kinds > 0].min() <= 1 and (kinds > 0).sum() == 3
+    with pytest.raises(ConfigurationError, match="hold no window of each kind"):
+        pack(plan, ["recognition"], place.folder / "none", sum(whole.values()) - 0.95 * windows)
+    with pytest.raises(ConfigurationError, match=r"heads\.npz takes"):
+        pack(plan, ["brain"], place.folder / "none", 0.00001)
+
+
+def test_what_cannot_travel_and_a_folder_of_something_else_are_refused(place: Workplace) -> None:
+    plan = read_yaml(a_plan_with_arrays(place), Plan)
+    (place.folder / "mine").mkdir()
+    (place.folder / "mine" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="something else than packed arrays"):
+        pack(plan, [], place.folder / "mine", 25.0)
+    with pytest.raises(ConfigurationError, match="pack writes them"):
+        make_jobs(plan, Settings(data=place.folder / "mine"))
+    drawn = place.folder / "drawn"
+    drawn.mkdir()
+    np.save(drawn / "inputs.npy", np.zeros(1))
+    np.savez(drawn / "labels.npz", kinds=np.zeros(1))
+    place.entries["recognition"]["scans"] = [str(drawn)]
+    place.write("recognition")
+    with pytest.raises(ConfigurationError, match="drawn scans, which do not travel"):
+        pack(plan, [], place.folder / "arrays", 25.0)
+    (place.folder / "windows.npz").unlink()
+    (place.folder / "heads.npz").unlink()
+    with pytest.raises(ConfigurationError, match=r"heads\.npz does not exist: prepare it"):
+        pack(plan, [], place.folder / "arrays", 25.0)

@@ -17,7 +17,7 @@ from training.data.drawn_scans import DrawScansConfig
 from training.data.preparation import PrepareConfig
 from training.data.slices import Slices
 from training.data.stacks import PrepareSlabsConfig
-from training.data.windows import PrepareWindowsConfig
+from training.data.window_sets import PrepareWindowsConfig
 from training.package.config import PackageConfig
 from training.stages.classifier import ClassifierConfig
 from training.stages.codec import CodecConfig, CodecTask, load_codec
@@ -226,7 +226,8 @@ def test_a_diffusion_model_before_its_codec_names_the_missing_run(
 def test_a_loss_that_is_no_number_ends_a_command_with_exit_code_1(
     place: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CodecTask, "loss", lambda self, network, batch, generator: {"loss": torch.tensor(torch.nan)})
+    nothing = torch.tensor(torch.nan, requires_grad=True)
+    monkeypatch.setattr(CodecTask, "loss", lambda self, network, batch, generator: {"loss": nothing})
     assert place.command("codec") == 1
     assert "The loss of step 1 is nan. There is no checkpoint yet" in capsys.readouterr().err
 

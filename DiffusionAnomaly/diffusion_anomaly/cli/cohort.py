@@ -117,7 +117,7 @@ def spread(args: list[str]) -> list[str]:
 
 def cohort(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder, a CSV file, or a BIDS data set.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder, a CSV file, a scan, or a BIDS data set.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", parser=as_folder, help="Folder for results and tables.")],
     pattern: Annotated[
         str | None,

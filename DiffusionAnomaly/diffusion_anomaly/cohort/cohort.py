@@ -100,6 +100,8 @@ def run_cohort(
             names = ", ".join(todo.changed[:_SHOWN]) + (" …" if len(todo.changed) > _SHOWN else "")
             listener.warning(f"{counted(len(todo.changed), 'scan')} changed since the last run: {names}; done again.")
         failed = list(todo.failed)
+        for one in failed[:_SHOWN]:
+            listener.warning(f"{one.name} cannot be looked at: {one.failure.what} {one.failure.hint}")
         if todo.tasks:
             pool = _pool(make or partial(ScanRunner, options), workers, options.device, len(todo.tasks))
             try:

@@ -226,8 +226,8 @@ def _doubts(scans: Sequence[Mapping[str, Any]], left_out: int) -> list[str]:
 def left_out_in_words(count: int) -> str:
     """What is said of results that the tables leave out."""
     return (
-        f"{counted(count, 'result')} in the folder {'is' if count == 1 else 'are'} left out of the tables: of scans that "
-        "are not in the cohort any more, or that failed since."
+        f"{counted(count, 'result')} in the folder {'is' if count == 1 else 'are'} left out of the tables: of scans "
+        "that are not in the cohort any more, or that failed since."
     )
 
 

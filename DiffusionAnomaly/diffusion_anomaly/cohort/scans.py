@@ -68,11 +68,12 @@ class CohortScan:
 
 
 def list_scans(source: Path, output: Path, pattern: str | None = None, named: bool = False) -> list[CohortScan]:
-    """The scans of a folder or a CSV file, by name.
+    """The scans of a folder or a CSV file, by name; an image file is a scan itself.
 
     Args:
-        source: a folder, or a table with the column ``scan``, perhaps ``name``, ``patient``, ``session``, ``brain``,
-            ``series``, ``frame``, and for a model of several contrasts ``channel_NAME`` of each.
+        source: a folder, an image file, or a table with the column ``scan``, perhaps ``name``, ``patient``,
+            ``session``, ``brain``, ``series``, ``frame``, and for a model of several contrasts ``channel_NAME`` of
+            each.
         output: of the cohort; what lies in it is no scan.
         pattern: which files and folders below the folder are scans; None takes every image file and folder in it.
         named: whether only names that the user has given may be used, because those of files may be a patient's.
@@ -83,14 +84,10 @@ def list_scans(source: Path, output: Path, pattern: str | None = None, named: bo
     if source.is_file():
         if pattern is not None:
             raise InputError(f"{source} is a file, and a pattern was given.", "A pattern is for a folder.")
-        scans = _of_table(source, named)
+        scans = [_single(source, named)] if suffix_of(source) in _IMAGES else _of_table(source, named)
     elif source.is_dir():
         if named:
-            raise InputError(
-                "Without names of their own the scans' folders would be called after their files, which may name "
-                "patients.",
-                "Give a CSV file with the columns scan and name, or a BIDS data set.",
-            )
+            raise _unnamed()
         scans = _of_folder(source, output, pattern)
     else:
         raise InputError(f"There is no folder or CSV file {source}.", "Check the path.")
@@ -100,6 +97,19 @@ def list_scans(source: Path, output: Path, pattern: str | None = None, named: bo
             f"{source} holds {looked}.", "Give another folder, or a --pattern such as '**/*_flair.nii.gz'."
         )
     return sorted(scans, key=lambda scan: scan.name)
+
+
+def _single(path: Path, named: bool) -> CohortScan:
+    if named:
+        raise _unnamed()
+    return CohortScan(safe_name(_stem(path.name)), path)
+
+
+def _unnamed() -> InputError:
+    return InputError(
+        "Without names of their own the scans' folders would be called after their files, which may name patients.",
+        "Give a CSV file with the columns scan and name, or a BIDS data set.",
+    )
 
 
 def shard_of(scans: Sequence[CohortScan], part: int, parts: int) -> list[CohortScan]:
@@ -185,13 +195,24 @@ def _of_row(values: Mapping[str, str], path: Path, line: int) -> CohortScan:
     scan = folder / given if given else next(iter(channels.values())).path
     patient, session = values.get("patient", ""), values.get("session", "")
     name = values.get("name") or (_stem(scan.name) if not patient else "-".join(filter(None, (patient, session))))
+    brain = folder / values["brain"] if values.get("brain") else None
+    files = [scan, *(source.path for source in channels.values()), *([brain] if brain is not None else [])]
+    problem = None
+    if missing := [file for file in files if not os.path.exists(file)]:
+        hint = f"Look at line {line} of {path.name}; paths start at its folder."
+        problem = InputError(f"There is no file {missing[0]}.", hint)
     return CohortScan(
         safe_name(name),
         scan,
         patient,
         session,
-        brain=folder / values["brain"] if values.get("brain") else None,
+        brain=brain,
         series=values.get("series") or None,
         frame=int(frame) if frame else None,
         channels=channels,
+        problem=None
+        if missing is None
+        else InputError(
+            f"There is no file {missing}.", f"Look at line {line} of {path.name}; paths start at its folder."
+        ),
     )

@@ -113,9 +113,9 @@ class Looker:
                 found = identify(file.path)
                 if found is not None:
                     used[found.uid] = found.digest
-        job.record.made_of = digest_of(used)
+        made_of = digest_of(used)
         earlier = self._store.jobs(SENDING, DONE, study=job.record.study)
-        if any(other.record.made_of == job.record.made_of for other in earlier):
+        if any(other.record.made_of == made_of for other in earlier):
             self._end(job, "The series that the model looks at is as it was; its results are there.")
             return False
         for name, one in series.items():
@@ -131,6 +131,7 @@ class Looker:
             dicom=True,
         )
         result, _ = run_scan(self._detector, request, _Silent())
+        job.record.made_of = made_of
         # Warnings may show what a header says of the series; they are in the report.
         warned = f", {counted(len(result.warnings), 'warning')}" if result.warnings else ""
         log.info("%s: %s%s", job.name, counted(len(result.findings), "finding"), warned)

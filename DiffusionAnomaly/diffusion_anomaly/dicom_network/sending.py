@@ -18,7 +18,7 @@ from ..text import printable
 from .config import Destination, Retry
 from .patience import Patience
 from .receiving import client_context, load_pynetdicom
-from .refusals import Refused, Unreachable
+from .refusals import PASSING, Refused, Unreachable
 from .store import DONE, QUEUE, SENDING, Delivery, Job, Store
 from .web import WebClient
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WARNINGS = range(0xB000, 0xC000)
-_OUT_OF_RESOURCES = range(0xA700, 0xA800)
 _SECONDS = 30
 _MARKER = ".complete"
 
@@ -63,25 +62,21 @@ class StoreWay:
 
         loaded = [(path, dcmread(path)) for path in files]
         association = self._associate([str(data.SOPClassUID) for _, data in loaded])
-        refused = []
+        refused: list[Refused] = []
         try:
             accepted = {context.abstract_syntax for context in association.accepted_contexts}
             for path, data in loaded:
-                if data.SOPClassUID not in accepted:
-                    refused.append(f"{data.SOPClassUID.name} is not accepted")
-                    continue
-                problem = self._store(association, data)
-                if problem:
-                    refused.append(problem)
+                try:
+                    if data.SOPClassUID not in accepted:
+                        raise Refused(f"{data.SOPClassUID.name} is not accepted")
+                    self._store(association, data)
+                except Refused as error:
+                    refused.append(error)
                 else:
                     sent(path)
         finally:
             association.release()
-        if refused:
-            raise Refused(
-                f"{self._title} refused: {'; '.join(refused)}.",
-                "See to that there, or leave the kind out of the destination's objects.",
-            )
+        raise_refused(self._title, refused)
 
     def echo(self) -> None:
         """Ask by C-ECHO whether it answers.
@@ -122,26 +117,37 @@ class StoreWay:
             f"{self._title} {why}.", f"Does it run, and does it know this node as {self._calling}, with its address?"
         )
 
-    def _store(self, association: Any, data: Dataset) -> str:
-        """What is wrong for good; empty where it was stored."""
+    def _store(self, association: Any, data: Dataset) -> None:
+        kind = data.SOPClassUID.name
         try:
             status = association.send_c_store(data)
         except (RuntimeError, ValueError) as error:  # the association has ended; the object cannot be encoded
-            if not association.is_established:
-                raise Unreachable(f"{self._title} ended the association.", "Look at its log.") from error
-            return f"{data.SOPClassUID.name} cannot be sent ({error})"
+            if association.is_established:
+                raise Refused(f"{kind} cannot be sent as {self._title} wants it") from error
+            status = None
         if not status:
             raise Unreachable(f"{self._title} ended the association or gave no answer.", "Look at its log.")
         code = int(status.Status)
-        comment = printable(status.get("ErrorComment", ""))[:100]
-        said = f"status 0x{code:04X}" + (f", {comment}" if comment else "")
         if code in _WARNINGS:
-            log.warning("%s took %s with a warning: %s", self._title, data.SOPClassUID.name, said)
-        if code == 0 or code in _WARNINGS:
-            return ""
-        if code in _OUT_OF_RESOURCES:
-            raise Unreachable(f"{self._title} is out of resources ({said}).", "Is its disk full?")
-        return f"{data.SOPClassUID.name}, {said}"
+            log.warning("%s took %s with the warning 0x%04X", self._title, kind, code)
+        elif code in PASSING:
+            raise Unreachable(f"{self._title} failed with status 0x{code:04X}.", "Look at its log and its disk.")
+        elif code:  # what it says of it may name the patient: not for the log
+            raise Refused(f"{kind}, status 0x{code:04X}", printable(status.get("ErrorComment", ""))[:200])
+
+
+def raise_refused(title: str, refused: Sequence[Refused]) -> None:
+    """Tell all refusals of a destination together.
+
+    Raises:
+        Refused: when there are any.
+    """
+    if refused:
+        comments = " ".join(filter(None, (error.hint for error in refused)))
+        raise Refused(
+            f"{title} refused: {'; '.join(error.what for error in refused)}.",
+            f"{comments} See to that there, or leave the kind out of the destination's objects.".strip(),
+        )
 
 
 class WebWay:
@@ -151,9 +157,15 @@ class WebWay:
         self.client = WebClient.of(destination)
 
     def send(self, files: Sequence[Path], name: str, sent: Callable[[Path], None]) -> None:
+        refused: list[Refused] = []
         for path in files:
-            self.client.store(path)
-            sent(path)
+            try:
+                self.client.store(path)
+            except Refused as error:
+                refused.append(error)
+            else:
+                sent(path)
+        raise_refused(self.client.title, refused)
 
 
 class FolderWay:

@@ -249,7 +249,13 @@ class Store:
             for path in job.images.glob("*.dcm"):
                 if not (source / IMAGES / path.name).exists():
                     _link(path, source / IMAGES / path.name)
-        return self._enter(source, QUEUE, record)
+        made = self._enter(source, QUEUE, record)
+        for job in earlier:  # a part that could not be looked at needs nobody any more
+            if job.state == QUARANTINE and not job.results.exists():
+                job.record.note = "More of the study came later."
+                job.save()
+                self._move(job, DONE, job.name)
+        return made
 
     def _nothing_new(self, study: str, source: Path, others: list[Instance]) -> None:
         """Keep what is no image and new, such as a report; what is held already goes."""

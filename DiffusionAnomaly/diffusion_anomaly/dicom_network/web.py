@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..io.dicom.planes import PROJECTIONS
 from ..text import counted, printable
 from .config import INSTALL, Destination
-from .refusals import Refused, Unreachable
+from .refusals import PASSING, Refused, Unreachable
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -52,7 +52,7 @@ class WebClient:
         if authorities is not None:
             session = add_certs_to_session(session, ca_bundle=authorities)
         headers = {"Authorization": f"Bearer {token}"} if token else None
-        self.url = url
+        self.title = printable(url)
         try:
             self._client = DICOMwebClient(url.rstrip("/"), session=session, headers=headers, timeout=_SECONDS)
         except (ValueError, TypeError) as error:
@@ -125,7 +125,7 @@ class WebClient:
                     count += 1
         if not count:
             what = f"series {series}" if series else "MR, CT or X-ray images"
-            raise InputError(f"{printable(self.url)} has no {what} of the study {study}.", "Look at its UID.")
+            raise InputError(f"{self.title} has no {what} of the study {study}.", "Look at its UID.")
         return count
 
     def _scans(self, study: str) -> list[str]:
@@ -146,17 +146,17 @@ class WebClient:
             answer = self._client.store_instances([dcmread(path)])
         for item in answer.get("FailedSOPSequence") or ():
             code = int(item.get("FailureReason") or 0)
-            said = f"{printable(self.url)} did not store {path.name} (failure reason 0x{code:04X})."
-            if 0xA700 <= code < 0xA800:
-                raise Unreachable(said, "Is its disk full?")
-            raise Refused(said, "See to that there, or leave the kind out of the destination's objects.")
+            said = f"{path.name}, failure reason 0x{code:04X}"
+            if code in PASSING:
+                raise Unreachable(f"{self.title} did not store {said}.", "Look at its log and its disk.")
+            raise Refused(said)
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
         """What goes wrong between here and the service, in the engine's words."""
         from requests.exceptions import HTTPError, InvalidSchema, InvalidURL, RequestException
 
-        where = printable(self.url)
+        where = self.title
         try:
             yield
         except HTTPError as error:
@@ -165,6 +165,8 @@ class WebClient:
             if code in _PASSING:
                 raise Unreachable(told, "Look at its address and access, and whether it runs.") from error
             raise Refused(told, "Look at its log.") from error
+        except ValueError as error:  # of an answer in no format that DICOMweb has
+            raise Unreachable(f"{where} answers with something that is not DICOMweb.", "Is its URL right?") from error
         except (InvalidURL, InvalidSchema) as error:
             raise Refused(f"{where} is no URL of a service.", "Correct it.") from error
         except RequestException as error:

@@ -48,7 +48,7 @@ LONGEST_RECORD = 64 << 20
 
 
 def record(content: Mapping[str, Any]) -> Writer:
-    """What writes the file that speaks for the others: JSON of the content, and SHA256 and length of those beside it."""
+    """What writes the file that speaks for the others: JSON of the content, SHA256 and length of those beside it."""
 
     def write(path: Path) -> None:
         beside = sorted(other for other in path.parent.rglob("*") if other.is_file() and other != path)
