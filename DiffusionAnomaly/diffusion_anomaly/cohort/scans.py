@@ -210,9 +210,5 @@ def _of_row(values: Mapping[str, str], path: Path, line: int) -> CohortScan:
         series=values.get("series") or None,
         frame=int(frame) if frame else None,
         channels=channels,
-        problem=None
-        if missing is None
-        else InputError(
-            f"There is no file {missing}.", f"Look at line {line} of {path.name}; paths start at its folder."
-        ),
+        problem=problem,
     )
