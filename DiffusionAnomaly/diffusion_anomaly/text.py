@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Controls, invisible and direction-changing characters, halves of characters, private ones, separators of lines.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -47,6 +47,15 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     ('1 entry', '2 images')
     """
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names in one line, of many the first ones and how many more there are.
+
+    >>> listed(["a", "b", "c", "d"], 2), listed(["a", "b"], 2)
+    ('a, b, 2 more', 'a, b')
+    """
+    return ", ".join([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
 
 
 def clean_text(raw: bytes | str, most: int = 256) -> str:

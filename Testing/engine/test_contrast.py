@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_anomaly.detection.input_checks import contrast_of
+from diffusion_anomaly.detection.input_checks import stated_contrast
 
 # Suffixes and modality words, written as people write them.
 SUFFIXES = {
@@ -39,7 +39,7 @@ NO_CONTRAST = ("", "bold", "scan", "brain", "mask", "correct1", "petra", "ctrl",
 )
 def test_the_suffix_alone_says_the_contrast(entities: list[tuple[str, str]], suffix: str, ending: str) -> None:
     name = "_".join([*(f"{key}-{value}" for key, value in entities), suffix])
-    assert contrast_of(f"/data/T2/{name}{ending}", {}) == SUFFIXES[suffix]
+    assert stated_contrast(f"/data/T2/{name}{ending}", {}) == SUFFIXES[suffix]
 
 
 @given(
@@ -51,24 +51,24 @@ def test_the_suffix_alone_says_the_contrast(entities: list[tuple[str, str]], suf
 )
 def test_without_such_a_suffix_nothing_is_said(entities: list[tuple[str, str]], suffix: str, ending: str) -> None:
     name = "_".join([*(f"{key}-{value}" for key, value in entities), *([suffix] if suffix else [])])
-    assert contrast_of(f"{name}{ending}", {}) is None
+    assert stated_contrast(f"{name}{ending}", {}) is None
 
 
 @pytest.mark.parametrize(
     "code", ["pt-007", "PT-007", "pt_007", "pt007", "PT012", "Pt 3", "pt", "PD-012", "pd_7", "PD012"]
 )
 def test_the_code_of_a_patient_is_no_contrast(code: str) -> None:
-    assert contrast_of(f"{code}.nii.gz", {}) is None
-    assert contrast_of("scan.nii.gz", {"description": code}) is None
+    assert stated_contrast(f"{code}.nii.gz", {}) is None
+    assert stated_contrast("scan.nii.gz", {"description": code}) is None
     for separator, (suffix, contrast) in product("_- ", SUFFIXES.items()):
-        assert contrast_of(f"{code}{separator}{suffix}.nii.gz", {}) == contrast
+        assert stated_contrast(f"{code}{separator}{suffix}.nii.gz", {}) == contrast
 
 
 @pytest.mark.parametrize("time", ["visit_t1", "timepoint-T2", "session t1", "Visit2", "timepointT1"])
 def test_a_time_is_no_contrast(time: str) -> None:
-    assert contrast_of(f"{time}.nii.gz", {}) is None
-    assert contrast_of(f"{time}_flair.nii.gz", {}) == "FLAIR"
-    assert contrast_of(f"T1w_{time}.nii.gz", {}) == "T1"
+    assert stated_contrast(f"{time}.nii.gz", {}) is None
+    assert stated_contrast(f"{time}_flair.nii.gz", {}) == "FLAIR"
+    assert stated_contrast(f"T1w_{time}.nii.gz", {}) == "T1"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_time_is_no_contrast(time: str) -> None:
     ],
 )
 def test_names_without_entities_say_what_their_words_say(name: str, contrast: str | None) -> None:
-    assert contrast_of(name, {}) == contrast
+    assert stated_contrast(name, {}) == contrast
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ def test_names_without_entities_say_what_their_words_say(name: str, contrast: st
     ],
 )
 def test_an_acquisition_that_contradicts_the_suffix_leaves_it_open(name: str, contrast: str | None) -> None:
-    assert contrast_of(name, {}) == contrast
+    assert stated_contrast(name, {}) == contrast
 
 
 def test_pt_is_pet_as_a_modality_only() -> None:
-    assert contrast_of("scan.nii", {"modality": "PT"}) == "PET"
-    assert contrast_of("scan.nii", {"modality": "PT", "description": "Head"}) == "PET"
-    assert contrast_of("scan.nii", {"modality": "MR", "description": "pt 12"}) is None
-    assert contrast_of("scan.nii", {"modality": "MR", "description": "pt 12 FLAIR"}) == "FLAIR"
+    assert stated_contrast("scan.nii", {"modality": "PT"}) == "PET"
+    assert stated_contrast("scan.nii", {"modality": "PT", "description": "Head"}) == "PET"
+    assert stated_contrast("scan.nii", {"modality": "MR", "description": "pt 12"}) is None
+    assert stated_contrast("scan.nii", {"modality": "MR", "description": "pt 12 FLAIR"}) == "FLAIR"
 
 
 def test_the_header_goes_before_the_name() -> None:
-    assert contrast_of("flair.nii", {"description": "AX T1 post"}) == "T1"
-    assert contrast_of("sub-01_FLAIR.nii", {"description": "ses-t1"}) == "FLAIR"
+    assert stated_contrast("flair.nii", {"description": "AX T1 post"}) == "T1"
+    assert stated_contrast("sub-01_FLAIR.nii", {"description": "ses-t1"}) == "FLAIR"

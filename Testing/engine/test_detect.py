@@ -23,7 +23,7 @@ from diffusion_anomaly.detection import detector as detection
 from diffusion_anomaly.detection import provenance as provenance_module
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.inference import HeldModel, run_slices, slice_seed
-from diffusion_anomaly.detection.input_checks import UNKNOWN_SCAN, contrast_of
+from diffusion_anomaly.detection.input_checks import UNKNOWN_SCAN, stated_contrast
 from diffusion_anomaly.detection.planning import Options, Plan, make_plan
 from diffusion_anomaly.errors import Cancelled, InputError, MemoryExhausted, ModelError
 from diffusion_anomaly.io.volume import Volume, read_volume
@@ -275,7 +275,7 @@ def test_a_score_above_all_healthy_scans_is_said_to_the_user(
     ],
 )
 def test_name_and_header_give_the_contrast_away(name: str, metadata: dict[str, str], contrast: str | None) -> None:
-    assert contrast_of(f"/data/T2/{name}", metadata) == contrast
+    assert stated_contrast(f"/data/T2/{name}", metadata) == contrast
 
 
 def test_another_contrast_than_the_models_is_warned_of(

@@ -23,7 +23,7 @@ from diffusion_anomaly.errors import Cancelled, InputError
 from diffusion_anomaly.evaluation import evaluate, metrics
 from diffusion_anomaly.evaluation.dataset import Pair, find_healthy, find_pairs
 from diffusion_anomaly.evaluation.froc import Froc
-from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices
+from diffusion_anomaly.evaluation.reliability import SCORES, FreeSlices
 from diffusion_anomaly.evaluation.runs import RunSpec, plan_runs
 from diffusion_anomaly.evaluation.statistics import Case, RunResult, Sweep
 from diffusion_anomaly.evaluation.table import COLUMNS, Table
@@ -626,7 +626,7 @@ def made_up(name: str, lesions: tuple[tuple[float, bool], ...], dice: float = 0.
         voxel_auroc=0.5,
         outside_brain_voxels=0,
         lesions=metrics.LesionMatch(volumes, found, 2),
-        free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(HEATS)), 0.0),
+        free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(SCORES)), 0.0),
         score=0.0,
         score_warning=False,
         seconds=1.0,

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 import phantom
 from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.evaluation.montage import COLUMNS, Files, choose_patients, writer
-from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices
+from diffusion_anomaly.evaluation.reliability import SCORES, FreeSlices
 from diffusion_anomaly.evaluation.statistics import Case
 from diffusion_anomaly.results.rendering import CONTOUR
 
@@ -32,7 +32,7 @@ def case(name: str, precision: float) -> Case:
         voxel_auroc=0.5,
         outside_brain_voxels=0,
         lesions=metrics.LesionMatch((1.0,), (True,), 0),
-        free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(HEATS)), 0.0),
+        free=FreeSlices(name, 0, 0.0, 1000.0, np.zeros(len(SCORES)), 0.0),
         score=0.0,
         score_warning=False,
         seconds=1.0,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from diffusion_anomaly.evaluation.reliability import HEATS, FreeSlices, Reliability
+from diffusion_anomaly.evaluation.reliability import SCORES, FreeSlices, Reliability
 from diffusion_anomaly.io.outputs import publish
 
 SLICES, FREE = 40, 30
@@ -31,7 +31,7 @@ def counted(name: str, brain_ml: float, marked_ml: float, false_alarm_ml: float 
     """As much brain at least as high as every anomaly scores of the curve, half of the scan's brain being
     tumour-free.
     """
-    return FreeSlices(name, 5, brain_ml, 2 * brain_ml, np.full(len(HEATS), marked_ml), false_alarm_ml)
+    return FreeSlices(name, 5, brain_ml, 2 * brain_ml, np.full(len(SCORES), marked_ml), false_alarm_ml)
 
 
 def rate(found: Reliability, anomaly_map: float, run: str = "x") -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_half_of_an_even_number_of_scans_is_one_more_as_where_thresholds_are_set
 
 
 def test_a_patient_without_tumour_free_slices_is_left_out() -> None:
-    nothing = FreeSlices("b", 0, 0.0, 100.0, np.zeros(len(HEATS)), 0.0)
+    nothing = FreeSlices("b", 0, 0.0, 100.0, np.zeros(len(SCORES)), 0.0)
     found = of(counted("a", 100.0, 1.0), nothing)
     assert [row["patient"] for row in found.patients] == ["a"]
     assert rate(found, 2.0)["measured"] == 0.01

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import slicer
 import vtk
 
-from diffusion_anomaly.detection.input_checks import contrast_of
+from diffusion_anomaly.detection.input_checks import stated_contrast
 from diffusion_anomaly.errors import InputError
 
 from ..progresstext import shortened
@@ -122,7 +122,7 @@ def describe(node: Any) -> str:
     image = node.GetImageData()
     size = " × ".join(str(length) for length in image.GetDimensions())
     spacing = " × ".join(f"{edge:.3g}" for edge in node.GetSpacing())
-    contrast = contrast_of(node.GetName() or "", _header(node))
+    contrast = stated_contrast(node.GetName() or "", _header(node))
     return _("{size} voxels, {spacing} mm, {orientation}, {contrast}").format(
         size=size,
         spacing=spacing,

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import InputError
 from ..io.contrasts import ChannelSource, contrast_of, declared_name, require_different
 from ..io.typed_json import parse
-from ..text import printable
+from ..text import listed, printable
 from .scans import BidsSource, CohortScan
 from .state import Finished
 
@@ -216,10 +216,9 @@ def _labelled(root: Path, key: str, labels: Iterable[str]) -> list[Path]:
     here = {path.name.removeprefix(f"{key}-"): path for path in sorted(root.glob(f"{key}-*")) if path.is_dir()}
     wanted = [_label(label, key) for label in labels]
     if missing := [label for label in wanted if label not in here]:
-        listed = ", ".join(list(here)[:_SHOWN])
         raise InputError(
-            f"{root} has no participant {', '.join(map(printable, missing[:_SHOWN]))}.",
-            f"It has {listed}{' and more' if len(here) > _SHOWN else ''}." if here else "It has no folder sub-….",
+            f"{root} has no participant {listed(list(map(printable, missing)), _SHOWN)}.",
+            f"It has {listed(list(here), _SHOWN)}." if here else "It has no folder sub-….",
         )
     return [here[label] for label in dict.fromkeys(wanted)] if wanted else list(here.values())
 
@@ -248,9 +247,8 @@ def _of_session(
     problem = None
     for name, alike in found.items():
         if len(alike) != 1:
-            listed = ", ".join(file.path.name for file in alike[:_SHOWN])
             problem = InputError(
-                f"{stem} has {len(alike)} files that could be {name}: {listed}."
+                f"{stem} has {len(alike)} files that could be {name}: {listed([f.path.name for f in alike], _SHOWN)}."
                 if alike
                 else f"{stem} has no {name} ({_shown(chosen[name])}).",
                 "Say with --bids-filter-file which it is." if alike else "The model needs all of its contrasts.",

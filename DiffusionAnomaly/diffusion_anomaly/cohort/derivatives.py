@@ -6,9 +6,7 @@ run which was stopped in between finds what is missing. The mask's sidecar is wr
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import json
 import shutil
 import time
@@ -24,8 +22,12 @@ from ..errors import InputError
 from ..io.files import Writer, write_text
 from ..io.outputs import OutputFolder
 from ..io.records import BIDS_RECORD, DIGESTS, content_of, record, sha256_of
+from ..io.tables import csv_text
+from ..models.declaration import BRAIN
 from ..results.saving import PROVENANCE
+from .bids import DESCRIPTION
 from .scans import BidsSource
+from .state import FINDINGS
 
 BIDS_VERSION = "1.10.0"
 PROGRAM = "DiffusionAnomaly"
@@ -137,7 +139,7 @@ def write_dataset(output: Path, root: Path, anonymous: bool = False) -> None:
     Raises:
         InputError: when the folder is the root of another data set.
     """
-    description = output / "dataset_description.json"
+    description = output / DESCRIPTION
     if description.exists():
         try:
             programs = [entry["Name"] for entry in json.loads(description.read_text(encoding="utf-8"))["GeneratedBy"]]
@@ -190,7 +192,7 @@ def _writers(folder: Path, made: Mapping[str, Any], what: Export) -> dict[str, W
         ),
         f"{stem}_desc-anomaly_mask.nii.gz": _copy(folder / images["mask"]),
     }
-    if made.get("region") == "brain":
+    if made.get("region") == BRAIN:
         writers[f"{stem}_desc-brain_mask.nii.gz"] = _copy(folder / images["brain"])
         writers[f"{stem}_desc-brain_mask.json"] = _json(
             {**common, "Type": "Brain", "Description": "The brain, which alone was looked at."}
@@ -251,12 +253,11 @@ def _write_labels(
 
 
 def _write_findings(folder: Path, path: Path) -> None:
-    rows: Sequence[Mapping[str, Any]] = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["findings"]
+    rows: Sequence[Mapping[str, Any]] = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
-    text = io.StringIO()
-    table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(["index", "name", *columns])
-    for row in rows:
-        values = ["n/a" if row[name] is None else row[name] for name in columns]
-        table.writerow([row["id"], f"finding {row['id']}", *values])
-    write_text(path, text.getvalue())
+    told = [
+        {"index": row["id"], "name": f"finding {row['id']}"}
+        | {name: "n/a" if row[name] is None else row[name] for name in columns}
+        for row in rows
+    ]
+    write_text(path, csv_text(told, ["index", "name", *columns], delimiter="\t"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..io.files import keep_foreign, write_text
+from ..io.tables import csv_text
 from ..text import printable
 from .run import Failed
 
@@ -40,15 +40,13 @@ def write_failures(
     """
     path = output / table_name(shard)
     keep_foreign(path, _is_ours)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(HEADING)
+    rows = []
     for one in sorted(failed, key=lambda one: one.name):
         scan = str(one.scan)
         message = one.failure.what.replace(scan, "the scan") if anonymous else one.failure.what
         told = (one.name, "" if anonymous else scan, one.failure.kind, message, one.failure.hint)
-        table.writerow([*(printable(entry) for entry in told), one.tries])
-    write_text(path, text.getvalue())
+        rows.append(dict(zip(HEADING, [*map(printable, told), one.tries], strict=True)))
+    write_text(path, csv_text(rows, HEADING))
     if shard is None:
         for other in output.glob("failures-*-of-*.csv"):
             if _is_ours(other):

@@ -5,8 +5,6 @@ Read from the results alone, so that it can be made on another machine, and agai
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +16,11 @@ import numpy as np
 
 from ..io.files import Writer, write_text
 from ..io.records import DIGESTS
+from ..io.tables import csv_text
 from ..models.declaration import BRAIN
 from ..results.findings import size_unit
 from ..results.saving import REPORT
-from ..text import counted
+from ..text import counted, listed
 from .failures import read_failures
 from .state import FINDINGS, RESULTS, Finished, all_finished
 
@@ -89,7 +88,8 @@ def collect(output: Path, belongs: Callable[[Finished], bool] = lambda result: T
     there = all_finished(output)
     results = [result for result in there if belongs(result)]
     left_out = len(there) - len(results)
-    scans = [_scan_row(result) for result in results]
+    found = [_findings(result) for result in results]
+    scans = [_scan_row(result, own) for result, own in zip(results, found, strict=True)]
     known = [quantity for quantity in QUANTITIES if any(row[quantity.name] is not None for row in scans)]
     for quantity in QUANTITIES:
         values = [row[quantity.name] for row in scans]
@@ -99,7 +99,11 @@ def collect(output: Path, belongs: Callable[[Finished], bool] = lambda result: T
             continue
         for row, z in zip(scans, robust_z(values, quantity.logarithmic), strict=True):
             row[f"robust_z_{quantity.name}"] = z
-    findings = [row for result, scan in zip(results, scans, strict=True) for row in _finding_rows(result, scan)]
+    findings = [
+        {**{name: scan[name] for name in ("name", "patient", "session")}, **finding}
+        for scan, own in zip(scans, found, strict=True)
+        for finding in own
+    ]
     return Group(scans, findings, known, read_failures(output), _doubts(scans, left_out), left_out)
 
 
@@ -141,7 +145,7 @@ def table_writers(group: Group) -> dict[str, Writer]:
     """What writes the tables: as CSV, and as Parquet where pyarrow is installed."""
     writers: dict[str, Writer] = {}
     for name, rows in (("scans", group.scans), ("findings", group.findings)):
-        writers[f"{name}.csv"] = lambda path, rows=rows: write_text(path, _as_csv(rows))
+        writers[f"{name}.csv"] = lambda path, rows=rows: write_text(path, csv_text(rows, digits=6))
         if has_parquet():
             writers[f"{name}.parquet"] = lambda path, rows=rows: _write_parquet(rows, path)
     return writers
@@ -154,9 +158,13 @@ def has_parquet() -> bool:
     return importlib.util.find_spec("pyarrow") is not None
 
 
-def _scan_row(result: Finished) -> dict[str, Any]:
+def _findings(result: Finished) -> list[dict[str, Any]]:
+    return json.loads((result.folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
+
+
+def _scan_row(result: Finished, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row of the table of scans; ``found`` are its findings."""
     made, about = result.record, result.about
-    found = json.loads((result.folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
     is_picture = made["options"].get("min_area") is not None
     sizes = [size_of(finding) for finding in found]
     volume = made["brain"].get("volume_ml")
@@ -192,11 +200,6 @@ def _scan_row(result: Finished) -> dict[str, Any]:
     }
 
 
-def _finding_rows(result: Finished, scan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = json.loads((result.folder / FINDINGS).read_text(encoding="utf-8"))["findings"]
-    return [{**{name: scan[name] for name in ("name", "patient", "session")}, **finding} for finding in found]
-
-
 def size_of(finding: Mapping[str, Any]) -> float:
     """How large a finding of a table is, in its scan's unit."""
     sizes = (finding.get("volume_ml"), finding.get("area_mm2"), finding.get("area_pixels"))
@@ -216,8 +219,7 @@ def _doubts(scans: Sequence[Mapping[str, Any]], left_out: int) -> list[str]:
     for row in scans:
         alike.setdefault(row["input_sha256"], []).append(row["name"])
     for names in (names for names in alike.values() if len(names) > 1):
-        listed = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
-        doubts.append(f"One and the same image goes by {len(names)} names: {listed}.")
+        doubts.append(f"One and the same image goes by {len(names)} names: {listed(names, _NAMES_SHOWN)}.")
     if scans and len(scans) < FEWEST:
         doubts.append(f"Fewer than {FEWEST} scans are too few to say which stand out.")
     return doubts
@@ -229,16 +231,6 @@ def left_out_in_words(count: int) -> str:
         f"{counted(count, 'result')} in the folder {'is' if count == 1 else 'are'} left out of the tables: of scans "
         "that are not in the cohort any more, or that failed since."
     )
-
-
-def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    for row in rows:
-        table.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    return text.getvalue()
 
 
 def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..io.contrasts import ChannelSource
 from ..io.formats import suffix_of
 from ..io.tables import read_table
-from ..text import distinct_names, printable, safe_name
+from ..text import distinct_names, listed, printable, safe_name
 
 CHANNEL_PREFIX = "channel_"
 NAMES_SHOWN = 5
@@ -172,8 +172,8 @@ def _of_table(path: Path, named: bool) -> list[CohortScan]:
     often = Counter(scan.name.casefold() for scan in scans)
     twice = [scan.name for scan in scans if often[scan.name.casefold()] > 1]
     if twice:
-        listed = ", ".join(map(printable, list(dict.fromkeys(twice))[:NAMES_SHOWN]))
-        raise InputError(f"{path} has several scans named {listed}.", "Give each a name of its own in the column name.")
+        names = listed([printable(name) for name in dict.fromkeys(twice)], NAMES_SHOWN)
+        raise InputError(f"{path} has several scans named {names}.", "Give each a name of its own in the column name.")
     return scans
 
 

@@ -29,7 +29,7 @@ class Calibration:
 
     Attributes:
         raw: ``(K,)`` float64 knots, strictly increasing, the first 0.
-        anomaly_map: ``(K,)`` float64, strictly increasing, the first 0.
+        scores: ``(K,)`` float64 calibrated scores, strictly increasing, the first 0.
         voxels: how many healthy voxels it was learnt from.
         source: which data they came from.
     """
@@ -123,7 +123,7 @@ class Calibration:
 
 
 def threshold_for_false_alarms(
-    levels: Sequence[tuple[np.ndarray, float, float]],
+    scans: Sequence[tuple[np.ndarray, float, float]],
     ml: float = 1.0,
     quantile: float = 0.5,
     min_component_ml: float = 0.05,
@@ -132,7 +132,7 @@ def threshold_for_false_alarms(
     """The lowest threshold at which healthy scans hold no more than the stated volume of false alarms.
 
     Args:
-        anomaly_maps: for each healthy scan its calibrated scores ``(n, H, W)``, 0 outside the brain; the volume of a
+        scans: for each healthy one its calibrated scores ``(n, H, W)``, 0 outside the brain; the volume of a
             voxel in ml; and the factor from the slices given to a whole scan (2 when half of a scan's slices
             were healthy).
         ml: allowed volume of ``score >= threshold`` in a whole scan.
@@ -146,14 +146,14 @@ def threshold_for_false_alarms(
     Raises:
         InputError: for no scans.
     """
-    if not levels:
+    if not scans:
         raise InputError("No healthy scans to set a threshold from.", "Give at least one.")
-    low, high = 0.0, max(float(scores.max(initial=0.0)) for scores, _, _ in levels) + tolerance
+    low, high = 0.0, max(float(scores.max(initial=0.0)) for scores, _, _ in scans) + tolerance
     # Raising the threshold only shrinks and splits components, so the volume never grows and bisection holds.
     while high - low > tolerance:
         middle = 0.5 * (low + high)
         volumes = [
-            scale * false_alarm_ml(scores, middle, voxel_ml, min_component_ml) for scores, voxel_ml, scale in levels
+            scale * false_alarm_ml(scores, middle, voxel_ml, min_component_ml) for scores, voxel_ml, scale in scans
         ]
         if np.quantile(volumes, quantile, method="higher") > ml:
             low = middle

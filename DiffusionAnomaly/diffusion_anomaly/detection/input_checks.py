@@ -114,19 +114,19 @@ def scan_warnings(volume: Volume, modality: str | None, whole_image: bool = Fals
             else (f"{volume.non_finite} voxels are no finite numbers and were")
         )
         yield f"{found} set to the scan's minimum; scores nearby mean little."
-    other = contrast_of(volume.name, volume.metadata)
+    other = stated_contrast(volume.name, volume.metadata)
     if modality and other and other != modality.upper():
         yield f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
     if not whole_image:
         yield from _plane_warnings(volume.image)
 
 
-def contrast_of(source: str, metadata: Mapping[str, str]) -> str | None:
+def stated_contrast(source: str, metadata: Mapping[str, str]) -> str | None:
     """The contrast that a scan's header, or else its name, gives away; None when nothing or several are named.
 
     In a name by BIDS the suffix says it, and so do words that are no entity; an entity's value does not.
 
-    >>> contrast_of("sub-pd01_ses-t1_space-T1w_FLAIR.nii.gz", {}), contrast_of("pt-007_ses-t1.nii.gz", {})
+    >>> stated_contrast("sub-pd01_ses-t1_space-T1w_FLAIR.nii.gz", {}), stated_contrast("pt-007_ses-t1.nii.gz", {})
     ('FLAIR', None)
     """
     header = [_contrasts(text, _MODALITIES if key == "modality" else _CONTRASTS) for key, text in metadata.items()]

@@ -17,7 +17,7 @@ from scipy import ndimage
 from ..errors import InputError
 from ..models.filters import PostprocessSettings
 
-# Normalised intensity; an image without any texture, which a model may restore perfectly, must not become hot.
+# Normalised intensity; an image without any texture, which a model may restore perfectly, must not score high.
 LEAST_ERROR = 1e-3
 
 

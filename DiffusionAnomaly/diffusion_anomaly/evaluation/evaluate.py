@@ -79,7 +79,6 @@ def run(
         healthy: scans in which every finding is a false alarm.
         resamples: of the patients, for the intervals.
         steps: for every method that has steps, at most as many as its model allows; None leaves them to the packages.
-
         warn: is told, before any method runs, why a reference is doubtful; the table keeps it too.
 
     Returns:
@@ -126,41 +125,26 @@ def _evaluate(
         for label, detector in detectors.items()
     }
     clock.enter("detect", sum(weights.values()) * (len(pairs) + len(healthy)))
-    cases: dict[str, list[Case]] = {label: [] for label in detectors}
-    provenance: dict[str, dict[str, Any]] = {}
-    agreed: list[Agreement] = []
-    for pair in pairs:
-        scan = _read(pair)
-        volume, brain = scan.reference, brains[pair.scan]
-        truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain.path, volume))
-        predicted: dict[str, np.ndarray] = {}
-        for label, detector in detectors.items():
-            result, seconds = _detect(detector, _shown_to(detector, scan), truth.brain_image, clock, weights[label])
-            write_like(result.anomaly_map, volume, places.anomaly_map(label, pair.name), dtype=np.float32)
-            calibration, seconds = detector.plan.calibration, seconds + brain.seconds
-            cases[label].append(compare(pair.name, truth, result, calibration, seconds, brain.given))
-            provenance[label] = result.provenance
-            predicted[label] = truth.view(result.mask) != 0
-        raters = {name: truth.view(read_mask(path, volume)) != 0 for name, path in pair.raters.items()}
-        agreed += agreements(pair.name, predicted, raters, truth.voxel_ml)
+    judged = [_judge(pair, brains[pair.scan], detectors, places, clock, weights) for pair in pairs]
     false_alarms = _count_false_alarms(healthy, detectors, brains, healthy_places, clock, weights)
     clock.enter("table", len(detectors))
     results = []
     montages: dict[str, Writer] = {}
     for done, (label, detector) in enumerate(detectors.items()):
-        plan = detector.plan
+        plan, cases = detector.plan, [one.cases[label] for one in judged]
         maps = ((places.anomaly_map(label, pair.name), read_truth(pair, brains[pair.scan].path)) for pair in pairs)
-        swept = sweep(cases[label], maps, plan.threshold, plan.asked.min_volume_ml)
-        is_baseline = label == BASELINE
-        results.append(RunResult(label, is_baseline, cases[label], swept, provenance[label], false_alarms[label]))
+        swept = sweep(cases, maps, plan.threshold, plan.asked.min_volume_ml)
+        provenance = judged[-1].provenance[label]
+        results.append(RunResult(label, label == BASELINE, cases, swept, provenance, false_alarms[label]))
         files = {
             pair.name: montage.Files(
                 pair.scan, places.anomaly_map(label, pair.name), brains[pair.scan].path, pair.reference
             )
             for pair in pairs
         }
-        montages |= montage.writer(places.labels[label], cases[label], files, plan.threshold, plan.asked.min_volume_ml)
+        montages |= montage.writer(places.labels[label], cases, files, plan.threshold, plan.asked.min_volume_ml)
         clock.report(done + 1)
+    agreed = [agreement for one in judged for agreement in one.agreed]
     table = Table.of(results, seed=seed, resamples=resamples, warnings=warnings, agreed=agreed)
     reliability = Reliability.of(
         {result.label: [case.free for case in result.cases] for result in results},
@@ -170,6 +154,41 @@ def _evaluate(
     )
     table.write(folder, reliability.writers() | montages)
     return table
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One patient under all runs: by label what it is worth and how it was made, and who agrees with which rater."""
+
+    cases: Mapping[str, Case]
+    provenance: Mapping[str, dict[str, Any]]
+    agreed: Sequence[Agreement]
+
+
+def _judge(
+    pair: Pair,
+    brain: _Brain,
+    detectors: Mapping[str, Detector],
+    places: Places,
+    clock: Clock,
+    weights: Mapping[str, int],
+) -> _Judged:
+    """Every run on one patient; the anomaly maps are written."""
+    scan = _read(pair)
+    volume = scan.reference
+    truth = Truth.of(volume, read_mask(pair.reference, volume), read_mask(brain.path, volume))
+    cases: dict[str, Case] = {}
+    provenance: dict[str, dict[str, Any]] = {}
+    predicted: dict[str, np.ndarray] = {}
+    for label, detector in detectors.items():
+        result, seconds = _detect(detector, _shown_to(detector, scan), truth.brain_image, clock, weights[label])
+        write_like(result.anomaly_map, volume, places.anomaly_map(label, pair.name), dtype=np.float32)
+        calibration, seconds = detector.plan.calibration, seconds + brain.seconds
+        cases[label] = compare(pair.name, truth, result, calibration, seconds, brain.given)
+        provenance[label] = result.provenance
+        predicted[label] = truth.view(result.mask) != 0
+    raters = {name: truth.view(read_mask(path, volume)) != 0 for name, path in pair.raters.items()}
+    return _Judged(cases, provenance, list(agreements(pair.name, predicted, raters, truth.voxel_ml)))
 
 
 def _unheard(message: str) -> None:

@@ -84,9 +84,7 @@ def froc_rows(label: str, froc: Froc, draws: np.ndarray) -> list[dict[str, Any]]
             def statistic(chosen: np.ndarray, size: tuple[float, float] = size, allowed: float = allowed) -> float:
                 return froc.recall(chosen, size, allowed)
 
-            key = f"recall_at_{allowed:g}"
-            row[key] = statistic(np.arange(len(froc.volumes_ml)))
-            row[f"{key}_low"], row[f"{key}_high"] = metrics.interval(statistic, draws) or (math.nan, math.nan)
+            row |= metrics.with_ends(f"recall_at_{allowed:g}", statistic, draws)
         rows.append(row)
     return rows
 

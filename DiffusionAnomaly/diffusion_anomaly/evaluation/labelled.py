@@ -8,11 +8,8 @@ of a volume are judged one by one and, by their highest ones, patient by patient
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +18,17 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..detection.detector import Detector
-from ..detection.planning import Options, make_plan
+from ..detection.planning import Plan
 from ..errors import InputError
 from ..io.outputs import OutputFolder, keep_out_of_results
 from ..io.records import record
-from ..io.tables import read_table
-from ..io.typed_json import checked
+from ..io.tables import csv_text, read_table
 from ..io.volume import read_volume
 from ..results.result import Progress, Result
 from ..text import counted
 from . import metrics
 from .formatting import finite, markdown_table, text_writer, with_interval
-from .runs import RunSpec
+from .runs import RunSpec, options_of, plan_run
 
 # A slice's scores: the mean of its map, and of the highest-scoring shares of it.
 SHARES = {"mean": 1.0, "highest_10": 0.1, "highest_1": 0.01}
@@ -183,7 +179,7 @@ def run_labelled(
             f"Of {counted(len(scans), 'scan')} all that is labelled is {found}.",
             "Both classes are needed to tell them apart.",
         )
-    detectors = _detectors(runs, device, seed, steps)
+    detectors = {label: Detector(plan) for label, plan in _plans(runs, device, seed, steps).items()}
     with OutputFolder(output, [scan.path for scan in scans]) as folder:
         keep_out_of_results(folder.path)
         folder.check(["evaluation.md", "evaluation.json", "evaluation_slices.csv"])
@@ -206,30 +202,25 @@ def run_labelled(
                 },
             },
         )
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(slices[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(finite(slices))
         folder.publish(
             {
                 "evaluation.md": text_writer(table.markdown()),
-                "evaluation_slices.csv": text_writer(text.getvalue()),
+                "evaluation_slices.csv": text_writer(csv_text(finite(slices))),
                 "evaluation.json": record(table.to_dict()),
             }
         )
     return table
 
 
-def _detectors(runs: Sequence[RunSpec], device: str, seed: int, steps: int | None) -> dict[str, Detector]:
-    detectors: dict[str, Detector] = {}
+def _plans(runs: Sequence[RunSpec], device: str, seed: int, steps: int | None) -> dict[str, Plan]:
+    plans: dict[str, Plan] = {}
     for spec in runs:
-        content = {"force": True, **spec.options, "method": spec.method, "model": spec.model, "device": device}
-        plan = make_plan(checked(Options, {**content, "seed": seed, "steps": steps}, f"The run {spec.method}"))
+        plan = plan_run(options_of(spec, device, seed), steps)
         label = spec.label or f"{spec.method} ({plan.bundle.name})"
-        if label in detectors:
+        if label in plans:
             raise InputError(f"Two runs are called {label!r}.", "Give one of them another label.")
-        detectors[label] = Detector(plan)
-    return detectors
+        plans[label] = plan
+    return plans
 
 
 def _slices(
@@ -258,34 +249,45 @@ def _slices(
             if on_result is not None:
                 on_result(label, scan, result)
             view = bundle.orientation_of(volume.image).view
-            maps, marked, inside = (
-                view(sitk.GetArrayFromImage(image)) for image in (result.anomaly_map, result.mask, region)
-            )
-            own = result.slice_scores
-            assert own is not None
-            for index, truth in sorted(scan.labels.items()):
-                if index >= len(maps):
-                    raise InputError(f"{scan.path} has {counted(len(maps), 'slice')}; its labels name slice {index}.")
-                values = maps[index][inside[index] != 0]
-                if not (values.size or truth):
-                    continue
-                pixels = int(values.size)
-                values = values if pixels else np.zeros(1)
-                scores = {key: metrics.highest_mean(values, share) for key, share in SHARES.items()}
-                found.append(
-                    {
-                        "run": label,
-                        "scan": scan.path.name,
-                        "patient": scan.patient,
-                        "slice": index,
-                        "label": truth,
-                        "region_pixels": pixels,
-                        **scores,
-                        OWN_SCORE: float(own[index]),
-                        "marked_pixels": int(np.count_nonzero(marked[index])),
-                    }
-                )
+            found += [{"run": label, **entry} for entry in _judged(scan, result, region, view)]
     return found
+
+
+def _judged(
+    scan: LabelledScan, result: Result, region: sitk.Image, view: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """The scores of every labelled slice of one result.
+
+    Args:
+        scan: with the labels.
+        result: of it.
+        region: what was looked at, uint8 on the scan's grid.
+        view: puts slices in the order that labels count them.
+
+    Raises:
+        InputError: when a label is of a slice that the scan does not have.
+    """
+    maps, marked, inside = (view(sitk.GetArrayFromImage(image)) for image in (result.anomaly_map, result.mask, region))
+    own = result.slice_scores
+    assert own is not None
+    for index, truth in sorted(scan.labels.items()):
+        if index >= len(maps):
+            raise InputError(f"{scan.path} has {counted(len(maps), 'slice')}; its labels name slice {index}.")
+        values = maps[index][inside[index] != 0]
+        if not (values.size or truth):
+            continue
+        pixels = int(values.size)
+        values = values if pixels else np.zeros(1)
+        yield {
+            "scan": scan.path.name,
+            "patient": scan.patient,
+            "slice": index,
+            "label": truth,
+            "region_pixels": pixels,
+            **{key: metrics.highest_mean(values, share) for key, share in SHARES.items()},
+            OWN_SCORE: float(own[index]),
+            "marked_pixels": int(np.count_nonzero(marked[index])),
+        }
 
 
 def _row(label: str, slices: Sequence[Mapping[str, Any]], seed: int, resamples: int) -> dict[str, Any]:
@@ -299,10 +301,6 @@ def _row(label: str, slices: Sequence[Mapping[str, Any]], seed: int, resamples: 
     draws = metrics.resamples(len(patients), resamples, seed)
     row: dict[str, Any] = {"run": label, "slices": len(slices), "diseased": int(truth.sum()), "patients": len(patients)}
 
-    def put(key: str, statistic: Callable[[np.ndarray], float]) -> None:
-        row[key] = statistic(np.arange(len(patients)))
-        row[f"{key}_low"], row[f"{key}_high"] = metrics.interval(statistic, draws) or (math.nan, math.nan)
-
     def of_slices(values: np.ndarray) -> Callable[[np.ndarray], float]:
         def statistic(chosen: np.ndarray) -> float:
             places = np.concatenate([members[n] for n in chosen])
@@ -315,14 +313,15 @@ def _row(label: str, slices: Sequence[Mapping[str, Any]], seed: int, resamples: 
         if np.isnan(values).all():
             continue
         values = np.where(np.isnan(values), np.nanmin(values), values)  # what is not looked at is missed
-        put(f"auroc.{'slice' if several else 'picture'}.{key}", of_slices(values))
+        row |= metrics.with_ends(f"auroc.{'slice' if several else 'picture'}.{key}", of_slices(values), draws)
         if several:
             highest = np.array([np.sort(values[place])[-HIGHEST_SLICES:].mean() for place in members])
-            put(
+            row |= metrics.with_ends(
                 f"auroc.patient.{key}",
                 lambda chosen, highest=highest: metrics.auroc(
                     highest[chosen][sick[chosen]], highest[chosen][~sick[chosen]]
                 ),
+                draws,
             )
 
     def rate(wanted: bool) -> Callable[[np.ndarray], float]:
@@ -333,6 +332,5 @@ def _row(label: str, slices: Sequence[Mapping[str, Any]], seed: int, resamples: 
 
         return statistic
 
-    put("sensitivity", rate(True))
-    put("specificity", rate(False))
-    return row
+    row |= metrics.with_ends("sensitivity", rate(True), draws)
+    return row | metrics.with_ends("specificity", rate(False), draws)

@@ -218,6 +218,23 @@ def interval(
     return float(low), float(high)
 
 
+def with_ends(key: str, statistic: Callable[[np.ndarray], float], draws: np.ndarray) -> dict[str, float]:
+    """A statistic of all patients as ``key``, and the ends of its ``interval`` as ``key_low`` and ``key_high``.
+
+    Args:
+        key: of the result.
+        statistic: takes the indices of patients.
+        draws: from ``resamples``; they say how many patients there are.
+
+    Returns:
+        NaN for what is not known: the ends where there is no interval, and all three without patients.
+    """
+    patients = draws.shape[1]
+    value = statistic(np.arange(patients)) if patients else float("nan")
+    low, high = interval(statistic, draws) or (float("nan"), float("nan"))
+    return {key: value, f"{key}_low": low, f"{key}_high": high}
+
+
 def mean_or_nan(values: Sequence[float] | np.ndarray) -> float:
     """Mean of the values that are numbers; NaN when none is."""
     array = np.asarray(values, dtype=np.float64)

@@ -71,7 +71,6 @@ def rater_rows(found: Sequence[Agreement], draws: np.ndarray) -> list[dict[str, 
         row: dict[str, Any] = {"mask": who, "rater": rater, "lesions": int(lesions.sum())}
         statistics = {"dice": lambda chosen, dice=dice: metrics.mean_or_nan(dice[chosen]), "lesion_recall": recall}
         for key, statistic in statistics.items():
-            row[key] = statistic(np.arange(len(own)))
-            row[f"{key}_low"], row[f"{key}_high"] = metrics.interval(statistic, draws) or (math.nan, math.nan)
+            row |= metrics.with_ends(key, statistic, draws)
         rows.append(row)
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
 
 # Scores of the curve, exact in binary, and those of them that the table shows.
-HEATS = np.arange(0.5, 4.0625, 0.125)
+SCORES = np.arange(0.5, 4.0625, 0.125)
 SHOWN = (1.0, 2.0, 3.0)
 # A rate counts as kept within this factor of what was expected, either way.
 FACTOR = 2.0
@@ -40,7 +40,7 @@ class FreeSlices:
         slices: how many they are.
         brain_ml: brain on them.
         scan_ml: brain of the whole scan.
-        hot_ml: ``(len(HEATS),)`` brain on them that is at least so hot.
+        marked_ml: ``(len(SCORES),)`` brain on them that scores at least so high.
         false_alarm_ml: volume of the mask at the stored threshold on them.
     """
 
@@ -61,7 +61,7 @@ class FreeSlices:
         free: np.ndarray,
         voxel_ml: float,
     ) -> FreeSlices:
-        """Count.
+        """Counted on one patient's anomaly map.
 
         Args:
             patient: the name.
@@ -70,7 +70,7 @@ class FreeSlices:
             free: ``(slices,)`` bool, which are tumour-free.
             voxel_ml: a voxel's volume.
         """
-        marked = metrics.at_least(anomaly_map[free][brain[free]], HEATS)
+        marked = metrics.at_least(anomaly_map[free][brain[free]], SCORES)
         return cls(
             patient,
             int(free.sum()),
@@ -122,7 +122,7 @@ class Reliability:
         for run, parts in runs.items():
             known = [part for part in parts if part.brain_ml > 0]
             draws = metrics.resamples(len(known), resamples, seed) if known else np.empty((0, 0), int)
-            curve += [_rate_row(run, known, place, draws) for place in range(len(HEATS))]
+            curve += [_rate_row(run, known, place, draws) for place in range(len(SCORES))]
             alarms.append(_alarm_row(run, known, thresholds[run], draws))
             patients += [_patient_row(run, part) for part in known]
         about = {"seed": seed, "resamples": resamples, "definitions": DEFINITIONS}
@@ -183,7 +183,7 @@ class Reliability:
 
         figure = Figure(figsize=(5.6, 5.0), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        expected = 10.0**-HEATS
+        expected = 10.0**-SCORES
         axes.fill_between(
             expected, expected / FACTOR, expected * FACTOR, color="#e2e8f0", label=f"within a factor of {FACTOR:g}"
         )
@@ -231,12 +231,12 @@ TITLES = {"promised": "expected", "measured": "observed"}  # of the columns; JSO
 
 
 def _rate_row(run: str, parts: Sequence[FreeSlices], place: int, draws: np.ndarray) -> dict[str, Any]:
-    score = float(HEATS[place])
+    score = float(SCORES[place])
     expected = 10.0**-score
     marked = np.array([part.marked_ml[place] for part in parts])
     brain = np.array([part.brain_ml for part in parts])
     row: dict[str, Any] = {"run": run, "heat": score, "promised": expected}
-    row |= _with_ends("measured", lambda chosen: float(marked[chosen].sum() / brain[chosen].sum()), len(parts), draws)
+    row |= metrics.with_ends("measured", lambda chosen: float(marked[chosen].sum() / brain[chosen].sum()), draws)
     row |= {key.replace("measured", "ratio"): row[key] / expected for key in list(row) if key.startswith("measured")}
     ratios = marked / brain / expected
     row["patients"] = len(parts)
@@ -248,7 +248,7 @@ def _alarm_row(run: str, parts: Sequence[FreeSlices], threshold: float, draws: n
     row: dict[str, Any] = {"run": run, "threshold": threshold}
     for key in ("false_alarm_ml", "scaled_ml"):
         values = np.array([getattr(part, key) for part in parts])
-        row |= _with_ends(key, lambda chosen, values=values: float(np.median(values[chosen])), len(parts), draws)
+        row |= metrics.with_ends(key, lambda chosen, values=values: float(np.median(values[chosen])), draws)
     scaled = [part.scaled_ml for part in parts]
     row |= {"patients": len(parts), "patients_within": sum(ml <= ALLOWED_ML for ml in scaled)}
     row["kept"] = bool(np.quantile(scaled, ALLOWED_SHARE, method="higher") <= ALLOWED_ML) if parts else None
@@ -256,10 +256,7 @@ def _alarm_row(run: str, parts: Sequence[FreeSlices], threshold: float, draws: n
 
 
 def _patient_row(run: str, part: FreeSlices) -> dict[str, Any]:
-    rates = {
-        f"rate_at_{anomaly_map:g}": float(part.marked_ml[anomaly_map == HEATS][0] / part.brain_ml)
-        for anomaly_map in SHOWN
-    }
+    rates = {f"rate_at_{score:g}": float(part.marked_ml[score == SCORES][0] / part.brain_ml) for score in SHOWN}
     return {
         "run": run,
         "patient": part.patient,
@@ -270,13 +267,3 @@ def _patient_row(run: str, part: FreeSlices) -> dict[str, Any]:
         "false_alarm_ml": part.false_alarm_ml,
         "scaled_ml": part.scaled_ml,
     }
-
-
-def _with_ends(
-    key: str, statistic: Callable[[np.ndarray], float], patients: int, draws: np.ndarray
-) -> dict[str, float]:
-    """A statistic over patients with both ends of its interval; NaN where there is none."""
-    if not patients:
-        return dict.fromkeys((key, f"{key}_low", f"{key}_high"), math.nan)
-    low, high = metrics.interval(statistic, draws) or (math.nan, math.nan)
-    return {key: statistic(np.arange(patients)), f"{key}_low": low, f"{key}_high": high}

@@ -56,24 +56,13 @@ def plan_runs(
         ModelError: for a package that cannot be used.
     """
     plans: dict[str, Plan] = {}
-    plain = Options(BASELINE, device=device, seed=seed, force=True)  # an evaluation also asks what happens then
+    plain = options_of(RunSpec(BASELINE), device, seed)
     for spec in runs:
-        content = {
-            "force": True,
-            **spec.options,
-            "method": spec.method,
-            "model": spec.model,
-            "device": device,
-            "seed": seed,
-        }
-        options = checked(Options, content, f"The run {spec.label or spec.method}")
+        options = options_of(spec, device, seed)
         if spec.method == BASELINE and not (spec.label or options.overrides or options.preset):
             plain = replace(options, steps=None)
             continue
-        plan = make_plan(options)
-        most = plan.method_options.most_steps
-        if steps is not None and most is not None:
-            plan = make_plan(replace(options, steps=min(steps, most)), plan.bundle)
+        plan = plan_run(options, steps)
         label = spec.label or spec.method
         if label in plans and not spec.label:
             label = f"{label} ({plan.bundle.name})"
@@ -84,6 +73,29 @@ def plan_runs(
         raise InputError(f"A run is called {BASELINE!r}, as the baseline is.", "Give it another label.")
     plans[BASELINE] = make_plan(plain, _baseline_for(list(plans.values())) if plain.model is None else None)
     return plans
+
+
+def options_of(spec: RunSpec, device: str = "auto", seed: int = 0) -> Options:
+    """A run's options. It takes scans that its model seems not to know: an evaluation also asks what happens then.
+
+    Raises:
+        InputError: for an option that is unknown or out of range.
+    """
+    own = {"method": spec.method, "model": spec.model, "device": device, "seed": seed}
+    return checked(Options, {"force": True, **spec.options, **own}, f"The run {spec.label or spec.method}")
+
+
+def plan_run(options: Options, steps: int | None = None) -> Plan:
+    """A run's plan, with these ``steps``, or as many as its model allows, where its method has any.
+
+    Raises:
+        InputError, ModelError: as ``make_plan``.
+    """
+    plan = make_plan(options)
+    most = plan.method_options.most_steps
+    if steps is None or most is None:
+        return plan
+    return make_plan(replace(options, steps=min(steps, most)), plan.bundle)
 
 
 def _baseline_for(plans: Sequence[Plan]) -> Bundle:

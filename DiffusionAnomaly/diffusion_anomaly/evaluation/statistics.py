@@ -214,8 +214,7 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
         )
         statistics["gain"] = lambda chosen: metrics.mean_or_nan(gains[chosen])
     for key, statistic in statistics.items():
-        row[key] = statistic(everyone)
-        row[f"{key}_low"], row[f"{key}_high"] = metrics.interval(statistic, draws) or (math.nan, math.nan)
+        row |= metrics.with_ends(key, statistic, draws)
     row["pooled_average_precision"] = run.sweep.average_precision  # exact; the thinned curve is for intervals alone
     row["pooled_average_precision_in_brain"] = run.sweep.average_precision_in_brain
     row["outside_brain_worst"] = max(
@@ -298,9 +297,7 @@ def healthy_row(run: RunResult, draws: np.ndarray) -> dict[str, Any]:
         ("findings", np.array([case.findings for case in run.healthy], dtype=float)),
         ("findings_ml", np.array([case.findings_ml for case in run.healthy])),
     ):
-        row[key] = metrics.mean_or_nan(values)
-        ends = metrics.interval(lambda chosen, values=values: metrics.mean_or_nan(values[chosen]), draws)
-        row[f"{key}_low"], row[f"{key}_high"] = ends or (math.nan, math.nan)
+        row |= metrics.with_ends(key, lambda chosen, values=values: metrics.mean_or_nan(values[chosen]), draws)
     row["median_ml"] = float(np.median([case.findings_ml for case in run.healthy]))
     row["worst_ml"] = max(case.findings_ml for case in run.healthy)
     return row

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 from ..io.files import Writer
 from ..io.outputs import OutputFolder
 from ..io.records import record
+from ..io.tables import csv_text
 from ..text import counted
 from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
@@ -110,24 +109,42 @@ class Table:
         )
         if self.warnings:
             lines += ["", "Warnings:", "", *(f"- {warning}" for warning in self.warnings)]
-        lines += ["", "By size:", ""]
-        lines += markdown_table(
+        lines += ["", "By size:", "", *self._by_size()]
+        lines += ["", "Lesion recall at so many false findings a scan:", "", *self._by_false_findings()]
+        if self.raters:
+            lines += ["", "Against each rater, at the stored threshold:", "", *self._by_rater()]
+        if self.healthy:
+            lines += ["", "Healthy scans, at the stored threshold:", "", *self._on_healthy()]
+        about = self.about
+        lines += [
+            "",
+            f"{counted(about['patients'], 'patient')}; {about['hardware']}; in brackets 95 % bootstrap intervals "
+            f"over patients ({about['resamples']} resamples, the same for all methods).",
+            "",
+            *(f"- **{column.title}**: {column.meaning}." for column in COLUMNS),
+            *(f"- **{word}**: {meaning}." for word, meaning in about["definitions"].items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _by_size(self) -> list[str]:
+        return markdown_table(
             ["method", "size", "lesions", "lesion recall", "patients", "Dice", "AP"],
             [
                 [
-                    stratum["run"],
-                    stratum["size"],
-                    str(stratum["lesions"]),
-                    number(stratum["lesion_recall"], 3),
-                    str(stratum["patients"]),
-                    number(stratum["dice"], 3),
-                    number(stratum["average_precision"], 3),
+                    row["run"],
+                    row["size"],
+                    str(row["lesions"]),
+                    number(row["lesion_recall"], 3),
+                    str(row["patients"]),
+                    number(row["dice"], 3),
+                    number(row["average_precision"], 3),
                 ]
-                for stratum in self.strata
+                for row in self.strata
             ],
         )
-        lines += ["", "Lesion recall at so many false findings a scan:", ""]
-        lines += markdown_table(
+
+    def _by_false_findings(self) -> list[str]:
+        return markdown_table(
             ["method", "size", "lesions", *(f"at {allowed:g}" for allowed in FALSE_FINDINGS)],
             [
                 [
@@ -139,47 +156,37 @@ class Table:
                 for row in self.froc
             ],
         )
-        if self.raters:
-            lines += ["", "Against each rater, at the stored threshold:", ""]
-            lines += markdown_table(
-                ["mask", "rater", "lesions", "Dice", "lesion recall"],
+
+    def _by_rater(self) -> list[str]:
+        return markdown_table(
+            ["mask", "rater", "lesions", "Dice", "lesion recall"],
+            [
                 [
-                    [
-                        row["mask"],
-                        row["rater"],
-                        str(row["lesions"]),
-                        with_interval(row, "dice", 3),
-                        with_interval(row, "lesion_recall", 3),
-                    ]
-                    for row in self.raters
-                ],
-            )
-        if self.healthy:
-            lines += ["", "Healthy scans, at the stored threshold:", ""]
-            lines += markdown_table(
-                ["method", "scans", "findings a scan", "ml a scan", "median ml", "worst ml"],
+                    row["mask"],
+                    row["rater"],
+                    str(row["lesions"]),
+                    with_interval(row, "dice", 3),
+                    with_interval(row, "lesion_recall", 3),
+                ]
+                for row in self.raters
+            ],
+        )
+
+    def _on_healthy(self) -> list[str]:
+        return markdown_table(
+            ["method", "scans", "findings a scan", "ml a scan", "median ml", "worst ml"],
+            [
                 [
-                    [
-                        row["run"],
-                        str(row["scans"]),
-                        with_interval(row, "findings", 2),
-                        with_interval(row, "findings_ml", 2),
-                        number(row["median_ml"], 2),
-                        number(row["worst_ml"], 2),
-                    ]
-                    for row in self.healthy
-                ],
-            )
-        about = self.about
-        lines += [
-            "",
-            f"{counted(about['patients'], 'patient')}; {about['hardware']}; in brackets 95 % bootstrap intervals "
-            f"over patients ({about['resamples']} resamples, the same for all methods).",
-            "",
-            *(f"- **{column.title}**: {column.meaning}." for column in COLUMNS),
-            *(f"- **{word}**: {meaning}." for word, meaning in about["definitions"].items()),
-        ]
-        return "\n".join(lines) + "\n"
+                    row["run"],
+                    str(row["scans"]),
+                    with_interval(row, "findings", 2),
+                    with_interval(row, "findings_ml", 2),
+                    number(row["median_ml"], 2),
+                    number(row["worst_ml"], 2),
+                ]
+                for row in self.healthy
+            ],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; what is no number is null."""
@@ -198,12 +205,12 @@ class Table:
             InputError: as publishing raises it.
         """
         texts = {
-            "evaluation.csv": _csv(self.rows),
-            "evaluation_strata.csv": _csv(self.strata),
-            "evaluation_froc.csv": _csv(self.froc),
-            "evaluation_patients.csv": _csv(self.cases),
-            **({"evaluation_raters.csv": _csv(self.raters)} if self.raters else {}),
-            **({"evaluation_healthy.csv": _csv(self.healthy_cases)} if self.healthy else {}),
+            "evaluation.csv": csv_text(finite(self.rows)),
+            "evaluation_strata.csv": csv_text(finite(self.strata)),
+            "evaluation_froc.csv": csv_text(finite(self.froc)),
+            "evaluation_patients.csv": csv_text(finite(self.cases)),
+            **({"evaluation_raters.csv": csv_text(finite(self.raters))} if self.raters else {}),
+            **({"evaluation_healthy.csv": csv_text(finite(self.healthy_cases))} if self.healthy else {}),
             "evaluation.md": self.markdown(),
         }
         tables = {name: text_writer(text) for name, text in texts.items()}
@@ -251,12 +258,3 @@ def _cell(row: Mapping[str, Any], column: Column) -> str:
     if column.digits is None:
         return row.get(column.key) or "–"
     return with_interval(row, column.key, column.digits)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(finite([dict(row) for row in rows]))
-    return text.getvalue()

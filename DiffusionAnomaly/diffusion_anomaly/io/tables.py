@@ -1,4 +1,4 @@
-"""Tables that people write: CSV as spreadsheet programs save it, each row of as many cells as the heading has.
+"""Tables that people write, CSV as spreadsheet programs save it, and tables that are written for them.
 
 A row that is short or long is refused rather than read, because its cells would be taken for those of other columns.
 Needs the standard library only.
@@ -11,6 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..text import counted, printable
@@ -64,6 +65,36 @@ def read_table(
             f"{path} cannot be read as a table from line {line} on: {error}.", "Are its quotes closed?"
         ) from error
     return columns, rows
+
+
+def csv_text(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] | None = None,
+    *,
+    digits: int | None = None,
+    delimiter: str = ",",
+) -> str:
+    r"""A table as text with Unix line ends; what is None is an empty cell.
+
+    Args:
+        rows: cells by column; one that a row lacks is empty.
+        columns: of the heading; by default all of the rows, in the order in which they first occur.
+        digits: significant ones of floats; None writes all.
+        delimiter: between cells.
+
+    >>> csv_text([{"a": 1, "b": 0.123456789}, {"a": 2, "c": None}], digits=3)
+    'a,b,c\n1,0.123,\n2,,\n'
+    """
+    text = io.StringIO()
+    heading = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else columns
+    table = csv.DictWriter(text, heading, lineterminator="\n", delimiter=delimiter)
+    table.writeheader()
+    for row in rows:
+        shorten = digits is not None
+        table.writerow(
+            {key: f"{cell:.{digits}g}" if shorten and isinstance(cell, float) else cell for key, cell in row.items()}
+        )
+    return text.getvalue()
 
 
 def _check_columns(path: Path, columns: Sequence[str], needed: Sequence[Sequence[str]], prefix: str) -> None:

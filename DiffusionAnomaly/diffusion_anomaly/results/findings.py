@@ -5,8 +5,6 @@ All that is needed is the anomaly map, so another threshold costs no inference.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -20,6 +18,7 @@ from scipy import ndimage
 from ..errors import InputError
 from ..io.files import write_text
 from ..io.orientation import Orientation, describe_grid, same_grid
+from ..io.tables import csv_text
 
 SCHEMA_VERSION = 1
 SCORE_UNIT = "-log10 of the healthy tail probability"
@@ -191,12 +190,7 @@ def write_findings_csv(findings: Sequence[Finding], path: str | os.PathLike[str]
     nothing = Finding(0, 0.0, 0.0, 0.0, (0.0, 0.0, 0.0), (0, 0), ((0, 0, 0), (0, 0, 0)))
     if is_picture:
         nothing = replace(nothing, area_pixels=0, centroid_pixel=(0.0, 0.0))
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(findings_table([nothing])[0]), lineterminator="\n")
-    table.writeheader()
-    for row in findings_table(findings):
-        table.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(findings_table(findings), list(findings_table([nothing])[0]), digits=6))
 
 
 def write_findings_json(
