@@ -182,6 +182,27 @@ def test_an_image_that_changed_takes_the_place_of_the_earlier_one_which_is_kept(
     assert list(files_in(job.folder / "replaced").values()) == [(tmp_path / "0.dcm").read_bytes()]
 
 
+def test_a_study_of_which_nothing_came_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "node")
+    (tmp_path / "node" / "incoming" / "1.2.3" / "images").mkdir(parents=True)  # as a node leaves that is killed there
+    assert store.complete("1.2.3") is None
+    assert (store.incoming(), store.jobs()) == ([], [])
+
+
+def test_a_file_that_cannot_be_read_any_more_is_kept(tmp_path: Path) -> None:
+    study = generate_uid()
+    data = dicoms.image(dicoms.voxels((4, 5)), StudyInstanceUID=study)
+    content = dicoms.save(data, tmp_path / "one.dcm").read_bytes()
+    store = Store(tmp_path / "node")
+    store.add(content)
+    store.complete(study)
+    store.add(content)
+    broken = tmp_path / "node" / "incoming" / study / "images" / "9.9.dcm"
+    broken.write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
+    assert store.complete(study) is None
+    assert [path.name for path in (tmp_path / "node").glob("done/*/images/*")] == ["9.9.dcm"]
+
+
 @pytest.mark.parametrize(
     ("called", "calling", "address"),
     [("OTHER", "PACS", None), ("ANOMALY", "STRANGER", None), ("ANOMALY", "PACS", "10.1.2.3")],
