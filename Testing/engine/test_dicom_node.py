@@ -43,6 +43,7 @@ from diffusion_anomaly.dicom_network.config import (  # noqa: E402
     Tls,
     Watch,
 )
+from diffusion_anomaly.dicom_network.logs import logged  # noqa: E402
 from diffusion_anomaly.dicom_network.looking import MOST_STARTS, Looker  # noqa: E402
 from diffusion_anomaly.dicom_network.node import Node, check_destinations  # noqa: E402
 from diffusion_anomaly.dicom_network.refusals import Refused, Unreachable  # noqa: E402
@@ -790,7 +791,7 @@ def test_a_folder_with_a_marker_is_taken_when_it_is_there_and_removed_when_asked
 def test_a_file_that_is_still_written_is_not_taken(watched: NodeConfig, detector: Detector, tmp_path: Path) -> None:
     files = pacs.scan_files(generate_uid())
     whole = [dicoms.save(data, tmp_path / f"{k}.dcm").read_bytes() for k, data in enumerate(files)]
-    with pacs.running(replace(watched, complete_after_s=1), detector) as node:
+    with pacs.running(replace(watched, complete_after_s=2), detector) as node:
         for k, content in enumerate(whole):
             with (tmp_path / "inbox" / f"{k}.dcm").open("wb") as file:
                 file.write(content[:1000])
@@ -958,6 +959,17 @@ def test_secrets_come_from_the_environment(
     if entries:
         with pytest.raises(InputError, match="PACS_SECRET is not set"):
             WebClient.of(Destination(url="http://nowhere", **entries))
+
+
+def test_a_port_that_is_taken_is_named_and_logged(config: NodeConfig, detector: Detector, tmp_path: Path) -> None:
+    assert config.listen is not None
+    with pacs.running(config, detector) as node:
+        taken = replace(config.listen, port=node.receiver.port)
+        other = replace(config, folder=str(tmp_path / "other"), listen=taken)
+        with pytest.raises(InputError, match=f"Port {taken.port} of 127.0.0.1"), logged(tmp_path / "other.log"):
+            Node(other, detector).run()
+    assert f"ERROR ended: Port {taken.port}" in (tmp_path / "other.log").read_text()
+    Store(tmp_path / "other").close()  # it has left its folder
 
 
 @pytest.mark.parametrize("place", ["", "node", "node/inbox"])
