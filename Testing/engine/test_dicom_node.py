@@ -43,6 +43,7 @@ from diffusion_anomaly.dicom_network.config import (  # noqa: E402
     Tls,
     Watch,
 )
+from diffusion_anomaly.dicom_network.logs import logged  # noqa: E402
 from diffusion_anomaly.dicom_network.looking import MOST_STARTS, Looker  # noqa: E402
 from diffusion_anomaly.dicom_network.node import Node, check_destinations  # noqa: E402
 from diffusion_anomaly.dicom_network.refusals import Refused, Unreachable  # noqa: E402
@@ -180,6 +181,27 @@ def test_an_image_that_changed_takes_the_place_of_the_earlier_one_which_is_kept(
     assert job is not None
     assert list(files_in(job.images).values()) == [(tmp_path / "1.dcm").read_bytes()]
     assert list(files_in(job.folder / "replaced").values()) == [(tmp_path / "0.dcm").read_bytes()]
+
+
+def test_a_study_of_which_nothing_came_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "node")
+    (tmp_path / "node" / "incoming" / "1.2.3" / "images").mkdir(parents=True)  # as a node leaves that is killed there
+    assert store.complete("1.2.3") is None
+    assert (store.incoming(), store.jobs()) == ([], [])
+
+
+def test_a_file_that_cannot_be_read_any_more_is_kept(tmp_path: Path) -> None:
+    study = generate_uid()
+    data = dicoms.image(dicoms.voxels((4, 5)), StudyInstanceUID=study)
+    content = dicoms.save(data, tmp_path / "one.dcm").read_bytes()
+    store = Store(tmp_path / "node")
+    store.add(content)
+    store.complete(study)
+    store.add(content)
+    broken = tmp_path / "node" / "incoming" / study / "images" / "9.9.dcm"
+    broken.write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
+    assert store.complete(study) is None
+    assert [path.name for path in (tmp_path / "node").glob("done/*/images/*")] == ["9.9.dcm"]
 
 
 @pytest.mark.parametrize(
@@ -769,7 +791,7 @@ def test_a_folder_with_a_marker_is_taken_when_it_is_there_and_removed_when_asked
 def test_a_file_that_is_still_written_is_not_taken(watched: NodeConfig, detector: Detector, tmp_path: Path) -> None:
     files = pacs.scan_files(generate_uid())
     whole = [dicoms.save(data, tmp_path / f"{k}.dcm").read_bytes() for k, data in enumerate(files)]
-    with pacs.running(replace(watched, complete_after_s=1), detector) as node:
+    with pacs.running(replace(watched, complete_after_s=2), detector) as node:
         for k, content in enumerate(whole):
             with (tmp_path / "inbox" / f"{k}.dcm").open("wb") as file:
                 file.write(content[:1000])
@@ -937,6 +959,17 @@ def test_secrets_come_from_the_environment(
     if entries:
         with pytest.raises(InputError, match="PACS_SECRET is not set"):
             WebClient.of(Destination(url="http://nowhere", **entries))
+
+
+def test_a_port_that_is_taken_is_named_and_logged(config: NodeConfig, detector: Detector, tmp_path: Path) -> None:
+    assert config.listen is not None
+    with pacs.running(config, detector) as node:
+        taken = replace(config.listen, port=node.receiver.port)
+        other = replace(config, folder=str(tmp_path / "other"), listen=taken)
+        with pytest.raises(InputError, match=f"Port {taken.port} of 127.0.0.1"), logged(tmp_path / "other.log"):
+            Node(other, detector).run()
+    assert f"ERROR ended: Port {taken.port}" in (tmp_path / "other.log").read_text()
+    Store(tmp_path / "other").close()  # it has left its folder
 
 
 @pytest.mark.parametrize("place", ["", "node", "node/inbox"])

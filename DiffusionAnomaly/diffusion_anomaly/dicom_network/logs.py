@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from ..errors import Cancelled, EngineError
 from ..io.files import write_error
 from ..text import PrintableFormatter
 
@@ -47,6 +48,10 @@ def logged(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except EngineError as error:
+        if not isinstance(error, Cancelled):
+            logger.error("ended: %s", error.what)
+        raise
     finally:
         for other, was in zip(others, before, strict=True):
             other.setLevel(was)

@@ -120,6 +120,7 @@ class Job:
             EngineError: when the operating system refuses.
         """
         write_text(self.folder / RECORD, json.dumps(asdict(self.record), indent=2) + "\n")
+        _sync(self.folder)
 
     def delivery(self, destination: str) -> Delivery:
         """How far its results have come."""
@@ -151,13 +152,16 @@ class Store:
             for name in (INCOMING, QUEUE, SENDING, DONE, QUARANTINE):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             self._held = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise folder_error(folder, error) from error
+        try:
             if fcntl is not None:
                 fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._held)
             raise InputError(f"Another node works in {folder}.", "Stop it, or give this one another folder.") from error
-        except OSError as error:
-            raise folder_error(folder, error) from error
+        except OSError:  # a file system without locks, as some network ones: nothing is checked
+            pass
         for leftover in (folder / INCOMING).glob(f"{_PARTIAL}*"):  # of which no sender was told that it is stored
             leftover.unlink(missing_ok=True)
 
@@ -198,7 +202,10 @@ class Store:
     def _file(self, partial: Path, instance: Instance) -> None:
         folder = self.folder / INCOMING / instance.study
         target = folder / IMAGES / instance.file_name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True)
+            _sync(folder)
+            _sync(folder.parent)
         before = self._instance(target)
         if before is not None and before.digest == instance.digest:
             return
@@ -242,8 +249,9 @@ class Store:
             record.others |= job.record.others
         for one in came:
             (record.images if one.is_image else record.others)[one.uid] = one.digest
-        if earlier and not any(one.is_image and (one.uid, one.digest) not in held for one in came):
-            self._nothing_new(study, source, [one for one in came if (one.uid, one.digest) not in held])
+        known = [one for one in came if (one.uid, one.digest) in held]
+        if not came or (earlier and not any(one.is_image for one in came if one not in known)):
+            self._nothing_new(study, source, known, [one for one in came if one not in known])
             return None
         for job in reversed(earlier):  # as one study again, without taking space twice
             for path in job.images.glob("*.dcm"):
@@ -257,13 +265,11 @@ class Store:
                 self._move(job, DONE, job.name)
         return made
 
-    def _nothing_new(self, study: str, source: Path, others: list[Instance]) -> None:
+    def _nothing_new(self, study: str, source: Path, known: list[Instance], others: list[Instance]) -> None:
         """Keep what is no image and new, such as a report; what is held already goes."""
-        wanted = {one.file_name for one in others}
-        for path in (source / IMAGES).glob("*.dcm"):
-            if path.name not in wanted:
-                path.unlink()
-        if wanted or (source / REPLACED).is_dir():
+        for one in known:
+            (source / IMAGES / one.file_name).unlink()
+        if any(path.is_file() for path in source.rglob("*")):
             note = "No image is new; nothing was looked at."
             record = Record(study, time.time(), others={one.uid: one.digest for one in others}, note=note)
             self._enter(source, DONE, record)
