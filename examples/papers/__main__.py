@@ -31,12 +31,13 @@ def pinaya_sprites(output: Output = RESULTS / "pinaya-sprites") -> None:
 def pinaya_ct(
     output: Output = RESULTS / "pinaya-ct",
     split: Split = "test",
-    method: Annotated[list[str], typer.Option(help="may be repeated")] = ["unsupervised", "restore", "intensity"],  # noqa: B006
+    method: Annotated[list[str] | None, typer.Option(help="may be repeated; default: all")] = None,
 ) -> None:
     """Pinaya et al. 2022 on head CT with haemorrhage (CT-ICH), with pasted lesions to say where."""
+    from .headct import METHODS
     from .headct import run as experiment
 
-    experiment(output, split, method)
+    experiment(output, split, method or METHODS)
 
 
 @app.command("pinaya-mr")
