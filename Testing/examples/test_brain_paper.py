@@ -75,7 +75,7 @@ def test_the_tables_are_those_of_the_evaluations_and_go_on_where_they_were(
 ) -> None:
     text = compare(config, tmp_path)
     assert (tmp_path / "wolleb-brain.md").read_text(encoding="utf-8") == text
-    assert "Whole scans of 2 patients" in text and "One slice of each of 2 patients" in text
+    assert "Whole scans of 2 patients" in text and "One slice a patient of 2, " in text
     records = [tmp_path / "patients" / "evaluation.json", tmp_path / "slices" / "evaluation" / "evaluation.json"]
     compared = rows_of(text, "| two contrasts − ")
     for number, path in enumerate(records):

@@ -61,7 +61,7 @@ def wolleb_chest(output: Output = RESULTS / "wolleb-chest") -> None:
     """Wolleb et al. 2022 on chest films: pneumonia (Kermany), pleural effusion (NIH)."""
     from .chest import command
 
-    command.run(output)
+    typer.echo(command.run(output))
 
 
 def command_line(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,6 @@ that have learnt from synthetic blood: a restorer and a localiser.
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +24,12 @@ from diffusion_anomaly.evaluation.labelled import find_labelled, run_labelled
 from diffusion_anomaly.io.volume import Volume
 from training.trainer.configuration import ConfigurationError
 
-from .steps import Step, package, prepare, run_steps, training
+from .steps import CONFIGS, DATA, PACKAGES, RUNS, Step, package, prepare, run_steps, training
 from .synthetic import Pasted, write_pasted
 
 logger = logging.getLogger(__name__)
 
-DATA = Path("../shared/data/headct")
-CONFIGS = Path("training/configs")
-RUNS, PACKAGES = Path("runs"), Path("runs/packages")
+PATIENTS = DATA / "headct"
 METHODS = ("unsupervised", "restore", "localise", "intensity")
 ENDING = "_ct.nii.gz"
 # Blood as bright as that of the validation patients, from faint to clear.
@@ -71,7 +68,7 @@ def steps(methods: Sequence[str] = METHODS) -> list[Step]:
 def label(output: Path, distance: int) -> Step:
     """Labels of slices: at a distance of 1 each has one, at 100 healthy ones of patients who bleed have none."""
     options = ("--column", "label", "--ending", ENDING, "--distance", str(distance))
-    return Step(("training", "label", str(DATA / "slices.csv"), str(output), *options), output)
+    return Step(("training", "label", str(PATIENTS / "slices.csv"), str(output), *options), output)
 
 
 def run(output: Path, split: str = "test", methods: Sequence[str] = METHODS) -> None:
@@ -93,7 +90,7 @@ def run(output: Path, split: str = "test", methods: Sequence[str] = METHODS) -> 
         raise ConfigurationError(f"The methods are {', '.join(methods)}; expected some of {', '.join(METHODS)}.")
     run_steps(steps(methods))
     packages = {method: PACKAGES / f"headct-{method}" for method in methods}
-    measure(DATA / split, RUNS / "headct-slice-labels.csv", packages, output)
+    measure(PATIENTS / split, RUNS / "headct-slice-labels.csv", packages, output)
 
 
 def measure(folder: Path, labels: Path, packages: dict[str, Path], output: Path) -> None:
@@ -126,13 +123,7 @@ def healthy_scans(folder: Path, labels: Path) -> list[Path]:
     Raises:
         InputError: when there is none.
     """
-    diseased, known = set(), set()
-    with labels.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            known.add(row["scan"])
-            if int(row["label"]) > 0:
-                diseased.add(row["scan"])
-    found = sorted(path for path in folder.glob(f"*{ENDING}") if path.name in known - diseased)
+    found = [scan.path for scan in find_labelled(folder, labels) if not any(scan.labels.values())]
     if not found:
         raise InputError(f"{folder} holds no scan that {labels} says is healthy.", "Give the labels of its scans.")
     return found

@@ -19,6 +19,10 @@ from training.trainer.optimisation import TrainerConfig
 
 logger = logging.getLogger(__name__)
 
+CONFIGS, RUNS = Path("training/configs"), Path("runs")
+PACKAGES = RUNS / "packages"
+DATA = Path("../shared/data")
+
 
 @dataclass(frozen=True)
 class Step:

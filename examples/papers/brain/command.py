@@ -6,13 +6,10 @@ from pathlib import Path
 
 from training.trainer.configuration import read_yaml
 
-from ..steps import Step, package, prepare, run_steps, training
+from ..steps import CONFIGS, DATA, PACKAGES, RUNS, Step, package, prepare, run_steps, training
 from .comparison import ComparisonConfig, compare
 
 CONFIG = Path("examples/papers/brain/comparison.yaml")
-CONFIGS = Path("training/configs")
-RUNS = Path("runs")
-PACKAGES = RUNS / "packages"
 LABELS = RUNS / "lgg-labels.csv"
 
 
@@ -20,7 +17,7 @@ def run(output: Path) -> str:
     """The tables. Raises as the stages and ``compare`` do."""
     run_steps(
         [
-            Step(("training", "label", "../shared/data/lgg-flair/slices.csv", str(LABELS)), LABELS),
+            Step(("training", "label", str(DATA / "lgg-flair/slices.csv"), str(LABELS)), LABELS),
             prepare(CONFIGS / "prepare-glioma.yaml", RUNS / "glioma-slices"),
             training("diffusion", CONFIGS / "glioma-guided.yaml", RUNS / "glioma-guided"),
             training("classifier", CONFIGS / "glioma-classifier.yaml", RUNS / "glioma-classifier"),

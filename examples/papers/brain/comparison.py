@@ -154,8 +154,7 @@ def _differences(found: Mapping[str, Any], config: ComparisonConfig) -> list[str
     rows = []
     for label, values in others:
         gain = np.array(own) - np.array(values)
-        low, high = metrics.interval(lambda drawn, gain=gain: metrics.mean_or_nan(gain[drawn]), draws) or (None, None)
-        row = {"gain": metrics.mean_or_nan(gain), "gain_low": low, "gain_high": high}
+        row = metrics.with_ends("gain", lambda drawn, gain=gain: metrics.mean_or_nan(gain[drawn]), draws)
         better = f"{int((gain > 0).sum())} of {int(np.isfinite(gain).sum())}"
         rows.append([f"{first} − {label}", with_interval(row, "gain", 3), number(np.nanmin(gain), 3), better])
     return markdown_table(["difference in AP, patient by patient", "mean", "worst patient", "patients better"], rows)

@@ -28,7 +28,8 @@ from training.package.config import PackageConfig
 from training.package.declaration import read_networks, read_stage
 from training.trainer.configuration import read_yaml
 
-from .parts import CONFIGS, Part
+from ..steps import CONFIGS
+from .parts import Part
 
 BATCH = 8
 

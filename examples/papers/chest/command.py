@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from ..steps import run_steps
 from .experiment import experiment, markdown
 from .parts import PARTS
 
-logger = logging.getLogger(__name__)
 
-
-def run(output: Path) -> None:
-    """Raises as the stages and ``experiment`` do."""
+def run(output: Path) -> str:
+    """The tables. Raises as the stages and ``experiment`` do."""
     for part in PARTS.values():
         run_steps(part.steps)
-    for part in PARTS.values():
-        logger.info("%s\n%s", part.name, markdown(experiment(part, output / part.name)))
+    tables = (f"## {part.name}\n\n{markdown(experiment(part, output / part.name))}" for part in PARTS.values())
+    return "\n".join(tables)

@@ -6,7 +6,6 @@ as the view, which classes may differ in; how much of the map lies in the lungs;
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.evaluation import metrics
 from diffusion_anomaly.evaluation.evaluate import RunSpec
 from diffusion_anomaly.evaluation.formatting import finite, markdown_table, text_writer, with_interval
 from diffusion_anomaly.evaluation.labelled import OWN_SCORE, SHARES, TITLES, LabelledScan, find_labelled, run_labelled
 from diffusion_anomaly.io.outputs import OutputFolder
 from diffusion_anomaly.io.records import record
+from diffusion_anomaly.io.tables import read_table
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.results.result import Result
 from diffusion_anomaly.text import counted
@@ -42,14 +41,14 @@ class Film:
         name: of its file.
         label: 0 or 1.
         values: grey values.
-        made: the pseudo-healthy reconstruction, in the same unit.
+        reconstruction: pseudo-healthy, in the same unit.
         anomaly_map: calibrated.
     """
 
     name: str
     label: int
     values: np.ndarray
-    made: np.ndarray
+    reconstruction: np.ndarray
     anomaly_map: np.ndarray
 
     @classmethod
@@ -61,7 +60,7 @@ class Film:
     @property
     def difference(self) -> np.ndarray:
         """What had to change, either way, before any calibration: the map of the paper."""
-        return np.abs(self.values - self.made)
+        return np.abs(self.values - self.reconstruction)
 
 
 def experiment(part: Part, output: Path, split: str = "test", seed: int = 0) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def within(
                 pairs.append(len(sick) * len(well))
         return float(np.average(areas, weights=pairs)) if pairs else float("nan")
 
-    return _with_interval(key, statistic, len(members), seed)
+    return metrics.with_ends(key, statistic, metrics.resamples(len(members), RESAMPLES, seed))
 
 
 def in_the_lungs(films: Sequence[Film], usual: np.ndarray | None, seed: int) -> dict[str, Any]:
@@ -152,13 +151,9 @@ def in_the_lungs(films: Sequence[Film], usual: np.ndarray | None, seed: int) -> 
 def _ratio(key: str, shares: Sequence[tuple[float, float]], seed: int) -> dict[str, float]:
     inside, area = np.array(shares).T
     ratios = inside / area
-    found = _with_interval(f"{key}.ratio", lambda drawn: float(ratios[drawn].mean()), len(ratios), seed)
+    draws = metrics.resamples(len(ratios), RESAMPLES, seed)
+    found = metrics.with_ends(f"{key}.ratio", lambda drawn: float(ratios[drawn].mean()), draws)
     return {f"{key}.inside": float(inside.mean()), f"{key}.area": float(area.mean()), **found}
-
-
-def _with_interval(key: str, statistic: Any, count: int, seed: int) -> dict[str, float]:
-    low, high = metrics.interval(statistic, metrics.resamples(count, RESAMPLES, seed)) or (float("nan"), float("nan"))
-    return {key: statistic(np.arange(count)), f"{key}_low": low, f"{key}_high": high}
 
 
 def usual_place(films: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -168,6 +163,7 @@ def usual_place(films: Sequence[np.ndarray]) -> np.ndarray | None:
 
 
 def read_film(path: Path) -> np.ndarray:
+    """Grey values ``(H, W)``. Raises ``InputError`` as ``read_volume``."""
     return sitk.GetArrayFromImage(read_volume(path).image)[0]
 
 
@@ -177,11 +173,7 @@ def read_column(table: Path, column: str) -> dict[str, str]:
     Raises:
         InputError: when it has none of that name.
     """
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or column not in rows[0]:
-        raise InputError(f"{table} has no column {column}.", "Run the stage 'unpack' again.")
-    return {row["scan"]: row[column] for row in rows}
+    return {row["scan"]: row[column] for _, row in read_table(table, ["scan", column])[1]}
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -13,10 +12,11 @@ from training.data.preparation import PrepareConfig
 from training.data.slices import validation_slices
 from training.trainer.configuration import read_yaml
 
+from ..steps import CONFIGS, DATA, RUNS
 from .experiment import read_film
-from .parts import CONFIGS, PARTS, RUNS, Part
+from .parts import PARTS, Part
 
-MEDNIST = Path("../shared/data/mednist/headct.npz")
+MEDNIST = DATA / "mednist/headct.npz"
 
 
 def foreign(part: Part) -> list[tuple[str, int, int, int]]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..steps import Step, package, prepare, training
+from ..steps import CONFIGS, DATA, PACKAGES, RUNS, Step, package, prepare, training
 
-CONFIGS = Path("training/configs")
-SHARED = Path("../shared/data/chest-xray")
-RUNS = Path("runs")
-PACKAGES = RUNS / "packages"
+FILMS = DATA / "chest-xray"
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ PARTS = {
         Part(
             "pneumonia",
             "pneumonia against normal, children",
-            SHARED / "kermany-pneumonia-128.npz",
+            FILMS / "kermany-pneumonia-128.npz",
             label="pneumonia",
             patient="person",
             score="mean",
@@ -76,7 +73,7 @@ PARTS = {
         Part(
             "effusion",
             "pleural effusion against no finding",
-            SHARED / "nih-effusion-64.npz",
+            FILMS / "nih-effusion-64.npz",
             label="effusion",
             patient="patient",
             score="mean",

@@ -16,7 +16,7 @@ from .lungs import lungs
 if TYPE_CHECKING:
     from .experiment import Film
 
-TITLES = ("film", "healthy version", "difference", "anomaly map")
+TITLES = ("film", "pseudo-healthy", "difference", "anomaly map")
 TOP = 3.0  # of the anomaly map's colours: one healthy pixel in a thousand
 
 
@@ -49,7 +49,7 @@ def draw_examples(films: Sequence[Film], scores: np.ndarray, credit: str, path: 
     for row, (name, number) in zip(axes, rows, strict=True):
         film = films[number]
         grey = {"cmap": "gray", "vmin": film.values.min(), "vmax": film.values.max()}
-        shown = ((film.values, grey), (film.made, grey))
+        shown = ((film.values, grey), (film.reconstruction, grey))
         shown += ((film.difference, {"cmap": "inferno", "vmin": 0, "vmax": max(top, 1e-6)}),)
         shown += ((film.anomaly_map, {"cmap": "inferno", "vmin": 0, "vmax": TOP}),)
         outline = lungs(film.values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import diffusion_anomaly as da
 from diffusion_anomaly.detection.brain import BrainFinder
@@ -15,15 +15,12 @@ from diffusion_anomaly.evaluation.formatting import markdown_table, with_interva
 from diffusion_anomaly.io.files import write_text
 from diffusion_anomaly.text import counted
 
-from ..steps import package, prepare, run_steps, training
+from ..steps import CONFIGS, DATA, PACKAGES, RUNS, package, prepare, run_steps, training
 from ..synthetic import Pasted, write_pasted
-from .inpainting import draw, inpaint
+from .inpainting import Inpainted, draw, inpaint
 
 logger = logging.getLogger(__name__)
 
-DATA = Path("../shared/data")
-CONFIGS = Path("training/configs")
-PACKAGES = Path("runs/packages")
 NAME = "flair-vqvae"
 HEALTHY = (DATA / "flair-healthy/torchio-fernando_flair.nii.gz", DATA / "flair-healthy/synthsr_flair.nii.gz")
 CREDIT = "Scan: the FLAIR of py_synthsr (Apache License 2.0)"
@@ -39,14 +36,17 @@ def run(output: Path) -> None:
     """Raises as the stages and ``evaluate.run`` do."""
     run_steps(
         [
-            prepare(CONFIGS / "prepare-flair.yaml", Path("runs/flair-slices")),
-            training("codec", CONFIGS / "flair-vqvae.yaml", Path("runs/flair-vqvae")),
-            training("diffusion", CONFIGS / "flair-vqvae-unsupervised.yaml", Path("runs/flair-vqvae-unsupervised")),
+            prepare(CONFIGS / "prepare-flair.yaml", RUNS / "flair-slices"),
+            training("codec", CONFIGS / "flair-vqvae.yaml", RUNS / "flair-vqvae"),
+            training("diffusion", CONFIGS / "flair-vqvae-unsupervised.yaml", RUNS / "flair-vqvae-unsupervised"),
             package(CONFIGS / "package-flair-vqvae.yaml", NAME, PACKAGES),
         ]
     )
     model = PACKAGES / NAME
-    inpainted = {"flair-vqvae": inpaint(da.load(model), HEALTHY[1]), "flair-unsupervised": _shipped()}
+    inpainted = {
+        "flair-vqvae": inpaint(da.load(model), HEALTHY[1]),
+        "flair-unsupervised": inpaint(da.load(method="unsupervised"), HEALTHY[1]),
+    }
     output.mkdir(parents=True, exist_ok=True)
     for name, slices in inpainted.items():
         draw(slices, CREDIT, output / f"inpainting-{name}.png")
@@ -88,19 +88,9 @@ def measure(name: str, pairs: Sequence[Pair], runs: Sequence[str], output: Path)
     return "\n".join([f"## {name}, {counted(len(pairs), 'scan')}", "", *lines, ""])
 
 
-def _shipped() -> list[Any]:
-    return inpaint(da.load(method="unsupervised"), HEALTHY[1])
-
-
-def _of_inpainting(inpainted: dict[str, list[Any]]) -> str:
+def _of_inpainting(inpainted: dict[str, list[Inpainted]]) -> str:
     rows = [
-        [
-            name,
-            *(
-                f"{sum(values) / len(values):.3f}"
-                for values in ([s.error for s in slices], [s.codec_error for s in slices])
-            ),
-        ]
+        [name, f"{fmean(one.error for one in slices):.3f}", f"{fmean(one.codec_error for one in slices):.3f}"]
         for name, slices in inpainted.items()
     ]
     lines = markdown_table(["model", "error of what is filled in", "of the autoencoder alone"], rows)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from training.trainer.configuration import read_yaml
 
-from ..steps import Step, run_steps, training
+from ..steps import DATA, RUNS, Step, run_steps, training
 from .experiment import MednistConfig, experiment
 
-SOURCE = Path("../shared/data/mednist/headct.npz")
+SOURCE = DATA / "mednist/headct.npz"
 CONFIGS = Path("examples/papers/sprites/configs")
-SLICES = Path("runs/mednist-slices")
+SLICES = RUNS / "mednist-slices"
 
 
 def run(output: Path) -> None:
@@ -21,7 +21,7 @@ def run(output: Path) -> None:
     run_steps(
         [
             Step(prepare, SLICES / "ood.npz"),
-            training("codec", CONFIGS / "codec.yaml", Path("runs/mednist-codec")),
+            training("codec", CONFIGS / "codec.yaml", RUNS / "mednist-codec"),
             training("diffusion", config.diffusion, config.diffusion_run),
         ]
     )

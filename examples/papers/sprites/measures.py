@@ -35,11 +35,8 @@ def sprite_row(anomaly_map: np.ndarray, masks: np.ndarray, threshold: float, see
     best = int(curves.mean(axis=0).argmax())
     row: dict[str, Any] = {
         "threshold": threshold,
-        "dice": float(found.mean()),
-        "best_dice": float(curves[:, best].mean()),
         "best_threshold": float(candidates[best]),
         "average_precision": metrics.average_precision(anomaly_map[masks], anomaly_map[~masks]),
-        "mean_average_precision": float(precision.mean()),
     }
     draws = metrics.resamples(len(anomaly_map), RESAMPLES, seed)
     for key, statistic in (
@@ -47,7 +44,7 @@ def sprite_row(anomaly_map: np.ndarray, masks: np.ndarray, threshold: float, see
         ("best_dice", lambda draw: float(curves[draw].mean(axis=0).max())),
         ("mean_average_precision", lambda draw: float(precision[draw].mean())),
     ):
-        row |= _ends(key, metrics.interval(statistic, draws))
+        row |= metrics.with_ends(key, statistic, draws)
     return row
 
 
@@ -67,15 +64,8 @@ def dice_curves(anomaly_map: np.ndarray, masks: np.ndarray, thresholds: np.ndarr
 
 def score_row(known: np.ndarray, alien: np.ndarray, seed: int) -> dict[str, Any]:
     """AUROC of a score that should be higher for ``alien`` pictures than for ``known`` ones, with its interval."""
-    row = {"auroc": metrics.auroc(alien, known)}
-    draws = np.hstack(
-        [metrics.resamples(len(known), RESAMPLES, seed), metrics.resamples(len(alien), RESAMPLES, seed + 1)]
+    both, split = np.concatenate([known, alien]), len(known)
+    draws = [metrics.resamples(split, RESAMPLES, seed), split + metrics.resamples(len(alien), RESAMPLES, seed + 1)]
+    return metrics.with_ends(
+        "auroc", lambda draw: metrics.auroc(both[draw[split:]], both[draw[:split]]), np.hstack(draws)
     )
-    split = len(known)
-    return row | _ends(
-        "auroc", metrics.interval(lambda draw: metrics.auroc(alien[draw[split:]], known[draw[:split]]), draws)
-    )
-
-
-def _ends(key: str, interval: tuple[float, float] | None) -> dict[str, float]:
-    return {} if interval is None else {f"{key}_low": interval[0], f"{key}_high": interval[1]}

@@ -15,7 +15,7 @@ from .shapes import Contaminated
 CREDIT = (
     "Slices: MedNIST (B. J. Erickson, Mayo Clinic), CC BY-SA 4.0, with sprites pasted in; this picture: CC BY-SA 4.0"
 )
-TITLES = ("slice", "with a sprite", "heat", "found (red), sprite (blue)")
+TITLES = ("slice", "with a sprite", "anomaly map", "found (red), sprite (blue)")
 
 
 def draw_examples(
@@ -42,8 +42,8 @@ def draw_examples(
         number = int(order[place])
         scan = sprites.images[number]
         shown = (images[sprites.numbers[number]], scan, anomaly_map[number], scan)
-        for axis, image, title in zip(axes[row], shown, TITLES, strict=True):
-            colours = {"cmap": "inferno", "vmax": top} if title == "heat" else {"cmap": "gray", "vmax": 255}
+        grey, scores = {"cmap": "gray", "vmax": 255}, {"cmap": "inferno", "vmax": top}
+        for axis, image, colours in zip(axes[row], shown, (grey, grey, scores, grey), strict=True):
             axis.imshow(image, vmin=0, **colours)
             axis.set_xticks([])
             axis.set_yticks([])
