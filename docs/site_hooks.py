@@ -164,7 +164,9 @@ def models_table() -> str:
             for file in ("anomaly.json", "metadata.json")
         )
         grid = anomaly.get("grid")
-        pixels = f", {' x '.join(map(str, grid['size']))} pixels of {grid['spacing']} mm" if grid else ""
+        pixels = f", {' x '.join(map(str, grid['size']))} pixels" if grid else ""
+        if grid and "spacing" in grid:  # whole images are fitted to the grid
+            pixels += f" of {grid['spacing']} mm"
         rows.append(
             f"| [`{name}`]({_SITE}{CARD_FOLDER}/{name}.md) | `{anomaly['method']}` | {metadata['version']} "
             f"| {anomaly['modality']}{pixels} | {metadata['license']} | {metadata['data_source']} |"
