@@ -113,23 +113,25 @@ class UnsupervisedOptions(MethodOptions):
     "table": [[percentile, value], ...]}``. The table is optional and lets ``latent_percentile`` be chosen.
     """
 
-    steps: int = number(20, 1, 1000, "levels walked when healing; at most start_level + 1")
-    start_level: int = number(500, 0, 999, "noise level healing starts from")
+    steps: int = number(20, 1, 1000, "levels walked when inpainting; at most start_level + 1")
+    start_level: int = number(500, 0, 999, "noise level inpainting starts from")
     kl_from: int = number(400, 1, 999, "first noise level of the KL map")
     kl_to: int = number(600, 2, 1000, "end of the KL map's levels, itself not included")
     kl_levels: int = number(8, 1, 999, "how many levels between kl_from and kl_to the KL map averages")
     noise_draws: int = number(1, 1, 100, "noise draws at each of these levels")
     antithetic: bool = flag(True, "draw each noise with its negative, which cuts the KL map's variance")
     kl_sigma: float = number(0.0, 0.0, 10.0, "Gaussian smoothing of the KL map, latent pixels")
-    latent_percentile: float = number(97.5, 0.0, 100.0, "healthy percentile a healed latent is above")
-    latent_threshold: Any = field(default=None, metadata={"about": "KL above which a latent is healed"})
+    latent_percentile: float = number(97.5, 0.0, 100.0, "healthy percentile a replaced latent is above")
+    latent_threshold: Any = field(default=None, metadata={"about": "KL above which a latent is replaced"})
     mask_sigma: float = number(2.0, 0.0, 50.0, "Gaussian smoothing of the upsampled mask, pixels")
-    fresh_noise: bool = flag(False, "noise the known part anew at each level of healing")
-    eta: float = number(0.0, 0.0, 1.0, "randomness of a step of healing: 0 for none (DDIM), 1 for the paper's (DDPM)")
-    start_from_noise: bool = flag(
-        False, "start healing from noise alone inside the mask, so that no trace of it is kept"
+    fresh_noise: bool = flag(False, "noise the known part anew at each level of inpainting")
+    eta: float = number(
+        0.0, 0.0, 1.0, "randomness of a step of inpainting: 0 for none (DDIM), 1 for the paper's (DDPM)"
     )
-    n_reconstructions: int = number(1, 1, 100, "healed versions averaged, each from noise of its own")
+    start_from_noise: bool = flag(
+        False, "start inpainting from noise alone inside the mask, so that no trace of it is kept"
+    )
+    n_reconstructions: int = number(1, 1, 100, "reconstructions averaged, each from noise of its own")
     side: str = choice_a_channel("both", SIDES, "which differences count; the paper takes both")
     min_reference_intensity: float = number(0.0, 0.0, 1.0, "intensity that a bright lesion is at least brighter than")
 
@@ -388,7 +390,7 @@ register(
     MethodEntry(
         name="unsupervised",
         title="Unsupervised latent diffusion",
-        does="Heals what a model of healthy brains finds improbable, and shows what changed.",
+        does="Inpaints what a model of healthy brains finds improbable, and shows what changed.",
         learnt_from="healthy slices alone, no labels of disease",
         implementation="diffusion_anomaly.methods.unsupervised:Unsupervised",
         options_type=UnsupervisedOptions,

@@ -18,7 +18,7 @@ For each model package the first command prints
 - seconds and network calls for each stage of a scan, in all and by slice, and the share of the machine's own
   bfloat16 matrix rate (that of one large product, measured in the same run) that the networks' stages reach;
 - the default options against the plain reference of the method: float32, one slice at once, one sample a network
-  call, and every level (all of [kl_from, kl_to) in the KL map, all below start_level when healing; all levels below
+  call, and every level (all of [kl_from, kl_to) in the KL map, all below start_level when inpainting; all levels below
   `level` both ways for the guided method; all levels of the restorer). How much faster, and Spearman's rank
   correlation of the two scores inside the brain;
 - a 256 x 256 x 25 version of the scan through the command line in a process of its own, from start to finish, and

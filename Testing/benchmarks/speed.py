@@ -158,16 +158,16 @@ def network_stages(setting: Setting, model: Model, slices: range) -> list[Stage]
 
 def _unsupervised(batch: SliceBatch, model: Model, options: UnsupervisedOptions) -> dict[str, Any]:
     from diffusion_anomaly.methods.base import to_model_range
-    from diffusion_anomaly.methods.unsupervised import heal, latent_kl
+    from diffusion_anomaly.methods.unsupervised import inpaint, latent_kl
 
     images = to_model_range(batch.images.to(model.device))
     latent = model.encode(images)
-    everywhere = torch.ones_like(latent[:, :1])  # the walk costs the same whatever is healed
+    everywhere = torch.ones_like(latent[:, :1])  # the walk costs the same whatever is inpainted
     generators = batch.generators
     return {
         "encode": lambda: model.encode(images),
         "KL map": lambda: latent_kl(latent, generators, model, options, _ignore),
-        "heal": lambda: heal(latent, everywhere, generators, model, options, _ignore),
+        "inpaint": lambda: inpaint(latent, everywhere, generators, model, options, _ignore),
         "decode": lambda: model.decode(latent),
     }
 

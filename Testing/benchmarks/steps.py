@@ -7,8 +7,8 @@ For each model it prints, and writes to ``OUT/steps.md`` and ``.json``, the aver
 in percent, and Spearman's rank correlation of the two scores inside the brain, on slices with and without a lesion. Ten
 times the steps mean
 
-- `unsupervised`: ten times the levels walked when healing and ten times the levels of the KL map, as far as there are
-  so many; where there are not, more noise draws at each. Healed versions stay as many, each from the same noise;
+- `unsupervised`: ten times the levels walked when inpainting and ten times the levels of the KL map, as far as there
+  are so many; where there are not, more noise draws at each. Reconstructions stay as many, each from the same noise;
 - `guided`: ten times the transitions each way, at most one a level;
 - `restore`: ten times the levels of corruption asked for, at most all.
 

@@ -271,8 +271,20 @@ def test_a_bad_scan_is_in_the_table_of_failures_and_stops_no_other(folder: Path)
         (row,) = csv.DictReader(file)
     assert (row["name"], row["kind"], row["tries"]) == ("P1-1", "bad_input", "1")
     assert "is not a NIfTI file" in row["message"] and row["hint"]
-    assert cohort.raised_by(ended.failed) == 2
+    assert cohort.exit_code_of(ended.failed) == 2
     assert "is not a NIfTI file" in (folder / "out/quality.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        *(("bad_input", 2), ("input_output", 2), ("disk_full", 2)),
+        *(("model", 3), ("out_of_memory", 4), ("internal", 1), ("worker_died", 1)),
+    ],
+)
+def test_a_failure_ends_with_the_exit_code_of_its_kind(kind: str, code: int) -> None:
+    error = Failure(kind, "It broke.", "Mend it.").as_error("Then go on.")
+    assert (error.exit_code, error.what, error.hint) == (code, "It broke.", "Mend it. Then go on.")
 
 
 def test_shards_do_their_part_and_the_whole_run_only_the_tables(folder: Path) -> None:

@@ -14,7 +14,7 @@ from diffusion_anomaly.errors import Cancelled, InputError, ModelError
 from diffusion_anomaly.methods.base import ProgressCallback, SliceBatch, SliceResult, to_model_range
 from diffusion_anomaly.methods.guided import decode_guided, encode_up
 from diffusion_anomaly.methods.latent_threshold import fit_latent_threshold, resolve_threshold
-from diffusion_anomaly.methods.unsupervised import Unsupervised, gaussian_smooth, heal
+from diffusion_anomaly.methods.unsupervised import Unsupervised, gaussian_smooth, inpaint
 from diffusion_anomaly.models.networks import Codec, Model
 from diffusion_anomaly.models.schedule import Schedule, step_grid
 from diffusion_anomaly.registry import (
@@ -386,14 +386,14 @@ def test_kl_levels_are_spread_over_the_range_and_all_of_them_can_be_taken() -> N
 
 @pytest.mark.parametrize("fresh_noise", [False, True])
 @pytest.mark.parametrize("steps", [1, 7, 501])
-def test_healing_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps: int, fresh_noise: bool) -> None:
+def test_inpainting_gives_what_the_model_knows_inside_the_mask_and_z0_outside(steps: int, fresh_noise: bool) -> None:
     mean = 0.3
     model = make_model(GaussianNoise(mean, 0.0))
     latent = torch.randn(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
     mask = torch.zeros(2, 1, SIZE, SIZE)
     mask[:, :, BLOB[0], BLOB[1]] = 1
     options = UnsupervisedOptions(steps=steps, fresh_noise=fresh_noise)
-    reconstruction = heal(latent, mask, [torch.Generator(), torch.Generator()], model, options, ignore)
+    reconstruction = inpaint(latent, mask, [torch.Generator(), torch.Generator()], model, options, ignore)
     expected = torch.where(mask > 0, torch.tensor(mean), latent)
     torch.testing.assert_close(reconstruction, expected, rtol=0, atol=1e-4)
     assert torch.equal(reconstruction[mask == 0], latent[mask == 0])
@@ -419,7 +419,7 @@ def test_clamp_and_order_of_guided_are_those_of_its_options() -> None:
             assert (maps[one] - maps[other]).abs().max() > 1e-3, f"{one} and {other}"
 
 
-def test_stochastic_healing_depends_on_the_seed_alone() -> None:
+def test_stochastic_inpainting_depends_on_the_seed_alone() -> None:
     images = with_blob(random_slices(5))
     options = replace(QUICK["unsupervised"], eta=1.0, fresh_noise=True)
 
@@ -435,7 +435,7 @@ def test_stochastic_healing_depends_on_the_seed_alone() -> None:
     assert (whole - run("unsupervised", make_batch(images)).anomaly_map).abs().max() > 1e-3
 
 
-def test_stochastic_healing_draws_healthy_pixels_of_the_models_own_spread() -> None:
+def test_stochastic_inpainting_draws_healthy_pixels_of_the_models_own_spread() -> None:
     """Without steps of their own randomness two walks end where their start says; with it they end anywhere."""
     mean, spread = 0.3, 0.5
     model = make_model(GaussianNoise(mean, spread))
@@ -443,7 +443,7 @@ def test_stochastic_healing_draws_healthy_pixels_of_the_models_own_spread() -> N
     walked = {}
     for eta in (0.0, 1.0):
         options = UnsupervisedOptions(steps=250, start_level=999, kl_to=1000, eta=eta, fresh_noise=eta > 0)
-        walked[eta] = heal(latent, latent + 1, [torch.Generator().manual_seed(3)], model, options, ignore)
+        walked[eta] = inpaint(latent, latent + 1, [torch.Generator().manual_seed(3)], model, options, ignore)
         assert float(walked[eta].mean()) == pytest.approx(mean, abs=0.06)
         assert float(walked[eta].std()) == pytest.approx(spread, rel=0.08)
     correlation = torch.corrcoef(torch.stack([walked[0.0].flatten(), walked[1.0].flatten()]))[0, 1]
@@ -457,23 +457,23 @@ def test_forgetting_leaves_no_trace_of_what_was_inside_the_mask(forget: bool) ->
     mask[:, :, BLOB[0], BLOB[1]] = 1
     options = UnsupervisedOptions(steps=10, start_from_noise=forget)
     reconstruction = [
-        heal(contrast * mask, mask, [torch.Generator().manual_seed(1)], model, options, ignore)
+        inpaint(contrast * mask, mask, [torch.Generator().manual_seed(1)], model, options, ignore)
         for contrast in (0.0, 2.0)
     ]
     apart = (reconstruction[1] - reconstruction[0])[mask > 0].abs()
     assert bool((apart == 0).all()) if forget else bool((apart > 0.1).all())
 
 
-def test_averaging_healed_versions_brings_them_closer_to_the_healthy_mean() -> None:
+def test_averaging_reconstructions_brings_them_closer_to_the_healthy_mean() -> None:
     images = with_blob(healthy_slices(1))
     errors = []
-    for healings in (1, 16):
+    for count in (1, 16):
         model = make_model(GaussianNoise(healthy_mean(), 0.3), pixel=True)
         options = UnsupervisedOptions(
             steps=10,
             latent_threshold=-1.0,
             start_from_noise=True,
-            n_reconstructions=healings,
+            n_reconstructions=count,
             mask_sigma=0.0,
             kl_levels=1,
         )
@@ -483,7 +483,7 @@ def test_averaging_healed_versions_brings_them_closer_to_the_healthy_mean() -> N
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_healing_asks_the_network_at_each_level_of_the_grid_once() -> None:
+def test_inpainting_asks_the_network_at_each_level_of_the_grid_once() -> None:
     asked: list[int] = []
 
     class Recorder(GaussianNoise):
@@ -492,7 +492,7 @@ def test_healing_asks_the_network_at_each_level_of_the_grid_once() -> None:
             return super().forward(x, levels)
 
     latent, options = torch.zeros(1, 1, 8, 8), UnsupervisedOptions(steps=7)
-    heal(latent, latent + 1, [torch.Generator()], make_model(Recorder(0.0, 0.5)), options, ignore)
+    inpaint(latent, latent + 1, [torch.Generator()], make_model(Recorder(0.0, 0.5)), options, ignore)
     assert asked == step_grid(500, 7)[:0:-1]
 
 
@@ -501,7 +501,7 @@ def test_pixels_are_clamped_to_their_range_and_latents_are_not() -> None:
     options = UnsupervisedOptions(steps=3)
     outside = GaussianNoise(1.5, 0.0)
     models = [make_model(outside, pixel=pixel) for pixel in (False, True)]
-    walked = [heal(latent, latent + 1, [torch.Generator()], model, options, ignore) for model in models]
+    walked = [inpaint(latent, latent + 1, [torch.Generator()], model, options, ignore) for model in models]
     assert walked[0].max() == pytest.approx(1.5, abs=1e-3)
     assert walked[1].max() == pytest.approx(1.0, abs=1e-6)
 

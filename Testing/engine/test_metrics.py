@@ -223,6 +223,15 @@ def test_a_statistic_that_most_resamples_lack_has_no_interval() -> None:
     assert metrics.interval(lambda draw: 1.0 if draw[0] == 0 else math.nan, draws) is None
 
 
+@pytest.mark.parametrize(("patients", "known"), [(0, 0), (1, 1), (20, 3)])
+def test_what_is_not_known_of_a_statistic_and_its_ends_is_nan(patients: int, known: int) -> None:
+    values = np.arange(float(patients))
+    row = metrics.with_ends("x", lambda chosen: float(values[chosen].mean()), metrics.resamples(patients, 200, 0))
+    assert list(row) == ["x", "x_low", "x_high"]
+    assert sum(np.isfinite(value) for value in row.values()) == known
+    assert patients < 2 or row["x_low"] < row["x"] == values.mean() < row["x_high"]
+
+
 def test_resamples_repeat_with_their_seed() -> None:
     assert np.array_equal(metrics.resamples(7, 5, seed=3), metrics.resamples(7, 5, seed=3))
     assert not np.array_equal(metrics.resamples(7, 5, seed=3), metrics.resamples(7, 5, seed=4))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from diffusion_anomaly.detection.appearance import Appearance
 from diffusion_anomaly.detection.calibration import Calibration, threshold_for_false_alarms
@@ -41,10 +42,17 @@ UNKNOWN_DEVIATIONS = 4.0
 
 @dataclass(frozen=True)
 class CalibrationScan:
-    """A validation scan and the labels of its thin slices; without labels all are healthy."""
+    """A validation scan and the labels of its thin slices; without labels all are healthy.
+
+    Attributes:
+        scan: with the model's channels.
+        brain: mask of what is looked at, uint8 on its grid.
+        name: of its first channel's file.
+        labels: by file and thin slice: healthy, diseased, or neither.
+    """
 
     scan: Scan
-    brain: Any
+    brain: sitk.Image
     name: str
     labels: dict[tuple[str, int], int] | None
 
@@ -57,6 +65,7 @@ class CalibrationScan:
 
 
 def calibration_scans(config: PackageConfig) -> Iterator[CalibrationScan]:
+    """The validation scans that a package's slices were made of, one in memory at a time."""
     prepare = config.read_prepare()
     labels = read_labels(prepare.labels) if prepare.labels else None
     names = prepare.channels or (config.modality,)
@@ -109,7 +118,7 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
     else:
         judged = [(calibration(raw), voxel_ml, float(factor)) for raw, _, voxel_ml, factor in pieces]
     if of_images:  # pictures have no volume: each is counted as one, and its pixels as their share of it
-        judged = [(scores, 1.0 / scores[0].size, 1.0) for scores, _, _ in judged]
+        judged = [(levels, 1.0 / levels[0].size, 1.0) for levels, _, _ in judged]
     threshold = threshold_for_false_alarms(
         judged,
         config.false_alarm_share if of_images else config.false_alarm_ml,

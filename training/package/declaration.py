@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from diffusion_anomaly.models.declaration import IMAGE
+
 from ..stages.brain import BrainConfig
 from ..stages.classifier import ClassifierConfig
 from ..stages.codec import CodecConfig, load_codec
@@ -31,7 +33,7 @@ def uncalibrated(config: PackageConfig) -> dict[str, Any]:
     """The declaration as far as training settled it."""
     prepare = config.read_prepare()
     declared = {
-        "orientation": "any" if prepare.region == "image" else "axial",
+        "orientation": "any" if prepare.region == IMAGE else "axial",
         "region": prepare.region,
         "grid": (config.grid or prepare.grid).model_dump(mode="json", exclude_none=True),
         "normalisation": (config.normalisation or prepare.normalisation).rule.to_dict(),

@@ -5,12 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InputError
 from ..registry import DEFAULT_METHOD, METHODS
+
+Method = Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}; default: the model's, or {DEFAULT_METHOD}.")]
+Model = Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Threshold = Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")]
+MinVolume = Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")]
+MinArea = Annotated[
+    float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
+]
+SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any option of the method; repeatable.")
+]
+Register = Annotated[
+    bool, typer.Option("--register", help="Move the other channels rigidly onto the first one before.")
+]
+JsonEvents = Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")]
 
 
 def as_folder(text: str) -> Path:

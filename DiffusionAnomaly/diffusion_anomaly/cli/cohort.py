@@ -13,8 +13,21 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import Cancelled, EngineError, InputError
-from ..registry import DEFAULT_METHOD, METHODS
-from .arguments import as_folder, method_of, parse_settings
+from .arguments import (
+    JsonEvents,
+    Method,
+    MinArea,
+    MinVolume,
+    Model,
+    Precision,
+    Register,
+    Settings,
+    SliceSpacing,
+    Threshold,
+    as_folder,
+    method_of,
+    parse_settings,
+)
 from .cohort_console import CohortLines, CohortTerminal
 
 if TYPE_CHECKING:
@@ -26,31 +39,16 @@ PARTICIPANT, GROUP = "participant", "group"
 # Options of BIDS Apps that take several words behind them.
 _SEVERAL = ("--participant-label", "--session-label")
 
-Method = Annotated[str | None, typer.Option(help=f"{', '.join(METHODS)}; default: the model's, or {DEFAULT_METHOD}.")]
-Model = Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")]
 Steps = Annotated[int | None, typer.Option(help="Noise levels walked, by a method that has steps.")]
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help="paper: the published options.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; each worker gets a GPU of its own.")]
-Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same results.")]
-Threshold = Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")]
-MinVolume = Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")]
-MinArea = Annotated[
-    float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
-]
 BatchSize = Annotated[int | None, typer.Option(help="Slices at once in a worker.")]
-SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any option of the method; repeatable.")
-]
 KeepReconstruction = Annotated[
     bool, typer.Option("--keep-reconstruction", help="Also write the pseudo-healthy reconstructions.")
 ]
 Anonymous = Annotated[bool, typer.Option("--anonymous", help="Leave the files' names out of all that is written.")]
 Force = Annotated[bool, typer.Option("--force", help="Look at scans that the model seems not to know, with a warning.")]
-Register = Annotated[
-    bool, typer.Option("--register", help="Move the other channels rigidly onto the first one before.")
-]
 Count = Annotated[
     int | None,
     typer.Option(
@@ -65,7 +63,6 @@ Shard = Annotated[
     str | None, typer.Option(metavar="I/N", help="Do every N-th scan from the I-th on, and no tables: for job arrays.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make results of other settings anew.")]
-Lines = Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
@@ -148,7 +145,7 @@ def cohort(
     ray_address: RayAddress = None,
     shard: Shard = None,
     overwrite: Overwrite = False,
-    json_lines: Lines = False,
+    json_lines: JsonEvents = False,
 ) -> None:
     """Find anomalies in all scans of a cohort.
 
@@ -207,7 +204,7 @@ def bids(
     ray_address: RayAddress = None,
     shard: Shard = None,
     overwrite: Overwrite = False,
-    json_lines: Lines = False,
+    json_lines: JsonEvents = False,
 ) -> None:
     """Find anomalies in a BIDS data set, as a BIDS App.
 
@@ -270,7 +267,7 @@ def _run(
     json_lines: bool,
     group: bool = True,
 ) -> None:
-    from ..cohort.cohort import raised_by, run_cohort
+    from ..cohort.cohort import exit_code_of, run_cohort
     from ..cohort.scans import parse_shard
 
     listener = CohortLines() if json_lines else CohortTerminal()
@@ -289,7 +286,7 @@ def _run(
                 group=group,
             )
         listener.summary(ended)
-        raise typer.Exit(raised_by(ended.failed))
+        raise typer.Exit(exit_code_of(ended.failed))
     except KeyboardInterrupt:
         stopped = Cancelled("Stopped by the user; what is finished stays, and the same command goes on there.")
         listener.failed(stopped)

@@ -14,7 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from ..errors import EngineError, InputError
 from ..results.findings import sized
-from ..text import counted
+from ..text import counted, listed
 from ..worker import protocol
 from .console import FAILED_SHOWN, err, out, plain, show_error
 
@@ -88,10 +88,9 @@ class CohortTerminal:
     def summary(self, ended: Ended) -> None:
         self.written(ended.files)
         if ended.failed:
-            names = [one.name for one in ended.failed[:FAILED_SHOWN]]
-            more = [f"{len(ended.failed) - FAILED_SHOWN} more"] if len(ended.failed) > FAILED_SHOWN else []
+            names = listed([one.name for one in ended.failed], FAILED_SHOWN)
             total = counted(ended.finished + len(ended.failed), "scan")
-            err.print(plain(f"{len(ended.failed)} of {total} failed: {', '.join(names + more)}", "red"))
+            err.print(plain(f"{len(ended.failed)} of {total} failed: {names}", "red"))
 
 
 class CohortLines:

@@ -23,7 +23,7 @@ from rich.text import Text
 from ..detection.scan import Listener as ScanListener
 from ..errors import EngineError
 from ..results.result import statistics
-from ..text import counted, printable
+from ..text import counted, listed, printable
 from ..worker import protocol
 
 if TYPE_CHECKING:
@@ -170,9 +170,8 @@ class Terminal:
         show_error(error, self._scan if self._several else None)
 
     def summary(self, failed: Sequence[Path], total: int) -> None:
-        names = [str(scan) for scan in failed[:FAILED_SHOWN]]
-        more = [f"{len(failed) - FAILED_SHOWN} more"] if len(failed) > FAILED_SHOWN else []
-        err.print(plain(f"{len(failed)} of {total} scans failed: {', '.join(names + more)}", "red"))
+        names = listed([str(scan) for scan in failed], FAILED_SHOWN)
+        err.print(plain(f"{len(failed)} of {total} scans failed: {names}", "red"))
 
     def _named(self, kind: str, message: str) -> str:
         return f"{kind}: {_where(message, self._scan if self._several else None)}"

@@ -22,10 +22,24 @@ from ..errors import Cancelled, EngineError, InputError
 from ..io.outputs import keep_out_of
 from ..io.records import result_in_place_of_scan
 from ..process import stream_failure
-from ..registry import DEFAULT_METHOD, METHODS
+from ..registry import METHODS
 from ..text import PrintableFormatter
 from . import cohort, dicom, models
-from .arguments import as_folder, method_of, parse_settings
+from .arguments import (
+    JsonEvents,
+    Method,
+    MinArea,
+    MinVolume,
+    Model,
+    Precision,
+    Register,
+    Settings,
+    SliceSpacing,
+    Threshold,
+    as_folder,
+    method_of,
+    parse_settings,
+)
 from .batch import FAULT, distinct_titles, each_once, output_folders, run_batch
 from .console import JsonLines, Terminal, err, out, plain, show_error
 
@@ -129,14 +143,9 @@ def detect(
         Path | None,
         typer.Option(metavar="FILE", help="A 4-D file, instead of SCAN, whose volumes are the channels in order."),
     ] = None,
-    register: Annotated[
-        bool, typer.Option("--register", help="Move the other channels rigidly onto the first one before.")
-    ] = False,
-    method: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(METHODS)}; default: the model's, or {DEFAULT_METHOD}."),
-    ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")] = None,
+    register: Register = False,
+    method: Method = None,
+    model: Model = None,
     steps: Annotated[
         int | None, typer.Option(help="Noise levels walked, by a method that has steps; default: the package's.")
     ] = None,
@@ -144,21 +153,15 @@ def detect(
         str | None, typer.Option(metavar="NAME", help="paper: the published options of guided or unsupervised.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    precision: Precision = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Brain mask; default: found by a network.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")] = None,
-    min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
-    min_area: Annotated[
-        float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
-    ] = None,
+    threshold: Threshold = None,
+    min_volume: MinVolume = 0.05,
+    min_area: MinArea = None,
     batch_size: Annotated[int | None, typer.Option(help="Slices at once; results differ by rounding at most.")] = None,
-    slice_spacing: Annotated[
-        float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any option of the method; repeatable.")
-    ] = None,
+    slice_spacing: SliceSpacing = None,
+    settings: Settings = None,
     series: Annotated[str | None, typer.Option(help="Which series of a DICOM folder: UID or description.")] = None,
     frame: Annotated[int | None, typer.Option(help="Which volume of a 4-D scan, counted from 0.")] = None,
     keep_reconstruction: Annotated[
@@ -178,7 +181,7 @@ def detect(
         bool, typer.Option("--subfolders", help="A subfolder for a single scan too, as for several.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result of another scan too.")] = False,
-    json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
+    json_lines: JsonEvents = False,
 ) -> None:
     """Find anomalies: anomaly map, mask, findings, report.
 
@@ -302,7 +305,7 @@ def threshold(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", parser=as_folder, help="Folder for mask and findings.")
     ],
-    min_volume: Annotated[float, typer.Option(metavar="ML", help="Smaller findings are dropped.")] = 0.05,
+    min_volume: MinVolume = 0.05,
     min_area: Annotated[
         float | None, typer.Option(metavar="MM2", help="The map is of a picture: findings have areas, smaller go.")
     ] = None,
@@ -364,9 +367,9 @@ def evaluate(
         typer.Option(metavar="CSV", help="Labels instead of masks, with columns scan, slice, label."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    precision: Precision = "auto",
     seed: Annotated[int, typer.Option(help="Of the methods' noise and of the intervals.")] = 0,
-    json_lines: Annotated[bool, typer.Option("--json-lines", help="Events as JSON lines on stdout.")] = False,
+    json_lines: JsonEvents = False,
 ) -> None:
     """Measure methods against reference masks.
 

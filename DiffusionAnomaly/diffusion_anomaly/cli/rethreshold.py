@@ -33,13 +33,6 @@ _NEARLY_CERTAIN = 0.95
 _LEFT_OUT = 0.4
 
 
-def _recorded_area(made: Recorded | None) -> float | None:
-    """The smallest area of a finding that the detection of a picture took; None of another map."""
-    options = None if made is None else made.content.get("options")
-    area = options.get("min_area") if isinstance(options, dict) else None
-    return float(area) if isinstance(area, (int, float)) else None
-
-
 def rethreshold(
     anomaly_map: Path,
     at: float,
@@ -76,21 +69,13 @@ def rethreshold(
     with OutputFolder(output, inputs) as folder:
         earlier = folder.replaced(names)
         volume = read_anomaly_map(anomaly_map)
-        if made is None:
-            _check_scores(sitk.GetArrayViewFromImage(volume.image), anomaly_map)
-            warnings = [_unrecorded(anomaly_map)]
-        else:
-            said = made.content.get(
-                "warnings", made.content.get("Warnings")
-            )  # by the detection: what was doubtful stays so
-            warnings = [str(warning) for warning in said] if isinstance(said, list) else []
-        for name, content in earlier.items():
-            if not overwrite and content.get("heat_sha256") != volume.sha256:
-                of = f"another map ({content['heat']})" if content.get("heat") else f"another command ({name})"
-                raise InputError(f"{output} holds the result of {of}.", "Choose another folder, or say --overwrite.")
+        scores = sitk.GetArrayViewFromImage(volume.image)
+        warnings = _recorded_warnings(made, scores, anomaly_map)
+        if not overwrite:
+            _keep_others(earlier, volume.sha256, output)
         inside = None if brain is None else read_brain(brain, volume)
         if inside is not None:
-            warnings += _mask_warnings(sitk.GetArrayViewFromImage(volume.image), sitk.GetArrayViewFromImage(inside))
+            warnings += _mask_warnings(scores, sitk.GetArrayViewFromImage(inside))
         if min_area is None:
             min_area = _recorded_area(made)
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
@@ -139,6 +124,38 @@ def _made(anomaly_map: Path) -> Recorded | None:
         hint = "Give the anomaly map itself." if made.anomaly_map is None else f"Give {made.anomaly_map}."
         raise InputError(f"{anomaly_map} is the {made.kind} of a result, no anomaly map.", hint)
     return made
+
+
+def _recorded_area(made: Recorded | None) -> float | None:
+    """The smallest area of a finding that the detection of a picture took; None of another map."""
+    options = None if made is None else made.content.get("options")
+    area = options.get("min_area") if isinstance(options, dict) else None
+    return float(area) if isinstance(area, (int, float)) else None
+
+
+def _recorded_warnings(made: Recorded | None, scores: np.ndarray, path: Path) -> list[str]:
+    """What the detection doubted, which stays doubtful; or that nothing is recorded of the map.
+
+    Raises:
+        InputError: as ``_check_scores``, when nothing is.
+    """
+    if made is None:
+        _check_scores(scores, path)
+        return [_unrecorded(path)]
+    said = made.content.get("warnings", made.content.get("Warnings"))  # a BIDS sidecar has names of its own
+    return [str(warning) for warning in said] if isinstance(said, list) else []
+
+
+def _keep_others(earlier: Mapping[str, Mapping[str, Any]], sha256: str, output: Path) -> None:
+    """Refuse to replace what was made of another map.
+
+    Raises:
+        InputError: naming it.
+    """
+    for name, content in earlier.items():
+        if content.get("heat_sha256") != sha256:
+            of = f"another map ({content['heat']})" if content.get("heat") else f"another command ({name})"
+            raise InputError(f"{output} holds the result of {of}.", "Choose another folder, or say --overwrite.")
 
 
 def _unrecorded(path: Path) -> str:

@@ -229,7 +229,7 @@ class RayPool:
         if task is not None:
             return task, answer
         if answer is not None:
-            raise _as_error(answer)
+            raise answer.as_error()
         self._died_at_start = 0
         return None
 
@@ -255,12 +255,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _as_error(failure: Failure) -> EngineError:
-    error = EngineError(failure.what, failure.hint)
-    kind = next((kind for kind in EngineError.__subclasses__() if kind.code == failure.kind), None)
-    return kind(failure.what, failure.hint) if kind is not None else error
 
 
 def _last_line(error: BaseException) -> str:

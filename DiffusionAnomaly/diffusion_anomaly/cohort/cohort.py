@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import EngineError, InputError
-from ..text import counted
+from ..errors import InputError
+from ..text import counted, listed
 from .actors import RayPool, Workers, is_installed
 from .derivatives import write_dataset
 from .failures import write_failures
@@ -97,7 +97,7 @@ def run_cohort(
             write_dataset(output, root, options.anonymous)
         todo = plan_tasks(mine, output, settings_of(plan), overwrite)
         if todo.changed:
-            names = ", ".join(todo.changed[:_SHOWN]) + (" …" if len(todo.changed) > _SHOWN else "")
+            names = listed(todo.changed, _SHOWN)
             listener.warning(f"{counted(len(todo.changed), 'scan')} changed since the last run: {names}; done again.")
         failed = list(todo.failed)
         for one in failed[:_SHOWN]:
@@ -142,10 +142,6 @@ def _pool(make: Callable[[], Runner], workers: Workers | None, device: str, task
     return RayPool(make, asked)
 
 
-def raised_by(failed: Sequence[Failed]) -> int:
+def exit_code_of(failed: Sequence[Failed]) -> int:
     """The exit code of the first scan that failed; 0 where none did."""
-    if not failed:
-        return 0
-    codes = {kind.code: kind.exit_code for kind in EngineError.__subclasses__()}
-    codes["input_output"] = InputError.exit_code
-    return codes.get(failed[0].failure.kind, EngineError.exit_code)
+    return failed[0].failure.as_error().exit_code if failed else 0

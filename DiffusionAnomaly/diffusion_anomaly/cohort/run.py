@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..detection.scan import ScanRequest
-from ..errors import EngineError, InputError
+from ..errors import InputError
 from ..text import counted
 from .derivatives import Export, is_exported
 from .state import differences, finished, results_folder
@@ -212,7 +212,7 @@ def run_tasks(tasks: Sequence[Task], pool: Pool, listener: Listener, failed: lis
                 continue
             kinds.setdefault(task.name, []).append(outcome.failure.kind)
             if outcome.failure.kind in FOR_ALL:
-                raise _for_all(outcome.failure)
+                raise outcome.failure.as_error("What is finished stays; the same command goes on there.")
             if _again(kinds[task.name]):
                 listener.retry(task, outcome.failure)
                 later = time.monotonic() - start + RETRY_SECONDS * len(kinds[task.name])
@@ -229,11 +229,6 @@ def run_tasks(tasks: Sequence[Task], pool: Pool, listener: Listener, failed: lis
 def _again(kinds: Sequence[str]) -> bool:
     """Whether another try may succeed, after failures of these kinds."""
     return kinds[-1] in PASSING and len(kinds) < MOST_TRIES and kinds.count(WORKER_DIED) < MOST_DEATHS
-
-
-def _for_all(failure: Failure) -> EngineError:
-    kind = next((kind for kind in EngineError.__subclasses__() if kind.code == failure.kind), InputError)
-    return kind(failure.what, f"{failure.hint} What is finished stays; the same command goes on there.".strip())
 
 
 def _failed(scan: CohortScan, error: InputError, tries: int) -> Failed:

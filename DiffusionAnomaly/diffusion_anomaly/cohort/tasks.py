@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..detection.scan import ScanRequest, as_engine_error, run_scan
-from ..errors import Cancelled, MemoryExhausted, ModelError
+from ..errors import Cancelled, EngineError, InputError, MemoryExhausted, ModelError
 from ..results.result import Progress, Started
 from .derivatives import Export, export
 from .state import COHORT, inputs_of
@@ -35,6 +35,10 @@ PASSING = {OUT_OF_MEMORY, INPUT_OUTPUT, WORKER_DIED}
 """Kinds of failures after which another try may succeed."""
 FOR_ALL = {MODEL, DISK_FULL}
 """Kinds that would meet every other scan too."""
+_ERRORS: dict[str, type[EngineError]] = {
+    **{error.code: error for error in (InputError, ModelError, MemoryExhausted, Cancelled)},
+    **dict.fromkeys((INPUT_OUTPUT, DISK_FULL), InputError),
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class Failure:
     kind: str
     what: str
     hint: str = ""
+
+    def as_error(self, advice: str = "") -> EngineError:
+        """The error that a detection of this scan alone would have ended with, with further advice."""
+        kind = _ERRORS.get(self.kind, EngineError)
+        return kind(self.what, f"{self.hint} {advice}".strip())
 
 
 @dataclass(frozen=True)

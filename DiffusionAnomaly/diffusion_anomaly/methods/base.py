@@ -127,8 +127,8 @@ def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], mode
 def fork(generators: Sequence[torch.Generator]) -> list[torch.Generator]:
     """Generators of their own for a second use, seeded by the first's seeds alone.
 
-    What the first has drawn so far then has no say: healing starts from the same noise however many levels the KL map
-    averages, so that few steps can be compared with many.
+    What the first has drawn so far then has no say: inpainting starts from the same noise however many levels the KL
+    map averages, so that few steps can be compared with many.
     """
     return [torch.Generator().manual_seed((g.initial_seed() + _SECOND_USE) % 2**63) for g in generators]
 

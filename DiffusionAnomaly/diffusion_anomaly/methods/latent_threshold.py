@@ -1,4 +1,4 @@
-"""The KL above which the unsupervised method heals a latent: learnt from healthy slices, kept in the package.
+"""The KL above which the unsupervised method replaces a latent: learnt from healthy slices, kept in the package.
 
 Apart from the method because training writes it and the method reads it: one file knows its form.
 """
@@ -39,7 +39,7 @@ def fit_latent_threshold(
 
 
 def resolve_threshold(threshold: Any, percentile: float) -> float:
-    """The KL above which a latent is healed.
+    """The KL above which a latent is replaced.
 
     Args:
         threshold: as described at ``UnsupervisedOptions``.

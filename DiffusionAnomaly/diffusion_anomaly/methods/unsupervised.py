@@ -1,7 +1,7 @@
-"""Method 1: heal only what the model finds improbable (Pinaya et al. 2022, arXiv 2206.03461).
+"""Method 1: inpaint only what the model finds improbable (Pinaya et al. 2022, arXiv 2206.03461).
 
 A diffusion model of healthy latents says where a slice is improbable (a KL divergence, averaged over noise
-levels that are independent of each other and therefore share batches), the slice is healed there and only
+levels that are independent of each other and therefore share batches), the slice is inpainted there and only
 there, and the anomaly score is what changed.
 """
 
@@ -57,7 +57,7 @@ class Improbability:
 
 
 class Unsupervised:
-    """KL map, latent mask, healing inside the mask, weighted difference."""
+    """KL map, latent mask, inpainting inside the mask, weighted difference."""
 
     def run(
         self, batch: SliceBatch, model: Model | None, options: UnsupervisedOptions, progress: ProgressCallback
@@ -76,7 +76,7 @@ class Unsupervised:
         generators = fork(batch.generators)
         healthy = torch.stack(
             [
-                to_unit_range(model.decode(heal(found.latent, mask, generators, model, options, progress)))
+                to_unit_range(model.decode(inpaint(found.latent, mask, generators, model, options, progress)))
                 for _ in range(options.n_reconstructions)
             ]
         ).mean(dim=0)
@@ -136,7 +136,7 @@ def latent_kl(
     return (total / (options.kl_levels * samples)).float().to(latent.device)
 
 
-def heal(
+def inpaint(
     latent: Tensor,
     mask: Tensor,
     generators: Sequence[torch.Generator],

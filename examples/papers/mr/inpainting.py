@@ -1,7 +1,7 @@
 """Healthy tissue taken out of healthy slices and put back by the diffusion model, to see what it believes in.
 
-A model that heals lesions must also give healthy tissue back where it is hidden: what is wrong in these pictures will
-be a false alarm.
+A model that replaces lesions must also give healthy tissue back where it is hidden: what is wrong in these pictures
+will be a false alarm.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.inference import make_batch
 from diffusion_anomaly.io.volume import read_volume
+from diffusion_anomaly.methods import unsupervised
 from diffusion_anomaly.methods.base import fork, to_model_range, to_unit_range
-from diffusion_anomaly.methods.unsupervised import heal
 from diffusion_anomaly.registry import UnsupervisedOptions
 
 HEIGHTS = (0.35, 0.5, 0.65)  # of the brain, from below: which slices are shown
@@ -80,7 +80,9 @@ def inpaint(detector: Detector, scan: Path, versions: int = 2, steps: int = STEP
         mask = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(hidden)[None, None].float(), latent.shape[2:])
         generators = fork(batch.generators)
         filled = [
-            model.decode(heal(latent, mask.to(model.device), generators, model, options, lambda calls: None))
+            model.decode(
+                unsupervised.inpaint(latent, mask.to(model.device), generators, model, options, lambda calls: None)
+            )
             for _ in range(versions)
         ]
         images = [to_unit_range(one)[0, 0].float().cpu().numpy() for one in (model.decode(latent), *filled)]
