@@ -148,7 +148,7 @@ def _some_windows(path: Path, room: float) -> dict[str, np.ndarray]:
         raise ConfigurationError(f"{path}: {room / MEGABYTE:.2f} MB hold no window of each kind.")
     logger.info("%s: %d of %d windows", path, len(chosen), len(kinds))
     chosen.sort()
-    return {"images": images[chosen], "brains": brains[chosen], "kinds": kinds[chosen], "top": np.float64(GREYS)}
+    return {"images": images[chosen], "brains": brains[chosen], "kinds": kinds[chosen], "top": np.array(float(GREYS))}
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -190,8 +190,8 @@ def _overlap_warnings(
         return [
             f"The heads in the channels {first} and {name} hardly lie on each other (overlap {overlap:.2f}): {remedy}"
         ]
-    values = [sitk.GetArrayViewFromImage(volume.image) for volume in (one, other)]
-    detail = shared_detail(*values, heads[0] & heads[1], one.image.GetSpacing()[::-1])
+    values, others = (sitk.GetArrayViewFromImage(volume.image) for volume in (one, other))
+    detail = shared_detail(values, others, heads[0] & heads[1], one.image.GetSpacing()[::-1])
     if detail is None or detail >= LEAST_DETAIL:
         return []
     return [
