@@ -139,7 +139,7 @@ def test_a_network_sees_a_lone_picture_once_and_a_few_slices_in_a_full_chunk(
     assert detector.model is not None
     sizes: list[int] = []
     detector.model.diffusion.register_forward_pre_hook(lambda network, inputs: sizes.append(len(inputs[0])))
-    detector(np.repeat(film()[None], slices, 0).astype(np.float32), spacing=(1.0, 1.0, 5.0))
+    detector(np.repeat(film()[None], slices, 0).astype(np.float32), spacing=(1.0, 1.0, 5.0), force=True)
     assert set(sizes) == {seen}
 
 
@@ -226,14 +226,19 @@ def test_the_command_line_speaks_of_areas_and_thresholds_again(
     assert f"\nWhole-image score {made['value']:.3g}: {made['title']}\n" in shown
     assert "brain" not in made["title"]
     heat = tmp_path / "out" / "heat.nii.gz"
-    assert cli.main(["threshold", str(heat), "--at", "1", "-o", str(tmp_path / "again")]) == 0
+    again = ["threshold", str(heat), "--at", "1", "-o", str(tmp_path / "again")]
+    assert cli.main(again) == 0
     assert "area pixels" in capsys.readouterr().out
+    assert cli.main([*again, "--min-volume", "1"]) == InputError.exit_code
+    assert "--min-area" in capsys.readouterr().err
 
 
-def test_a_volume_for_a_model_of_pictures_is_looked_at_slice_by_slice_with_a_doubt(bundle: Bundle) -> None:
+def test_a_volume_for_a_model_of_pictures_is_refused_and_by_force_looked_at_slice_by_slice(bundle: Bundle) -> None:
     image = sitk.GetImageFromArray(np.stack([film()] * 3).astype(np.float32))
     image.SetSpacing((1.0, 1.0, 5.0))
-    result = detect(bundle, image)
+    with pytest.raises(InputError, match="this scan has 3 slices"):
+        detect(bundle, image)
+    result = detect(bundle, image, force=True)
     assert any("single pictures" in warning and "3 slices" in warning for warning in result.warnings)
     assert result.unit == "ml"
 
@@ -252,3 +257,15 @@ def test_a_grid_without_spacing_is_for_whole_images(tmp_path: Path) -> None:
 
 def test_a_package_that_says_nothing_looks_at_the_brain(tmp_path: Path) -> None:
     assert packages.intensity(tmp_path / "model").region == "brain"
+
+
+@pytest.mark.parametrize("kind", ["CR", "DX"])
+def test_a_film_is_refused_by_a_model_of_brains_and_told_which_model_knows_films(tmp_path: Path, kind: str) -> None:
+    brains = packages.intensity(tmp_path / "brains")
+    path = tmp_path / "film.dcm"
+    dicoms.save(dicoms.image(film().astype(np.uint16), {"CR": CR, "DX": DX}[kind], Modality=kind), path)
+    with pytest.raises(
+        InputError, match=f"header says {kind}, which is an X-ray film; the model knows FLAIR"
+    ) as caught:
+        detect(brains, path)
+    assert "--model chest-pneumonia-guided" in caught.value.hint

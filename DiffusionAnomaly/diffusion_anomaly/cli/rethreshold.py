@@ -33,12 +33,15 @@ _NEARLY_CERTAIN = 0.95
 _LEFT_OUT = 0.4
 
 
+SMALLEST_ML = 0.05  # what is dropped in volumes unless asked otherwise
+
+
 def rethreshold(
     anomaly_map: Path,
     at: float,
     output: Path,
     *,
-    min_volume_ml: float = 0.05,
+    min_volume_ml: float = SMALLEST_ML,
     min_area: float | None = None,
     brain: Path | None = None,
     overwrite: bool = False,
@@ -78,6 +81,8 @@ def rethreshold(
             warnings += _mask_warnings(scores, sitk.GetArrayViewFromImage(inside))
         if min_area is None:
             min_area = _recorded_area(made)
+        if min_area is not None and min_volume_ml != SMALLEST_ML:
+            raise InputError("Findings in a picture have an area and no volume.", "Give --min-area, not --min-volume.")
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
         about = {
             "heat": str(anomaly_map.absolute()),

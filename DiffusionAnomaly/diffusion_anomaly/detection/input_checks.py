@@ -81,6 +81,8 @@ _CONTRASTS = {
     "ct": "CT",
     "pet": "PET",
 }
+# DICOM's words for X-ray pictures.
+FILMS = frozenset({"CR", "DX", "MG", "RG"})
 # DICOM's word for PET, which in names and descriptions is a patient.
 _MODALITIES = {**_CONTRASTS, "pt": "PET"}
 # The keys of BIDS. Their values are labels that somebody chose: ses-t1 is a time, space-T1w the grid of another scan.
@@ -162,6 +164,23 @@ def _plane_warnings(image: sitk.Image) -> Iterator[str]:
                 f"The scan has {name} slices {spacing:.3g} mm apart; models see axial slices, which are coarse here, "
                 "so small findings are missed."
             )
+
+
+def kind_verdict(volume: Volume, modality: str, whole_image: bool) -> Verdict | None:
+    """Whether a film was given to a model of volumes, or a volume to one of films.
+
+    Args:
+        volume: the scan.
+        modality: what the model knows, in words.
+        whole_image: whether the model looks at whole pictures.
+    """
+    slices = min(volume.image.GetSize())
+    if whole_image and slices > 1:
+        return Verdict(f"The model looks at single pictures ({modality}); this scan has {slices} slices.", refused=True)
+    code = str(volume.metadata.get("modality", "")).upper()
+    if not whole_image and code in FILMS:
+        return Verdict(f"The header says {code}, which is an X-ray film; the model knows {modality}.", refused=True)
+    return None
 
 
 def label_verdict(values: np.ndarray, what: str, is_picture: bool = False) -> Verdict | None:
