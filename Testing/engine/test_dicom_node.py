@@ -209,7 +209,7 @@ def test_a_file_that_cannot_be_read_any_more_is_kept(tmp_path: Path) -> None:
     [("OTHER", "PACS", None), ("ANOMALY", "STRANGER", None), ("ANOMALY", "PACS", "10.1.2.3")],
     ids=["another title called", "a title that is no peer", "another address"],
 )
-def test_who_is_no_peer_is_rejected(
+def test_who_is_no_peer_is_rejected_and_the_log_says_why(
     config: NodeConfig, detector: Detector, called: str, calling: str, address: str | None
 ) -> None:
     assert config.listen is not None
@@ -218,6 +218,8 @@ def test_who_is_no_peer_is_rejected(
         files = pacs.scan_files(generate_uid())[:1]
         assert pacs.send(files, node.receiver.port, called=called, calling=calling) == [None]
         assert node.store.incoming() == []
+    why = "who calls OTHER; this node is ANOMALY" if called == "OTHER" else "who is no peer"
+    assert why in (Path(config.folder) / "node.log").read_text()
 
 
 def test_everybody_may_send_where_the_configuration_says_so(config: NodeConfig, detector: Detector) -> None:

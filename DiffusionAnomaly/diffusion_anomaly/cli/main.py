@@ -169,7 +169,7 @@ def detect(
     ] = False,
     dicom: Annotated[
         bool,
-        typer.Option("--dicom", help="Also write DICOM objects for the scan's study, all scans must be read from DICOM."),
+        typer.Option("--dicom", help="Also write DICOM objects for the scan's study; all scans must come from DICOM."),
     ] = False,
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Leave the scan's name out of provenance and report.")

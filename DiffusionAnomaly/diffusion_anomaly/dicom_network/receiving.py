@@ -116,8 +116,12 @@ class Receiver:
         self._server.server_close()
 
     def _check_peer(self, event: Event) -> None:
-        """Reject an association of somebody who is no peer; the called title is checked by pynetdicom."""
+        """Reject an association of somebody who is no peer; one of another called title pynetdicom rejects itself."""
         title, address = _calling_title(event), str(event.assoc.requestor.address).removeprefix("::ffff:")
+        called = str(getattr(event.assoc.requestor.primitive, "called_ae_title", "")).strip()
+        if called != self._listen.ae_title:
+            names = printable(title), address, printable(called), self._listen.ae_title
+            log.warning("rejected an association of %s at %s, who calls %s; this node is %s", *names)
         for peer in self._listen.peers:
             if peer.ae_title in (ANYBODY, title) and peer.address in (None, address):
                 return
