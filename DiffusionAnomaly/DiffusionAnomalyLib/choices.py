@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_anomaly.models.declaration import ANOMALY, IMAGE
-from diffusion_anomaly.models.package import BundleSummary, available, open_bundle
+from diffusion_anomaly.models.package import BundleSummary, available, builtin_directory, open_bundle
 from diffusion_anomaly.registry import METHODS, MethodEntry, NumberRange, get_method
 
 from .settings import Settings, readJson, writeJson
@@ -47,9 +47,11 @@ def methods(settings: Settings) -> list[MethodEntry]:
 
 
 def models(method: str, settings: Settings) -> list[BundleSummary]:
-    """The packages of a method: those that come with the extension, then those that were added."""
+    """The packages of a method: its default, the others that come with the extension, then those that were added."""
     there = [folder for folder in _added(settings) if isThere(folder)]
-    return [summary for summary in available(there) if summary.method == method and not summary.problem]
+    found = [summary for summary in available(there) if summary.method == method and not summary.problem]
+    default = METHODS[method].default_model
+    return sorted(found, key=lambda summary: (summary.path.parent != builtin_directory(), summary.name != default))
 
 
 def problems(settings: Settings) -> dict[Path, str]:

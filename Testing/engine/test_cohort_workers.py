@@ -148,8 +148,12 @@ def test_ctrl_c_while_ray_starts_waits_for_it_and_ends_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.setattr(ray, "shutdown", lambda: seen.append("down"))
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        RayPool(refuse, Workers(1, 1, 0))
+    in_background = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            RayPool(refuse, Workers(1, 1, 0))
+    finally:
+        signal.signal(signal.SIGINT, in_background)
     assert seen == ["up", "down"] and signal.getsignal(signal.SIGTERM) is before
 
 

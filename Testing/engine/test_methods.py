@@ -717,7 +717,7 @@ def test_user_overrides_package_overrides_default() -> None:
         ("guided", {"order": 3}, r"order is 3.*1 to 2"),
         ("unsupervised", {"eta": 1.5}, r"eta is 1\.5.*0 to 1"),
         ("guided", {"guidance": 1}, r"no option guidance.*guidance_scale"),
-        ("restore", {"steps": 11}, r"steps is 11, more than the 10 levels.*1 to 10"),
+        ("restore", {"steps": 11}, r"steps is 11, more than the 10 levels.*at most 10"),
         ("restore", {"levels": 0}, r"levels is 0"),
         ("restore", {"heat": "logit"}, r"heat is 'logit'.*residual, probability, product"),
         (

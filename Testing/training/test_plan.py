@@ -121,7 +121,7 @@ def test_a_plan_may_leave_stages_of_its_base_out(tmp_path: Path) -> None:
 def test_the_plans_that_ship_name_configurations_that_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(REPOSITORY)
     for path in sorted((REPOSITORY / "training" / "configs").glob("*.yaml")):
-        if "stages:\n  brain: {command" in path.read_text() or path.name == "burst.yaml":
+        if "stages:\n  brain: {command" in path.read_text(encoding="utf-8") or path.name == "burst.yaml":
             plan = read_yaml(path, Plan)
             jobs = make_jobs(plan, Settings(runs=tmp_path / path.stem))
             needs = [wrong for wrong in missing_files(plan, jobs, jobs) if "among its needs" in wrong]
@@ -237,7 +237,12 @@ def test_ctrl_c_saves_all_and_the_same_command_goes_on(place: Workplace, monkeyp
     command = [sys.executable, "-m", "training", "all", str(plan_of(place, stages))]
     runs = place.folder / "runs"
     monkeypatch.chdir(REPOSITORY)
-    session = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    # As in a terminal, also where the tests run in the background, which ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        session = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_for((runs / "first" / "progress.json").exists, "the first steps")
     os.kill(session.pid, signal.SIGINT)
     _, said = session.communicate(timeout=120)
