@@ -233,12 +233,10 @@ def test_the_command_line_speaks_of_areas_and_thresholds_again(
     assert "--min-area" in capsys.readouterr().err
 
 
-def test_a_volume_for_a_model_of_pictures_is_refused_and_by_force_looked_at_slice_by_slice(bundle: Bundle) -> None:
+def test_a_volume_for_a_model_of_pictures_is_looked_at_slice_by_slice_with_a_doubt(bundle: Bundle) -> None:
     image = sitk.GetImageFromArray(np.stack([film()] * 3).astype(np.float32))
     image.SetSpacing((1.0, 1.0, 5.0))
-    with pytest.raises(InputError, match="this scan has 3 slices"):
-        detect(bundle, image)
-    result = detect(bundle, image, force=True)
+    result = detect(bundle, image)
     assert any("single pictures" in warning and "3 slices" in warning for warning in result.warnings)
     assert result.unit == "ml"
 
