@@ -176,7 +176,9 @@ def kind_verdict(volume: Volume, modality: str, whole_image: bool) -> Verdict | 
     """
     slices = min(volume.image.GetSize())
     if whole_image and slices > 1:
-        return Verdict(f"The model looks at single pictures ({modality}); this scan has {slices} slices.", refused=False)
+        return Verdict(
+            f"The model looks at single pictures ({modality}); this scan has {slices} slices.", refused=False
+        )
     code = str(volume.metadata.get("modality", "")).upper()
     if not whole_image and code in FILMS:
         return Verdict(f"The header says {code}, which is an X-ray film; the model knows {modality}.", refused=True)
