@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -45,7 +46,7 @@ from diffusion_anomaly.dicom_network.config import (  # noqa: E402
 )
 from diffusion_anomaly.dicom_network.logs import logged  # noqa: E402
 from diffusion_anomaly.dicom_network.looking import MOST_STARTS, Looker  # noqa: E402
-from diffusion_anomaly.dicom_network.node import Node, check_destinations  # noqa: E402
+from diffusion_anomaly.dicom_network.node import Node, check_destinations, check_own  # noqa: E402
 from diffusion_anomaly.dicom_network.refusals import Refused, Unreachable  # noqa: E402
 from diffusion_anomaly.dicom_network.store import DONE, QUARANTINE, QUEUE, SENDING, Store  # noqa: E402
 from diffusion_anomaly.dicom_network.web import WebClient  # noqa: E402
@@ -235,6 +236,18 @@ def test_the_node_answers_to_an_echo(config: NodeConfig, detector: Detector) -> 
         assert check_destinations(replace(config, destinations={"node": there})) == {"node": ""}
         stranger = replace(there, calling_ae_title="STRANGER")
         assert "rejected" in check_destinations(replace(config, destinations={"node": stranger}))["node"]
+
+
+def test_a_check_finds_a_port_that_is_taken_and_a_folder_that_cannot_be_made(
+    config: NodeConfig, tmp_path: Path
+) -> None:
+    assert config.listen is not None
+    assert check_own(config) == {"folder": "", "listen": ""}
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = replace(config.listen, port=taken.getsockname()[1])
+        found = check_own(replace(config, folder=str(tmp_path / "file" / "node"), listen=listen))
+    assert "cannot be written to" in found["folder"] and str(listen.port) in found["listen"]
 
 
 @pytest.mark.parametrize(
@@ -850,8 +863,10 @@ def test_a_study_that_is_taken_away_does_not_end_the_node(
         pacs.wait_for(lambda: "is complete" in log_of(config))
         pacs.wait_for(ended_without_a_trace(node))
         monkeypatch.undo()
-        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
-        pacs.wait_for(lambda: node.store.jobs(DONE))
+        study = generate_uid()
+        pacs.send(pacs.scan_files(study), node.receiver.port)
+        (job,) = pacs.wait_for(lambda: node.store.jobs(DONE))
+        assert job.record.study == study
 
 
 def ended_without_a_trace(node: Node) -> Callable[[], bool]:

@@ -221,7 +221,7 @@ def test_a_configuration_is_checked_with_its_destinations(
     text = CONFIG.format(folder=tmp_path / "node", model=model, port=node_port, pacs=archive.port)
     path.write_text(text.replace("destinations:\n", f"destinations:\n  web: {{url: '{archive.web}'}}\n"))
     assert cli.main(["dicom-node", str(path), "--check"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["web: answers", "pacs: answers"]
+    assert capsys.readouterr().out.splitlines()[3:] == ["web: answers", "pacs: answers"]
     path.write_text(text.replace(f"port: {archive.port}", f"port: {other}"))
     assert cli.main(["dicom-node", str(path), "--check"]) == 1
     assert f"ORTHANC at 127.0.0.1:{other} does not answer" in capsys.readouterr().out

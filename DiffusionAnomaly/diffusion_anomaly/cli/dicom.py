@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import Cancelled, EngineError, InputError
-from .arguments import as_folder, method_of, parse_settings
+from .arguments import Method, Model, Settings, Threshold, as_folder, method_of, parse_settings
 from .console import Terminal, err, out, plain
 
 
@@ -25,7 +24,7 @@ def add_commands(app: typer.Typer) -> None:
 def dicom_node(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see the how-to page on the node.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Check file, model and destinations, by C-ECHO and QIDO-RS, and end.")
+        bool, typer.Option("--check", help="Check file, model, folder, port and, by C-ECHO and QIDO-RS, destinations.")
     ] = False,
 ) -> None:
     """Receive studies by C-STORE or from a watched folder, and send results back.
@@ -36,7 +35,7 @@ def dicom_node(
     from ..detection.planning import Options
     from ..dicom_network.config import read_config
     from ..dicom_network.logs import logged
-    from ..dicom_network.node import Node, check_destinations
+    from ..dicom_network.node import Node, check_destinations, check_own
     from ..results.dicom import check_installed
 
     asked = read_config(config)
@@ -45,11 +44,13 @@ def dicom_node(
     options["method"] = options.get("method") or method_of(options.get("model"))
     detector = Detector(Options(**options))
     if check:
-        wrong = check_destinations(asked)
         out.print(plain(f"{config} is valid; the model is {detector.plan.bundle.name}."))
+        own, wrong = check_own(asked), check_destinations(asked)
+        for name, what in own.items():
+            out.print(plain(f"{name}: {what or 'can be used'}"))
         for name, what in wrong.items():
             out.print(plain(f"{name}: {what or 'answers'}"))
-        raise typer.Exit(EngineError.exit_code if any(wrong.values()) else 0)
+        raise typer.Exit(EngineError.exit_code if any((own | wrong).values()) else 0)
     with logged(Path(asked.log or Path(asked.folder) / "node.log")):
         try:
             Node(asked, detector).run()
@@ -84,13 +85,11 @@ def dicom_web(
     authorities: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Who may sign the service's certificate.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Method; default: the model's.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Model package; default: the method's.")] = None,
+    method: Method = None,
+    model: Model = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
-    threshold: Annotated[float | None, typer.Option(help="Anomaly score from which a voxel is anomalous.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any option of the method; repeatable.")
-    ] = None,
+    threshold: Threshold = None,
+    settings: Settings = None,
     force: Annotated[
         bool, typer.Option("--force", help="Look at a scan that the model seems not to know, with a warning.")
     ] = False,
@@ -101,12 +100,10 @@ def dicom_web(
     """
     from ..detection.detector import Detector
     from ..detection.planning import Options
-    from ..detection.scan import ScanRequest, run_scan
-    from ..dicom_network.choosing import choose_sources
     from ..dicom_network.config import Destination
+    from ..dicom_network.one_study import look_at
     from ..dicom_network.web import WebClient
-    from ..io.contrasts import ChannelSource
-    from ..results.dicom import KINDS, check_installed, dicom_names
+    from ..results.dicom import KINDS, check_installed
 
     given = {"StudyInstanceUID": study, "PatientID": patient_id, "AccessionNumber": accession}
     filters = {name: value for name, value in given.items() if value is not None}
@@ -124,45 +121,18 @@ def dicom_web(
         overrides=parse_settings(settings or []),
         force=force,
     )
-    destination = Destination(
-        url=url,
-        user=user,
-        password_variable=password_variable,
-        token_variable=token_variable,
-        authorities=None if authorities is None else str(authorities),
-    )
-    detector, client = Detector(options), WebClient.of(destination)
-    listener = Terminal()
+    secrets = {"user": user, "password_variable": password_variable, "token_variable": token_variable}
+    signers = None if authorities is None else str(authorities)
+    detector = Detector(options)
+    client = WebClient.of(Destination(url=url, authorities=signers, **secrets))
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        images = folder / "images"
-        if os.path.isdir(images) and any(images.iterdir()):
-            raise InputError(f"{images} holds files already.", "Choose another output folder.")
         uid = study or client.find_study(**filters)
         start = time.perf_counter()
-        stack.enter_context(listener)
-        listener.begin(images, several=False)
-        client.fetch(uid, images, series)
-        channels = detector.plan.channels
-        if series is not None and len(channels) == 1:
-            sources, notes = {channels[0]: ChannelSource(images, series)}, []
-        else:
-            sources, _, notes = choose_sources(images, channels, {})
-        for note in notes:
-            listener.warning(note)
-        request = ScanRequest(
-            images,
-            folder / "results",
-            series=next(iter(sources.values())).which if len(channels) == 1 else None,
-            title=f"study {uid}",
-            channels=sources if len(channels) > 1 else {},
-            dicom=True,
-        )
-        result, files = run_scan(detector, request, listener)
-        listener.stage("write", 1, 1)
-        sent = [path for name in dicom_names(wanted) if (path := files.get(name)) is not None]
-        for path in () if keep_back else sent:
-            client.store(path)
+        listener = stack.enter_context(Terminal())
+        listener.begin(folder / "images", several=False)
+        kinds = [] if keep_back else wanted
+        result, files, stored = look_at(client, uid, detector, listener, folder, series=series, objects=kinds)
         listener.result(result, files, time.perf_counter() - start)
         if not keep_back:
-            out.print(plain(f"{', '.join(path.name for path in sent)} stored in study {uid}"))
+            out.print(plain(f"{', '.join(stored)} stored in study {uid}"))

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..detection.scan import ScanRequest, as_engine_error, run_scan
+from ..detection.scan import ScanRequest, Silent, as_engine_error, run_scan
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted, ModelError
-from ..results.result import Progress, Started
 from .derivatives import Export, export
 from .state import COHORT, inputs_of
 
@@ -138,7 +137,7 @@ class ScanRunner:
 
     def _detect(self, task: Task) -> Outcome:
         about = {COHORT: {**task.about, "inputs": inputs_of(task.request)}}
-        result, _ = run_scan(self.detector, task.request, _Silent(), about=about)
+        result, _ = run_scan(self.detector, task.request, Silent(), about=about)
         size = sum(finding.size for finding in result.findings)
         return Outcome(findings=len(result.findings), size=size, unit=result.unit, warnings=tuple(result.warnings))
 
@@ -165,19 +164,3 @@ def _causes(error: BaseException) -> list[BaseException]:
         found.append(cause)
         cause = cause.__cause__ or cause.__context__
     return found
-
-
-class _Silent:
-    """Hears how a scan goes and tells nobody: a cohort's progress is counted in scans."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        return None
-
-    def progress(self, now: Progress) -> None:
-        return None
-
-    def started(self, event: Started) -> None:
-        return None
-
-    def warning(self, message: str) -> None:
-        return None

@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
+from ..io.dicom.planes import PROJECTIONS
 from ..io.masks import distinct_values, labels_in
 from ..io.orientation import Orientation
 from .head_size import (
@@ -81,8 +82,6 @@ _CONTRASTS = {
     "ct": "CT",
     "pet": "PET",
 }
-# DICOM's words for X-ray pictures.
-FILMS = frozenset({"CR", "DX", "MG", "RG"})
 # DICOM's word for PET, which in names and descriptions is a patient.
 _MODALITIES = {**_CONTRASTS, "pt": "PET"}
 # The keys of BIDS. Their values are labels that somebody chose: ses-t1 is a time, space-T1w the grid of another scan.
@@ -180,7 +179,7 @@ def kind_verdict(volume: Volume, modality: str, whole_image: bool) -> Verdict | 
             f"The model looks at single pictures ({modality}); this scan has {slices} slices.", refused=False
         )
     code = str(volume.metadata.get("modality", "")).upper()
-    if not whole_image and code in FILMS:
+    if not whole_image and code in PROJECTIONS:
         return Verdict(f"The header says {code}, which is an X-ray film; the model knows {modality}.", refused=True)
     return None
 

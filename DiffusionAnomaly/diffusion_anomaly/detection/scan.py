@@ -74,6 +74,22 @@ class Listener(Protocol):
     def warning(self, message: str) -> None: ...
 
 
+class Silent:
+    """A listener that tells nobody, where progress is counted in scans or studies."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        return None
+
+    def progress(self, now: Progress) -> None:
+        return None
+
+    def started(self, event: Started) -> None:
+        return None
+
+    def warning(self, message: str) -> None:
+        return None
+
+
 def run_scan(
     detector: Detector,
     request: ScanRequest,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..detection.scan import ScanRequest
 from ..errors import InputError
 from ..io.contrasts import ChannelSource, contrast_of, require_different
 from ..io.dicom import series_of
@@ -60,6 +61,30 @@ def choose_sources(
     sources = {name: ChannelSource(images, series.uid) for name, series in chosen.items()}
     require_different(sources)
     return sources, chosen, notes
+
+
+def request_of(
+    study: str, images: Path, sources: Mapping[str, ChannelSource], results: Path, overwrite: bool = False
+) -> ScanRequest:
+    """What to read and write of a study whose series are chosen.
+
+    Args:
+        study: its UID.
+        images: its folder.
+        sources: as ``choose_sources`` found them.
+        results: folder for the results, DICOM among them.
+        overwrite: whether those of another scan make room.
+    """
+    several = len(sources) > 1
+    return ScanRequest(
+        images,
+        results,
+        series=None if several else next(iter(sources.values())).which,
+        title=f"study {study}",
+        overwrite=overwrite,
+        channels=sources if several else {},
+        dicom=True,
+    )
 
 
 def _is(series: Series, name: str, pattern: str | None) -> bool:

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from ..cohort.tasks import DISK_FULL, INTERNAL, PASSING, failure_of
 from ..detection.detector import Detector
-from ..detection.scan import ScanRequest, run_scan
+from ..detection.scan import Silent, run_scan
 from ..errors import Cancelled, EngineError, InputError, ModelError
-from ..results.result import Progress, Started
 from ..text import counted
-from .choosing import choose_sources
+from .choosing import choose_sources, request_of
 from .config import Retry
 from .instances import identify
 from .patience import Patience
@@ -121,17 +120,8 @@ class Looker:
             return False
         for name, one in series.items():
             log.info("%s: %s is series %s (%s)", job.name, name, one.uid, counted(one.images, "image"))
-        first = next(iter(series.values()))
-        request = ScanRequest(
-            job.images,
-            job.results,
-            series=first.uid if len(channels) == 1 else None,
-            title=f"study {job.record.study}",
-            overwrite=True,
-            channels=sources if len(channels) > 1 else {},
-            dicom=True,
-        )
-        result, _ = run_scan(self._detector, request, _Silent())
+        request = request_of(job.record.study, job.images, sources, job.results, overwrite=True)
+        result, _ = run_scan(self._detector, request, Silent())
         job.record.made_of = made_of
         # Warnings may show what a header says of the series; they are in the report.
         warned = f", {counted(len(result.warnings), 'warning')}" if result.warnings else ""
@@ -159,19 +149,3 @@ class Looker:
         job.save()
         self._store.move(job, DONE)
         log.info("%s: %s", job.name, note)
-
-
-class _Silent:
-    """Hears how a scan goes and tells nobody."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        return None
-
-    def progress(self, now: Progress) -> None:
-        return None
-
-    def started(self, event: Started) -> None:
-        return None
-
-    def warning(self, message: str) -> None:
-        return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -143,6 +145,24 @@ def calling_title(config: NodeConfig) -> str:
     return config.listen.ae_title if config.listen else ""
 
 
+def check_own(config: NodeConfig) -> dict[str, str]:
+    """What is wrong with the node's own folder and port; nothing is made, and nothing stays open."""
+    folder = Path(config.folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    found = {"folder": "" if writable else f"{folder} cannot be written to: see to {there}."}
+    if config.listen is not None:
+        address = (config.listen.address, config.listen.port)
+        try:
+            with socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET):
+                found["listen"] = ""
+        except (OSError, OverflowError) as error:
+            found["listen"] = (
+                f"Port {address[1]} of {address[0]} cannot be listened on, unless this node has it already: {error}."
+            )
+    return found
+
+
 def check_destinations(config: NodeConfig) -> dict[str, str]:
     """What is wrong with each destination, asked without sending anything; empty where nothing is."""
     found = {}
@@ -153,8 +173,8 @@ def check_destinations(config: NodeConfig) -> dict[str, str]:
                 way.echo()
             elif isinstance(way, WebWay):
                 way.client.check()
-            elif not Path(str(destination.folder)).is_dir():
-                raise InputError(f"There is no folder {destination.folder}.", "It is made with the first results.")
+            elif not Path(str(destination.folder)).absolute().parent.is_dir():
+                raise InputError(f"There is no folder to make {destination.folder} in.", "Make it first.")
             found[name] = ""
         except EngineError as error:
             found[name] = str(error)
