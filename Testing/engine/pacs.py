@@ -23,10 +23,13 @@ from pydicom.uid import generate_uid
 import dicoms
 import packages
 from diffusion_anomaly.detection.detector import Detector
-from diffusion_anomaly.dicom_network.config import NodeConfig
+from diffusion_anomaly.dicom_network.config import Destination, NodeConfig
 from diffusion_anomaly.dicom_network.logs import logged
 from diffusion_anomaly.dicom_network.node import Node
+from diffusion_anomaly.dicom_network.store import DONE, QUARANTINE, QUEUE, SENDING
 from diffusion_anomaly.models.package import Bundle
+
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 ORTHANC = shutil.which("Orthanc", path=_PATH) or shutil.which("orthanc", path=_PATH)
@@ -234,3 +237,34 @@ def running(config: NodeConfig, detector: Detector) -> Iterator[Node]:
             node.stop()
             thread.join()
         assert not failed, failed
+
+
+def to(port: int, **entries: Any) -> dict[str, Destination]:
+    return {"pacs": Destination(ae_title="PACS", address="127.0.0.1", port=port, **entries)}
+
+
+def ended(node: Node) -> Callable[[], Any]:
+    """The study in ``done`` or ``quarantine``, when nothing is left elsewhere."""
+
+    def look() -> Any:
+        waits = node.store.incoming() or node.store.jobs(QUEUE, SENDING)
+        return None if waits else node.store.jobs(DONE, QUARANTINE)
+
+    return look
+
+
+def reason(node: Node) -> dict[str, Any]:
+    (job,) = node.store.jobs(QUARANTINE)
+    return json.loads((job.folder / "reason.json").read_text())
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.dcm")}
+
+
+def of_two_patients(study: str) -> list[Dataset]:
+    return [*scan_files(study), *scan_files(study, "T1 axial", PatientID="8")]
+
+
+def log_of(config: NodeConfig) -> str:
+    return (Path(config.folder) / "node.log").read_text()
