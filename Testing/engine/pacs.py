@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,14 @@ def of_two_patients(study: str) -> list[Dataset]:
 
 def log_of(config: NodeConfig) -> str:
     return (Path(config.folder) / "node.log").read_text()
+
+
+@contextmanager
+def running_with_a_pacs(config: NodeConfig, detector: Detector) -> Iterator[tuple[Node, list[Dataset]]]:
+    """A node at work, and what a PACS that takes everything has got of it."""
+    came: list[Dataset] = []
+    with (
+        storage_scp(lambda data: came.append(data) or SUCCESS) as port,
+        running(replace(config, destinations=to(port)), detector) as node,
+    ):
+        yield node, came

@@ -31,7 +31,7 @@ from diffusion_anomaly.dicom_network.config import (  # noqa: E402
 from diffusion_anomaly.dicom_network.looking import MOST_STARTS, Looker  # noqa: E402
 from diffusion_anomaly.dicom_network.node import Node  # noqa: E402
 from diffusion_anomaly.dicom_network.store import DONE, QUARANTINE, QUEUE, SENDING, Store  # noqa: E402
-from pacs import SUCCESS, ended, files_in, log_of, of_two_patients, reason, to  # noqa: E402
+from pacs import SUCCESS, ended, files_in, log_of, of_two_patients, reason  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("plain_report")
 
@@ -39,11 +39,7 @@ pytestmark = pytest.mark.usefixtures("plain_report")
 def test_a_study_comes_back_with_results_that_refer_to_it(config: NodeConfig, detector: Detector) -> None:
     study = generate_uid()
     files = pacs.scan_files(study)
-    came: list[Dataset] = []
-    with (
-        pacs.storage_scp(lambda data: came.append(data) or SUCCESS) as port,
-        pacs.running(replace(config, destinations=to(port)), detector) as node,
-    ):
+    with pacs.running_with_a_pacs(config, detector) as (node, came):
         assert pacs.send(files, node.receiver.port) == [SUCCESS] * len(files)
         (job,) = pacs.wait_for(ended(node))
     assert job.state == DONE
@@ -61,11 +57,7 @@ def test_the_same_study_again_does_nothing_and_one_with_a_new_image_is_looked_at
 ) -> None:
     study = generate_uid()
     files = pacs.scan_files(study)
-    came: list[Dataset] = []
-    with (
-        pacs.storage_scp(lambda data: came.append(data) or SUCCESS) as port,
-        pacs.running(replace(config, destinations=to(port)), detector) as node,
-    ):
+    with pacs.running_with_a_pacs(config, detector) as (node, came):
         pacs.send(files[:-1], node.receiver.port)
         pacs.wait_for(ended(node))
         assert len(came) == 3
@@ -86,11 +78,7 @@ def test_the_same_study_again_does_nothing_and_one_with_a_new_image_is_looked_at
 
 def test_another_series_of_a_study_does_not_make_its_results_again(config: NodeConfig, detector: Detector) -> None:
     study = generate_uid()
-    came: list[Dataset] = []
-    with (
-        pacs.storage_scp(lambda data: came.append(data) or SUCCESS) as port,
-        pacs.running(replace(config, destinations=to(port)), detector) as node,
-    ):
+    with pacs.running_with_a_pacs(config, detector) as (node, came):
         pacs.send(pacs.scan_files(study), node.receiver.port)
         pacs.wait_for(ended(node))
         pacs.send(pacs.scan_files(study, "T1 axial"), node.receiver.port)
@@ -211,11 +199,7 @@ def test_a_contrast_that_the_model_does_not_know_is_named(config: NodeConfig, de
 
 
 def test_a_study_moved_back_into_the_queue_is_looked_at_and_sent_again(config: NodeConfig, detector: Detector) -> None:
-    came: list[Dataset] = []
-    with (
-        pacs.storage_scp(lambda data: came.append(data) or SUCCESS) as port,
-        pacs.running(replace(config, destinations=to(port)), detector) as node,
-    ):
+    with pacs.running_with_a_pacs(config, detector) as (node, came):
         pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
         (job,) = pacs.wait_for(ended(node))
         os.rename(job.folder, node.store.folder / QUEUE / job.name)
