@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -191,7 +192,7 @@ def run_plan(plan: Plan, only: list[str], settings: Settings, machine: Machine, 
             stage.state = FINISHED
     live = Live(console=board.console, refresh_per_second=2) if board.console.is_terminal else None
     try:
-        with live or _Nothing():
+        with live or nullcontext():
             _run(board, needed, environment, machine.jobs, end, live)
     except KeyboardInterrupt:
         stop(board, needed)
@@ -206,14 +207,6 @@ def run_plan(plan: Plan, only: list[str], settings: Settings, machine: Machine, 
     for stage in failed:
         board.console.print(f"{stage.job.name}: {stage.reason} ({stage.job.log})", markup=False, soft_wrap=True)
     return not failed
-
-
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _run(

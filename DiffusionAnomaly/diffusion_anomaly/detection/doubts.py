@@ -20,8 +20,8 @@ from .appearance import Appearance
 from .head_size import brain_size_verdict, head_verdict, outline
 from .input_checks import (
     brain_warnings,
+    film_verdict,
     given_mask_verdict,
-    kind_verdict,
     label_verdict,
     mask_warnings,
     proportion_warnings,
@@ -74,8 +74,9 @@ class Doubts:
         for name, volume in scan.channels.items():
             values = sitk.GetArrayViewFromImage(volume.image)
             watch.judge(label_verdict(values, _called(name, scan), whole), FORCE_HINT, self.force)
-            film = kind_verdict(volume, self._modality(name, scan), whole)
-            watch.judge(film, FORCE_HINT if whole else another_model("X-ray"), self.force)
+            if not whole:
+                film = film_verdict(volume.metadata, self._modality(name, scan))
+                watch.judge(film, another_model("X-ray"), self.force)
         if plan.bundle.region == BRAIN:
             watch.judge(head_verdict(reference), SPACING_HINT, self.force or self.given)
             if mask is not None:

@@ -165,23 +165,17 @@ def _plane_warnings(image: sitk.Image) -> Iterator[str]:
             )
 
 
-def kind_verdict(volume: Volume, modality: str, whole_image: bool) -> Verdict | None:
-    """Whether a film was given to a model of volumes, or a volume to one of films.
+def film_verdict(metadata: Mapping[str, str], modality: str) -> Verdict | None:
+    """Whether a scan that a model of volumes is given is an X-ray film.
 
     Args:
-        volume: the scan.
+        metadata: of the scan.
         modality: what the model knows, in words.
-        whole_image: whether the model looks at whole pictures.
     """
-    slices = min(volume.image.GetSize())
-    if whole_image and slices > 1:
-        return Verdict(
-            f"The model looks at single pictures ({modality}); this scan has {slices} slices.", refused=False
-        )
-    code = str(volume.metadata.get("modality", "")).upper()
-    if not whole_image and code in PROJECTIONS:
-        return Verdict(f"The header says {code}, which is an X-ray film; the model knows {modality}.", refused=True)
-    return None
+    code = str(metadata.get("modality", "")).upper()
+    if code not in PROJECTIONS:
+        return None
+    return Verdict(f"The header says {code}, which is an X-ray film; the model knows {modality}.", refused=True)
 
 
 def label_verdict(values: np.ndarray, what: str, is_picture: bool = False) -> Verdict | None:
