@@ -79,8 +79,8 @@ def load(model: str | Path | None = None, *, method: str | None = None, **option
 def models(folders: Sequence[Path | str] = ()) -> list[BundleSummary]:
     """The model packages that there are: the built-in ones, then those in ``folders``.
 
-    >>> [model.name for model in models() if model.method == "localise"]
-    ['flair-localise']
+    >>> [model.name for model in models() if model.modality == "CT"]
+    ['headct-localise']
     """
     return available(folders)
 

@@ -240,7 +240,7 @@ def test_ctrl_c_saves_all_and_the_same_command_goes_on(place: Workplace, monkeyp
     # As in a terminal, also where the tests run in the background, which ignores Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        session = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        session = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, encoding="utf-8")
     finally:
         signal.signal(signal.SIGINT, before)
     wait_for((runs / "first" / "progress.json").exists, "the first steps")

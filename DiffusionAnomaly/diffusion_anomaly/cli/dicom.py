@@ -121,10 +121,15 @@ def dicom_web(
         overrides=parse_settings(settings or []),
         force=force,
     )
-    secrets = {"user": user, "password_variable": password_variable, "token_variable": token_variable}
-    signers = None if authorities is None else str(authorities)
+    server = Destination(
+        url=url,
+        authorities=None if authorities is None else str(authorities),
+        user=user,
+        password_variable=password_variable,
+        token_variable=token_variable,
+    )
     detector = Detector(options)
-    client = WebClient.of(Destination(url=url, authorities=signers, **secrets))
+    client = WebClient.of(server)
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         uid = study or client.find_study(**filters)
