@@ -21,6 +21,7 @@ from ...io.orientation import Orientation, describe_grid, same_grid
 from ...preprocessing.agreement import shared_detail
 from ...preprocessing.registration import Registration, register
 from ..findings import Finding, segment
+from ..places import BrainFrame
 
 if TYPE_CHECKING:
     from ..result import Result
@@ -99,6 +100,7 @@ class Change:
         current_score, prior_score: the highest score at the place in each scan; None where it does not show it.
         centroid_ras: its middle in mm right, anterior, superior in the current scan's space.
         slices: first and last slice of the current scan that it touches, as in ``Finding``; None where it lies outside.
+        place: roughly where in the brain that is, see ``places``.
     """
 
     kind: str
@@ -110,6 +112,7 @@ class Change:
     prior_score: float | None
     centroid_ras: tuple[float, float, float]
     slices: tuple[int, int] | None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,9 @@ def compare(prior: Exam, current: Exam) -> Comparison:
         _change(*group, findings, (prior_labels, _array(labels[1])), scores, visible, current.scan, found.transform)
         for group in groups
     ]
+    frame = BrainFrame.of(current.brain)
+    if frame is not None:
+        changes = [replace(change, place=frame.place(change.centroid_ras)) for change in changes]
     changes.sort(key=lambda change: (KINDS.index(change.kind), -max(change.current_ml, change.prior_ml)))
     return Comparison(
         current=current,
