@@ -165,11 +165,13 @@ def test_the_end_of_a_scene_frees_the_models_memory_and_the_end_of_slicer_ends_t
         calls = Mock()
         widget.logic = SimpleNamespace(detection=calls)
         widget.onSceneStartClose(None, None)
-        assert [call[0] for call in calls.method_calls] == ["queue.cancelAll", "release"]
+        assert [call[0] for call in calls.method_calls] == ["forgetScene"]
         calls.reset_mock()
         widget.panel = Panel.__new__(Panel)
         widget.panel.__dict__.update(
-            detection=calls, **{name: Mock() for name in "_context _timer _soon install method results export".split()}
+            detection=calls,
+            refresh=Mock(),
+            **{name: Mock() for name in "_context _timer _soon install method results export".split()},
         )
         widget.panel.setParameters = lambda parameters: None
         getattr(widget, end)()
@@ -201,7 +203,11 @@ def test_reloading_the_module_reloads_every_wing_of_its_library(tmp_path: Path) 
     for wing, name in (("panel", "runpanel"), ("process", "workerjob"), ("scene", "results")):
         file = folder / "DiffusionAnomalyLib" / wing / f"{name}.py"
         file.write_text(file.read_text("utf-8") + "\\nCHANGED = True\\n", "utf-8")
-    second, after = load()
+    import slicer
+    reloaded = []
+    slicer.ScriptedLoadableModule.ScriptedLoadableModuleWidget.onReload = lambda self: reloaded.extend(load())
+    first.DiffusionAnomalyWidget().onReload()
+    second, after = reloaded
     assert before.keys() == after.keys() and len(after) > 30
     assert [name for name in after if after[name] is before[name]] == []
     for name in ("panel.runpanel", "process.workerjob", "scene.results"):

@@ -267,6 +267,7 @@ class MethodPanel:
         self._context.refreshSoon()
 
     def _probe(self, arguments: list[str], onAnswer: Any) -> None:
+        self._questions = [question for question in self._questions if question.isOpen]
         self._questions.append(Question(QtProcess(), arguments, onAnswer))
 
 

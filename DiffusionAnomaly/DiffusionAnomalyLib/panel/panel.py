@@ -79,8 +79,9 @@ class Panel:
     def close(self) -> None:
         """Stop the timers and every process; nothing is called back any more."""
         self._context.parameters = None
-        self._timer.stop()
-        self._soon.stop()
+        for timer, handler in ((self._timer, self._tick), (self._soon, self.refresh)):
+            timer.stop()
+            timer.disconnect("timeout()", handler)
         self.install.close()
         self.method.close()
         self.results.forget()

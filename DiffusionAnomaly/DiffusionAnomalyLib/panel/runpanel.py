@@ -138,8 +138,8 @@ class RunPanel:
     def _onRow(self, row: int, column: int) -> None:
         """Show the result of the volume that was double-clicked."""
         if 0 <= row < len(self._queue.entries):
-            nodes = self._queue.entries[row].request.nodes
-            if nodes is not None and self._context.scene.GetNodeByID(nodes.anomalyMap.GetID()) is nodes.anomalyMap:
+            nodes = self._detection.resultOf(self._queue.entries[row])
+            if nodes is not None:
                 self._queue.entries[row].message = ""
                 self._results.show(nodes)
 
