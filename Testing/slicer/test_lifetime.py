@@ -6,6 +6,8 @@ The worker is the panel tests' stand-in, which needs no torch and takes as long 
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ import mrmlscene
 from diffusion_anomaly.errors import InputError
 from DiffusionAnomalyLib.detection import Detection, Request
 from DiffusionAnomalyLib.process.workerjob import State
-from DiffusionAnomalyLib.scene import results
+from DiffusionAnomalyLib.scene import channels, results
 from DiffusionAnomalyLib.settings import MemorySettings
 
 STANDIN = Path(__file__).resolve().parents[1] / "app" / "standin_worker.py"
@@ -98,3 +100,24 @@ def test_a_closed_scene_leaves_no_entry(started: Callable[[float], Detection], s
     scene.Clear(0)
     jobs.wait(lambda: not detection.queue.isBusy, detection.tick, 30)
     assert detection.queue.entries == [] and results.resultsIn(scene) == []
+
+
+def test_a_refresh_asks_little_of_a_large_scene(scene: Any, scan: Any) -> None:
+    owner = scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "parameters")
+    for number in range(2000):
+        scene.AddNewNodeByClass("vtkMRMLModelNode", f"model {number}")
+
+    def refresh() -> float:
+        begun = time.process_time()
+        results.resultsIn(scene)
+        channels.fillChannels(owner, ["T1", "T1C"], scan)
+        return 1000.0 * (time.process_time() - begun)
+
+    assert min(refresh() for _ in range(20)) < 5.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no niceness")
+def test_the_worker_lets_other_programs_go_first() -> None:
+    with subprocess.Popen([*jobs.WORKER, "--serve"], stdin=subprocess.PIPE, env=jobs.environment()) as worker:
+        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+        jobs.wait(lambda: os.getpriority(os.PRIO_PROCESS, worker.pid) == niceness, lambda: None, 60)
