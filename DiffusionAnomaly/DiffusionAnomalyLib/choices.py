@@ -25,6 +25,10 @@ DEFAULT_SLICE_SPACING = 3.0
 HEADLINE_NUMBERS = 2
 # What a card says of a model that was measured beside the baseline.
 BEATS_INTENSITY = "beats the intensity baseline"
+# What a package says of its measurement, and at its own threshold.
+MEASURED_ON = "measured on"
+LESION_RECALL, FALSE_POSITIVES = "lesion recall at the stored threshold", "false positives a scan"
+SENSITIVITY, SPECIFICITY = "sensitivity at the stored threshold", "specificity at the stored threshold"
 FORGET = "forget:"
 
 
@@ -159,21 +163,45 @@ def sliceSpacing(model: Path | None) -> float:
 
 
 def card(summary: BundleSummary, time: str) -> str:
-    """A model's card as rich text: what it expects, its measured quality, its licence, the time it takes here.
+    """A model's card as rich text: what it expects, what it found and missed, its licence, the time it takes here.
 
     The links ``card`` and ``licence`` in it stand for ``wholeCard`` and ``licence``.
     """
     rows = [
         (_("Expects"), expects(summary), ""),
-        (_("Measured"), _headline(summary.quality), f' <a href="card">{escape(_("all"))}</a>'),
+        (_("Measured"), measured(summary.quality), f' <a href="card">{escape(_("all"))}</a>'),
         (_("Licence"), summary.license, f' <a href="licence">{escape(_("show"))}</a>'),
         (_("Time here"), time, ""),
     ]
-    lines = "".join(
-        f'<tr><td style="padding-right: 8px">{escape(title)}</td><td>{escape(text)}{link}</td></tr>'
-        for title, text, link in rows
-    )
-    return f"<table>{lines}</table>"
+    return "<br>".join(f"<b>{escape(title)}:</b> {escape(text)}{link}" for title, text, link in rows)
+
+
+def measured(quality: Mapping[str, Any]) -> str:
+    """What a model found and missed where it was measured, in a sentence; the other numbers are in the whole card."""
+    where = quality.get(MEASURED_ON)
+    for found, wrong, sentence in (
+        (
+            LESION_RECALL,
+            FALSE_POSITIVES,
+            _(
+                "on {where}, {found:.0%} of the lesions were found and {missed:.0%} missed, with {wrong:.1f} false "
+                "findings a scan"
+            ),
+        ),
+        (
+            SENSITIVITY,
+            SPECIFICITY,
+            _(
+                "on {where}, {found:.0%} of the images with disease were marked and {missed:.0%} missed, and "
+                "{unmarked:.0%} of those without were left unmarked"
+            ),
+        ),
+    ):
+        numbers = [quality.get(found), quality.get(wrong)]
+        if where and all(isinstance(number, float) for number in numbers):
+            share, other = map(float, numbers)  # type: ignore[arg-type]
+            return sentence.format(where=where, found=share, missed=1 - share, wrong=other, unmarked=other)
+    return _headline(quality)
 
 
 def problemsAsText(found: Mapping[Path, str]) -> str:

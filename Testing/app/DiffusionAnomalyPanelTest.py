@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import slicer
+from packaging.requirements import Requirement
 
 import panelcase  # as a module: unittest would run an imported case class as well
 from diffusion_anomaly.registry import DEFAULT_METHOD
@@ -45,7 +46,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.addScan()
         assert self.ui.runButton.enabled
         assert "24 × 30 × 12" in self.ui.inputInfoLabel.text
-        self.panel.install.missing = ["monai>=1.5.1"]
+        self.panel.install.missing = [Requirement("monai>=1.5.1")]
         self.panel.refresh()
         assert not self.ui.runButton.enabled and self.ui.installFrame.visible
 

@@ -42,6 +42,7 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
     import os, sys
     from pathlib import Path
     from unittest.mock import MagicMock
+    from packaging.requirements import Requirement
     import slicer, jobs, mrmlscene, standin_worker, standins
     from DiffusionAnomalyLib.detection import Detection
     from DiffusionAnomalyLib.panel.panel import Panel
@@ -66,6 +67,15 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         chosen.method.name = "intensity"
         panel.refresh()
         assert standins.said(ui.messageLabel) == "" and "voxels" in standins.said(ui.inputInfoLabel)
+        line = "Intensity (baseline) · flair-intensity · automatic · "
+        assert standins.said(ui.methodCollapsibleButton) == line + "time not measured yet"
+        assert standins.said(ui.notListedLabel) == ""
+        mrmlscene.addLabels(scene, jobs.brain(), chosen.inputVolume, "outline")
+        scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
+        panel.refresh()
+        assert standins.said(ui.notListedLabel) == "Not listed: outline, photo"
+        why = ui.notListedLabel.setToolTip.call_args.args[0]
+        assert "outline: a label map" in why and "photo: several values" in why
         panel.run.onRun()
         (entry,) = detection.queue.entries
         panel.refresh()
@@ -75,6 +85,8 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
 
         nodes = panel.results.nodes()
         assert nodes is not None and chosen.result is nodes.all[0]
+        assert ui.resultsCollapsibleButton.collapsed is False and ui.methodCollapsibleButton.collapsed is True
+        assert ui.queueTable.setVisible.call_args.args[0] is False  # a single run that went well
         panel.refresh()
         assert "1 finding of" in standins.said(ui.summaryLabel) and "stand-in" in standins.said(ui.warningLabel)
         panel.results.setThreshold(4.5)
@@ -84,9 +96,11 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
         assert "patient: done" in panel.run.log()
         panel.refresh()
+        assert standins.said(ui.methodCollapsibleButton) == line + "about 1 s"
+        assert standins.said(ui.notListedLabel) == "Not listed: outline, photo"  # not what came out of the run
         ui.saveReportButton.setEnabled.assert_called_with(True)
 
-        panel.install.missing = ["monai"]
+        panel.install.missing = [Requirement("monai>=1.5.1")]
         panel.refresh()
         assert "Install the Python packages" in standins.said(ui.messageLabel)
         started = []

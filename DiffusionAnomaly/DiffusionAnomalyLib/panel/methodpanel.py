@@ -15,7 +15,7 @@ from .. import choices
 from ..parameters import MODEL_DEFAULT, requestOf
 from ..process.environment import Question
 from ..process.qtprocess import QtProcess
-from ..progresstext import expectedSeconds, plain, timeInWords
+from ..progresstext import expectedSeconds, plain, shortened, shortTime, timeInWords
 from ..scene.volumes import axialSlices, problemWith
 from ..translation import tr as _
 from .context import PanelContext
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # More steps than that on the slider would make it useless for the few that matter; the engine takes more.
 LARGEST_ON_SLIDER = 200
+LONGEST_IN_SUMMARY = 24
 
 
 class MethodPanel:
@@ -77,6 +78,7 @@ class MethodPanel:
         seconds = self._seconds(parameters, model)
         card = choices.card(model, timeInWords(seconds)) if model else _("This method needs no model.")
         self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
+        self._ui.methodCollapsibleButton.setText(self.summary(parameters, model, seconds))
         offered = choices.presets(method.name)
         self._presets.show(offered, method.preset)
         for widget in (self._ui.presetLabel, self._ui.presetComboBox):
@@ -106,6 +108,20 @@ class MethodPanel:
         if parameters.run.sliceSpacing == 0:
             return _("Slice spacing: it must be larger than 0 mm.")
         return choices.deviceProblem(parameters.run.device, self.machine)
+
+    def summary(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> str:
+        """What Run does, in a line: method, model, device, time, and what is not as the model has it."""
+        guide, device = get_method(parameters.method.name), parameters.run.device
+        titles = {found.id: found.title for found in choices.devices(self.machine)} | {"cpu": _("CPU")}
+        parts = [
+            guide.title,
+            shortened(model.name, LONGEST_IN_SUMMARY) if model else _("no model"),
+            dict(choices.presets(guide.name)).get(parameters.method.preset, "") if parameters.method.preset else "",
+            _("automatic") if device == "auto" else titles.get(device, device).partition(",")[0],
+            _("given brain mask") if parameters.brainMask is not None else "",
+            shortTime(seconds),
+        ]
+        return " · ".join(filter(None, parts))
 
     def request(self, parameters: Any) -> Request:
         """What the panel requests: the model and the steps that it shows, whatever a scene or an older choice says."""

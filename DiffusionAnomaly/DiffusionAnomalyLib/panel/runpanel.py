@@ -68,13 +68,15 @@ class RunPanel:
         said = f"{shortened(last.title)}: {last.message}" if last is not None and last.message else ""
         say(self._ui.messageLabel, problem or said)
         self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
+        # The result of a single run that went well is shown already.
+        isListed = len(self._queue.entries) > 1 or any(entry.message for entry in self._queue.entries)
         for widget in (
             self._ui.queueTable,
             self._ui.cancelSelectedButton,
             self._ui.cancelAllButton,
             self._ui.clearQueueButton,
         ):
-            widget.setVisible(bool(self._queue.entries))
+            widget.setVisible(isListed)
         self.tick()
 
     def tick(self) -> None:
