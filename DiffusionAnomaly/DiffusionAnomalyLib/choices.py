@@ -6,14 +6,15 @@ a new package appears in the panel without a change here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.models.declaration import ANOMALY, IMAGE
+from diffusion_anomaly.models.declaration import ANOMALY, BRAIN, IMAGE
 from diffusion_anomaly.models.package import BundleSummary, available, builtin_directory, open_bundle
 from diffusion_anomaly.registry import METHODS, MethodEntry, NumberRange, get_method
 
@@ -21,6 +22,9 @@ from .settings import Settings, readJson, writeJson
 from .translation import tr as _
 
 ADDED_MODELS = "AddedModels"
+ACCEPTED_LICENCES = "AcceptedLicences"
+PERMISSIVE = {"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0"}
+RECOGNITION = "scan-recognition"
 DEFAULT_SLICE_SPACING = 3.0
 HEADLINE_NUMBERS = 2
 # What a card says of a model that was measured beside the baseline.
@@ -246,6 +250,35 @@ def wholeCard(summary: BundleSummary) -> str:
 def licence(summary: BundleSummary) -> str:
     """The whole licence of a model's weights, to be shown before its first use."""
     return open_bundle(summary.path).license_text
+
+
+def toAccept(model: Path | None, settings: Settings) -> list[BundleSummary]:
+    """Packages of a run whose licence keeps some uses back, and which nobody here has accepted yet.
+
+    Args:
+        model: folder of the run's package; a model of the brain has the contrast checked by a package of its own.
+        settings: where what was accepted is remembered.
+    """
+    if model is None:
+        return []
+    used = {model, builtin_directory() / RECOGNITION} if _anomaly(model).get("region", BRAIN) == BRAIN else {model}
+    known = readJson(settings, ACCEPTED_LICENCES, [])
+    summaries = available([model] if model.parent != builtin_directory() else [])
+    return [
+        summary
+        for summary in summaries
+        if summary.path in used and summary.license not in PERMISSIVE and _licenceKey(summary) not in known
+    ]
+
+
+def accept(summaries: Sequence[BundleSummary], settings: Settings) -> None:
+    """Ask for these packages no more, until one comes with another licence."""
+    known = readJson(settings, ACCEPTED_LICENCES, [])
+    writeJson(settings, ACCEPTED_LICENCES, [*known, *map(_licenceKey, summaries)])
+
+
+def _licenceKey(summary: BundleSummary) -> str:
+    return f"{summary.name}: {sha256(licence(summary).encode('utf-8')).hexdigest()}"
 
 
 def devices(machine: Mapping[str, Any] | None) -> list[Device]:

@@ -10,6 +10,7 @@ import pytest
 
 import packages
 from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.models.package import builtin_directory
 from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, get_method
 from DiffusionAnomalyLib import choices
 from DiffusionAnomalyLib.progresstext import TIMINGS, expectedSeconds, rememberTimings, shortTime, timeInWords
@@ -192,6 +193,24 @@ def test_what_was_found_and_missed_is_said_in_a_sentence_with_the_packages_own_n
     shipped = [model for name in METHODS for model in choices.models(name, MemorySettings())]
     assert len(shipped) > 5
     assert [model.name for model in shipped if "missed" not in choices.measured(model.quality)] == []
+
+
+def test_licences_that_keep_uses_back_are_asked_for_once(tmp_path: Path) -> None:
+    settings = MemorySettings()
+    guided = builtin_directory() / "flair-guided"
+    asked = choices.toAccept(guided, settings)
+    assert [(one.name, one.license) for one in asked] == [
+        ("flair-guided", "CC-BY-NC-SA-4.0"),
+        ("scan-recognition", "CC-BY-NC-SA-4.0"),
+    ]
+    choices.accept(asked, settings)
+    assert choices.toAccept(guided, settings) == []
+    fresh = MemorySettings()
+    assert [one.name for one in choices.toAccept(builtin_directory() / "flair-localise", fresh)] == ["scan-recognition"]
+    assert choices.toAccept(builtin_directory() / "headct-localise", fresh) == []  # permissive, and not of the brain
+    assert choices.toAccept(None, fresh) == []
+    own = packages.guided(tmp_path / "own").path  # CC0-1.0
+    assert [one.name for one in choices.toAccept(own, fresh)] == ["scan-recognition"]
 
 
 def test_devices_come_from_the_machine_and_one_that_cannot_work_says_so() -> None:

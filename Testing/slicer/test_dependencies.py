@@ -145,6 +145,12 @@ def test_an_update_asks_for_newer_versions_within_the_ranges_and_says_what_is_th
     assert "PyTorch 9.9" in asked and "MONAI 9.9" in asked and "other extensions use them too" in asked
 
 
+def test_the_page_on_computers_without_a_network_names_every_package() -> None:
+    page = (REPOSITORY / "docs" / "how-to" / "slicer-offline.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if "pip download" in line)
+    assert {requirement.name for requirement in dependencies.required()} <= set(line.split())
+
+
 def test_a_folder_brings_torchvision_when_it_has_a_wheel_of_it(tmp_path: Path) -> None:
     (command,) = dependencies.steps(dependencies.required(), "PythonSlicer", tmp_path)
     assert "torchvision" not in command

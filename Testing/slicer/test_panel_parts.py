@@ -76,7 +76,13 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         assert standins.said(ui.notListedLabel) == "Not listed: outline, photo"
         why = ui.notListedLabel.setToolTip.call_args.args[0]
         assert "outline: a label map" in why and "photo: several values" in why
+        slicer.util.confirmOkCancelDisplay = MagicMock(return_value=False)
         panel.run.onRun()
+        assert detection.queue.entries == []
+        assert "scan-recognition" in slicer.util.confirmOkCancelDisplay.call_args.args[0]
+        slicer.util.confirmOkCancelDisplay.return_value = True
+        panel.run.onRun()
+        slicer.util.confirmOkCancelDisplay = None  # it is asked once
         (entry,) = detection.queue.entries
         panel.refresh()
         assert standins.said(ui.runButton) == "Cancel"

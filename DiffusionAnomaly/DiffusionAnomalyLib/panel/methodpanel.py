@@ -132,6 +132,27 @@ class MethodPanel:
         area = asked.minArea if choices.looksAtPictures(folder) else None
         return replace(asked, model=str(folder) if folder else None, steps=steps, minArea=area)
 
+    def licencesAccepted(self, parameters: Any) -> bool:
+        """Whether the licences of all weights of the run are accepted; asked once before their first use."""
+        model = self.model(parameters)
+        asked = choices.toAccept(model.path if model else None, self._settings)
+        if not asked:
+            return True
+        names = "\n".join(f"• {summary.name}: {summary.license}" for summary in asked)
+        accepted = slicer.util.confirmOkCancelDisplay(
+            plain(
+                _(
+                    "The weights that this run uses have licences that do not allow every use, such as a commercial "
+                    "one:\n\n{names}\n\nThe details show them in full. Do you accept them?"
+                ).format(names=names)
+            ),
+            _("Licence of the weights"),
+            detailedText="\n\n".join(f"{summary.name}\n\n{choices.licence(summary)}" for summary in asked),
+        )
+        if accepted:
+            choices.accept(asked, self._settings)
+        return bool(accepted)
+
     def model(self, parameters: Any) -> BundleSummary | None:
         """The package that will run: the one chosen, else the first of the method."""
         gone = [entry for entry in self._shown if not choices.isThere(entry.path)]

@@ -111,6 +111,8 @@ class RunPanel:
             if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same request, clicked twice
                 self._queue.cancel(running)
             return
+        if not self._method.licencesAccepted(parameters):
+            return
         try:
             with slicer.util.WaitCursor():
                 request = self._method.request(parameters)
