@@ -43,7 +43,7 @@ class DiffusionAnomaly(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Finds what is improbable in a brain scan with generative denoising diffusion models (not diffusion MRI): "
             "an anomaly map, a segmentation and a table of findings. For research use only. Not for diagnosis. "
-            'See <a href="https://github.com/DiffusionAnomaly/DiffusionAnomaly">the documentation</a>.'
+            'See <a href="https://github.com/DiffusionAnomaly/SlicerDiffusionAnomaly">the documentation</a>.'
         )
         self.parent.acknowledgementText = _(
             "After Pinaya et al., MICCAI 2022 (arXiv 2206.03461), and Wolleb et al., MICCAI 2022 (arXiv 2203.04306)."
