@@ -6,7 +6,7 @@ scene. ``refresh`` shows all of it anew and may be called at any time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qt
 
@@ -18,6 +18,10 @@ from .installpanel import InstallPanel
 from .methodpanel import MethodPanel
 from .resultpanel import ResultPanel
 from .runpanel import RunPanel
+
+if TYPE_CHECKING:
+    from ..process.jobqueue import Entry
+    from ..scene.results import ResultNodes
 
 TICK_MS = 100
 
@@ -41,7 +45,7 @@ class Panel:
         self.run = RunPanel(context, detection, self.input, self.install, self.method, self.results)
         self.export = ExportPanel(context, self.results)
         detection.onChanged = self.refreshSoon
-        detection.onResults = self.results.select
+        detection.onResults = self._onResults
         # A drag of a slider or a busy worker changes things more often than they can be read.
         self._soon = qt.QTimer()
         self._soon.setSingleShot(True)
@@ -79,13 +83,20 @@ class Panel:
     def close(self) -> None:
         """Stop the timers and every process; nothing is called back any more."""
         self._context.parameters = None
-        self._timer.stop()
-        self._soon.stop()
+        for timer, handler in ((self._timer, self._tick), (self._soon, self.refresh)):
+            timer.stop()
+            timer.disconnect("timeout()", handler)
         self.install.close()
         self.method.close()
         self.results.forget()
         self.export.close()
         self.detection.close()
+
+    def _onResults(self, entry: Entry, nodes: ResultNodes) -> None:
+        """What has come is read next: its section opens, and the settings make room."""
+        self._context.ui.resultsCollapsibleButton.collapsed = False
+        self._context.ui.methodCollapsibleButton.collapsed = True
+        self.results.select(entry, nodes)
 
     def _tick(self) -> None:
         if (seen := self._versions()) != self._seen:

@@ -117,6 +117,22 @@ def problemWithMask(node: Any) -> str:
     return ""
 
 
+def notListed(scene: Any) -> dict[str, str]:
+    """Why volumes of the scene are not offered as scans, by name; what the module made itself is left out."""
+    reasons = {}
+    for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode", scene):
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" or node.GetAttribute(attributes.ROLE) is not None:
+            continue
+        if node.IsA("vtkMRMLLabelMapVolumeNode"):
+            reason = _("a label map; it can be the brain mask")
+        elif node.IsA("vtkMRMLVectorVolumeNode"):
+            reason = _("several values a voxel, such as colours; Vector to Scalar Volume makes a scan of it")
+        else:
+            reason = _("not a scalar volume; extract one first")
+        reasons[node.GetName() or ""] = reason
+    return reasons
+
+
 def describe(node: Any) -> str:
     """A line on a volume: size, spacing, orientation, and the contrast that its name or header gives away."""
     image = node.GetImageData()
