@@ -402,6 +402,22 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         kept = slicer.mrmlScene.GetFirstNodeByName("DiffusionAnomaly heat")  # the colours, for the next result
         assert kept is not None and slicer.mrmlScene.GetNumberOfNodes() <= before + 1
 
+    def test_removing_or_deleting_a_result_blends_no_other_exam_over_the_scan(self) -> None:
+        other = self.addScan("another exam")
+        self.addScan("today")
+        slicer.util.setSliceViewerLayers(background=self.parameters.inputVolume, foreground=None)
+        composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        for remove in (
+            lambda nodes: self.ui.removeResultButton.click(),
+            lambda nodes: slicer.mrmlScene.RemoveNode(nodes.anomalyMap),
+        ):
+            nodes = self.run_()
+            assert composite.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
+            remove(nodes)
+            self.settle()
+            assert composite.GetForegroundVolumeID() is None
+            assert composite.GetBackgroundVolumeID() == self.parameters.inputVolume.GetID() != other.GetID()
+
     def test_a_result_does_not_push_another_scan_out_of_the_views(self) -> None:
         first = self.addScan("first")
         slicer.util.setSliceViewerLayers(background=first)

@@ -83,7 +83,7 @@ class Panel:
         self._soon.stop()
         self.install.close()
         self.method.close()
-        self.results.forget()
+        self.results.close()
         self.export.close()
         self.detection.close()
 

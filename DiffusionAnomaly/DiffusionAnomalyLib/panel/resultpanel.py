@@ -11,6 +11,7 @@ import slicer
 from ..scene import attributes, display, findingsTable, results, segmentation
 from ..scene.livethreshold import LiveThreshold, Thresholded
 from ..scene.results import ResultNodes
+from ..scene.watching import SceneWatch
 from ..translation import tr as _
 from .context import PanelContext
 from .qthelpers import Table, say, silent
@@ -41,6 +42,7 @@ class ResultPanel:
         self._live: LiveThreshold | None = None  # of the map that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
         self._found: Thresholded | None = None
+        self._watch = SceneWatch(self._scene, context.refreshSoon)
         self._surface = qt.QTimer()
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
@@ -99,6 +101,11 @@ class ResultPanel:
         """Let go of the anomaly map that was shown."""
         self._surface.stop()
         self._live, self._liveOf, self._found = None, ("", 0), None
+
+    def close(self) -> None:
+        """Let go of the scene."""
+        self.forget()
+        self._watch.close()
 
     def refresh(self, parameters: Any) -> None:
         nodes = self.nodes()

@@ -8,6 +8,7 @@ import numpy as np
 import slicer
 
 from ..translation import tr as _
+from . import views
 from .livethreshold import LOWEST
 
 SHOWN_FROM, SHOWN_TO = LOWEST, 4.0
@@ -57,8 +58,9 @@ def showAnomalyMap(node: Any) -> None:
 
 
 def showInSlices(scene: Any, background: Any, foreground: Any, opacity: float = OPACITY) -> None:
-    """Put an anomaly map over the scan in every slice view."""
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+    """Put an anomaly map over the scan in every slice view; what they show now is noted and comes back with it gone."""
+    views.remember(scene, foreground)
+    for composite in views.sliceComposites(scene):
         composite.SetBackgroundVolumeID(background.GetID())
         composite.SetForegroundVolumeID(foreground.GetID())
         composite.SetForegroundOpacity(opacity)
@@ -66,16 +68,14 @@ def showInSlices(scene: Any, background: Any, foreground: Any, opacity: float = 
 
 def isInView(scene: Any, background: Any) -> bool:
     """Whether a slice view shows this scan, or none shows any: then nothing else would be pushed aside."""
-    shown = {composite.GetBackgroundVolumeID() for composite in _nodes(scene, "vtkMRMLSliceCompositeNode")}
+    shown = {composite.GetBackgroundVolumeID() for composite in views.sliceComposites(scene)}
     return background.GetID() in shown or not any(map(scene.GetNodeByID, filter(None, shown)))
 
 
 def hideAnomalyMap(scene: Any, anomalyMap: Any) -> None:
-    """Take an anomaly map and its colour scale out of the slice views."""
+    """Take an anomaly map and its colour scale out of the slice views, which show again what they showed before."""
     showLegend(anomalyMap, False)
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
-        if composite.GetForegroundVolumeID() == anomalyMap.GetID():
-            composite.SetForegroundVolumeID(None)
+    views.putBack(scene, anomalyMap)
 
 
 def showLegend(node: Any, shown: bool) -> None:
@@ -98,21 +98,15 @@ def showLegend(node: Any, shown: bool) -> None:
 
 def setOpacity(scene: Any, foreground: Any, opacity: float) -> None:
     """Change the opacity of an anomaly map where it is shown."""
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+    for composite in views.sliceComposites(scene):
         if composite.GetForegroundVolumeID() == foreground.GetID():
             composite.SetForegroundOpacity(opacity)
 
 
 def jumpTo(scene: Any, ras: tuple[float, float, float]) -> None:
     """Let all slice views show a point."""
-    for sliceNode in _nodes(scene, "vtkMRMLSliceNode"):
+    for sliceNode in views.nodesOf(scene, "vtkMRMLSliceNode"):
         sliceNode.JumpSliceByOffsetting(*ras)
-
-
-def _nodes(scene: Any, className: str) -> list[Any]:
-    nodes = scene.GetNodesByClass(className)
-    nodes.UnRegister(None)  # the collection comes with a reference that nobody else takes
-    return [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
 
 
 def _lookup(count: int) -> np.ndarray:

@@ -23,7 +23,7 @@ import vtk
 from diffusion_anomaly.errors import InputError
 
 from ..translation import tr as _
-from . import attributes
+from . import attributes, views
 from .display import showAnomalyMap
 from .findingsTable import fillTable, makeTable
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
@@ -32,7 +32,7 @@ from .volumes import ijkToRas, onGrid
 
 # What a node is to its result. Scenes are saved with these values, so they stay as they are.
 ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN = (
-    "heat",
+    attributes.MAP,
     "labelMap",
     "segmentation",
     "findings",
@@ -206,7 +206,8 @@ def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
 
 
 def removeResults(scene: Any, nodes: ResultNodes) -> None:
-    """Take a result out of the scene, with what shows and stores it."""
+    """Take a result out of the scene, with what shows and stores it; the views show what they showed before it."""
+    views.release(scene, nodes.anomalyMap, nodes.all)
     for node in nodes.all:
         helpers = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
         if node.IsA("vtkMRMLDisplayableNode"):
