@@ -287,8 +287,41 @@ def test_the_table_holds_what_the_engine_measured(scene: Any, scan: Any, tmp_pat
         assert values[0] == str(finding.id)
         assert values[1:4] == pytest.approx([finding.volume_ml, finding.peak_score, finding.mean_score])
         assert values[4:7] == pytest.approx(finding.centroid_ras)
-        assert tuple(values[7:]) == finding.slices
+        assert tuple(values[7:9]) == finding.slices
     assert nodes.table.GetColumnUnitLabel("Volume") == "ml"
+
+
+@pytest.mark.parametrize("moved", ["before the run", "after the run"])
+def test_table_and_panel_tell_places_as_the_views_do(scene: Any, scan: Any, tmp_path: Path, moved: str) -> None:
+    turned = np.eye(4)
+    turned[:3, :3], turned[:3, 3] = phantom.rotation([5.0, 6.0, 70.0]), (10.0, -20.0, 30.0)
+    transform = mrmlscene.addTransform(scene, turned)
+    if moved == "before the run":
+        scan.SetAndObserveTransformNodeID(transform.GetID())
+    nodes = load(scene, scan, tmp_path)
+    found = results.liveThresholdOf(nodes).at(nodes.threshold, 0.0)
+    if moved == "after the run":
+        scan.SetAndObserveTransformNodeID(transform.GetID())
+        assert results.keepTogether(nodes) == ""
+        assert not findingsTable.isInPlace(nodes.table, nodes.anomalyMap, found)
+        findingsTable.fillTable(nodes.table, nodes.anomalyMap, results.liveThresholdOf(nodes), found)
+    assert findingsTable.isInPlace(nodes.table, nodes.anomalyMap, found)
+    expected = mrmlscene.world(scan, MARKED)
+    table = nodes.table.GetTable()
+    assert [table.GetColumnByName(axis).GetValue(0) for axis in "RAS"] == pytest.approx(expected)
+    sides = [
+        f"{abs(value):.1f} {side[int(value < 0)]}" for value, side in zip(expected, ("RL", "AP", "SI"), strict=True)
+    ]
+    assert findingsTable.inWords(found.findings[0], nodes.anomalyMap) == ", ".join(sides)
+    for node in (nodes.anomalyMap, nodes.labelMap, nodes.segmentation):
+        assert node.GetTransformNodeID() == transform.GetID()
+
+
+def test_a_scan_that_was_hardened_or_cropped_since_is_said_to_have_moved(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    assert results.keepTogether(nodes) == ""
+    scan.SetOrigin(1.0, 2.0, 3.0)
+    assert "the result lies where the scan was" in results.keepTogether(nodes)
 
 
 def test_a_name_stays_with_its_finding_when_the_threshold_moves(scene: Any, scan: Any, tmp_path: Path) -> None:
@@ -301,13 +334,13 @@ def test_a_name_stays_with_its_finding_when_the_threshold_moves(scene: Any, scan
     ]
     found = results.applyThreshold(nodes, live, 2.0, 0.0)
     assert names() == ["1", "2"]
-    findingsTable.setName(nodes.table, live, found, 1, "left parietal")
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, found, 1, "left parietal")
     assert names() == ["1", "left parietal"]
     results.applyThreshold(nodes, live, 3.3, 0.0)
     assert names() == ["1"]
     found = results.applyThreshold(nodes, live, 2.7, 0.0)
     assert names() == ["1", "left parietal"]
-    findingsTable.setName(nodes.table, live, found, 1, "")
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, found, 1, "")
     assert names() == ["1", "2"]
 
 
@@ -316,7 +349,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     nodes = load(scene, scan, tmp_path, anomaly_map)
     live = results.liveThresholdOf(nodes)
     found = results.applyThreshold(nodes, live, 2.6, 0.1)
-    findingsTable.setName(nodes.table, live, found, 0, '5" ä;\tfirst:\n50%')
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, found, 0, '5" ä;\tfirst:\n50%')
     facts = {name: nodes.anomalyMap.GetAttribute(name) for name in nodes.anomalyMap.GetAttributeNames()}
     before = slicer.util.arrayFromVolume(nodes.labelMap).copy()
     saved = tmp_path / "saved.mrb"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import qt
 import slicer
 
-from ..scene import attributes, display, findingsTable, results, segmentation
+from ..scene import attributes, display, findingsTable, results, segmentation, sequences
 from ..scene.livethreshold import LiveThreshold, Thresholded
 from ..scene.results import ResultNodes
 from ..scene.watching import SceneWatch
@@ -41,6 +41,7 @@ class ResultPanel:
         self._table = Table(self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak score"), _("Centre (mm)")])
         self._live: LiveThreshold | None = None  # of the map that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
+        self._overlays: bool | None = None  # as they were last shown or hidden, so that a user's own opacity stays
         self._found: Thresholded | None = None
         self._watch = SceneWatch(self._scene, context.refreshSoon)
         self._surface = qt.QTimer()
@@ -100,7 +101,7 @@ class ResultPanel:
     def forget(self) -> None:
         """Let go of the anomaly map that was shown."""
         self._surface.stop()
-        self._live, self._liveOf, self._found = None, ("", 0), None
+        self._live, self._liveOf, self._found, self._overlays = None, ("", 0), None, None
 
     def close(self) -> None:
         """Let go of the scene."""
@@ -109,6 +110,7 @@ class ResultPanel:
 
     def refresh(self, parameters: Any) -> None:
         nodes = self.nodes()
+        self._watch.follow(None if nodes is None else nodes.inputNode)
         with silent(self._ui.resultSelector):
             self._ui.resultSelector.setCurrentNode(parameters.result)
         for widget in self._controls():
@@ -119,13 +121,16 @@ class ResultPanel:
             self._table.show([])
             return
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
-        display.showLegend(nodes.anomalyMap, parameters.output.colorScale)
         if (shown := nodes.anomalyMap.GetVolumeDisplayNode()) is not None:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
-        say(self._ui.warningLabel, "\n".join(attributes.warnings(nodes.anomalyMap)))
+        doubts = [results.keepTogether(nodes), results.otherFrame(nodes), *attributes.warnings(nodes.anomalyMap)]
+        say(self._ui.warningLabel, "\n".join(filter(None, doubts)))
+        self._showOverlays(nodes)
         if self._found is None or self._isStale(nodes):
             self._found = self._threshold(nodes).at(nodes.threshold, nodes.minVolumeMl)
+        if nodes.table is not None and not findingsTable.isInPlace(nodes.table, nodes.anomalyMap, self._found):
+            findingsTable.fillTable(nodes.table, nodes.anomalyMap, self._threshold(nodes), self._found)
         self._showThreshold(nodes)
         self._showFindings(nodes)
 
@@ -148,13 +153,14 @@ class ResultPanel:
         """Let all slice views show a finding."""
         nodes = self.nodes()
         if nodes is not None and self._found is not None and 0 <= row < len(self._found.findings):
+            sequences.goTo(nodes.anomalyMap, nodes.inputNode)
             display.jumpTo(self._scene, findingsTable.centre(self._found.findings[row], nodes.anomalyMap))
 
     def name(self, row: int, name: str) -> None:
         """Name a finding."""
         nodes = self.nodes()
         if nodes is not None and nodes.table is not None and self._found is not None:
-            findingsTable.setName(nodes.table, self._threshold(nodes), self._found, row, name)
+            findingsTable.setName(nodes.table, nodes.anomalyMap, self._threshold(nodes), self._found, row, name)
             self._showFindings(nodes)
 
     def remove(self) -> None:
@@ -163,6 +169,17 @@ class ResultPanel:
             self.forget()
             results.removeResults(self._scene, nodes)
             self._context.refreshSoon()
+
+    def _showOverlays(self, nodes: ResultNodes) -> None:
+        """Map, outline and colour scale, unless the scan shows another frame than the one that they belong to."""
+        if (parameters := self._context.parameters) is None:
+            return
+        shown = sequences.isInView(nodes.anomalyMap, nodes.inputNode)
+        if shown != self._overlays and (self._overlays is not None or not shown):
+            display.setOpacity(self._scene, nodes.anomalyMap, parameters.output.opacity if shown else 0.0)
+            results.outlineOnly(self._scene, nodes if shown else None)
+        self._overlays = shown
+        display.showLegend(nodes.anomalyMap, shown and parameters.output.colorScale)
 
     def _showThreshold(self, nodes: ResultNodes) -> None:
         """The slider reaches as far as there are scores, so that every step of a drag does something."""
@@ -192,7 +209,7 @@ class ResultPanel:
                 names.get(finding.id, str(finding.id)),
                 f"{finding.size:.2f}" if unit == "ml" else f"{finding.size:.0f} {unit}",
                 f"{finding.peak_score:.2f}",
-                findingsTable.inWords(finding),
+                findingsTable.inWords(finding, nodes.anomalyMap),
             )
             for finding in self._found.findings
         ]

@@ -1,4 +1,6 @@
-"""The findings as a table node: one row each, in the scene's own coordinates, with names that the user gives.
+"""The findings as a table node: one row each, in the coordinates of the views, with names that the user gives.
+
+Where a finding lies is told as the views tell it, with the transforms that the scan is under.
 
 A name belongs to a place, the voxel with the highest score of the finding that was named, so that it stays with the
 finding when another threshold gives every finding another number.
@@ -48,10 +50,10 @@ def makeTable(scene: Any, name: str) -> Any:
     return scene.AddNode(node)
 
 
-def fillTable(node: Any, live: LiveThreshold, found: Thresholded) -> None:
+def fillTable(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded) -> None:
     """Write the findings into the table, in place of those that were there."""
     names = namesOf(node, live, found)
-    rows = [_row(finding, names.get(finding.id, "")) for finding in found.findings]
+    rows = [_row(finding, centre(finding, anomalyMap), names.get(finding.id, "")) for finding in found.findings]
     table = vtk.vtkTable()
     for index, (title, kind, _unit) in enumerate(COLUMNS):
         column = kind()
@@ -66,14 +68,25 @@ def fillTable(node: Any, live: LiveThreshold, found: Thresholded) -> None:
             node.SetColumnUnitLabel(title, live.unit if title == VOLUME else unit)
 
 
-def setName(node: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
+def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:
+    """Whether the table says where the findings are by now: a transform above them may have moved since."""
+    columns = [node.GetTable().GetColumnByName(axis) for axis in (RIGHT, ANTERIOR, SUPERIOR)]
+    if None in columns or node.GetNumberOfRows() != len(found.findings):
+        return False
+    return all(
+        np.allclose([column.GetValue(row) for column in columns], centre(finding, anomalyMap), atol=1e-3)
+        for row, finding in enumerate(found.findings)
+    )
+
+
+def setName(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
     """Name the finding of a row; an empty name takes the name away."""
     finding = found.findings[row]
     kept = [entry for entry in _given(node) if _idAt(entry[0], live, found) != finding.id]
     if cleaned := clean(name):
         kept.append([_peakVoxel(finding, live, found), cleaned])
     node.SetAttribute(NAMES, json.dumps(kept))
-    fillTable(node, live, found)
+    fillTable(node, anomalyMap, live, found)
 
 
 def clean(name: str) -> str:
@@ -102,7 +115,7 @@ def centre(finding: Finding, anomalyMap: Any) -> tuple[float, float, float]:
     return world[0], world[1], world[2]
 
 
-def inWords(finding: Finding) -> str:
+def inWords(finding: Finding, anomalyMap: Any) -> str:
     """Where a finding lies, as Slicer's views name it: millimetres, each with the side of the patient that it is on.
 
     A picture does not say where the patient's sides are: column and row, as Slicer's Data Probe counts them.
@@ -110,7 +123,7 @@ def inWords(finding: Finding) -> str:
     if finding.centroid_pixel is not None:
         column, row = finding.centroid_pixel
         return _("column {column:.0f}, row {row:.0f}").format(column=column, row=row)
-    sides = zip(finding.centroid_ras, "RAS", "LPI", strict=True)
+    sides = zip(centre(finding, anomalyMap), "RAS", "LPI", strict=True)
     return ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
 
 
@@ -130,13 +143,13 @@ def summary(findings: Sequence[Finding], unit: str = "ml") -> str:
     )
 
 
-def _row(finding: Finding, name: str) -> list[Any]:
+def _row(finding: Finding, place: tuple[float, float, float], name: str) -> list[Any]:
     return [
         name or str(finding.id),
         finding.size,
         finding.peak_score,
         finding.mean_score,
-        *finding.centroid_ras,
+        *place,
         *finding.slices,
     ]
 

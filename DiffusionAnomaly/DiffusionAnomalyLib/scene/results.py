@@ -23,11 +23,12 @@ import vtk
 from diffusion_anomaly.errors import InputError
 
 from ..translation import tr as _
-from . import attributes, views
+from . import attributes, sequences, views
 from .display import showAnomalyMap
 from .findingsTable import fillTable, makeTable
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
+from .sequences import Frame
 from .volumes import ijkToRas, onGrid
 
 # What a node is to its result. Scenes are saved with these values, so they stay as they are.
@@ -61,6 +62,7 @@ class Place:
         size: voxels along i, j, k.
         matrix: from voxel index to RAS, 16 numbers, row by row.
         node: the node itself, weakly held: another one may get its id once the scene was closed.
+        frame: of a sequence's volume, the frame that it showed; its voxels are others once that changes.
     """
 
     nodeId: str
@@ -68,13 +70,15 @@ class Place:
     size: tuple[int, ...]
     matrix: tuple[float, ...]
     node: Any = field(default=None, compare=False, repr=False)
+    frame: Frame | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, node: Any) -> Place:
         matrix = tuple(float(value) for value in ijkToRas(node).ravel())
         held = vtk.vtkWeakReference()
         held.Set(node)
-        return cls(node.GetID(), node.GetName(), tuple(node.GetImageData().GetDimensions()), matrix, held)
+        size = tuple(node.GetImageData().GetDimensions())
+        return cls(node.GetID(), node.GetName(), size, matrix, held, sequences.frameOf(node))
 
     def find(self, scene: Any) -> Any:
         """The volume node.
@@ -153,9 +157,14 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     facts[attributes.THRESHOLD] = str(threshold)
     if scene.GetUndoFlag():
         scene.SaveStateForUndo()
-    read = _Read(anomalyMap, reconstruction, brain, report, _title(scene, inputNode.GetName(), document["method"]))
+    scan = inputNode.GetName()
+    if place.frame is not None:
+        scan = _("{name} frame {number}").format(name=scan, number=place.frame.number + 1)
+    read = _Read(anomalyMap, reconstruction, brain, report, _title(scene, scan, document["method"]))
     with _together(scene):
         nodes = _make(scene, inputNode, read, live, found, wanted)
+        if place.frame is not None:
+            sequences.tie(nodes.anomalyMap, place.frame)
         if nodes.segmentation is not None:
             nameAlgorithm(nodes.segmentation, attributes.algorithm(document))
         for role, node in _byRole(nodes).items():
@@ -198,6 +207,33 @@ def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, mi
     return found
 
 
+def keepTogether(nodes: ResultNodes) -> str:
+    """Put a result under the transform that the scan is under by now, and say if it lies elsewhere all the same."""
+    transform, before = nodes.inputNode.GetTransformNodeID(), nodes.anomalyMap.GetTransformNodeID()
+    if transform != before:
+        for node in nodes.all:
+            if node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() == before:
+                node.SetAndObserveTransformNodeID(transform)
+    image, scan = nodes.anomalyMap.GetImageData(), nodes.inputNode.GetImageData()
+    if scan is not None and (
+        image.GetDimensions() != scan.GetDimensions()
+        or not np.allclose(ijkToRas(nodes.anomalyMap), ijkToRas(nodes.inputNode), atol=1e-3)
+    ):
+        return _("{name} was cropped, resampled or moved since: the result lies where the scan was.").format(
+            name=nodes.inputNode.GetName()
+        )
+    return ""
+
+
+def otherFrame(nodes: ResultNodes) -> str:
+    """What to say when the scan shows another frame of its sequence than the one that the result belongs to."""
+    if sequences.isInView(nodes.anomalyMap, nodes.inputNode):
+        return ""
+    return _(
+        "The result belongs to {frame}; the views show {shown}, so it is hidden. Click a finding to go there."
+    ).format(frame=sequences.analysed(nodes.anomalyMap), shown=sequences.frameOf(nodes.inputNode))
+
+
 def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
     """Draw the segmentation of one result alone: those of others would lie over it, or over another scan."""
     for nodes in resultsIn(scene):
@@ -234,6 +270,7 @@ def _make(
     """All nodes of a result, filled."""
     name = read.title
     anomalyMap = _volume(scene, _("{name} anomaly map").format(name=name), read.anomalyMap, inputNode)
+    anomalyMap.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())  # the table tells places with it
     nodes = ResultNodes(inputNode, anomalyMap, None)
     showAnomalyMap(nodes.anomalyMap)
     nodes.table = makeTable(scene, _("{name} findings").format(name=name))
@@ -277,7 +314,7 @@ def _fill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> None:
     if nodes.segmentation is not None:
         fillSegmentation(nodes.segmentation, nodes.anomalyMap, live, found)
     if nodes.table is not None:
-        fillTable(nodes.table, live, found)
+        fillTable(nodes.table, nodes.anomalyMap, live, found)
 
 
 def _byRole(nodes: ResultNodes) -> dict[str, Any]:
