@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ import vtk
 from diffusion_anomaly.errors import InputError
 
 from ..translation import tr as _
-from . import attributes, sequences, views
+from . import attributes, review, segmentation, sequences, views
 from .display import showAnomalyMap
 from .findingsTable import fillTable, makeTable
+from .history import Snapshot
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
 from .sequences import Frame
@@ -196,15 +197,63 @@ def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
     return LiveThreshold(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap)), minArea)
 
 
+def findingsOf(nodes: ResultNodes, live: LiveThreshold) -> Thresholded:
+    """Findings at the threshold in force, and the mask without those that were rejected."""
+    return _kept(nodes, live, live.at(nodes.threshold, nodes.minVolumeMl))
+
+
 def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, minVolumeMl: float) -> Thresholded:
-    """Let label map, segmentation and table follow another threshold, and note it on every node."""
-    threshold = max(threshold, LOWEST)
-    found = live.at(threshold, minVolumeMl)
+    """Let label map, segmentation and table follow another threshold, and note it on every node.
+
+    What was edited by hand is written over, see ``keepEdits``; what was rejected stays out of the mask.
+    """
+    found = _kept(nodes, live, live.at(threshold, minVolumeMl))
     _fill(nodes, live, found)
     for node in nodes.all:
-        node.SetAttribute(attributes.THRESHOLD, str(float(threshold)))
+        node.SetAttribute(attributes.THRESHOLD, str(float(found.threshold)))
         node.SetAttribute(attributes.MIN_VOLUME, str(float(minVolumeMl)))
     return found
+
+
+def applyReview(
+    nodes: ResultNodes,
+    live: LiveThreshold,
+    found: Thresholded,
+    row: int,
+    *,
+    state: str | None = None,
+    comment: str | None = None,
+) -> Thresholded:
+    """Accept, reject or comment the finding of a row: mask and table follow, and what was edited by hand stays.
+
+    Returns:
+        The findings with the mask as it is now.
+    """
+    if nodes.table is None:
+        return found
+    review.setReview(nodes.table, live, found, row, state=state, comment=comment)
+    return _refill(nodes, live, found)
+
+
+def restore(nodes: ResultNodes, live: LiveThreshold, found: Thresholded, earlier: Snapshot) -> Thresholded:
+    """Go back to what a result was, see ``history``."""
+    moved = (earlier.threshold, earlier.minVolumeMl) != (nodes.threshold, nodes.minVolumeMl)
+    earlier.apply(nodes)
+    if moved:
+        return applyThreshold(nodes, live, earlier.threshold, earlier.minVolumeMl)
+    return _refill(nodes, live, found)
+
+
+def isEdited(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> bool:
+    """Whether somebody has edited the segmentation, so that another threshold would take the work away."""
+    return nodes.segmentation is not None and segmentation.isEdited(
+        nodes.segmentation, nodes.anomalyMap, live, found.mask
+    )
+
+
+def keepEdits(nodes: ResultNodes) -> Any:
+    """A copy of the segmentation as it was edited; no threshold changes it any more."""
+    return segmentation.copyOf(nodes.segmentation, _("{name}, edited").format(name=nodes.segmentation.GetName()))
 
 
 def keepTogether(nodes: ResultNodes) -> str:
@@ -315,6 +364,24 @@ def _fill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> None:
         fillSegmentation(nodes.segmentation, nodes.anomalyMap, live, found)
     if nodes.table is not None:
         fillTable(nodes.table, nodes.anomalyMap, live, found)
+
+
+def _refill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> Thresholded:
+    """The table anew after a review, and the mask where it changes."""
+    whole = replace(found, mask=(found.labels > 0).astype(np.uint8))
+    now = _kept(nodes, live, whole)
+    if not np.array_equal(now.mask, found.mask):
+        if nodes.labelMap is not None:
+            segmentation.patchLabelMap(nodes.labelMap, live, found.mask, now.mask)
+        if nodes.segmentation is not None:
+            segmentation.patchSegmentation(nodes.segmentation, nodes.anomalyMap, live, found.mask, now.mask)
+    if nodes.table is not None:
+        fillTable(nodes.table, nodes.anomalyMap, live, now)
+    return now
+
+
+def _kept(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> Thresholded:
+    return found if nodes.table is None else review.kept(nodes.table, live, found)
 
 
 def _byRole(nodes: ResultNodes) -> dict[str, Any]:

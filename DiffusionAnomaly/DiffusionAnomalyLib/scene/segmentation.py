@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,75 @@ def fillSegmentation(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thr
         return
     image = segment.GetRepresentation(_binary())
     scalars = image.GetPointData().GetScalars() if image else None
-    if scalars is None or image.GetExtent() != _extent(live) or not _isOnGrid(image, anomalyMap):
-        # The segment was edited, or was stored with a smaller extent.
+    isOurs = scalars is not None and image.GetExtent() == _extent(live) and _isOnGrid(image, anomalyMap)
+    if not isOurs or _isShared(segmentation, image):
+        # The segment was edited, or was stored with a smaller extent, or together with others.
         image = _boxImage(live, anomalyMap)
         segment.AddRepresentation(_binary(), image)
         scalars = image.GetPointData().GetScalars()
+    segment.SetLabelValue(1)
     vtk_to_numpy(scalars).reshape(found.mask.shape)[:] = found.mask
     scalars.Modified()
     image.Modified()
+
+
+def patchLabelMap(node: Any, live: LiveThreshold, before: np.ndarray, after: np.ndarray) -> None:
+    """Change the label map where two masks of the box differ, and nowhere else: what was edited by hand stays."""
+    if node.GetImageData() is None or slicer.util.arrayFromVolume(node).shape != live.shape:
+        return
+    changed = before != after
+    slicer.util.arrayFromVolume(node)[live.box][changed] = after[changed]
+    slicer.util.arrayFromVolumeModified(node)
+
+
+def patchSegmentation(node: Any, anomalyMap: Any, live: LiveThreshold, before: np.ndarray, after: np.ndarray) -> None:
+    """The same of the segment, on whatever grid it is edited."""
+    segmentation = node.GetSegmentation()
+    segment = segmentation.GetSegment(SEGMENT)
+    if segment is None:
+        return
+    mask = (slicer.util.arrayFromSegmentBinaryLabelmap(node, SEGMENT, anomalyMap) != 0).astype(np.uint8)
+    changed = before != after
+    mask[live.box][changed] = after[changed]
+    segment.SetLabelValue(1)
+    segment.AddRepresentation(_binary(), _orientedImage(mask, (0, 0, 0), anomalyMap))
+
+
+def isEdited(node: Any, anomalyMap: Any, live: LiveThreshold, mask: np.ndarray) -> bool:
+    """Whether the segment is another one than the mask of the box that was last written: somebody has edited it."""
+    if node.GetSegmentation().GetSegment(SEGMENT) is None:
+        return False
+    expected = np.zeros(live.shape, dtype=bool)
+    expected[live.box] = mask != 0
+    return not np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(node, SEGMENT, anomalyMap) != 0, expected)
+
+
+def versionOf(node: Any) -> int:
+    """Changes when the segment may have been edited."""
+    segment = node.GetSegmentation().GetSegment(SEGMENT)
+    image = None if segment is None else segment.GetRepresentation(_binary())
+    scalars = None if image is None else image.GetPointData().GetScalars()
+    return 0 if scalars is None else max(image.GetMTime(), scalars.GetMTime())
+
+
+def copyOf(node: Any, name: str) -> Any:
+    """A copy that belongs to no result, so that nothing changes it any more, beside the node in the hierarchy."""
+    scene = node.GetScene()
+    copy = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
+    copy.GetSegmentation().DeepCopy(node.GetSegmentation())
+    reference = node.GetReferenceImageGeometryReferenceRole()
+    copy.SetNodeReferenceID(reference, node.GetNodeReferenceID(reference))
+    copy.SetAndObserveTransformNodeID(node.GetTransformNodeID())
+    copy.CreateDefaultDisplayNodes()
+    copy.GetDisplayNode().SetVisibility(False)
+    return copy
+
+
+def _isShared(segmentation: Any, image: Any) -> bool:
+    """Slicer stores segments that do not overlap in one image; writing into it would write into the others too."""
+    ids = [segmentation.GetNthSegmentID(index) for index in range(segmentation.GetNumberOfSegments())]
+    others = (segmentation.GetSegment(name) for name in ids if name != SEGMENT)
+    return any(other.GetRepresentation(_binary()) is image for other in others)
 
 
 def _isOnGrid(image: Any, anomalyMap: Any) -> bool:
@@ -135,10 +197,16 @@ def _extent(live: LiveThreshold) -> tuple[int, ...]:
 
 def _boxImage(live: LiveThreshold, inputNode: Any) -> Any:
     """An empty oriented image over the anomaly map's box, in the scan's own indices."""
-    image = slicer.vtkOrientedImageData()
-    image.SetExtent(_extent(live))
     shape = tuple(part.stop - part.start for part in live.box)
-    scalars = numpy_to_vtk(np.zeros(int(np.prod(shape)), dtype=np.uint8), deep=True)
+    return _orientedImage(np.zeros(shape, dtype=np.uint8), [part.start for part in live.box][::-1], inputNode)
+
+
+def _orientedImage(mask: np.ndarray, first: Sequence[int], inputNode: Any) -> Any:
+    """A mask, k j i, whose first voxel has these indices i, j, k of the scan's grid."""
+    image = slicer.vtkOrientedImageData()
+    ends = zip(first, mask.shape[::-1], strict=True)
+    image.SetExtent([bound for start, count in ends for bound in (start, start + count - 1)])
+    scalars = numpy_to_vtk(mask.ravel(), deep=True)
     scalars.SetName("ImageScalars")
     image.GetPointData().SetScalars(scalars)
     image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(ijkToRas(inputNode)))
