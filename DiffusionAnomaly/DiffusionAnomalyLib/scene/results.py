@@ -24,7 +24,7 @@ from diffusion_anomaly.errors import InputError
 
 from ..translation import tr as _
 from . import attributes, review, segmentation, sequences, views
-from .display import showAnomalyMap
+from .display import COLORS, showAnomalyMap, showThreshold
 from .findingsTable import fillTable, makeTable
 from .history import Snapshot
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
@@ -212,6 +212,7 @@ def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, mi
     for node in nodes.all:
         node.SetAttribute(attributes.THRESHOLD, str(float(found.threshold)))
         node.SetAttribute(attributes.MIN_VOLUME, str(float(minVolumeMl)))
+    showThreshold(nodes.anomalyMap, found.threshold)
     return found
 
 
@@ -293,7 +294,8 @@ def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
 def removeResults(scene: Any, nodes: ResultNodes) -> None:
     """Take a result out of the scene, with what shows and stores it; the views show what they showed before it."""
     views.release(scene, nodes.anomalyMap, nodes.all)
-    for node in nodes.all:
+    colors = nodes.anomalyMap.GetNodeReference(COLORS)
+    for node in (*nodes.all, *([] if colors is None else [colors])):
         helpers = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
         if node.IsA("vtkMRMLDisplayableNode"):
             shown = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
@@ -321,7 +323,7 @@ def _make(
     anomalyMap = _volume(scene, _("{name} anomaly map").format(name=name), read.anomalyMap, inputNode)
     anomalyMap.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())  # the table tells places with it
     nodes = ResultNodes(inputNode, anomalyMap, None)
-    showAnomalyMap(nodes.anomalyMap)
+    showAnomalyMap(nodes.anomalyMap, found.threshold)
     nodes.table = makeTable(scene, _("{name} findings").format(name=name))
     if wanted.labelMap:
         nodes.labelMap = makeLabelMap(scene, _("{name} anomaly mask").format(name=name), inputNode)
