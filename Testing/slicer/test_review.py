@@ -191,7 +191,9 @@ PAINTED = np.s_[1:3, 40:44, 40:44]
 
 def test_an_edit_by_hand_is_noticed_and_a_copy_keeps_it(scene: Any, nodes: ResultNodes) -> None:
     reader = Reader(nodes)
+    before = mrmlscene.nodeIds(scene)
     assert not results.isEdited(nodes, reader.live, reader.found)
+    assert mrmlscene.nodeIds(scene) == before
     version = segmentation.versionOf(nodes.segmentation)
     paint(nodes, PAINTED, 1)
     assert segmentation.versionOf(nodes.segmentation) != version
@@ -204,6 +206,20 @@ def test_an_edit_by_hand_is_noticed_and_a_copy_keeps_it(scene: Any, nodes: Resul
     assert kept[PAINTED].all() and kept[LESION].all() and not kept[BRIDGE].any()
     results.removeResults(scene, nodes)
     assert scene.GetNodeByID(copy.GetID()) is copy
+
+
+@pytest.mark.parametrize("grid", ["the scan's", "another"])
+def test_a_segment_is_read_on_the_maps_grid_as_slicer_reads_it(scene: Any, nodes: ResultNodes, grid: str) -> None:
+    paint(nodes, PAINTED, 1)
+    if grid == "another":
+        segment = nodes.segmentation.GetSegmentation().GetSegment(segmentation.SEGMENT)
+        image = segment.GetRepresentation(nodes.segmentation.GetSegmentation().GetSourceRepresentationName())
+        matrix = volumes.ijkToRas(nodes.inputNode)
+        matrix[:3, 3] += (1.0, 2.0, -7.0)
+        image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(matrix))
+    expected = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT, nodes.inputNode)
+    ours = segmentation.maskOf(nodes.segmentation, nodes.anomalyMap)
+    assert np.array_equal(ours, expected) and ours.any()
 
 
 def test_a_rejection_leaves_edits_by_hand_alone(nodes: ResultNodes) -> None:

@@ -25,7 +25,7 @@ from diffusion_anomaly.errors import InputError
 from ..translation import tr as _
 from . import attributes, review, segmentation, sequences, views
 from .display import COLORS, showAnomalyMap, showThreshold
-from .findingsTable import fillTable, makeTable
+from .findingsTable import fillTable, makeTable, namesOf
 from .history import Snapshot
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
@@ -33,7 +33,7 @@ from .sequences import Frame
 from .volumes import ijkToRas, onGrid
 
 # What a node is to its result. Scenes are saved with these values, so they stay as they are.
-ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN = (
+ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN, SEGMENTS, BRAIN_SURFACE = (
     attributes.MAP,
     "labelMap",
     "segmentation",
@@ -41,6 +41,8 @@ ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN = 
     "healed",
     "report",
     "brain",
+    "segments",
+    "brainSurface",
 )
 
 
@@ -113,11 +115,18 @@ class ResultNodes:
     reconstruction: Any = None
     report: Any = None
     brain: Any = None
+    segments: Any = None
+    brainSurface: Any = None
 
     @property
     def all(self) -> list[Any]:
         """The nodes that the detection made."""
         return list(_byRole(self).values())
+
+    @property
+    def outlines(self) -> list[Any]:
+        """The segmentations."""
+        return [node for node in (self.segmentation, self.segments) if node is not None]
 
     @property
     def threshold(self) -> float:
@@ -186,7 +195,7 @@ def resultsIn(scene: Any) -> list[ResultNodes]:
             continue
         inputNode = node.GetNodeReference(attributes.INPUT)
         if inputNode is not None:
-            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN)
+            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN, SEGMENTS, BRAIN_SURFACE)
             found.append(ResultNodes(inputNode, node, *(attributes.part(node, role) for role in parts)))
     return sorted(found, key=lambda nodes: nodes.anomalyMap.GetAttribute(f"{attributes.PREFIX}Date") or "")
 
@@ -245,6 +254,28 @@ def restore(nodes: ResultNodes, live: LiveThreshold, found: Thresholded, earlier
     return _refill(nodes, live, found)
 
 
+def segmentFindings(scene: Any, nodes: ResultNodes, live: LiveThreshold, found: Thresholded, wanted: bool) -> None:
+    """Make, fill anew or take away the segmentation in which each finding is a segment of its own."""
+    if not wanted:
+        if nodes.segments is not None:
+            removeNode(scene, nodes.segments)
+            nodes.segments = None
+        return
+    inputNode, anomalyMap = nodes.inputNode, nodes.anomalyMap
+    if nodes.segments is None:
+        name = _("{name}, each").format(name=anomalyMap.GetName())
+        nodes.segments = segmentation.makeEmpty(scene, name, inputNode)
+        nodes.segments.SetAttribute(attributes.ROLE, SEGMENTS)
+        nodes.segments.SetAttribute(attributes.RUN, anomalyMap.GetAttribute(attributes.RUN))
+        nodes.segments.SetNodeReferenceID(attributes.INPUT, inputNode.GetID())
+        attributes.tie(anomalyMap, nodes.segments, SEGMENTS)
+        nodes.segments.SetAndObserveTransformNodeID(anomalyMap.GetTransformNodeID())
+        _placeBeside(scene, nodes.segments, inputNode)
+    names = {} if nodes.table is None else namesOf(nodes.table, live, found)
+    algorithm = attributes.algorithm(attributes.document(anomalyMap))
+    segmentation.fillFindings(nodes.segments, anomalyMap, live, found, names, algorithm)
+
+
 def isEdited(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> bool:
     """Whether somebody has edited the segmentation, so that another threshold would take the work away."""
     return nodes.segmentation is not None and segmentation.isEdited(
@@ -287,8 +318,13 @@ def otherFrame(nodes: ResultNodes) -> str:
 def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
     """Draw the segmentation of one result alone: those of others would lie over it, or over another scan."""
     for nodes in resultsIn(scene):
-        if nodes.segmentation is not None and (view := nodes.segmentation.GetDisplayNode()) is not None:
-            view.SetVisibility(shown is not None and nodes.anomalyMap is shown.anomalyMap)
+        isShown = shown is not None and nodes.anomalyMap is shown.anomalyMap
+        for node in nodes.outlines:
+            if (view := node.GetDisplayNode()) is not None:
+                # One outline around a finding is enough.
+                view.SetVisibility(isShown and not (node is nodes.segmentation and nodes.segments is not None))
+        if not isShown and nodes.brainSurface is not None:
+            nodes.brainSurface.GetDisplayNode().SetVisibility(False)
 
 
 def removeResults(scene: Any, nodes: ResultNodes) -> None:
@@ -296,12 +332,17 @@ def removeResults(scene: Any, nodes: ResultNodes) -> None:
     views.release(scene, nodes.anomalyMap, nodes.all)
     colors = nodes.anomalyMap.GetNodeReference(COLORS)
     for node in (*nodes.all, *([] if colors is None else [colors])):
-        helpers = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
-        if node.IsA("vtkMRMLDisplayableNode"):
-            shown = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
-            helpers += reversed(shown)  # the colour scale before the display whose colours it explains
-        for helper in (*filter(None, helpers), node):
-            _remove(scene, helper)
+        removeNode(scene, node)
+
+
+def removeNode(scene: Any, node: Any) -> None:
+    """Take a node out of the scene, with what shows and stores it."""
+    helpers = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
+    if node.IsA("vtkMRMLDisplayableNode"):
+        shown = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+        helpers += reversed(shown)  # the colour scale before the display whose colours it explains
+    for helper in (*filter(None, helpers), node):
+        _remove(scene, helper)
 
 
 @dataclass(frozen=True)
@@ -395,6 +436,8 @@ def _byRole(nodes: ResultNodes) -> dict[str, Any]:
         RECONSTRUCTION: nodes.reconstruction,
         REPORT: nodes.report,
         BRAIN: nodes.brain,
+        SEGMENTS: nodes.segments,
+        BRAIN_SURFACE: nodes.brainSurface,
     }
     return {role: node for role, node in roles.items() if node is not None}
 
