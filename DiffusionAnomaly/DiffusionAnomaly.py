@@ -102,9 +102,12 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.initializeParameterNode()
         if self.panel is not None:
             self.panel.install.offerToContinue()
+            self.panel.results.findings.setKeysActive(True)
 
     def exit(self) -> None:
         """Another module is shown. The panel stays connected: what runs goes on, and its results are loaded."""
+        if self.panel is not None:
+            self.panel.results.findings.setKeysActive(False)
 
     def onAboutToQuit(self) -> None:
         if self.panel is not None:
@@ -118,6 +121,8 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.logic is not None:
             self.logic.detection.queue.cancelAll()
             self.logic.detection.release()
+        if self.panel is not None:
+            self.panel.results.findings.history.forget()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:

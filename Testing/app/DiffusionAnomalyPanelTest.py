@@ -97,7 +97,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         expected = slicer.util.arrayFromVTKMatrix(self._matrix(nodes.anomalyMap)) @ ijk
         red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
         assert abs(red.GetSliceOffset() - expected[2]) < 1e-3
-        self.panel.results.name(0, "frontal")
+        self.panel.results.findings.name(0, "frontal")
         self.settle()
         assert self.ui.findingsTable.item(0, 0).text() == "frontal"
         assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
@@ -336,7 +336,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         width = panel.minimumSizeHint.width()
         self.addScan("x" * 200)
         self.run_()
-        self.panel.results.name(0, "y" * 200)
+        self.panel.results.findings.name(0, "y" * 200)
         self.settle()
         assert panel.minimumSizeHint.width() <= width + 20
 

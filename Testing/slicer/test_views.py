@@ -148,6 +148,29 @@ def test_the_layout_comes_back(scene: Any, scan: Any, red: Any, tmp_path: Path) 
     assert layout.GetViewArrangement() == FOUR_UP
 
 
+def test_the_scan_is_shown_alone_beside_the_map_and_all_comes_back(
+    scene: Any, scan: Any, red: Any, tmp_path: Path
+) -> None:
+    layout = scene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(FOUR_UP)
+    mine = mrmlscene.addScan(scene, jobs.scan(), tmp_path, "fused by the user")
+    red.SetForegroundVolumeID(mine.GetID())
+    red.SetForegroundOpacity(0.25)
+    beside, green = view(scene, views.MAP_VIEW), view(scene, "Green", scan)
+    before = state(red), state(green)
+    nodes = result(scene, scan, tmp_path / "result")
+    for isBeside in (True, False, True):
+        views.sideBySide(scene, nodes.anomalyMap, isBeside)
+        display.showInSlices(scene, scan, nodes.anomalyMap)
+        assert (layout.GetViewArrangement() == views.SIDE_BY_SIDE) == isBeside
+        assert red.GetForegroundVolumeID() == (None if isBeside else nodes.anomalyMap.GetID())
+        assert green.GetForegroundVolumeID() == beside.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
+        assert not isBeside or (red.GetLinkedControl() and beside.GetLinkedControl())
+    display.showInSlices(scene, scan, nodes.anomalyMap)  # shown again, as from the queue
+    results.removeResults(scene, nodes)
+    assert (state(red), state(green)) == before and layout.GetViewArrangement() == FOUR_UP
+
+
 def test_a_scan_that_goes_takes_its_map_out_of_the_views(
     scene: Any, scan: Any, red: Any, watch: SceneWatch, tmp_path: Path
 ) -> None:

@@ -116,12 +116,20 @@ def showBelow(anomalyMap: Any, shown: bool, threshold: float) -> None:
 
 
 def showInSlices(scene: Any, background: Any, foreground: Any, opacity: float = OPACITY) -> None:
-    """Put an anomaly map over the scan in every slice view; what they show now is noted and comes back with it gone."""
+    """Put an anomaly map over the scan in every slice view; what they show now is noted and comes back with it gone.
+
+    In the layout with the scan beside the map, the scan's own view shows it alone, and the two are linked.
+    """
     views.remember(scene, foreground)
+    isBeside = views.isSideBySide(scene)
     for composite in views.sliceComposites(scene):
+        view = composite.GetLayoutName()
         composite.SetBackgroundVolumeID(background.GetID())
-        composite.SetForegroundVolumeID(foreground.GetID())
+        composite.SetForegroundVolumeID(None if isBeside and view == views.SCAN_VIEW else foreground.GetID())
         composite.SetForegroundOpacity(opacity)
+        if isBeside and view in (views.SCAN_VIEW, views.MAP_VIEW):
+            composite.SetLinkedControl(True)
+            composite.SetHotLinkedControl(True)
 
 
 def isInView(scene: Any, background: Any) -> bool:

@@ -107,7 +107,7 @@ def setName(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded,
     finding = found.findings[row]
     kept = [entry for entry in _given(node) if _idAt(entry[0], live, found) != finding.id]
     if cleaned := clean(name):
-        kept.append([_peakVoxel(finding, live, found), cleaned])
+        kept.append([peakVoxel(finding, live, found), cleaned])
     node.SetAttribute(NAMES, json.dumps(kept))
     fillTable(node, anomalyMap, live, found)
 
@@ -136,6 +136,18 @@ def centre(finding: Finding, anomalyMap: Any) -> tuple[float, float, float]:
     world = [0.0, 0.0, 0.0]
     anomalyMap.TransformPointToWorld(list(finding.centroid_ras), world)
     return world[0], world[1], world[2]
+
+
+def rowAt(place: Sequence[int], live: LiveThreshold, found: Thresholded) -> int:
+    """The row of the finding that has a voxel i j k; -1 for none."""
+    return _idAt(place, live, found) - 1
+
+
+def peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list[int]:
+    """The voxel i j k of the whole volume of the finding's highest score."""
+    place = np.argmax(np.where(found.labels == finding.id, live.scores, -1.0))
+    inBox = np.unravel_index(place, found.labels.shape)
+    return [int(index) + part.start for index, part in zip(inBox, live.box, strict=True)][::-1]
 
 
 def inWords(finding: Finding, anomalyMap: Any) -> str:
@@ -176,13 +188,6 @@ def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[
 
 def _given(node: Any) -> list[Any]:
     return json.loads(node.GetAttribute(NAMES) or "[]")
-
-
-def _peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list[int]:
-    """The voxel i j k of the whole volume of the finding's highest score."""
-    place = np.argmax(np.where(found.labels == finding.id, live.scores, -1.0))
-    inBox = np.unravel_index(place, found.labels.shape)
-    return [int(index) + part.start for index, part in zip(inBox, live.box, strict=True)][::-1]
 
 
 def _idAt(place: Sequence[int], live: LiveThreshold, found: Thresholded) -> int:

@@ -20,6 +20,28 @@ _REFERENCE = f"{attributes.PREFIX}Before."
 LAYERS = ("Background", "Foreground", "Label")
 SETTINGS = ("ForegroundOpacity", "LabelOpacity", "Compositing", "LinkedControl", "HotLinkedControl")
 
+# Slicer's own layouts have numbers below 100, and those of other extensions often a few hundred.
+SIDE_BY_SIDE = 7340
+SCAN_VIEW, MAP_VIEW = "Red", "AnomalyMap"
+
+
+def _view(tag: str, orientation: str, label: str, colour: str) -> str:
+    properties = {"orientation": orientation, "viewlabel": label, "viewcolor": colour}
+    lines = (f'<property name="{name}" action="default">{value}</property>' for name, value in properties.items())
+    return f'<item><view class="vtkMRMLSliceNode" singletontag="{tag}">{"".join(lines)}</view></item>'
+
+
+_SIDE_BY_SIDE = (
+    '<layout type="vertical" split="true"><item splitSize="600"><layout type="horizontal">'
+    + _view(SCAN_VIEW, "Axial", "R", "#F34A33")
+    + _view(MAP_VIEW, "Axial", "A", "#FB9D07")
+    + '</layout></item><item splitSize="400"><layout type="horizontal">'
+    + _view("Green", "Coronal", "G", "#6EB04B")
+    + _view("Yellow", "Sagittal", "Y", "#EDD54C")
+    + '<item><view class="vtkMRMLViewNode" singletontag="1"><property name="viewlabel" action="default">1</property>'
+    "</view></item></layout></item></layout>"
+)
+
 
 def sliceComposites(scene: Any) -> list[Any]:
     """What each slice view shows."""
@@ -41,9 +63,9 @@ def remember(scene: Any, anomalyMap: Any) -> None:
     state = _stateOf(anomalyMap)
     for composite in sliceComposites(scene):
         shown = scene.GetNodeByID(composite.GetForegroundVolumeID() or "")
-        if shown is anomalyMap:
-            continue
         view = _nameOf(composite)
+        if shown is anomalyMap or (view in state["views"] and _isAlone(scene, composite)):
+            continue
         earlier = _stateOf(shown) if _isAnomalyMap(shown) else {}
         if view in earlier.get("views", {}):
             state["views"][view] = earlier["views"][view]
@@ -76,27 +98,27 @@ def putBack(scene: Any, anomalyMap: Any, parts: Iterable[Any] = (), *, backgroun
     own = {node.GetID() for node in (anomalyMap, *parts)}
     scan = anomalyMap.GetNodeReference(attributes.INPUT)
     views = _stateOf(anomalyMap)["views"]
-    wasShownAnywhere = False
+    isShown = any(one.GetForegroundVolumeID() == anomalyMap.GetID() for one in sliceComposites(scene))
     for composite in sliceComposites(scene):
-        if not any(getattr(composite, f"Get{layer}VolumeID")() in own for layer in LAYERS):
+        isAlone = isShown and _isAlone(scene, composite)
+        if not isAlone and not any(getattr(composite, f"Get{layer}VolumeID")() in own for layer in LAYERS):
             continue
         view, before = _nameOf(composite), views.get(_nameOf(composite))
-        wasShown = composite.GetForegroundVolumeID() == anomalyMap.GetID()
+        wasShown = isAlone or composite.GetForegroundVolumeID() == anomalyMap.GetID()
         modifying = composite.StartModify()
         for layer in LAYERS:
-            if getattr(composite, f"Get{layer}VolumeID")() in own:
+            if getattr(composite, f"Get{layer}VolumeID")() in own or (isAlone and layer == "Foreground"):
                 node = _referred(anomalyMap, view, layer)
                 if node is None and layer == "Background":
                     node = scan
                 _show(composite, layer, node)
         if wasShown:
-            wasShownAnywhere = True
             if background and scan is not None and composite.GetBackgroundVolumeID() == scan.GetID():
                 _show(composite, "Background", _referred(anomalyMap, view, "Background") or scan)
             for name, value in (before or {"ForegroundOpacity": 0.0}).items():
                 getattr(composite, f"Set{name}")(value)
         composite.EndModify(modifying)
-    return wasShownAnywhere
+    return isShown
 
 
 def release(scene: Any, anomalyMap: Any, parts: Iterable[Any] = ()) -> None:
@@ -125,6 +147,27 @@ def chooseLayout(scene: Any, anomalyMap: Any, arrangement: int) -> None:
     layout.SetViewArrangement(arrangement)
 
 
+def sideBySide(scene: Any, anomalyMap: Any, wanted: bool) -> None:
+    """Choose the layout with the scan beside the map, or the one that there was; ``showInSlices`` then fills it."""
+    layout = _layoutNode(scene)
+    if layout is None:
+        return
+    if not layout.IsLayoutDescription(SIDE_BY_SIDE):
+        layout.AddLayoutDescription(SIDE_BY_SIDE, _SIDE_BY_SIDE)
+    isThere = layout.GetViewArrangement() == SIDE_BY_SIDE
+    if wanted and not isThere:
+        chooseLayout(scene, anomalyMap, SIDE_BY_SIDE)
+    elif not wanted and isThere:
+        putBack(scene, anomalyMap)  # while it is known that the scan's view was emptied here
+        restoreLayout(scene, anomalyMap)
+
+
+def isSideBySide(scene: Any) -> bool:
+    """Whether the scan is shown alone beside the map now."""
+    layout = _layoutNode(scene)
+    return layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE
+
+
 def restoreLayout(scene: Any, anomalyMap: Any) -> None:
     """Back to the layout that there was, unless the user has chosen another one since."""
     layout, state = _layoutNode(scene), _stateOf(anomalyMap)
@@ -134,6 +177,11 @@ def restoreLayout(scene: Any, anomalyMap: Any) -> None:
     anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
     if layout is not None and layout.GetViewArrangement() == chosen["chosen"]:
         layout.SetViewArrangement(chosen["before"])
+
+
+def _isAlone(scene: Any, composite: Any) -> bool:
+    """Whether a view shows the scan alone because the map is in the view beside it."""
+    return isSideBySide(scene) and composite.GetLayoutName() == SCAN_VIEW and not composite.GetForegroundVolumeID()
 
 
 def _layoutNode(scene: Any) -> Any:
