@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ...detection.provenance import describe_input
 from ...errors import InputError
 from ...io.orientation import same_grid
 from ...io.volume import Scan, Volume, read_volume
@@ -50,6 +49,7 @@ def write_again(folder: Path) -> dict[str, Path]:
     threshold = made["threshold"]
     if request.threshold != threshold["heat"]:
         threshold = {"heat": request.threshold, "source": "chosen by the user after the run"}
+    about = {**made["input"], "sha256": volume.sha256}  # the anomaly map was made of another file of the same voxels
     result = Result(
         scan=Scan({"scan": volume}),
         anomaly_map=anomaly_map,
@@ -59,7 +59,7 @@ def write_again(folder: Path) -> dict[str, Path]:
         score=float(made["score"]["value"]),
         score_warning=None,
         threshold=request.threshold,
-        provenance={**made, "options": options, "threshold": threshold, "input": describe_input(volume)},
+        provenance={**made, "options": options, "threshold": threshold, "input": about},
         warnings=[str(warning) for warning in made["warnings"]],
         timings={},
     )
