@@ -5,6 +5,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/choices.py
   DiffusionAnomalyLib/detection.py
   DiffusionAnomalyLib/panel/__init__.py
+  DiffusionAnomalyLib/panel/batchpanel.py
   DiffusionAnomalyLib/panel/channelselectors.py
   DiffusionAnomalyLib/panel/context.py
   DiffusionAnomalyLib/panel/exportpanel.py
@@ -34,6 +35,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/scene/display.py
   DiffusionAnomalyLib/scene/exporting.py
   DiffusionAnomalyLib/scene/findingsTable.py
+  DiffusionAnomalyLib/scene/folders.py
   DiffusionAnomalyLib/scene/livethreshold.py
   DiffusionAnomalyLib/scene/reporting.py
   DiffusionAnomalyLib/scene/results.py
