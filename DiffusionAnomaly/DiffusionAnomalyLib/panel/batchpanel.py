@@ -34,14 +34,18 @@ class BatchPanel:
         self._ui.batchTable.horizontalHeader().setStretchLastSection(True)
         self._ui.batchTable.verticalHeader().setVisible(False)
         self._ui.batchCollapsibleButton.connect("contentsCollapsed(bool)", self._onChanged)
-        self._ui.folderSelector.connect("currentItemChanged(vtkIdType)", self._onChanged)
+        self._folder = slicer.qMRMLSubjectHierarchyComboBox()
+        self._folder.setMRMLScene(context.scene)
+        self._folder.setToolTip(_("A patient, a study or a folder of the module Data, or the whole scene."))
+        self._folder.connect("currentItemChanged(vtkIdType)", self._onChanged)
+        self._ui.batchCollapsibleButton.layout().insertRow(0, _("Of:"), self._folder)
         self._ui.batchButton.connect("clicked(bool)", self.onRun)
 
     def refresh(self, parameters: Any) -> None:
         if self._ui.batchCollapsibleButton.collapsed:
             return
         wanted, others = self._method.contrasts(parameters)
-        item = self._ui.folderSelector.currentItem()
+        item = self._folder.currentItem()
         found = scansUnder(self._context.scene, item, wanted, others) if item else []
         rows = [(one.node.GetID(), one.node.GetName(), one.contrast, one.problem, str(one.suggested)) for one in found]
         if rows != self._shown:
