@@ -104,9 +104,12 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.initializeParameterNode()
         if self.panel is not None:
             self.panel.install.offerToContinue()
+            self.panel.results.findings.setKeysActive(True)
 
     def exit(self) -> None:
         """Another module is shown. The panel stays connected: what runs goes on, and its results are loaded."""
+        if self.panel is not None:
+            self.panel.results.findings.setKeysActive(False)
 
     def onAboutToQuit(self) -> None:
         if self.panel is not None:
@@ -116,6 +119,8 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The volumes go: whatever still runs on them is cancelled, and its results would have no place."""
         if self.logic is not None:
             self.logic.detection.forgetScene()
+        if self.panel is not None:
+            self.panel.results.findings.history.forget()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:

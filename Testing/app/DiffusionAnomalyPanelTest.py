@@ -99,7 +99,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         expected = slicer.util.arrayFromVTKMatrix(self._matrix(nodes.anomalyMap)) @ ijk
         red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
         assert abs(red.GetSliceOffset() - expected[2]) < 1e-3
-        self.panel.results.name(0, "frontal")
+        self.panel.results.findings.name(0, "frontal")
         self.settle()
         assert self.ui.findingsTable.item(0, 0).text() == "frontal"
         assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
@@ -340,7 +340,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         width = panel.minimumSizeHint.width()
         self.addScan("x" * 200)
         self.run_()
-        self.panel.results.name(0, "y" * 200)
+        self.panel.results.findings.name(0, "y" * 200)
         self.settle()
         assert panel.minimumSizeHint.width() <= width + 20
 
@@ -403,8 +403,23 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.ui.removeResultButton.click()
         self.settle()
         assert self.widget.logic.results() == [] and not self.ui.removeResultButton.enabled
-        kept = slicer.mrmlScene.GetFirstNodeByName("DiffusionAnomaly heat")  # the colours, for the next result
-        assert kept is not None and slicer.mrmlScene.GetNumberOfNodes() <= before + 1
+        assert slicer.mrmlScene.GetNumberOfNodes() <= before
+
+    def test_removing_or_deleting_a_result_blends_no_other_exam_over_the_scan(self) -> None:
+        other = self.addScan("another exam")
+        self.addScan("today")
+        slicer.util.setSliceViewerLayers(background=self.parameters.inputVolume, foreground=None)
+        composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+        for remove in (
+            lambda nodes: self.ui.removeResultButton.click(),
+            lambda nodes: slicer.mrmlScene.RemoveNode(nodes.anomalyMap),
+        ):
+            nodes = self.run_()
+            assert composite.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
+            remove(nodes)
+            self.settle()
+            assert composite.GetForegroundVolumeID() is None
+            assert composite.GetBackgroundVolumeID() == self.parameters.inputVolume.GetID() != other.GetID()
 
     def test_a_result_does_not_push_another_scan_out_of_the_views(self) -> None:
         first = self.addScan("first")

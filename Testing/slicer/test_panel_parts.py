@@ -98,7 +98,7 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         panel.results.setThreshold(4.5)
         assert nodes.threshold == 4.5 and "No finding" in standins.said(ui.summaryLabel)
         panel.results._onResetThreshold()
-        panel.results.name(0, "frontal")
+        panel.results.findings.name(0, "frontal")
         assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
         assert "patient: done" in panel.run.log()
         panel.refresh()

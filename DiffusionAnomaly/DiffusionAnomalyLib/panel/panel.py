@@ -90,7 +90,7 @@ class Panel:
             timer.disconnect("timeout()", handler)
         self.install.close()
         self.method.close()
-        self.results.forget()
+        self.results.close()
         self.export.close()
         self.detection.close()
 

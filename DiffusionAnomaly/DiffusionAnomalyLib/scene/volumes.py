@@ -20,6 +20,7 @@ from diffusion_anomaly.io.contrasts import contrast_of
 from ..progresstext import shortened
 from ..translation import tr as _
 from . import attributes
+from .sequences import frameOf
 
 LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -135,17 +136,19 @@ def notListed(scene: Any) -> dict[str, str]:
 
 
 def describe(node: Any) -> str:
-    """A line on a volume: size, spacing, orientation, and the contrast that its name or header gives away."""
+    """A line on a volume: size, spacing, orientation, the contrast that its name or header gives away, the frame."""
     image = node.GetImageData()
     size = " × ".join(str(length) for length in image.GetDimensions())
     spacing = " × ".join(f"{edge:.3g}" for edge in node.GetSpacing())
     contrast = stated_contrast(node.GetName() or "", _header(node))
-    return _("{size} voxels, {spacing} mm, {orientation}, {contrast}").format(
+    line = _("{size} voxels, {spacing} mm, {orientation}, {contrast}").format(
         size=size,
         spacing=spacing,
         orientation=orientationOf(ijkToRas(node)),
         contrast=contrast or _("contrast unknown"),
     )
+    frame = frameOf(node)
+    return line if frame is None else _("{line}; {frame}, which alone is analysed").format(line=line, frame=frame)
 
 
 def contrastOf(node: Any) -> str:

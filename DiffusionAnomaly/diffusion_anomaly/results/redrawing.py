@@ -12,14 +12,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..io.files import keep_foreign, write_text
 from ..io.typed_json import MAX_BYTES, checked, kind_of, parse
+from ..models.declaration import BRAIN as BRAIN_REGION
 from ..options import check_threshold
 from .findings import segment
+from .places import with_places
 from .saving import PROVENANCE
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 REQUEST = "report.json"
 SCAN, ANOMALY_MAP, BRAIN = "scan.nrrd", "heat.nrrd", "brain.nrrd"
@@ -113,7 +118,6 @@ def redraw(folder: Path) -> Path:
         InputError: when something in the folder is missing or damaged, or the page cannot be written or would replace
             what is none.
     """
-    from ..io.volume import read_anomaly_map, read_mask, read_volume
     from .report import Shown, render
 
     keep_foreign(folder / PAGE, lambda page: b'content="DiffusionAnomaly' in page.read_bytes()[:1000])
@@ -122,13 +126,12 @@ def redraw(folder: Path) -> Path:
             f"{folder} holds the results of a detection, and its report tells of their threshold.",
             "Choose another folder.",
         )
-    request = _read(folder / REQUEST)
-    volume = read_volume(folder / SCAN)
-    scan, anomaly_map = volume.image, read_anomaly_map(folder / ANOMALY_MAP).image
-    brain = read_mask(folder / BRAIN, volume)
+    request, scan, anomaly_map, brain = read_request(folder)
     made = request.provenance
     min_area = made["options"].get("min_area")
     mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, min_area)
+    if made.get("region", BRAIN_REGION) == BRAIN_REGION:
+        findings = with_places(findings, brain)
     threshold = made["threshold"]
     if request.threshold != threshold["heat"]:
         threshold = {"heat": request.threshold, "source": "chosen by the user after the run"}
@@ -141,6 +144,19 @@ def redraw(folder: Path) -> Path:
     page = render(Shown(request.title, scan, anomaly_map, mask, brain, findings, request.threshold, provenance, names))
     write_text(folder / PAGE, page)
     return folder / PAGE
+
+
+def read_request(folder: Path) -> tuple[Request, sitk.Image, sitk.Image, sitk.Image]:
+    """What a folder asks for, and its scan, anomaly map and brain mask.
+
+    Raises:
+        InputError: when something in it is missing or damaged.
+    """
+    from ..io.volume import read_anomaly_map, read_mask, read_volume
+
+    request = _read(folder / REQUEST)
+    volume = read_volume(folder / SCAN)
+    return request, volume.image, read_anomaly_map(folder / ANOMALY_MAP).image, read_mask(folder / BRAIN, volume)
 
 
 def _read(path: Path) -> Request:

@@ -113,6 +113,7 @@ def render(shown: Shown) -> str:
         "warnings": provenance["warnings"],
         "findings": findings[:FINDINGS_SHOWN],
         "names": shown.names,
+        "has_places": any(finding.place for finding in findings),
         "hidden_findings": max(0, len(findings) - FINDINGS_SHOWN),
         "unit": view.unit,
         "sized": sized,

@@ -3,6 +3,7 @@
     python -m diffusion_anomaly.worker.probe machine       what is installed, and where a network can run
     python -m diffusion_anomaly.worker.probe verify DIR    whether a model package is whole and fits its networks
     python -m diffusion_anomaly.worker.probe report DIR    a report at another threshold, see ``results.redrawing``
+    python -m diffusion_anomaly.worker.probe compare DIR   what changed between the exams in DIR/prior and DIR/current
 
 The answer is one line of JSON on standard output, also to a question that cannot be answered.
 """
@@ -43,8 +44,10 @@ def main(arguments: list[str]) -> int:
         answer = verify(Path(arguments[1]))
     elif len(arguments) == 2 and arguments[0] == "report":
         answer = report(Path(arguments[1]))
+    elif len(arguments) == 2 and arguments[0] == "compare":
+        answer = compare(Path(arguments[1]))
     else:
-        sys.stderr.write("usage: python -m diffusion_anomaly.worker.probe machine | verify DIR | report DIR\n")
+        sys.stderr.write("usage: python -m diffusion_anomaly.worker.probe machine | {verify | report | compare} DIR\n")
         return 2
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
@@ -91,6 +94,26 @@ def report(folder: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - as above
         return _refusal(error)
     return {"ok": True, "path": str(path), "problem": ""}
+
+
+def compare(folder: Path) -> dict[str, Any]:
+    """Compare two exams: ``ok``, ``files`` by name, the comparison's ``statistics``, and ``problem`` if that failed.
+
+    Args:
+        folder: holds ``prior`` and ``current``, each as for a report; gets the comparison's files.
+    """
+    from ..io.outputs import OutputFolder
+    from ..results.comparison import files
+    from ..results.comparison.reading import compare_requests
+
+    try:
+        comparison = compare_requests(folder / "prior", folder / "current")
+        with OutputFolder(folder) as output:
+            written = files.save(comparison, output)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _refusal(error)
+    paths = {name: str(path) for name, path in written.items()}
+    return {"ok": True, "files": paths, "statistics": files.statistics(comparison), "problem": ""}
 
 
 def _refusal(error: Exception) -> dict[str, Any]:
