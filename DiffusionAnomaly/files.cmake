@@ -5,9 +5,11 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/choices.py
   DiffusionAnomalyLib/detection.py
   DiffusionAnomalyLib/panel/__init__.py
+  DiffusionAnomalyLib/panel/batchpanel.py
   DiffusionAnomalyLib/panel/channelselectors.py
   DiffusionAnomalyLib/panel/context.py
   DiffusionAnomalyLib/panel/exportpanel.py
+  DiffusionAnomalyLib/panel/findingspanel.py
   DiffusionAnomalyLib/panel/inputpanel.py
   DiffusionAnomalyLib/panel/installpanel.py
   DiffusionAnomalyLib/panel/methodpanel.py
@@ -34,11 +36,19 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/scene/display.py
   DiffusionAnomalyLib/scene/exporting.py
   DiffusionAnomalyLib/scene/findingsTable.py
+  DiffusionAnomalyLib/scene/folders.py
+  DiffusionAnomalyLib/scene/history.py
   DiffusionAnomalyLib/scene/livethreshold.py
   DiffusionAnomalyLib/scene/reporting.py
   DiffusionAnomalyLib/scene/results.py
+  DiffusionAnomalyLib/scene/review.py
   DiffusionAnomalyLib/scene/segmentation.py
+  DiffusionAnomalyLib/scene/selection.py
+  DiffusionAnomalyLib/scene/sequences.py
+  DiffusionAnomalyLib/scene/views.py
   DiffusionAnomalyLib/scene/volumes.py
+  DiffusionAnomalyLib/scene/watching.py
+  DiffusionAnomalyLib/scene/wording.py
   DiffusionAnomalyLib/settings.py
   DiffusionAnomalyLib/translation.py
   diffusion_anomaly/__init__.py
@@ -49,6 +59,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/cli/batch.py
   diffusion_anomaly/cli/cohort.py
   diffusion_anomaly/cli/cohort_console.py
+  diffusion_anomaly/cli/compare.py
   diffusion_anomaly/cli/console.py
   diffusion_anomaly/cli/dicom.py
   diffusion_anomaly/cli/main.py
@@ -186,6 +197,11 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/process.py
   diffusion_anomaly/registry.py
   diffusion_anomaly/results/__init__.py
+  diffusion_anomaly/results/comparison/__init__.py
+  diffusion_anomaly/results/comparison/compare.py
+  diffusion_anomaly/results/comparison/files.py
+  diffusion_anomaly/results/comparison/page.py
+  diffusion_anomaly/results/comparison/reading.py
   diffusion_anomaly/results/dicom/__init__.py
   diffusion_anomaly/results/dicom/context.py
   diffusion_anomaly/results/dicom/parametric_map.py
@@ -195,6 +211,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/notebook.py
   diffusion_anomaly/results/pages.py
   diffusion_anomaly/results/painting.py
+  diffusion_anomaly/results/places.py
   diffusion_anomaly/results/redrawing.py
   diffusion_anomaly/results/rendering.py
   diffusion_anomaly/results/report.py
@@ -296,13 +313,15 @@ set(MODULE_PYTHON_RESOURCES
   diffusion_anomaly/bundles/scan-recognition/docs/README.md
   diffusion_anomaly/bundles/scan-recognition/docs/data_license.txt
   diffusion_anomaly/bundles/scan-recognition/models/recogniser.safetensors
-  diffusion_anomaly/cohort/page.html.jinja
   diffusion_anomaly/cohort/quality.html.jinja
   diffusion_anomaly/cohort/subject.html.jinja
   diffusion_anomaly/models/schema/anomaly.json
   diffusion_anomaly/models/schema/metadata.json
   diffusion_anomaly/models/schema/network.json
   diffusion_anomaly/py.typed
+  diffusion_anomaly/results/comparison/comparison.html.jinja
+  diffusion_anomaly/results/page.html.jinja
+  diffusion_anomaly/results/places.npz
   diffusion_anomaly/results/report.html.jinja
   Resources/Icons/DiffusionAnomaly.png
   Resources/Icons/SampleFLAIR.png

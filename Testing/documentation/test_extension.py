@@ -10,6 +10,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,30 @@ def test_the_build_lists_every_file_of_the_module() -> None:
     assert "GLOB" not in module and "GLOB" not in CMAKE
     samples = [path.name for path in (ROOT / "Resources" / "SampleData").iterdir()]
     assert [name for name in samples if f"/{name}" not in module] == []
+
+
+def test_the_build_registers_every_test_of_the_application() -> None:
+    folder = ROOT / "Testing" / "app"
+    registered = re.findall(r"SCRIPT (\w+\.py)", (folder / "CMakeLists.txt").read_text(encoding="utf-8"))
+    assert sorted(registered) == sorted(path.name for path in folder.glob("*Test.py"))
+
+
+@pytest.mark.skipif(shutil.which("make") is None or sys.platform == "win32", reason="needs make")
+def test_all_tests_of_the_application_run_when_one_fails(tmp_path: Path) -> None:
+    slicer = tmp_path / "Slicer"
+    slicer.write_text('#!/bin/sh\ncase "$*" in *PanelTest*) exit 1;; esac\n', encoding="utf-8")
+    slicer.chmod(0o755)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "test-slicer", f"SLICER={slicer}"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    names = sorted(path.stem for path in (ROOT / "Testing" / "app").glob("*Test.py"))
+    assert done.returncode != 0 and len(names) > 2
+    states = [f"{name}: {'FAILED' if name.endswith('PanelTest') else 'passed'}" for name in names]
+    assert done.stdout.split("\n")[-len(names) - 1 : -1] == states
 
 
 def test_the_entry_of_the_index_is_as_its_schema_wants_it() -> None:

@@ -153,6 +153,12 @@ class MethodPanel:
             choices.accept(asked, self._settings)
         return bool(accepted)
 
+    def contrasts(self, parameters: Any) -> tuple[str, tuple[str, ...]]:
+        """Which contrast the model is for, and which further channels it looks at."""
+        model = self.model(parameters)
+        names = choices.channels(model.path) if model else ()
+        return (names[0], names[1:]) if names else (model.modality if model else "", ())
+
     def model(self, parameters: Any) -> BundleSummary | None:
         """The package that will run: the one chosen, else the first of the method."""
         gone = [entry for entry in self._shown if not choices.isThere(entry.path)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import qt
 
 from ..detection import Detection
+from .batchpanel import BatchPanel
 from .context import PanelContext
 from .exportpanel import ExportPanel
 from .inputpanel import InputPanel
@@ -43,6 +44,7 @@ class Panel:
         self.install = InstallPanel(context, detection, self.method)
         self.results = ResultPanel(context)
         self.run = RunPanel(context, detection, self.input, self.install, self.method, self.results)
+        self.batch = BatchPanel(context, detection, self.install, self.method)
         self.export = ExportPanel(context, self.results)
         detection.onChanged = self.refreshSoon
         detection.onResults = self._onResults
@@ -77,7 +79,7 @@ class Panel:
         """Show everything anew."""
         if self.parameters is None:
             return
-        for part in (self.input, self.method, self.install, self.run, self.results, self.export):
+        for part in (self.input, self.method, self.install, self.batch, self.run, self.results, self.export):
             part.refresh(self.parameters)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import vtk
 
 from diffusion_anomaly.detection.input_checks import stated_contrast
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.contrasts import contrast_of
 
 from ..progresstext import shortened
 from ..translation import tr as _
@@ -148,6 +149,12 @@ def describe(node: Any) -> str:
     )
     frame = frameOf(node)
     return line if frame is None else _("{line}; {frame}, which alone is analysed").format(line=line, frame=frame)
+
+
+def contrastOf(node: Any) -> str:
+    """The contrast that a volume's name or header gives away; empty when neither does."""
+    name = node.GetName() or ""
+    return contrast_of(name) or stated_contrast(name, _header(node)) or ""
 
 
 def orientationOf(matrix: np.ndarray) -> str:
