@@ -203,6 +203,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/comparison/page.py
   diffusion_anomaly/results/comparison/reading.py
   diffusion_anomaly/results/dicom/__init__.py
+  diffusion_anomaly/results/dicom/again.py
   diffusion_anomaly/results/dicom/context.py
   diffusion_anomaly/results/dicom/parametric_map.py
   diffusion_anomaly/results/dicom/report.py
@@ -212,6 +213,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/pages.py
   diffusion_anomaly/results/painting.py
   diffusion_anomaly/results/places.py
+  diffusion_anomaly/results/printing.py
   diffusion_anomaly/results/redrawing.py
   diffusion_anomaly/results/rendering.py
   diffusion_anomaly/results/report.py
