@@ -47,7 +47,7 @@ test: lint
 # As CMake's slicer_add_python_unittest runs them, but from the checkout; every script is a Slicer of its own.
 test-slicer:
 	@test -n "$(SLICER)" || { echo "Say where Slicer is: make test-slicer SLICER=/path/to/Slicer"; exit 2; }
-	set -e; for name in DiffusionAnomalyPanelTest DiffusionAnomalyWorkerTest DiffusionAnomalyTutorialTest; do \
+	set -e; for name in DiffusionAnomalyPanelTest DiffusionAnomalyFindingsTest DiffusionAnomalyWorkerTest DiffusionAnomalyTutorialTest; do \
 	  "$(SLICER)" --no-splash --testing --additional-module-paths "$(CURDIR)/DiffusionAnomaly" --python-code \
 	    "import slicer.testing; slicer.testing.runUnitTest(['$(CURDIR)/Testing/app'], '$$name')"; \
 	done
