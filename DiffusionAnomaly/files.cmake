@@ -35,6 +35,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/scene/attributes.py
   DiffusionAnomalyLib/scene/channels.py
   DiffusionAnomalyLib/scene/display.py
+  DiffusionAnomalyLib/scene/exportall.py
   DiffusionAnomalyLib/scene/exporting.py
   DiffusionAnomalyLib/scene/findingsTable.py
   DiffusionAnomalyLib/scene/folders.py
