@@ -27,7 +27,7 @@ from .process.workspace import INPUT, Workspace, removeStale
 from .progresstext import rememberTimings
 from .scene.channels import problemWithChannels
 from .scene.display import isInView, showInSlices
-from .scene.results import Place, ResultNodes, Wanted, loadResults
+from .scene.results import Place, ResultNodes, Wanted, loadResults, resultsIn
 from .scene.volumes import imageOf, maskOf
 from .settings import Settings, defaultSettings
 from .translation import tr as _
@@ -103,12 +103,20 @@ class Request:
 
 @dataclass
 class Task:
-    """What the queue carries for an entry: the request, where the scan was, and the nodes once they are there."""
+    """What the queue carries for an entry.
+
+    Attributes:
+        request: what to run.
+        place: where the scan was.
+        steps: how many are run.
+        resultId: the node of the anomaly map, once it is there. Not the node itself: an entry stays listed, and would
+            keep the voxels of a result that has long been removed.
+    """
 
     request: Request
     place: Place
     steps: int | None
-    nodes: ResultNodes | None = None
+    resultId: str = ""
 
 
 class Detection:
@@ -219,8 +227,25 @@ class Detection:
         return entry
 
     def tick(self) -> None:
-        """Deliver what the workers said; to be called a few times a second."""
+        """Deliver what the workers said, and stop what has lost its scan; to be called a few times a second."""
         self.queue.tick()
+        for entry in list(self.queue.entries):
+            if not entry.state.isOver and self._isGone(entry.request.place):
+                why = _("The volume {name} was deleted while it was analysed. Load it again and press Run.")
+                self.queue.cancel(entry, why.format(name=entry.title))
+
+    def resultOf(self, entry: Entry) -> ResultNodes | None:
+        """The nodes of an entry's result; None when it has none, or it is not in the scene any more."""
+        found = (nodes for nodes in resultsIn(self.scene) if nodes.anomalyMap.GetID() == entry.request.resultId)
+        return next(found, None) if entry.request.resultId else None
+
+    def forgetScene(self) -> None:
+        """The scene closes: nothing that runs has a place for its results, and no entry stays listed.
+
+        The worker stays for the next scene, without the model: the memory that it takes is free until then.
+        """
+        self.queue.dismissAll()
+        self._worker.release()
 
     def wait(self, entry: Entry, whileWaiting: Callable[[], None] = lambda: None) -> ResultNodes:
         """Wait for an entry.
@@ -244,13 +269,10 @@ class Detection:
             else:
                 entry.job.kill()
             raise
-        if entry.state is not State.DONE or entry.request.nodes is None:
+        nodes = self.resultOf(entry) if entry.state is State.DONE else None
+        if nodes is None:
             raise InputError(entry.message or _("The run has no result."))
-        return entry.request.nodes
-
-    def release(self) -> None:
-        """Give the memory of the model back; the process stays for the next run."""
-        self._worker.release()
+        return nodes
 
     def renewWorker(self) -> None:
         """Packages change: no later run is left to a process that has imported the old ones."""
@@ -267,9 +289,10 @@ class Detection:
         if outcome.state is not State.DONE:
             return
         task: Task = entry.request
-        task.nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
-        if isInView(self.scene, task.nodes.inputNode):  # else another scan is in view by now
-            showInSlices(self.scene, task.nodes.inputNode, task.nodes.anomalyMap)
+        nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
+        task.resultId = nodes.anomalyMap.GetID()
+        if isInView(self.scene, nodes.inputNode):  # else another scan is in view by now
+            showInSlices(self.scene, nodes.inputNode, nodes.anomalyMap)
         started = entry.job.started
         if started is not None:
             run = {
@@ -280,7 +303,11 @@ class Detection:
                 "steps": task.steps,
             }
             rememberTimings(self.settings, run, outcome.timings)
-        self.onResults(entry, task.nodes)
+        self.onResults(entry, nodes)
+
+    def _isGone(self, place: Place) -> bool:
+        node = self.scene.GetNodeByID(place.nodeId)
+        return node is None or (place.node is not None and place.node.Get() is not node)
 
 
 def stepsOf(request: Request) -> int | None:

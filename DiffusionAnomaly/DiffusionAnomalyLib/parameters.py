@@ -77,6 +77,9 @@ class OutputParameters:
         opacity: of the anomaly map over the scan.
         colorScale: whether the views show what the colours stand for.
         show3D: whether the segmentation has a surface.
+        belowThreshold: whether the map is shown below the threshold too.
+        sideBySide: whether the scan is shown alone in one view, beside the map in another.
+        eachFinding: whether each finding is a segment of its own as well.
     """
 
     labelMap: bool = True
@@ -85,6 +88,9 @@ class OutputParameters:
     opacity: Annotated[float, WithinRange(0, 1)] = 0.5
     colorScale: bool = True
     show3D: bool = False
+    belowThreshold: bool = False
+    sideBySide: bool = False
+    eachFinding: bool = False
 
 
 @parameterNodeWrapper

@@ -52,7 +52,7 @@ class DiffusionAnomalyTutorialTest(panelcase.PanelCase):
         assert "about" in card or "a few" in card
 
         self.ui.findingsTable.cellClicked.emit(0, 0)
-        self.panel.results.name(0, "frontal, right")
+        self.panel.results.findings.name(0, "frontal, right")
         self.ui.show3DCheckBox.checked = True
         self.showSection(self.ui.resultsCollapsibleButton)
         self.take("slicer-results.png")

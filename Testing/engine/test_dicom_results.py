@@ -29,9 +29,11 @@ from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.provenance import describe_input
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Scan, read_volume
+from diffusion_anomaly.results import redrawing
+from diffusion_anomaly.results.dicom import again
 from diffusion_anomaly.results.findings import segment
 from diffusion_anomaly.results.result import Result
-from diffusion_anomaly.worker import protocol
+from diffusion_anomaly.worker import probe, protocol
 from workers import Worker
 
 CR, DX, CT = (f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("1", "1.1", "2"))
@@ -271,7 +273,8 @@ def test_the_report_gives_each_finding_with_its_segment(
             marked = sitk.GetArrayFromImage(segment(result.anomaly_map, 3.0, 0.0, min_area=0.0)[1])[0] == finding.id
             assert centre == pytest.approx(np.argwhere(marked).mean(axis=0)[::-1])
     (whole,) = content.get_image_measurement_groups()
-    assert whole.get_measurements()[0].value == 3
+    assert [one.value for one in whole.get_measurements()][::2] == [3, pytest.approx(result.score)]
+    assert whole.get_measurements()[2].name.meaning.startswith("Whole-image score")
     (observer,) = content.get_observer_contexts()
     assert observer.observer_type == codes.DCM.Device
     attributes = observer.observer_identifying_attributes
@@ -280,6 +283,16 @@ def test_the_report_gives_each_finding_with_its_segment(
     assert comments == ["For research use only. Not for diagnosis.", "The scan is doubtful."]
     data = objects["findings"]
     assert (data.VerificationFlag, data.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+
+
+def test_the_report_names_the_side_of_a_finding(tmp_path: Path, result_of: Callable[..., Result]) -> None:
+    result = result_of(series(tmp_path / "scan", "classic"))
+    first, second, third = result.findings
+    placed = [replace(first, place="left frontal lobe"), replace(second, place="right cerebellum"), third]
+    reread(replace(result, findings=placed).to_dicom(), tmp_path)
+    groups = srread(tmp_path / "findings.dcm").content.get_volumetric_roi_measurement_groups()
+    sides = [group.finding_sites[0].laterality for group in groups]
+    assert sides == [codes.SCT.Left, codes.SCT.Right, None]
 
 
 def test_a_film_without_place_gets_a_mask_pixel_by_pixel_and_a_map_in_a_space_of_its_own(
@@ -406,7 +419,7 @@ def test_without_findings_there_is_a_report_that_says_so_and_no_segmentation(
     assert sorted(path.name for path in (tmp_path / "out" / "dicom").iterdir()) == ["anomaly_map.dcm", "findings.dcm"]
     assert "dicom_segmentation" not in files
     (whole,) = srread(files["dicom_findings"]).content.get_image_measurement_groups()
-    assert [one.value for one in whole.get_measurements()] == [0, 0]
+    assert [one.value for one in whole.get_measurements()][:2] == [0, 0]
     result_of(folder).save(tmp_path / "out")
     assert not (tmp_path / "out" / "dicom").exists()
 
@@ -568,3 +581,67 @@ def test_a_job_of_the_worker_asks_for_them_too(tmp_path: Path, head: Path, scans
     (result,) = worker.of(protocol.Result)
     worker.close()
     assert segread(result.files["dicom_segmentation"]).segment_numbers
+
+
+def asked(folder: Path, result: Result, series_of: Path, threshold: float, turned: bool = False) -> Path:
+    """What Slicer writes to have the objects of a result made, with slices counted the other way if it is turned."""
+    folder.mkdir()
+    for name, image in (
+        (redrawing.SCAN, result.scan.reference.image),
+        (redrawing.ANOMALY_MAP, result.anomaly_map),
+        (redrawing.BRAIN, result.brain),
+    ):
+        sitk.WriteImage(sitk.Flip(image, (False, True, True)) if turned else image, str(folder / name))
+    redrawing.write_request(redrawing.Request("scan", threshold, 0.0, result.provenance), folder)
+    shutil.copytree(series_of, folder / again.SERIES)
+    return folder
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as read", "counted the other way"])
+def test_objects_are_made_again_of_what_slicer_holds(
+    tmp_path: Path, result_of: Callable[..., Result], turned: bool
+) -> None:
+    source = series(tmp_path / "scan", "classic")
+    result = result_of(source)
+    expected = reread(result.at(3.0).to_dicom(), tmp_path)
+    written = again.write_again(asked(tmp_path / "asked", result, source, 3.0, turned))
+    assert list(written) == ["segmentation", "anomaly_map", "findings"]
+    made = {kind: dcmread(path) for kind, path in written.items()}
+    assert np.array_equal(made["segmentation"].pixel_array, expected["segmentation"].pixel_array)
+    assert made["segmentation"].StudyInstanceUID == expected["segmentation"].StudyInstanceUID
+    assert len(made["segmentation"].SegmentSequence) == 3
+
+
+def test_rejected_findings_are_in_none_of_the_objects(tmp_path: Path, result_of: Callable[..., Result]) -> None:
+    source = series(tmp_path / "scan", "classic")
+    result = result_of(source)
+    folder = asked(tmp_path / "asked", result, source, 3.0)
+    _, labels, _ = segment(result.anomaly_map, 3.0, 0.0)
+    sitk.WriteImage(sitk.Cast(labels == 1, sitk.sitkUInt8), str(folder / redrawing.REJECTED))
+    made = {kind: dcmread(path) for kind, path in again.write_again(folder).items()}
+    assert [item.SegmentNumber for item in made["segmentation"].SegmentSequence] == [1, 2]
+    marked = made["segmentation"].pixel_array.sum()
+    assert marked == (sitk.GetArrayViewFromImage(labels) > 1).sum() > 0
+
+
+@pytest.mark.parametrize("change", ["moved", "other values", "anonymous"])
+def test_objects_of_another_series_than_the_scans_are_refused(
+    tmp_path: Path, result_of: Callable[..., Result], capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    source = series(tmp_path / "scan", "classic")
+    result = result_of(source)
+    folder = asked(tmp_path / "asked", result, source, 3.0)
+    if change == "moved":
+        for name in (redrawing.SCAN, redrawing.ANOMALY_MAP, redrawing.BRAIN):
+            image = sitk.ReadImage(str(folder / name))
+            image.SetOrigin(np.add(image.GetOrigin(), 5.0).tolist())
+            sitk.WriteImage(image, str(folder / name))
+    elif change == "other values":
+        sitk.WriteImage(sitk.ReadImage(str(folder / redrawing.SCAN)) * 3 + 50, str(folder / redrawing.SCAN))
+    else:
+        provenance = {**result.provenance, "input": {**result.provenance["input"], "path": ""}}
+        redrawing.write_request(redrawing.Request("scan", 3.0, 0.0, provenance), folder)
+    assert probe.main(["dicom", str(folder)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    said = {"moved": "does not lie where", "other values": "not those of its DICOM", "anonymous": "name the patient"}
+    assert not answer["ok"] and said[change] in answer["problem"]

@@ -162,3 +162,61 @@ def test_a_page_replaces_nothing_but_a_page(
     with pytest.raises(InputError):
         redraw(folder)
     assert (folder / theirs).read_text(encoding="utf-8") == "{}"
+
+
+def test_a_reader_s_word_is_on_the_page_and_what_was_rejected_out_of_the_mask(
+    tmp_path: Path, result: Result, flair_like_volume: Volume
+) -> None:
+    low = 0.7
+    folder = folder_with(tmp_path, result, flair_like_volume, low)
+    mask, labels, findings = segment(result.anomaly_map, low, 0.0, result.brain)
+    assert len(findings) > 1
+    request = Request(
+        flair_like_volume.name,
+        low,
+        0.0,
+        result.provenance,
+        reviews={"1": "rejected", "2": "accepted"},
+        comments={"2": "growing <b>"},
+    )
+    write_request(request, folder)
+    sitk.WriteImage(sitk.Cast(labels == 1, sitk.sitkUInt8), str(folder / redrawing.REJECTED))
+    page = redraw(folder).read_text("utf-8")
+    total = sum(finding.volume_ml for finding in findings[1:])
+    assert f"<dt>Findings</dt><dd>{len(findings) - 1}</dd>" in page and "; 1 rejected by the reader" in page
+    assert f"<dd>{total:.2f} <small>ml</small></dd>" in page
+    assert '<tr class="rejected"><td>1<' in page and "<td>accepted</td>" in page and "growing &lt;b&gt;" in page
+    left = sitk.GetArrayFromImage(redrawing.without(mask, folder / redrawing.REJECTED, flair_like_volume.image))
+    assert left.sum() == (sitk.GetArrayViewFromImage(labels) > 1).sum()
+
+
+def test_a_review_that_is_none_and_voxels_of_another_grid_are_refused(
+    tmp_path: Path, result: Result, flair_like_volume: Volume
+) -> None:
+    folder = folder_with(tmp_path, result, flair_like_volume, result.threshold)
+    made = (flair_like_volume.name, result.threshold, 0.05, result.provenance)
+    write_request(Request(*made, reviews={"1": "perhaps"}), folder)
+    with pytest.raises(InputError, match=r"perhaps.*Known are accepted"):
+        redraw(folder)
+    write_request(Request(*made, comments={"first": "no number"}), folder)
+    with pytest.raises(InputError, match="no number"):
+        redraw(folder)
+    write_request(Request(*made), folder)
+    sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkUInt8), str(folder / redrawing.REJECTED))
+    with pytest.raises(InputError, match="another grid"):
+        redraw(folder)
+
+
+@pytest.mark.parametrize("threshold", [None, 100.0], ids=["findings", "none"])
+def test_the_report_is_printed_as_a_pdf(
+    tmp_path: Path, result: Result, flair_like_volume: Volume, threshold: float | None
+) -> None:
+    folder = folder_with(tmp_path, result, flair_like_volume, threshold or result.threshold)
+    name = "3: $\\frac{a$ <scan> Ünser 脳"
+    about = (name, threshold or result.threshold, 0.05, result.provenance)
+    write_request(Request(*about, reviews={"1": "accepted"}, comments={"1": "x_$ " * 60}, printed=True), folder)
+    path = redraw(folder)
+    content = path.read_bytes()
+    assert path.name == "report.pdf" and content.startswith(b"%PDF") and content.rstrip().endswith(b"%%EOF")
+    assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") >= 3
+    assert not (folder / redrawing.PAGE).exists()

@@ -35,6 +35,10 @@ def newScene() -> Iterator[Any]:
     application.SetModuleLogic("Segmentations", segmentations)
     colors = slicer.vtkSlicerColorLogic()  # registers the class of the colour scale
     colors.SetMRMLScene(scene)
+    others = [slicer.vtkSlicerSequencesLogic(), slicer.vtkSlicerMarkupsLogic()]  # register their classes
+    for logic in others:
+        logic.SetMRMLApplicationLogic(application)
+        logic.SetMRMLScene(scene)
     # `slicer.util` asks for the logic by this name, as it does in the application.
     slicer.modules = type(
         "Modules", (), {"segmentations": type("Module", (), {"logic": lambda self: segmentations})()}
@@ -49,7 +53,7 @@ def newScene() -> Iterator[Any]:
     data.SetMRMLApplicationLogic(application)
     data.SetAndObserveDataIOManager(remote.GetDataIOManager())
     application.SetMRMLSceneDataIO(scene, remote, data)
-    _LOGICS[:] = [application, segmentations, colors, remote, data]
+    _LOGICS[:] = [application, segmentations, colors, remote, data, *others]
     try:
         yield scene
     finally:
@@ -87,6 +91,25 @@ def addTransform(scene: Any, matrix: np.ndarray) -> Any:
     node = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
     node.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
     return node
+
+
+def addSequence(scene: Any, scans: Sequence[Any], unit: str = "s") -> tuple[Any, Any]:
+    """A sequence of volumes at 0, 1.5, 3 … and what Slicer makes of it: the volume that shows one, and the browser."""
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "dynamic")
+    sequence.SetIndexUnit(unit)
+    for number, scan in enumerate(scans):
+        sequence.SetDataNodeAtValue(scan, f"{1.5 * number:g}")
+    browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    showFrame(browser, 0)
+    return browser.GetProxyNode(sequence), browser
+
+
+def showFrame(browser: Any, number: int) -> None:
+    """Let the volume of a sequence show another frame."""
+    browser.SetSelectedItemNumber(number)
+    logic = next(logic for logic in _LOGICS if logic.IsA("vtkSlicerSequencesLogic"))
+    logic.UpdateProxyNodesFromSequences(browser)
 
 
 def writeResults(

@@ -61,7 +61,10 @@ def test_a_result_of_version_0_1_0_comes_back_whole(scene: Any, nodes: results.R
     assert slicer.util.arrayFromVolume(nodes.reconstruction).sum() == pytest.approx(251409.4, rel=1e-5)
     assert slicer.util.arrayFromVolume(nodes.brain).any()
     assert not reporting.isAsRun(nodes)
-    assert display.mapColors(scene) is nodes.anomalyMap.GetDisplayNode().GetColorNode()
+    shown = nodes.anomalyMap.GetDisplayNode()
+    assert shown.GetColorNode().GetName() == display.EARLIER_COLORS
+    display.showThreshold(nodes.anomalyMap, nodes.threshold)
+    assert shown.GetColorNode() is display.mapColors(nodes.anomalyMap) and shown.GetLowerThreshold() == 3.4
 
 
 def test_its_threshold_is_live_and_its_names_stay(nodes: results.ResultNodes) -> None:

@@ -51,7 +51,7 @@ def test_findings_of_a_film_have_areas(
     assert live.unit == unit
     (finding,) = live.at(shown.threshold, shown.minVolumeMl).findings
     assert finding.size == found.findings[0].size > 0
-    assert findingsTable.inWords(finding) == "column 14, row 35"  # of columns 10 to 19, rows 30 to 39
+    assert findingsTable.inWords(finding, shown.anomalyMap) == "column 14, row 35"  # of columns 10 to 19, rows 30 to 39
     assert finding.centroid_pixel == pytest.approx(found.findings[0].centroid_pixel)
     assert unit in findingsTable.summary([finding], live.unit)
     assert shown.table.GetColumnUnitLabel(findingsTable.VOLUME) == unit

@@ -46,7 +46,7 @@ def test_an_untouched_result_keeps_the_page_of_the_run(nodes: ResultNodes, tmp_p
 def test_the_page_follows_threshold_and_names(nodes: ResultNodes, tmp_path: Path) -> None:
     live = results.liveThresholdOf(nodes)
     found = results.applyThreshold(nodes, live, live.peak * 0.97, 0.0)
-    findingsTable.setName(nodes.table, live, found, 0, "left <frontal>")
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, found, 0, "left <frontal>")
     assert not isAsRun(nodes)
     assert drawn(nodes, tmp_path / "b ä.html").problem == ""
     page = (tmp_path / "b ä.html").read_text("utf-8")

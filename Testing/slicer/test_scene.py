@@ -161,13 +161,13 @@ def test_a_dragged_threshold_keeps_up_with_the_hand(scene: Any, tmp_path: Path) 
     assert np.median(spent) < 0.1, spent
 
 
-def test_scores_are_shown_from_1_to_4_and_transparent_below(scene: Any, scan: Any, tmp_path: Path) -> None:
+def test_scores_are_shown_from_the_threshold_to_4_and_transparent_below(scene: Any, scan: Any, tmp_path: Path) -> None:
     composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     nodes = load(scene, scan, tmp_path)
     display.showInSlices(scene, scan, nodes.anomalyMap)
     shown = nodes.anomalyMap.GetDisplayNode()
     assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
-    assert shown.GetApplyThreshold() and shown.GetLowerThreshold() == 1.0
+    assert shown.GetApplyThreshold() and shown.GetLowerThreshold() == nodes.threshold == 2.0
     assert not shown.GetAutoWindowLevel() and not shown.GetAutoThreshold()
     assert composite.GetBackgroundVolumeID() == scan.GetID()
     assert composite.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
@@ -203,10 +203,85 @@ def test_the_colour_scale_comes_and_goes_and_leaves_with_the_result(scene: Any, 
     assert scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode") is None
 
 
-def test_the_colours_of_the_map_grow_lighter_in_even_steps(scene: Any) -> None:
-    node = display.mapColors(scene)
-    assert display.mapColors(scene) is node
-    rgb = np.array([[node.GetLookupTable().GetTableValue(i)[c] for c in range(3)] for i in range(256)])
+def coloursOf(nodes: results.ResultNodes) -> np.ndarray:
+    table = nodes.anomalyMap.GetDisplayNode().GetColorNode().GetLookupTable()
+    return np.array([table.GetTableValue(index)[:3] for index in range(256)])
+
+
+def scoreOf(index: int) -> float:
+    return 1 + 3 * index / 255
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1.8, 3.4, 4.0, 9.0])
+@pytest.mark.parametrize("below", [False, True], ids=["hidden below", "shown below"])
+def test_the_threshold_is_marked_on_the_colour_scale_and_what_is_below_hidden(
+    scene: Any, scan: Any, tmp_path: Path, threshold: float, below: bool
+) -> None:
+    nodes = load(scene, scan, tmp_path)
+    plain = display._lookup(256)
+    display.showBelow(nodes.anomalyMap, below, nodes.threshold)
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), threshold, 0.0)
+    shown, rgb = nodes.anomalyMap.GetDisplayNode(), coloursOf(nodes)
+    assert shown.GetLowerThreshold() == (1.0 if below else threshold)
+    white = np.flatnonzero((rgb == 1).all(axis=1))
+    assert 1 <= len(white) <= 5 and abs(scoreOf(white[-1]) - min(threshold, 4.0)) < 0.01
+    assert np.allclose(rgb[white[-1] + 1 :], plain[white[-1] + 1 :], atol=1e-2)
+    dimmed = rgb[: white[0]].sum(axis=1) < 0.5 * plain[: white[0]].sum(axis=1)
+    assert not dimmed.any() if below else dimmed.all()
+
+
+def test_two_results_mark_their_own_thresholds_and_take_their_colours_along(
+    scene: Any, scan: Any, tmp_path: Path
+) -> None:
+    first, second = load(scene, scan, tmp_path / "1"), load(scene, scan, tmp_path / "2")
+    before = coloursOf(first)
+    results.applyThreshold(second, results.liveThresholdOf(second), 2.9, 0.0)
+    assert np.array_equal(coloursOf(first), before) and not np.array_equal(coloursOf(second), before)
+    tables = scene.GetNumberOfNodesByClass("vtkMRMLColorTableNode")
+    results.removeResults(scene, second)
+    assert scene.GetNumberOfNodesByClass("vtkMRMLColorTableNode") == tables - 1
+
+
+def test_colours_of_the_users_choice_stay(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    other = scene.GetFirstNodeByName("Rainbow") or scene.GetFirstNodeByName("Grey")
+    nodes.anomalyMap.GetDisplayNode().SetAndObserveColorNodeID(other.GetID())
+    before = other.GetLookupTable().GetTableValue(100)
+    results.applyThreshold(nodes, results.liveThresholdOf(nodes), 2.9, 0.0)
+    assert nodes.anomalyMap.GetDisplayNode().GetColorNode() is other
+    assert other.GetLookupTable().GetTableValue(100) == before
+    assert nodes.anomalyMap.GetDisplayNode().GetLowerThreshold() == 2.9
+
+
+def test_the_colour_scale_is_in_one_view_that_shows_the_map(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    ids = []
+    for name in ("Red", "Green"):
+        for node in (slicer.vtkMRMLSliceNode(), slicer.vtkMRMLSliceCompositeNode()):
+            node.SetLayoutName(name)
+            node = scene.AddNode(node)
+            ids += [node.GetID()] if node.IsA("vtkMRMLSliceNode") else []
+    display.showInSlices(scene, scan, nodes.anomalyMap)
+    display.showLegend(nodes.anomalyMap, True)
+    legend = scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode")
+    assert list(legend.GetViewNodeIDs()) == ids[:1]
+    display.views.sliceComposites(scene)[0].SetForegroundVolumeID(None)
+    display.showLegend(nodes.anomalyMap, True)
+    assert list(legend.GetViewNodeIDs()) == ids[1:]
+
+
+def test_the_cameras_turn_to_a_finding_from_where_they_look(scene: Any) -> None:
+    camera = scene.AddNewNodeByClass("vtkMRMLCameraNode")
+    camera.SetPosition(0.0, 500.0, 10.0)
+    camera.SetFocalPoint(0.0, 0.0, 10.0)
+    display.lookAt(scene, (5.0, 6.0, 7.0))
+    assert camera.GetFocalPoint() == (5.0, 6.0, 7.0) and camera.GetPosition() == (5.0, 506.0, 7.0)
+
+
+def test_the_colours_of_the_map_grow_lighter_in_even_steps(scene: Any, scan: Any, tmp_path: Path) -> None:
+    node = display.mapColors(load(scene, scan, tmp_path).anomalyMap)
+    rgb = display._lookup(256)
+    assert node.GetNumberOfColors() == len(rgb)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     lightness = 116 * np.cbrt(np.maximum(luminance, 216 / 24389)) - 16  # CIE L*
@@ -287,8 +362,41 @@ def test_the_table_holds_what_the_engine_measured(scene: Any, scan: Any, tmp_pat
         assert values[0] == str(finding.id)
         assert values[1:4] == pytest.approx([finding.volume_ml, finding.peak_score, finding.mean_score])
         assert values[4:7] == pytest.approx(finding.centroid_ras)
-        assert tuple(values[7:]) == finding.slices
+        assert tuple(values[7:9]) == finding.slices
     assert nodes.table.GetColumnUnitLabel("Volume") == "ml"
+
+
+@pytest.mark.parametrize("moved", ["before the run", "after the run"])
+def test_table_and_panel_tell_places_as_the_views_do(scene: Any, scan: Any, tmp_path: Path, moved: str) -> None:
+    turned = np.eye(4)
+    turned[:3, :3], turned[:3, 3] = phantom.rotation([5.0, 6.0, 70.0]), (10.0, -20.0, 30.0)
+    transform = mrmlscene.addTransform(scene, turned)
+    if moved == "before the run":
+        scan.SetAndObserveTransformNodeID(transform.GetID())
+    nodes = load(scene, scan, tmp_path)
+    found = results.liveThresholdOf(nodes).at(nodes.threshold, 0.0)
+    if moved == "after the run":
+        scan.SetAndObserveTransformNodeID(transform.GetID())
+        assert results.keepTogether(nodes) == ""
+        assert not findingsTable.isInPlace(nodes.table, nodes.anomalyMap, found)
+        findingsTable.fillTable(nodes.table, nodes.anomalyMap, results.liveThresholdOf(nodes), found)
+    assert findingsTable.isInPlace(nodes.table, nodes.anomalyMap, found)
+    expected = mrmlscene.world(scan, MARKED)
+    table = nodes.table.GetTable()
+    assert [table.GetColumnByName(axis).GetValue(0) for axis in "RAS"] == pytest.approx(expected)
+    sides = [
+        f"{abs(value):.1f} {side[int(value < 0)]}" for value, side in zip(expected, ("RL", "AP", "SI"), strict=True)
+    ]
+    assert findingsTable.inWords(found.findings[0], nodes.anomalyMap) == ", ".join(sides)
+    for node in (nodes.anomalyMap, nodes.labelMap, nodes.segmentation):
+        assert node.GetTransformNodeID() == transform.GetID()
+
+
+def test_a_scan_that_was_hardened_or_cropped_since_is_said_to_have_moved(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    assert results.keepTogether(nodes) == ""
+    scan.SetOrigin(1.0, 2.0, 3.0)
+    assert "the result lies where the scan was" in results.keepTogether(nodes)
 
 
 def test_a_name_stays_with_its_finding_when_the_threshold_moves(scene: Any, scan: Any, tmp_path: Path) -> None:
@@ -301,13 +409,13 @@ def test_a_name_stays_with_its_finding_when_the_threshold_moves(scene: Any, scan
     ]
     found = results.applyThreshold(nodes, live, 2.0, 0.0)
     assert names() == ["1", "2"]
-    findingsTable.setName(nodes.table, live, found, 1, "left parietal")
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, found, 1, "left parietal")
     assert names() == ["1", "left parietal"]
     results.applyThreshold(nodes, live, 3.3, 0.0)
     assert names() == ["1"]
     found = results.applyThreshold(nodes, live, 2.7, 0.0)
     assert names() == ["1", "left parietal"]
-    findingsTable.setName(nodes.table, live, found, 1, "")
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, found, 1, "")
     assert names() == ["1", "2"]
 
 
@@ -316,7 +424,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     nodes = load(scene, scan, tmp_path, anomaly_map)
     live = results.liveThresholdOf(nodes)
     found = results.applyThreshold(nodes, live, 2.6, 0.1)
-    findingsTable.setName(nodes.table, live, found, 0, '5" ä;\tfirst:\n50%')
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, found, 0, '5" ä;\tfirst:\n50%')
     facts = {name: nodes.anomalyMap.GetAttribute(name) for name in nodes.anomalyMap.GetAttributeNames()}
     before = slicer.util.arrayFromVolume(nodes.labelMap).copy()
     saved = tmp_path / "saved.mrb"
@@ -340,7 +448,8 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
     assert attributes.warnings(again.anomalyMap) == attributes.warnings(again.table) != []
     shown = again.anomalyMap.GetDisplayNode()
     assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (1.0, 4.0)
-    assert shown.GetColorNode().GetName() == display.COLOR_NODE
+    assert shown.GetColorNode() is again.anomalyMap.GetNodeReference(display.COLORS)
+    assert shown.GetLowerThreshold() == 2.6
 
     # and the threshold is live again, below and above the saved one
     for threshold in (1.2, 3.1):

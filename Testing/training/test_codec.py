@@ -18,7 +18,14 @@ from Testing.training.fakes import train_here
 from Testing.training.stages import AUTOENCODER, CODEC, DIFFUSION, NORMAL
 from training.data.sampling import plain
 from training.data.slices import HEALTHY, training_slices
-from training.stages.codec import CodecConfig, CodecTask, TrainableCodec, load_codec, start_at_principal_components
+from training.stages.codec import (
+    CodecConfig,
+    CodecTask,
+    SpectralLoss,
+    TrainableCodec,
+    load_codec,
+    start_at_principal_components,
+)
 
 KINDS = {"VQVAE": CODEC, "AutoencoderKL": NORMAL, "AutoEncoder": AUTOENCODER}
 LINEAR = {
@@ -173,3 +180,11 @@ def test_latents_get_unit_deviation_each_or_all_together(tmp_path: Path, slices_
     deviation = values.std(0)
     assert float(deviation.square().mean().sqrt()) == pytest.approx(1.0, abs=1e-3)
     assert (float(deviation.max() - deviation.min()) < 1e-3) == (scale == "channel")
+
+
+def test_the_spectral_loss_has_a_gradient_where_an_amplitude_is_zero() -> None:
+    image = torch.rand(2, 4, 16, 16)
+    without_structure = torch.ones(2, 4, 16, 16, requires_grad=True)
+    SpectralLoss(spatial_dims=2)(without_structure, image).backward()
+    assert without_structure.grad is not None
+    assert without_structure.grad.isfinite().all() and without_structure.grad.any()

@@ -134,6 +134,17 @@ class TrainableCodec(nn.Module):
         codebook.ema_cluster_size[unused] = 1.0
 
 
+class SpectralLoss(JukeboxLoss):
+    """The difference of two amplitude spectra, with a gradient of 0 where an amplitude is 0.
+
+    The square root in MONAI's loss has no gradient there, and a reconstruction without any structure, as of a slice
+    beyond the brain, has an amplitude of exactly 0 at all frequencies but one.
+    """
+
+    def _get_fft_amplitude(self, images: Tensor) -> Tensor:
+        return torch.fft.fftn(images, dim=self.fft_dim, norm=self.fft_norm).abs()
+
+
 class CodecTask:
     """L1, spectral and commitment loss; the codebook is a moving average of the latents."""
 
@@ -150,7 +161,7 @@ class CodecTask:
         if config.initialise == "principal_components":
             images = plain(slices, 512, config.labels[0])
             start_at_principal_components(self.network.network, images, config.fold)
-        self.spectral = JukeboxLoss(spatial_dims=2)
+        self.spectral = SpectralLoss(spatial_dims=2)
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
         return self.sampler.draw(rng, size)

@@ -1,4 +1,4 @@
-"""The panel's part on results: how the anomaly map is shown, the live threshold and the findings."""
+"""The panel's part on results: how the anomaly map is shown, and the live threshold."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Any
 import qt
 import slicer
 
-from ..scene import attributes, display, findingsTable, results, segmentation
+from ..scene import (
+    attributes,
+    display,
+    findingsTable,
+    results,
+    segmentation,
+    selection,
+    sequences,
+    views,
+    wording,
+)
 from ..scene.livethreshold import LiveThreshold, Thresholded
 from ..scene.results import ResultNodes
+from ..scene.watching import SceneWatch
 from ..translation import tr as _
 from .context import PanelContext
-from .qthelpers import Table, say, silent
+from .findingspanel import FindingsPanel
+from .qthelpers import say, silent
 
 if TYPE_CHECKING:
     from ..process.jobqueue import Entry
@@ -31,20 +43,28 @@ def farthest(peak: float, threshold: float) -> float:
 
 
 class ResultPanel:
-    """Shows one result of the scene; see ``Panel``."""
+    """Shows one result of the scene; see ``Panel``. Its list of findings is ``FindingsPanel``'s.
+
+    Attributes:
+        found: findings at the threshold in force, and the mask without those that were rejected.
+        findings: the list.
+    """
 
     def __init__(self, context: PanelContext) -> None:
         self._context = context
         self._ui = context.ui
         self._scene = context.scene
-        self._table = Table(self._ui.findingsTable, [_("Name"), _("Volume (ml)"), _("Peak score"), _("Centre (mm)")])
         self._live: LiveThreshold | None = None  # of the map that is shown; costs memory, so it is kept, not made anew
         self._liveOf: tuple[str, int] = ("", 0)
-        self._found: Thresholded | None = None
+        self.found: Thresholded | None = None
+        self._overlays: bool | None = None  # as they were last shown or hidden, so that a user's own opacity stays
+        self._written = ("", -1)  # segmentation, and its version when it was last as the threshold makes it
+        self._watch = SceneWatch(self._scene, context.refreshSoon)
+        self.findings = FindingsPanel(context, self)
         self._surface = qt.QTimer()
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
-        self._surface.connect("timeout()", self._showSurface)
+        self._surface.connect("timeout()", self._showSlow)
         self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", attributes.ROLE, results.ANOMALY_MAP)
         # Not currentNodeChanged: while nodes come and go, as in an import, the selector goes through others by itself.
         self._ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self._onResult)
@@ -52,9 +72,11 @@ class ResultPanel:
         self._ui.colorSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onColor)
         self._ui.thresholdSlider.connect("valueChanged(double)", self._onThreshold)
         self._ui.resetThresholdButton.connect("clicked(bool)", self._onResetThreshold)
-        self._ui.show3DCheckBox.connect("toggled(bool)", self._onShow3D)
-        self._ui.findingsTable.connect("cellClicked(int,int)", self.jumpTo)
-        self._ui.findingsTable.connect("cellDoubleClicked(int,int)", self._onName)
+        self._ui.show3DCheckBox.connect("toggled(bool)", lambda checked=False: self._showSlow())
+        self._ui.segmentsCheckBox.connect("toggled(bool)", lambda checked=False: self._showSlow())
+        self._ui.sideBySideCheckBox.connect("toggled(bool)", self._onSideBySide)
+        self._ui.overlaysButton.connect("toggled(bool)", lambda checked=False: self._context.refreshSoon())
+        self.findings.addKey("H", self._ui.overlaysButton.toggle)
         self._ui.removeResultButton.connect("clicked(bool)", lambda checked=False: self.remove())
 
     def nodes(self) -> ResultNodes | None:
@@ -71,6 +93,7 @@ class ResultPanel:
         isChosen = parameters is not None and parameters.inputVolume is nodes.inputNode
         if isChosen or display.isInView(self._scene, nodes.inputNode):
             self.show(nodes)
+            self.findings.jumpToFirst()
         else:
             entry.message = _("Not shown, because another scan is in view: double-click it in the list.")
             results.outlineOnly(self._scene, self.nodes())
@@ -86,88 +109,151 @@ class ResultPanel:
             if nodes is None or other.anomalyMap is not nodes.anomalyMap:
                 display.hideAnomalyMap(self._scene, other.anomalyMap)
         if nodes is not None:
-            display.showInSlices(self._scene, nodes.inputNode, nodes.anomalyMap, parameters.output.opacity)
+            self._ui.resultsCollapsibleButton.collapsed = False
+            self._ui.overlaysButton.setChecked(False)
+            self._arrange(nodes)
+            self.found = results.findingsOf(nodes, self.live(nodes))
+        selection.unmark(self._scene)
         self.showNoOther()
         self._context.refreshSoon()
 
     def showNoOther(self) -> None:
         """Outline and surface of the result that is shown alone, also when a scene brings others with it."""
         results.outlineOnly(self._scene, self.nodes())
-        self._showSurface()
+        self._showSlow()
 
     def forget(self) -> None:
         """Let go of the anomaly map that was shown."""
         self._surface.stop()
-        self._live, self._liveOf, self._found = None, ("", 0), None
+        self._live, self._liveOf, self.found, self._overlays = None, ("", 0), None, None
+        self.findings.forget()
+
+    def close(self) -> None:
+        """Let go of the scene and of the keyboard."""
+        self.forget()
+        self._watch.close()
+        self.findings.close()
 
     def refresh(self, parameters: Any) -> None:
         nodes = self.nodes()
+        self._watch.follow(None if nodes is None else nodes.inputNode)
         with silent(self._ui.resultSelector):
             self._ui.resultSelector.setCurrentNode(parameters.result)
         for widget in self._controls():
             widget.setEnabled(nodes is not None)
         if nodes is None:
             say(self._ui.warningLabel, "")
-            say(self._ui.summaryLabel, "")
-            self._table.show([])
+            say(self._ui.scoreLabel, "")
+            selection.unmark(self._scene)
+            self.findings.refresh()
             return
         self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
-        display.showLegend(nodes.anomalyMap, parameters.output.colorScale)
+        display.showBelow(nodes.anomalyMap, parameters.output.belowThreshold, nodes.threshold)
         if (shown := nodes.anomalyMap.GetVolumeDisplayNode()) is not None:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
-        say(self._ui.warningLabel, "\n".join(attributes.warnings(nodes.anomalyMap)))
-        if self._found is None or self._isStale(nodes):
-            self._found = self._threshold(nodes).at(nodes.threshold, nodes.minVolumeMl)
+        doubts = [results.keepTogether(nodes), results.otherFrame(nodes), *attributes.warnings(nodes.anomalyMap)]
+        say(self._ui.warningLabel, "\n".join(filter(None, doubts)))
+        self._showOverlays(nodes)
+        if self.found is None or self._isStale(nodes):
+            self.found = results.findingsOf(nodes, self.live(nodes))
+        if nodes.table is not None and not findingsTable.isInPlace(nodes.table, nodes.anomalyMap, self.found):
+            findingsTable.fillTable(nodes.table, nodes.anomalyMap, self.live(nodes), self.found)
         self._showThreshold(nodes)
-        self._showFindings(nodes)
+        self.findings.refresh()
 
     def setThreshold(self, threshold: float) -> None:
         """Let mask, segmentation and table follow another threshold, at once."""
         nodes = self.nodes()
         if nodes is None or threshold == nodes.threshold:
             return
+        if not self.mayWriteOver(nodes):
+            self._showThreshold(nodes)
+            return
         # Only what the anomaly map says is in force; the slider shows it, and keeps no threshold of its own.
-        surface = nodes.segmentation is not None and segmentation.isSurfaceShown(nodes.segmentation)
-        if surface:
-            nodes.segmentation.RemoveClosedSurfaceRepresentation()
-        self._found = results.applyThreshold(nodes, self._threshold(nodes), threshold, nodes.minVolumeMl)
+        self.findings.history.record(nodes, "threshold")
+        for node in nodes.outlines:
+            node.RemoveClosedSurfaceRepresentation()
+        self.changed(results.applyThreshold(nodes, self.live(nodes), threshold, nodes.minVolumeMl))
+
+    def mayWriteOver(self, nodes: ResultNodes) -> bool:
+        """Whether the segmentation may be made anew: the user is asked if it was edited, and a copy keeps the edits."""
+        if nodes.segmentation is None:
+            return True
+        version = (nodes.segmentation.GetID(), segmentation.versionOf(nodes.segmentation))
+        if version == self._written:
+            return True
+        found = self.found or results.findingsOf(nodes, self.live(nodes))
+        if results.isEdited(nodes, self.live(nodes), found):
+            text = _(
+                "The segmentation was edited by hand, and another threshold makes it anew. A copy with your edits is "
+                "put beside it, which no threshold changes."
+            )
+            if not slicer.util.confirmOkCancelDisplay(text, _("Segmentation edited")):
+                return False
+            results.keepEdits(nodes)
+        self._written = version
+        return True
+
+    def changed(self, found: Thresholded) -> None:
+        """Show what was made of the result that is shown: another threshold, a review, a step back."""
+        nodes = self.nodes()
+        if nodes is None:
+            return
+        before, self.found = self.found, found
+        isAnew = before is None or before.threshold != found.threshold
+        if nodes.segmentation is not None and isAnew:
+            self._written = (nodes.segmentation.GetID(), segmentation.versionOf(nodes.segmentation))
         self._showThreshold(nodes)
-        self._showFindings(nodes)
-        if surface or self._ui.show3DCheckBox.checked:
+        self.findings.refresh()
+        if self._ui.show3DCheckBox.checked or self._ui.segmentsCheckBox.checked:
             self._surface.start()
 
-    def jumpTo(self, row: int, column: int = 0) -> None:
-        """Let all slice views show a finding."""
-        nodes = self.nodes()
-        if nodes is not None and self._found is not None and 0 <= row < len(self._found.findings):
-            display.jumpTo(self._scene, findingsTable.centre(self._found.findings[row], nodes.anomalyMap))
-
-    def name(self, row: int, name: str) -> None:
-        """Name a finding."""
-        nodes = self.nodes()
-        if nodes is not None and nodes.table is not None and self._found is not None:
-            findingsTable.setName(nodes.table, self._threshold(nodes), self._found, row, name)
-            self._showFindings(nodes)
+    def live(self, nodes: ResultNodes) -> LiveThreshold:
+        """The anomaly map of a result, ready for other thresholds."""
+        if self._live is None or self._isStale(nodes):
+            self._live, self._liveOf = results.liveThresholdOf(nodes), self._versionOf(nodes)
+        return self._live
 
     def remove(self) -> None:
         """Take the result that is shown out of the scene, with everything that belongs to it."""
         if (nodes := self.nodes()) is not None:
             self.forget()
+            selection.unmark(self._scene, nodes.anomalyMap)
             results.removeResults(self._scene, nodes)
             self._context.refreshSoon()
+
+    def _arrange(self, nodes: ResultNodes) -> None:
+        """The layout that is wanted, with the result in it."""
+        if (parameters := self._context.parameters) is None:
+            return
+        isBeside = parameters.output.sideBySide
+        views.sideBySide(self._scene, nodes.anomalyMap, isBeside)
+        display.showInSlices(self._scene, nodes.inputNode, nodes.anomalyMap, parameters.output.opacity)
+        manager = slicer.app.layoutManager()
+        widget = manager.sliceWidget(views.MAP_VIEW) if isBeside and manager is not None else None
+        if widget is not None:
+            widget.fitSliceToBackground()
+
+    def _showOverlays(self, nodes: ResultNodes) -> None:
+        """All that lies over the scan, unless it is hidden or the scan shows another frame than it belongs to."""
+        if (parameters := self._context.parameters) is None:
+            return
+        shown = sequences.isInView(nodes.anomalyMap, nodes.inputNode) and not self._ui.overlaysButton.checked
+        if shown != self._overlays and (self._overlays is not None or not shown):
+            display.setOpacity(self._scene, nodes.anomalyMap, parameters.output.opacity if shown else 0.0)
+            results.outlineOnly(self._scene, nodes if shown else None)
+            selection.show(self._scene, shown)
+        self._overlays = shown
+        display.showLegend(nodes.anomalyMap, shown and parameters.output.colorScale)
 
     def _showThreshold(self, nodes: ResultNodes) -> None:
         """The slider reaches as far as there are scores, so that every step of a drag does something."""
         slider = self._ui.thresholdSlider
         with silent(slider):
-            slider.maximum = farthest(self._threshold(nodes).peak, nodes.threshold)
+            slider.maximum = farthest(self.live(nodes).peak, nodes.threshold)
             slider.value = nodes.threshold
-
-    def _threshold(self, nodes: ResultNodes) -> LiveThreshold:
-        if self._live is None or self._isStale(nodes):
-            self._live, self._liveOf = results.liveThresholdOf(nodes), self._versionOf(nodes)
-        return self._live
+        say(self._ui.scoreLabel, wording.score(nodes.threshold, attributes.document(nodes.anomalyMap)))
 
     def _isStale(self, nodes: ResultNodes) -> bool:
         return self._liveOf != self._versionOf(nodes)
@@ -175,29 +261,6 @@ class ResultPanel:
     @staticmethod
     def _versionOf(nodes: ResultNodes) -> tuple[str, int]:
         return nodes.anomalyMap.GetID(), nodes.anomalyMap.GetImageData().GetMTime()
-
-    def _showFindings(self, nodes: ResultNodes) -> None:
-        if self._found is None:
-            return
-        names, unit = self._names(), self._threshold(nodes).unit
-        rows = [
-            (
-                names.get(finding.id, str(finding.id)),
-                f"{finding.size:.2f}" if unit == "ml" else f"{finding.size:.0f} {unit}",
-                f"{finding.peak_score:.2f}",
-                findingsTable.inWords(finding),
-            )
-            for finding in self._found.findings
-        ]
-        self._table.show(rows)
-        say(self._ui.summaryLabel, findingsTable.summary(self._found.findings, unit))
-
-    def _names(self) -> dict[int, str]:
-        """Of the findings that are shown and have one, by their ids."""
-        nodes = self.nodes()
-        if nodes is None or nodes.table is None or self._found is None:
-            return {}
-        return findingsTable.namesOf(nodes.table, self._threshold(nodes), self._found)
 
     def _controls(self) -> tuple[Any, ...]:
         ui = self._ui
@@ -209,6 +272,10 @@ class ResultPanel:
             ui.show3DCheckBox,
             ui.findingsTable,
             ui.legendCheckBox,
+            ui.belowCheckBox,
+            ui.sideBySideCheckBox,
+            ui.segmentsCheckBox,
+            ui.overlaysButton,
             ui.removeResultButton,
         )
 
@@ -217,7 +284,8 @@ class ResultPanel:
         self.show(next(found, None))
 
     def _onOpacity(self, value: float) -> None:
-        if (nodes := self.nodes()) is not None:
+        nodes = self.nodes()
+        if nodes is not None and self._overlays is not False:
             display.setOpacity(self._scene, nodes.anomalyMap, value)
 
     def _onColor(self, node: Any) -> None:
@@ -234,25 +302,30 @@ class ResultPanel:
         if nodes is not None and (made := attributes.document(nodes.anomalyMap)):
             self.setThreshold(float(made["threshold"]["heat"]))
 
-    def _onShow3D(self, shown: bool) -> None:
-        self._showSurface()
+    def _onSideBySide(self, checked: bool = False) -> None:
+        parameters, nodes = self._context.parameters, self.nodes()
+        if parameters is not None and nodes is not None:
+            parameters.output.sideBySide = checked
+            self._arrange(nodes)
+            self._overlays = None
+            self._context.refreshSoon()
 
-    def _showSurface(self) -> None:
-        """The surface of the result that is shown, if it is wanted; none of any other."""
+    def _showSlow(self) -> None:
+        """Surfaces and a segment for each finding, of the result that is shown, if they are wanted; of no other."""
         shown = self.nodes()
         for nodes in results.resultsIn(self._scene):
             isShown = shown is not None and nodes.anomalyMap is shown.anomalyMap
+            if isShown and self.found is not None:
+                wanted = self._ui.segmentsCheckBox.checked
+                if wanted or nodes.segments is not None:
+                    results.segmentFindings(self._scene, nodes, self.live(nodes), self.found, wanted)
+                    results.outlineOnly(self._scene, nodes if self._overlays is not False else None)
             wanted = isShown and self._ui.show3DCheckBox.checked
-            if nodes.segmentation is not None and wanted != segmentation.isSurfaceShown(nodes.segmentation):
-                with slicer.util.tryWithErrorDisplay(_("The surface could not be made."), waitCursor=True):
-                    segmentation.showSurface(nodes.segmentation, wanted)
-
-    def _onName(self, row: int, column: int) -> None:
-        if self._found is None:
-            return
-        dialog = qt.QInputDialog(slicer.util.mainWindow())
-        dialog.setWindowTitle(_("Name a finding"))
-        dialog.setLabelText(_("Name (leave it empty to take the name away):"))
-        dialog.setTextValue(self._names().get(self._found.findings[row].id, ""))
-        if dialog.exec_():
-            self.name(row, dialog.textValue())
+            for node in nodes.outlines:
+                wantedOfNode = wanted and node is nodes.outlines[-1]
+                if wantedOfNode != segmentation.isSurfaceShown(node):
+                    with slicer.util.tryWithErrorDisplay(_("The surface could not be made."), waitCursor=True):
+                        segmentation.showSurface(node, wantedOfNode)
+            if wanted or nodes.brainSurface is not None:
+                with slicer.util.tryWithErrorDisplay(_("The brain's surface could not be made."), waitCursor=True):
+                    selection.showBrain(self._scene, nodes, wanted)

@@ -141,6 +141,7 @@ class DetectionJob:
         self._result: Result | None = None
         self._failure: Failure | None = None
         self._hung = False
+        self._why = ""
 
     def start(self) -> None:
         """Start the worker. One that cannot be started is a failed job, not an exception."""
@@ -164,12 +165,17 @@ class DetectionJob:
         else:
             self.onChanged()
 
-    def cancel(self) -> None:
-        """Ask the worker to stop; ``tick`` ends it by force if it does not."""
+    def cancel(self, why: str = "") -> None:
+        """Ask the worker to stop; ``tick`` ends it by force if it does not.
+
+        Args:
+            why: what the outcome says has happened; empty when the user wanted it.
+        """
         if self.state is State.WAITING:
-            self._end(Outcome(State.CANCELLED, what=_("It was cancelled before it began.")))
+            self._end(Outcome(State.CANCELLED, what=why or _("It was cancelled before it began.")))
         elif self.state is State.RUNNING:
             self.state = State.CANCELLING
+            self._why = why
             self._killAt = self._clock() + self._killSeconds
             self._process.write(f"{CANCEL_LINE}\n".encode("ascii"))
             self.onChanged()
@@ -262,7 +268,8 @@ class DetectionJob:
     def _judge(self, code: int | None) -> Outcome:
         """What the end of the process means."""
         if self.state is State.CANCELLING:
-            return Outcome(State.CANCELLED, what=_("It was cancelled."), warnings=tuple(self.warnings))
+            what = self._why or _("It was cancelled.")
+            return Outcome(State.CANCELLED, what=what, warnings=tuple(self.warnings))
         if self._hung:
             return self._failed(
                 _("The worker said nothing for {minutes:.0f} minutes and was ended.").format(

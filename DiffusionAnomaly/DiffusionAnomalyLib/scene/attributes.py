@@ -13,6 +13,7 @@ from typing import Any
 # Scenes are saved with these names, so they stay as they are.
 PREFIX = "DiffusionAnomaly."
 ROLE = f"{PREFIX}Role"  # what a node is to its result, see ``results``
+MAP = "heat"  # the role of the anomaly map, by which a result is found
 RUN = f"{PREFIX}Run"  # the same for all nodes of one result
 THRESHOLD = f"{PREFIX}Threshold"
 MIN_VOLUME = f"{PREFIX}MinVolumeMl"

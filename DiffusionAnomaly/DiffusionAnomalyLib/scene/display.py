@@ -1,19 +1,31 @@
-"""How an anomaly map is shown over the scan: as a heat map, perceptually uniform from 1 to 4, and nothing below 1."""
+"""How an anomaly map is shown over the scan: as a heat map, perceptually uniform from 1 to 4.
+
+Below the threshold nothing is shown unless it is asked for, and nothing below 1 at all. Each map has colours of its
+own, in which its threshold is marked, so that the colour scale in the views says what is in the mask.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import slicer
 
 from ..translation import tr as _
+from . import attributes, views
 from .livethreshold import LOWEST
 
 SHOWN_FROM, SHOWN_TO = LOWEST, 4.0
 OPACITY = 0.5
 
-COLOR_NODE = "DiffusionAnomaly heat"  # by this name it is found in saved scenes
+EARLIER_COLORS = "DiffusionAnomaly heat"  # by name, in scenes of versions whose maps shared their colours
+COLORS = f"{attributes.PREFIX}Colors"  # a node reference
+SHOWN_BELOW = f"{attributes.PREFIX}ShowBelow"
+
+COUNT = 256  # of colours
+MARK = 4  # colours below the threshold that are white: a line on the scale, and around what is in the mask
+DIMMED = 0.25  # brightness of colours that are not shown
 
 # Inferno by Nathaniel Smith and Stefan van der Walt (CC0), 25 even samples of its upper three quarters: equal steps
 # look equally large, and black, which a dark scan would hide, is left out.
@@ -23,63 +35,117 @@ INFERNO = (
 )
 
 
-def mapColors(scene: Any) -> Any:
-    """The colours of a heat map; one node for all anomaly maps of a scene, made when it is not there."""
-    node = scene.GetFirstNodeByName(COLOR_NODE)
-    if node is not None and node.IsA("vtkMRMLColorTableNode"):
+def mapColors(anomalyMap: Any) -> Any:
+    """The colours of a map, made when they are not there; they go when it is removed."""
+    node = anomalyMap.GetNodeReference(COLORS)
+    if node is not None:
         return node
+    scene = anomalyMap.GetScene()
     node = slicer.vtkMRMLColorTableNode()
-    node.SetName(COLOR_NODE)
+    node.SetName(_("{name} colours").format(name=anomalyMap.GetName()))
     node.SetTypeToUser()
     node.SetAttribute("Category", "Continuous")
+    node.SetAttribute(attributes.ROLE, "colors")
     node.SetDescription("Inferno without its darkest quarter, for anomaly scores from 1 to 4")
-    table = _lookup(256)
-    node.SetNumberOfColors(len(table))
+    table = _lookup(COUNT)
+    node.SetNumberOfColors(COUNT)
     for index, (red, green, blue) in enumerate(table):
-        score = SHOWN_FROM + (SHOWN_TO - SHOWN_FROM) * index / (len(table) - 1)
+        score = SHOWN_FROM + (SHOWN_TO - SHOWN_FROM) * index / (COUNT - 1)
         node.SetColor(index, f"{score:.2f}", red, green, blue, 1.0)
     node.SetHideFromEditors(False)
-    return scene.AddNode(node)
+    node = scene.AddNode(node)
+    anomalyMap.SetNodeReferenceID(COLORS, node.GetID())
+    return node
 
 
-def showAnomalyMap(node: Any) -> None:
-    """Give an anomaly map its display: range 1 to 4 whatever it holds, transparent below 1."""
+def showAnomalyMap(node: Any, threshold: float) -> None:
+    """Give an anomaly map its display: range 1 to 4 whatever it holds, transparent below the threshold."""
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetAutoWindowLevel(False)
     display.SetWindowLevelMinMax(SHOWN_FROM, SHOWN_TO)
     display.SetAutoThreshold(False)
-    display.SetLowerThreshold(SHOWN_FROM)
     display.SetUpperThreshold(1e6)
     display.SetApplyThreshold(True)
     display.SetInterpolate(True)
-    display.SetAndObserveColorNodeID(mapColors(node.GetScene()).GetID())
+    display.SetAndObserveColorNodeID(mapColors(node).GetID())
+    showThreshold(node, threshold)
+
+
+def showThreshold(anomalyMap: Any, threshold: float) -> None:
+    """Mark a threshold in the map's own colours, and hide what is below it unless that is asked for.
+
+    Colours that the user has chosen instead are the user's: they are not marked.
+    """
+    display = anomalyMap.GetVolumeDisplayNode()
+    if display is None:  # deleted by hand
+        return
+    if display.GetColorNode() is not None and display.GetColorNode().GetName() == EARLIER_COLORS:
+        display.SetAndObserveColorNodeID(mapColors(anomalyMap).GetID())
+    below = isShownBelow(anomalyMap)
+    modifying = display.StartModify()
+    display.SetLowerThreshold(SHOWN_FROM if below else threshold)
+    display.EndModify(modifying)
+    colors = anomalyMap.GetNodeReference(COLORS)
+    if colors is None:
+        return
+    table = _lookup(COUNT)
+    place = round((min(threshold, SHOWN_TO) - SHOWN_FROM) / (SHOWN_TO - SHOWN_FROM) * (COUNT - 1))
+    if not below:
+        table[:place] *= DIMMED
+    table[max(0, place - MARK) : place + 1] = 1.0
+    modifying = colors.StartModify()
+    lookup = colors.GetLookupTable()
+    for index, (red, green, blue) in enumerate(table.tolist()):
+        lookup.SetTableValue(index, red, green, blue, 1.0)
+    colors.SetColor(COUNT - 1, *table[-1].tolist(), 1.0)  # what the table file holds has changed
+    colors.Modified()
+    colors.EndModify(modifying)
+
+
+def isShownBelow(anomalyMap: Any) -> bool:
+    """Whether scores below the threshold are shown too."""
+    return anomalyMap.GetAttribute(SHOWN_BELOW) == "1"
+
+
+def showBelow(anomalyMap: Any, shown: bool, threshold: float) -> None:
+    """Show or hide scores below the threshold."""
+    if shown != isShownBelow(anomalyMap):
+        anomalyMap.SetAttribute(SHOWN_BELOW, "1" if shown else "0")
+        showThreshold(anomalyMap, threshold)
 
 
 def showInSlices(scene: Any, background: Any, foreground: Any, opacity: float = OPACITY) -> None:
-    """Put an anomaly map over the scan in every slice view."""
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+    """Put an anomaly map over the scan in every slice view; what they show now is noted and comes back with it gone.
+
+    In the layout with the scan beside the map, the scan's own view shows it alone, and the two are linked.
+    """
+    views.remember(scene, foreground)
+    isBeside = views.isSideBySide(scene)
+    for composite in views.sliceComposites(scene):
+        view = composite.GetLayoutName()
         composite.SetBackgroundVolumeID(background.GetID())
-        composite.SetForegroundVolumeID(foreground.GetID())
+        composite.SetForegroundVolumeID(None if isBeside and view == views.SCAN_VIEW else foreground.GetID())
         composite.SetForegroundOpacity(opacity)
+        if isBeside and view in (views.SCAN_VIEW, views.MAP_VIEW):
+            composite.SetLinkedControl(True)
+            composite.SetHotLinkedControl(True)
 
 
 def isInView(scene: Any, background: Any) -> bool:
     """Whether a slice view shows this scan, or none shows any: then nothing else would be pushed aside."""
-    shown = {composite.GetBackgroundVolumeID() for composite in _nodes(scene, "vtkMRMLSliceCompositeNode")}
+    shown = {composite.GetBackgroundVolumeID() for composite in views.sliceComposites(scene)}
     return background.GetID() in shown or not any(map(scene.GetNodeByID, filter(None, shown)))
 
 
 def hideAnomalyMap(scene: Any, anomalyMap: Any) -> None:
-    """Take an anomaly map and its colour scale out of the slice views."""
+    """Take an anomaly map and its colour scale out of the slice views, which show again what they showed before."""
     showLegend(anomalyMap, False)
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
-        if composite.GetForegroundVolumeID() == anomalyMap.GetID():
-            composite.SetForegroundVolumeID(None)
+    views.putBack(scene, anomalyMap)
 
 
 def showLegend(node: Any, shown: bool) -> None:
-    """Show or hide the scale of an anomaly map's colours in the views that show it."""
+    """Show or hide the scale of an anomaly map's colours, in one of the views that show it."""
     if node.GetVolumeDisplayNode() is None:  # deleted by hand
         return
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
@@ -92,27 +158,55 @@ def showLegend(node: Any, shown: bool) -> None:
         legend.SetPosition(0.96, 0.5)
         for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
             text.SetFontSize(12)
-    if legend is not None:
-        legend.SetVisibility(shown)
+    if legend is None:
+        return
+    legend.SetVisibility(shown)
+    view = _viewOfLegend(node.GetScene(), node)
+    if view is not None and legend.GetViewNodeIDs() != (view,):
+        legend.SetViewNodeIDs((view,))
+
+
+def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
+    """The first slice view of the layout that shows a map, by its id; None when none does."""
+    showing = {
+        composite.GetLayoutName()
+        for composite in views.sliceComposites(scene)
+        if composite.GetForegroundVolumeID() == anomalyMap.GetID()
+    }
+    nodes = [node for node in views.nodesOf(scene, "vtkMRMLSliceNode") if node.GetLayoutName() in showing]
+    nodes.sort(key=lambda node: not node.IsMappedInLayout())  # stable: those of the layout first
+    return nodes[0].GetID() if nodes else None
+
+
+def showOverlays(scene: Any, anomalyMap: Any, segmentations: Iterable[Any], shown: bool, opacity: float) -> None:
+    """Show or hide everything that lies over a scan: map, outlines, colour scale is ``showLegend``'s."""
+    setOpacity(scene, anomalyMap, opacity if shown else 0.0)
+    for node in segmentations:
+        if (view := node.GetDisplayNode()) is not None:
+            view.SetVisibility(shown)
 
 
 def setOpacity(scene: Any, foreground: Any, opacity: float) -> None:
     """Change the opacity of an anomaly map where it is shown."""
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+    for composite in views.sliceComposites(scene):
         if composite.GetForegroundVolumeID() == foreground.GetID():
             composite.SetForegroundOpacity(opacity)
 
 
+def lookAt(scene: Any, ras: tuple[float, float, float]) -> None:
+    """Turn the cameras of the 3-D views around a point, from where they look and as far away as they are."""
+    for camera in views.nodesOf(scene, "vtkMRMLCameraNode"):
+        moved = np.subtract(ras, camera.GetFocalPoint())
+        modifying = camera.StartModify()
+        camera.SetPosition(*np.add(camera.GetPosition(), moved))
+        camera.SetFocalPoint(*ras)
+        camera.EndModify(modifying)
+
+
 def jumpTo(scene: Any, ras: tuple[float, float, float]) -> None:
     """Let all slice views show a point."""
-    for sliceNode in _nodes(scene, "vtkMRMLSliceNode"):
+    for sliceNode in views.nodesOf(scene, "vtkMRMLSliceNode"):
         sliceNode.JumpSliceByOffsetting(*ras)
-
-
-def _nodes(scene: Any, className: str) -> list[Any]:
-    nodes = scene.GetNodesByClass(className)
-    nodes.UnRegister(None)  # the collection comes with a reference that nobody else takes
-    return [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
 
 
 def _lookup(count: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.files import whole_file
 
 from ..translation import tr as _
-from .results import ResultNodes, liveThresholdOf
+from . import segmentation
+from .results import ResultNodes, findingsOf, liveThresholdOf
 from .volumes import ijkToRas, onGrid
 
 IMAGE_SUFFIXES = (".nrrd", ".nii.gz", ".nii")
@@ -29,13 +30,13 @@ def saveSegmentation(nodes: ResultNodes, path: Path | str) -> None:
         InputError: when the name ends otherwise, or the file cannot be written.
     """
     if nodes.segmentation is not None and (segment := _firstSegment(nodes.segmentation)):
-        mask = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segment, nodes.anomalyMap)
+        mask = segmentation.maskOf(nodes.segmentation, nodes.anomalyMap, segment)
     elif nodes.labelMap is not None:
         mask = slicer.util.arrayFromVolume(nodes.labelMap)
     else:
         live = liveThresholdOf(nodes)
         mask = np.zeros(live.shape, dtype=np.uint8)
-        mask[live.box] = live.at(nodes.threshold, nodes.minVolumeMl).mask
+        mask[live.box] = findingsOf(nodes, live).mask
     _writeImage(onGrid((mask != 0).astype(np.uint8), ijkToRas(nodes.anomalyMap)), Path(path))
 
 

@@ -1,13 +1,16 @@
-"""The findings as a table node: one row each, in the scene's own coordinates, with names that the user gives.
+"""The findings as a table node: one row each, in the coordinates of the views, with names that the user gives.
+
+Where a finding lies is told as the views tell it, with the transforms that the scan is under.
 
 A name belongs to a place, the voxel with the highest score of the finding that was named, so that it stays with the
-finding when another threshold gives every finding another number.
+finding when another threshold gives every finding another number. What a reader says of a finding beside its name is
+kept by ``review``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ import vtk
 from diffusion_anomaly.results.findings import Finding
 
 from ..translation import tr as _
+from . import review
 from .attributes import PREFIX
 from .livethreshold import LiveThreshold, Thresholded
 
@@ -28,6 +32,7 @@ LONGEST_NAME = 60
 NAME, VOLUME, PEAK, MEAN = "Name", "Volume", "Peak score", "Mean score"
 RIGHT, ANTERIOR, SUPERIOR = "R", "A", "S"
 FIRST, LAST = "First slice", "Last slice"
+REVIEW, COMMENT = "Review", "Comment"
 COLUMNS: tuple[tuple[str, type, str], ...] = (
     (NAME, vtk.vtkStringArray, ""),
     (VOLUME, vtk.vtkDoubleArray, "ml"),
@@ -38,6 +43,8 @@ COLUMNS: tuple[tuple[str, type, str], ...] = (
     (SUPERIOR, vtk.vtkDoubleArray, "mm"),
     (FIRST, vtk.vtkIntArray, ""),
     (LAST, vtk.vtkIntArray, ""),
+    (REVIEW, vtk.vtkStringArray, ""),
+    (COMMENT, vtk.vtkStringArray, ""),
 )
 
 
@@ -48,10 +55,23 @@ def makeTable(scene: Any, name: str) -> Any:
     return scene.AddNode(node)
 
 
-def fillTable(node: Any, live: LiveThreshold, found: Thresholded) -> None:
+def fillTable(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded) -> None:
     """Write the findings into the table, in place of those that were there."""
     names = namesOf(node, live, found)
-    rows = [_row(finding, names.get(finding.id, "")) for finding in found.findings]
+    reviews = review.reviewsOf(node, live, found)
+    rows = [
+        [
+            names.get(finding.id) or str(finding.id),
+            finding.size,
+            finding.peak_score,
+            finding.mean_score,
+            *centre(finding, anomalyMap),
+            *finding.slices,
+            (said := reviews.get(finding.id, review.Review())).state,
+            said.comment,
+        ]
+        for finding in found.findings
+    ]
     table = vtk.vtkTable()
     for index, (title, kind, _unit) in enumerate(COLUMNS):
         column = kind()
@@ -66,14 +86,30 @@ def fillTable(node: Any, live: LiveThreshold, found: Thresholded) -> None:
             node.SetColumnUnitLabel(title, live.unit if title == VOLUME else unit)
 
 
-def setName(node: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
+def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:
+    """Whether the table says where the findings are by now: a transform above them may have moved since.
+
+    One that an earlier version has saved is not, because it lacks the later columns.
+    """
+    if node.GetTable().GetColumnByName(COMMENT) is None:
+        return False
+    columns = [node.GetTable().GetColumnByName(axis) for axis in (RIGHT, ANTERIOR, SUPERIOR)]
+    if None in columns or node.GetNumberOfRows() != len(found.findings):
+        return False
+    return all(
+        np.allclose([column.GetValue(row) for column in columns], centre(finding, anomalyMap), atol=1e-3)
+        for row, finding in enumerate(found.findings)
+    )
+
+
+def setName(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
     """Name the finding of a row; an empty name takes the name away."""
     finding = found.findings[row]
     kept = [entry for entry in _given(node) if _idAt(entry[0], live, found) != finding.id]
     if cleaned := clean(name):
-        kept.append([_peakVoxel(finding, live, found), cleaned])
+        kept.append([peakVoxel(finding, live, found), cleaned])
     node.SetAttribute(NAMES, json.dumps(kept))
-    fillTable(node, live, found)
+    fillTable(node, anomalyMap, live, found)
 
 
 def clean(name: str) -> str:
@@ -102,7 +138,19 @@ def centre(finding: Finding, anomalyMap: Any) -> tuple[float, float, float]:
     return world[0], world[1], world[2]
 
 
-def inWords(finding: Finding) -> str:
+def rowAt(place: Sequence[int], live: LiveThreshold, found: Thresholded) -> int:
+    """The row of the finding that has a voxel i j k; -1 for none."""
+    return _idAt(place, live, found) - 1
+
+
+def peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list[int]:
+    """The voxel i j k of the whole volume of the finding's highest score."""
+    place = np.argmax(np.where(found.labels == finding.id, live.scores, -1.0))
+    inBox = np.unravel_index(place, found.labels.shape)
+    return [int(index) + part.start for index, part in zip(inBox, live.box, strict=True)][::-1]
+
+
+def inWords(finding: Finding, anomalyMap: Any) -> str:
     """Where a finding lies, as Slicer's views name it: millimetres, each with the side of the patient that it is on.
 
     A picture does not say where the patient's sides are: column and row, as Slicer's Data Probe counts them.
@@ -110,46 +158,36 @@ def inWords(finding: Finding) -> str:
     if finding.centroid_pixel is not None:
         column, row = finding.centroid_pixel
         return _("column {column:.0f}, row {row:.0f}").format(column=column, row=row)
-    sides = zip(finding.centroid_ras, "RAS", "LPI", strict=True)
+    sides = zip(centre(finding, anomalyMap), "RAS", "LPI", strict=True)
     return ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
 
 
-def summary(findings: Sequence[Finding], unit: str = "ml") -> str:
-    """The findings in a line."""
-    if not findings:
-        return _("No finding at this threshold.")
-    if len(findings) == 1:
-        return _("1 finding of {volume:.1f} {unit}, highest score {peak:.1f}.").format(
-            volume=findings[0].size, unit=unit, peak=findings[0].peak_score
-        )
-    return _("{count} findings, {volume:.1f} {unit} in all, highest score {peak:.1f}.").format(
-        count=len(findings),
-        volume=sum(finding.size for finding in findings),
-        unit=unit,
-        peak=max(finding.peak_score for finding in findings),
-    )
+def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[int] = ()) -> str:
+    """The findings in a line.
 
-
-def _row(finding: Finding, name: str) -> list[Any]:
-    return [
-        name or str(finding.id),
-        finding.size,
-        finding.peak_score,
-        finding.mean_score,
-        *finding.centroid_ras,
-        *finding.slices,
-    ]
+    Args:
+        findings: all.
+        unit: of their sizes.
+        rejected: ids of those that count no more.
+    """
+    left = [finding for finding in findings if finding.id not in rejected]
+    values = {
+        "count": len(left),
+        "volume": sum(finding.size for finding in left),
+        "unit": unit,
+        "peak": max((finding.peak_score for finding in left), default=0.0),
+    }
+    if not left:
+        line = _("No finding at this threshold.") if not rejected else _("No finding is left.")
+    elif len(left) == 1:
+        line = _("1 finding of {volume:.1f} {unit}, highest score {peak:.1f}.").format(**values)
+    else:
+        line = _("{count} findings, {volume:.1f} {unit} in all, highest score {peak:.1f}.").format(**values)
+    return line if not rejected else _("{line} {count} rejected.").format(line=line, count=len(rejected))
 
 
 def _given(node: Any) -> list[Any]:
     return json.loads(node.GetAttribute(NAMES) or "[]")
-
-
-def _peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list[int]:
-    """The voxel i j k of the whole volume of the finding's highest score."""
-    place = np.argmax(np.where(found.labels == finding.id, live.scores, -1.0))
-    inBox = np.unravel_index(place, found.labels.shape)
-    return [int(index) + part.start for index, part in zip(inBox, live.box, strict=True)][::-1]
 
 
 def _idAt(place: Sequence[int], live: LiveThreshold, found: Thresholded) -> int:

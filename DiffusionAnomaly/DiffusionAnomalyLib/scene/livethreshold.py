@@ -6,13 +6,14 @@ Only the box around what reaches the lowest threshold is processed, so that a sl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
 
 from diffusion_anomaly.io.orientation import Orientation
-from diffusion_anomaly.results.findings import Finding, segment, size_unit
+from diffusion_anomaly.results.findings import Finding, pixel_area, segment, size_unit
 
 # One healthy voxel in ten has a higher anomaly score; below, scores are not shown and mean nothing.
 LOWEST = 1.0
@@ -26,11 +27,15 @@ class Thresholded:
         mask: uint8, 0 or 1, k j i, of the box alone.
         labels: the same shape; the value is the finding's id.
         findings: by descending burden, in the whole volume's indices.
+        threshold: the anomaly score from which a voxel is in the mask.
+        least: smaller findings are dropped, in the unit of ``LiveThreshold``.
     """
 
     mask: np.ndarray
     labels: np.ndarray
     findings: list[Finding]
+    threshold: float
+    least: float
 
 
 class LiveThreshold:
@@ -47,12 +52,16 @@ class LiveThreshold:
         box: where in the whole volume the box lies, k j i.
         scores: of the box, k j i.
         peak: the highest score.
+        unit: of findings' sizes.
+        voxelSize: in that unit.
     """
 
     def __init__(self, anomalyMap: sitk.Image, minArea: float | None = None) -> None:
         values = sitk.GetArrayViewFromImage(anomalyMap)
         self._minArea = minArea
         self.unit = size_unit(anomalyMap.GetSpacing(), minArea is not None)
+        isPicture = minArea is not None
+        self.voxelSize = pixel_area(anomalyMap) if isPicture else math.prod(anomalyMap.GetSpacing()) / 1000
         self.shape: tuple[int, ...] = values.shape
         self.peak = float(values.max(initial=0.0))
         shown = values >= LOWEST
@@ -70,11 +79,14 @@ class LiveThreshold:
 
     def at(self, threshold: float, minVolumeMl: float) -> Thresholded:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
-        mask, labels, findings = segment(self._inBox, max(threshold, LOWEST), minVolumeMl, min_area=self._minArea)
+        threshold = max(threshold, LOWEST)
+        mask, labels, findings = segment(self._inBox, threshold, minVolumeMl, min_area=self._minArea)
         return Thresholded(
             sitk.GetArrayViewFromImage(mask).copy(),
             sitk.GetArrayViewFromImage(labels).copy(),
             [self._inWhole(finding) for finding in findings],
+            threshold,
+            minVolumeMl if self._minArea is None else self._minArea,
         )
 
     def _inWhole(self, finding: Finding) -> Finding:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import SimpleITK as sitk
 import slicer
+import vtk
 
 from diffusion_anomaly.errors import EngineError, InputError
 from diffusion_anomaly.io.files import write_text
@@ -20,16 +22,17 @@ from ..process.environment import Question
 from ..process.process import WorkerProcess
 from ..process.workspace import Workspace
 from ..translation import tr as _
-from . import attributes, findingsTable
+from . import attributes, findingsTable, sequences
 from .results import ResultNodes, liveThresholdOf
-from .volumes import ijkToRas, imageOf, onGrid
+from .volumes import ijkToRas, onGrid
 
 
 def isAsRun(nodes: ResultNodes) -> bool:
-    """Whether threshold, smallest finding and names are those of the run."""
+    """Whether threshold, smallest finding, names and place are those of the run."""
     made = attributes.document(nodes.anomalyMap)
     moved = (nodes.threshold, nodes.minVolumeMl) != (made["threshold"]["heat"], made["options"]["min_volume_ml"])
-    return not moved and not (nodes.table is not None and findingsTable.hasNames(nodes.table))
+    named = nodes.table is not None and findingsTable.hasNames(nodes.table)
+    return not (moved or named or _transformed(nodes))
 
 
 class ReportDrawing:
@@ -108,16 +111,35 @@ class ReportDrawing:
         self._onFinished(problem)
 
 
+def _transformed(nodes: ResultNodes) -> str:
+    """The name of the transform that moves the scan away from its own coordinates; empty without one."""
+    transform = nodes.anomalyMap.GetParentTransformNode()
+    if transform is None:
+        return ""
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    return "" if slicer.vtkAddonMathUtilities.MatrixAreEqual(matrix, vtk.vtkMatrix4x4()) else transform.GetName()
+
+
+def scanOf(nodes: ResultNodes) -> sitk.Image:
+    """The scan that was analysed; of a sequence, the frame that the result belongs to, whatever frame is shown now."""
+    voxels = slicer.util.arrayFromVolume(sequences.voxelsNode(nodes.anomalyMap, nodes.inputNode))
+    return onGrid(voxels, ijkToRas(nodes.anomalyMap))
+
+
 def _write(nodes: ResultNodes, workspace: Workspace) -> None:
     """What the engine needs to draw the page."""
     grid = ijkToRas(nodes.anomalyMap)
-    workspace.writeImage(imageOf(nodes.inputNode), redrawing.SCAN)
+    workspace.writeImage(scanOf(nodes), redrawing.SCAN)
     workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), grid), redrawing.ANOMALY_MAP)
     workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.brain), grid), redrawing.BRAIN)
     live = liveThresholdOf(nodes)
     found = live.at(nodes.threshold, nodes.minVolumeMl)
     names = findingsTable.namesOf(nodes.table, live, found) if nodes.table is not None else {}
     made = attributes.document(nodes.anomalyMap)
+    if transform := _transformed(nodes):
+        note = _("Places are in the scan's own coordinates; in the scene it was under the transform {name}.")
+        made = {**made, "warnings": [*made["warnings"], note.format(name=transform)]}
     request = redrawing.Request(
         # A run that left out the scan's name wrote none of its file either.
         nodes.inputNode.GetName() if made["input"].get("path", True) else made["input"]["title"],

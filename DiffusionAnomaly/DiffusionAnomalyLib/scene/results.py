@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,26 @@ import vtk
 from diffusion_anomaly.errors import InputError
 
 from ..translation import tr as _
-from . import attributes
-from .display import showAnomalyMap
-from .findingsTable import fillTable, makeTable
+from . import attributes, review, segmentation, sequences, views
+from .display import COLORS, showAnomalyMap, showThreshold
+from .findingsTable import fillTable, makeTable, namesOf
+from .history import Snapshot
 from .livethreshold import LOWEST, LiveThreshold, Thresholded
 from .segmentation import fillLabelMap, fillSegmentation, makeLabelMap, makeSegmentation, nameAlgorithm
+from .sequences import Frame
 from .volumes import ijkToRas, onGrid
 
 # What a node is to its result. Scenes are saved with these values, so they stay as they are.
-ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN = (
-    "heat",
+ANOMALY_MAP, LABEL_MAP, SEGMENTATION, FINDINGS, RECONSTRUCTION, REPORT, BRAIN, SEGMENTS, BRAIN_SURFACE = (
+    attributes.MAP,
     "labelMap",
     "segmentation",
     "findings",
     "healed",
     "report",
     "brain",
+    "segments",
+    "brainSurface",
 )
 
 
@@ -61,6 +65,7 @@ class Place:
         size: voxels along i, j, k.
         matrix: from voxel index to RAS, 16 numbers, row by row.
         node: the node itself, weakly held: another one may get its id once the scene was closed.
+        frame: of a sequence's volume, the frame that it showed; its voxels are others once that changes.
     """
 
     nodeId: str
@@ -68,13 +73,15 @@ class Place:
     size: tuple[int, ...]
     matrix: tuple[float, ...]
     node: Any = field(default=None, compare=False, repr=False)
+    frame: Frame | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, node: Any) -> Place:
         matrix = tuple(float(value) for value in ijkToRas(node).ravel())
         held = vtk.vtkWeakReference()
         held.Set(node)
-        return cls(node.GetID(), node.GetName(), tuple(node.GetImageData().GetDimensions()), matrix, held)
+        size = tuple(node.GetImageData().GetDimensions())
+        return cls(node.GetID(), node.GetName(), size, matrix, held, sequences.frameOf(node))
 
     def find(self, scene: Any) -> Any:
         """The volume node.
@@ -108,11 +115,18 @@ class ResultNodes:
     reconstruction: Any = None
     report: Any = None
     brain: Any = None
+    segments: Any = None
+    brainSurface: Any = None
 
     @property
     def all(self) -> list[Any]:
         """The nodes that the detection made."""
         return list(_byRole(self).values())
+
+    @property
+    def outlines(self) -> list[Any]:
+        """The segmentations."""
+        return [node for node in (self.segmentation, self.segments) if node is not None]
 
     @property
     def threshold(self) -> float:
@@ -153,9 +167,14 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     facts[attributes.THRESHOLD] = str(threshold)
     if scene.GetUndoFlag():
         scene.SaveStateForUndo()
-    read = _Read(anomalyMap, reconstruction, brain, report, _title(scene, inputNode.GetName(), document["method"]))
+    scan = inputNode.GetName()
+    if place.frame is not None:
+        scan = _("{name} frame {number}").format(name=scan, number=place.frame.number + 1)
+    read = _Read(anomalyMap, reconstruction, brain, report, _title(scene, scan, document["method"]))
     with _together(scene):
         nodes = _make(scene, inputNode, read, live, found, wanted)
+        if place.frame is not None:
+            sequences.tie(nodes.anomalyMap, place.frame)
         if nodes.segmentation is not None:
             nameAlgorithm(nodes.segmentation, attributes.algorithm(document))
         for role, node in _byRole(nodes).items():
@@ -171,12 +190,12 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
 def resultsIn(scene: Any) -> list[ResultNodes]:
     """All results whose anomaly map and scan are in the scene, in the order in which they were made."""
     found = []
-    for node in _allNodes(scene):
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene):  # the panel asks at every refresh
         if node.GetAttribute(attributes.ROLE) != ANOMALY_MAP or node.GetImageData() is None:
             continue
         inputNode = node.GetNodeReference(attributes.INPUT)
         if inputNode is not None:
-            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN)
+            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN, SEGMENTS, BRAIN_SURFACE)
             found.append(ResultNodes(inputNode, node, *(attributes.part(node, role) for role in parts)))
     return sorted(found, key=lambda nodes: nodes.anomalyMap.GetAttribute(f"{attributes.PREFIX}Date") or "")
 
@@ -187,33 +206,143 @@ def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
     return LiveThreshold(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap)), minArea)
 
 
+def findingsOf(nodes: ResultNodes, live: LiveThreshold) -> Thresholded:
+    """Findings at the threshold in force, and the mask without those that were rejected."""
+    return _kept(nodes, live, live.at(nodes.threshold, nodes.minVolumeMl))
+
+
 def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, minVolumeMl: float) -> Thresholded:
-    """Let label map, segmentation and table follow another threshold, and note it on every node."""
-    threshold = max(threshold, LOWEST)
-    found = live.at(threshold, minVolumeMl)
+    """Let label map, segmentation and table follow another threshold, and note it on every node.
+
+    What was edited by hand is written over, see ``keepEdits``; what was rejected stays out of the mask.
+    """
+    found = _kept(nodes, live, live.at(threshold, minVolumeMl))
     _fill(nodes, live, found)
     for node in nodes.all:
-        node.SetAttribute(attributes.THRESHOLD, str(float(threshold)))
+        node.SetAttribute(attributes.THRESHOLD, str(float(found.threshold)))
         node.SetAttribute(attributes.MIN_VOLUME, str(float(minVolumeMl)))
+    showThreshold(nodes.anomalyMap, found.threshold)
     return found
+
+
+def applyReview(
+    nodes: ResultNodes,
+    live: LiveThreshold,
+    found: Thresholded,
+    row: int,
+    *,
+    state: str | None = None,
+    comment: str | None = None,
+) -> Thresholded:
+    """Accept, reject or comment the finding of a row: mask and table follow, and what was edited by hand stays.
+
+    Returns:
+        The findings with the mask as it is now.
+    """
+    if nodes.table is None:
+        return found
+    review.setReview(nodes.table, live, found, row, state=state, comment=comment)
+    return _refill(nodes, live, found)
+
+
+def restore(nodes: ResultNodes, live: LiveThreshold, found: Thresholded, earlier: Snapshot) -> Thresholded:
+    """Go back to what a result was, see ``history``."""
+    moved = (earlier.threshold, earlier.minVolumeMl) != (nodes.threshold, nodes.minVolumeMl)
+    earlier.apply(nodes)
+    if moved:
+        return applyThreshold(nodes, live, earlier.threshold, earlier.minVolumeMl)
+    return _refill(nodes, live, found)
+
+
+def segmentFindings(scene: Any, nodes: ResultNodes, live: LiveThreshold, found: Thresholded, wanted: bool) -> None:
+    """Make, fill anew or take away the segmentation in which each finding is a segment of its own."""
+    if not wanted:
+        if nodes.segments is not None:
+            removeNode(scene, nodes.segments)
+            nodes.segments = None
+        return
+    inputNode, anomalyMap = nodes.inputNode, nodes.anomalyMap
+    if nodes.segments is None:
+        name = _("{name}, each").format(name=anomalyMap.GetName())
+        nodes.segments = segmentation.makeEmpty(scene, name, inputNode)
+        nodes.segments.SetAttribute(attributes.ROLE, SEGMENTS)
+        nodes.segments.SetAttribute(attributes.RUN, anomalyMap.GetAttribute(attributes.RUN))
+        nodes.segments.SetNodeReferenceID(attributes.INPUT, inputNode.GetID())
+        attributes.tie(anomalyMap, nodes.segments, SEGMENTS)
+        nodes.segments.SetAndObserveTransformNodeID(anomalyMap.GetTransformNodeID())
+        _placeBeside(scene, nodes.segments, inputNode)
+    names = {} if nodes.table is None else namesOf(nodes.table, live, found)
+    algorithm = attributes.algorithm(attributes.document(anomalyMap))
+    segmentation.fillFindings(nodes.segments, anomalyMap, live, found, names, algorithm)
+
+
+def isEdited(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> bool:
+    """Whether somebody has edited the segmentation, so that another threshold would take the work away."""
+    return nodes.segmentation is not None and segmentation.isEdited(
+        nodes.segmentation, nodes.anomalyMap, live, found.mask
+    )
+
+
+def keepEdits(nodes: ResultNodes) -> Any:
+    """A copy of the segmentation as it was edited; no threshold changes it any more."""
+    return segmentation.copyOf(nodes.segmentation, _("{name}, edited").format(name=nodes.segmentation.GetName()))
+
+
+def keepTogether(nodes: ResultNodes) -> str:
+    """Put a result under the transform that the scan is under by now, and say if it lies elsewhere all the same."""
+    transform, before = nodes.inputNode.GetTransformNodeID(), nodes.anomalyMap.GetTransformNodeID()
+    if transform != before:
+        for node in nodes.all:
+            if node.IsA("vtkMRMLTransformableNode") and node.GetTransformNodeID() == before:
+                node.SetAndObserveTransformNodeID(transform)
+    image, scan = nodes.anomalyMap.GetImageData(), nodes.inputNode.GetImageData()
+    if scan is not None and (
+        image.GetDimensions() != scan.GetDimensions()
+        or not np.allclose(ijkToRas(nodes.anomalyMap), ijkToRas(nodes.inputNode), atol=1e-3)
+    ):
+        return _("{name} was cropped, resampled or moved since: the result lies where the scan was.").format(
+            name=nodes.inputNode.GetName()
+        )
+    return ""
+
+
+def otherFrame(nodes: ResultNodes) -> str:
+    """What to say when the scan shows another frame of its sequence than the one that the result belongs to."""
+    if sequences.isInView(nodes.anomalyMap, nodes.inputNode):
+        return ""
+    return _(
+        "The result belongs to {frame}; the views show {shown}, so it is hidden. Click a finding to go there."
+    ).format(frame=sequences.analysed(nodes.anomalyMap), shown=sequences.frameOf(nodes.inputNode))
 
 
 def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
     """Draw the segmentation of one result alone: those of others would lie over it, or over another scan."""
     for nodes in resultsIn(scene):
-        if nodes.segmentation is not None and (view := nodes.segmentation.GetDisplayNode()) is not None:
-            view.SetVisibility(shown is not None and nodes.anomalyMap is shown.anomalyMap)
+        isShown = shown is not None and nodes.anomalyMap is shown.anomalyMap
+        for node in nodes.outlines:
+            if (view := node.GetDisplayNode()) is not None:
+                # One outline around a finding is enough.
+                view.SetVisibility(isShown and not (node is nodes.segmentation and nodes.segments is not None))
+        if not isShown and nodes.brainSurface is not None:
+            nodes.brainSurface.GetDisplayNode().SetVisibility(False)
 
 
 def removeResults(scene: Any, nodes: ResultNodes) -> None:
-    """Take a result out of the scene, with what shows and stores it."""
-    for node in nodes.all:
-        helpers = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
-        if node.IsA("vtkMRMLDisplayableNode"):
-            shown = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
-            helpers += reversed(shown)  # the colour scale before the display whose colours it explains
-        for helper in (*filter(None, helpers), node):
-            _remove(scene, helper)
+    """Take a result out of the scene, with what shows and stores it; the views show what they showed before it."""
+    views.release(scene, nodes.anomalyMap, nodes.all)
+    colors = nodes.anomalyMap.GetNodeReference(COLORS)
+    for node in (*nodes.all, *([] if colors is None else [colors])):
+        removeNode(scene, node)
+
+
+def removeNode(scene: Any, node: Any) -> None:
+    """Take a node out of the scene, with what shows and stores it."""
+    helpers = [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
+    if node.IsA("vtkMRMLDisplayableNode"):
+        shown = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+        helpers += reversed(shown)  # the colour scale before the display whose colours it explains
+    for helper in (*filter(None, helpers), node):
+        _remove(scene, helper)
 
 
 @dataclass(frozen=True)
@@ -233,8 +362,9 @@ def _make(
     """All nodes of a result, filled."""
     name = read.title
     anomalyMap = _volume(scene, _("{name} anomaly map").format(name=name), read.anomalyMap, inputNode)
+    anomalyMap.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())  # the table tells places with it
     nodes = ResultNodes(inputNode, anomalyMap, None)
-    showAnomalyMap(nodes.anomalyMap)
+    showAnomalyMap(nodes.anomalyMap, found.threshold)
     nodes.table = makeTable(scene, _("{name} findings").format(name=name))
     if wanted.labelMap:
         nodes.labelMap = makeLabelMap(scene, _("{name} anomaly mask").format(name=name), inputNode)
@@ -276,7 +406,25 @@ def _fill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> None:
     if nodes.segmentation is not None:
         fillSegmentation(nodes.segmentation, nodes.anomalyMap, live, found)
     if nodes.table is not None:
-        fillTable(nodes.table, live, found)
+        fillTable(nodes.table, nodes.anomalyMap, live, found)
+
+
+def _refill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> Thresholded:
+    """The table anew after a review, and the mask where it changes."""
+    whole = replace(found, mask=(found.labels > 0).astype(np.uint8))
+    now = _kept(nodes, live, whole)
+    if not np.array_equal(now.mask, found.mask):
+        if nodes.labelMap is not None:
+            segmentation.patchLabelMap(nodes.labelMap, live, found.mask, now.mask)
+        if nodes.segmentation is not None:
+            segmentation.patchSegmentation(nodes.segmentation, nodes.anomalyMap, live, found.mask, now.mask)
+    if nodes.table is not None:
+        fillTable(nodes.table, nodes.anomalyMap, live, now)
+    return now
+
+
+def _kept(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> Thresholded:
+    return found if nodes.table is None else review.kept(nodes.table, live, found)
 
 
 def _byRole(nodes: ResultNodes) -> dict[str, Any]:
@@ -288,6 +436,8 @@ def _byRole(nodes: ResultNodes) -> dict[str, Any]:
         RECONSTRUCTION: nodes.reconstruction,
         REPORT: nodes.report,
         BRAIN: nodes.brain,
+        SEGMENTS: nodes.segments,
+        BRAIN_SURFACE: nodes.brainSurface,
     }
     return {role: node for role, node in roles.items() if node is not None}
 

@@ -15,10 +15,12 @@ import vtk
 
 from diffusion_anomaly.detection.input_checks import stated_contrast
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.contrasts import contrast_of
 
 from ..progresstext import shortened
 from ..translation import tr as _
 from . import attributes
+from .sequences import frameOf
 
 LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -117,18 +119,42 @@ def problemWithMask(node: Any) -> str:
     return ""
 
 
+def notListed(scene: Any) -> dict[str, str]:
+    """Why volumes of the scene are not offered as scans, by name; what the module made itself is left out."""
+    reasons = {}
+    for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode", scene):
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" or node.GetAttribute(attributes.ROLE) is not None:
+            continue
+        if node.IsA("vtkMRMLLabelMapVolumeNode"):
+            reason = _("a label map; it can be the brain mask")
+        elif node.IsA("vtkMRMLVectorVolumeNode"):
+            reason = _("several values a voxel, such as colours; Vector to Scalar Volume makes a scan of it")
+        else:
+            reason = _("not a scalar volume; extract one first")
+        reasons[node.GetName() or ""] = reason
+    return reasons
+
+
 def describe(node: Any) -> str:
-    """A line on a volume: size, spacing, orientation, and the contrast that its name or header gives away."""
+    """A line on a volume: size, spacing, orientation, the contrast that its name or header gives away, the frame."""
     image = node.GetImageData()
     size = " × ".join(str(length) for length in image.GetDimensions())
     spacing = " × ".join(f"{edge:.3g}" for edge in node.GetSpacing())
     contrast = stated_contrast(node.GetName() or "", _header(node))
-    return _("{size} voxels, {spacing} mm, {orientation}, {contrast}").format(
+    line = _("{size} voxels, {spacing} mm, {orientation}, {contrast}").format(
         size=size,
         spacing=spacing,
         orientation=orientationOf(ijkToRas(node)),
         contrast=contrast or _("contrast unknown"),
     )
+    frame = frameOf(node)
+    return line if frame is None else _("{line}; {frame}, which alone is analysed").format(line=line, frame=frame)
+
+
+def contrastOf(node: Any) -> str:
+    """The contrast that a volume's name or header gives away; empty when neither does."""
+    name = node.GetName() or ""
+    return contrast_of(name) or stated_contrast(name, _header(node)) or ""
 
 
 def orientationOf(matrix: np.ndarray) -> str:

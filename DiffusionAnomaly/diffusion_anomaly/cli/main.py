@@ -24,7 +24,7 @@ from ..io.records import result_in_place_of_scan
 from ..process import stream_failure
 from ..registry import METHODS
 from ..text import PrintableFormatter
-from . import cohort, dicom, models, remote, serve
+from . import cohort, compare, dicom, models, remote, serve
 from .arguments import (
     JsonEvents,
     Method,
@@ -58,10 +58,11 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 cohort.add_commands(app)
 dicom.add_commands(app)
+compare.add_commands(app)
 serve.add_commands(app)
 log = logging.getLogger("diffusion_anomaly")
 # The commands whose result is files; of the others it is what they print.
-WRITING = ("detect", "threshold", "evaluate", "worker", "cohort", "bids", "dicom-node", "dicom-web", "serve")
+WRITING = ("detect", "threshold", "evaluate", "worker", "cohort", "bids", "dicom-node", "dicom-web", "compare", "serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

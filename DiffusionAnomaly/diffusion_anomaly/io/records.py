@@ -20,7 +20,8 @@ from typing import Any
 from ..errors import InputError
 from .files import Writer, write_text
 
-RECORDS = ("provenance.json", "threshold.json", "evaluation.json", "cohort.json")
+COMPARISON_RECORD = "comparison.json"
+RECORDS = ("provenance.json", "threshold.json", "evaluation.json", "cohort.json", COMPARISON_RECORD)
 """Files that speak for the others of a result."""
 
 BIDS_RECORD = "_desc-anomaly_mask.json"
@@ -36,6 +37,8 @@ _KINDS = {
     "healed": "pseudo-healthy reconstruction",
     "findings": "table of findings",
     "report": "report",
+    "prior": "prior scan, laid on the current one",
+    "current": "mask of a comparison",
 }
 _BIDS_KINDS = {
     "_anomalymap": ANOMALY_MAP,

@@ -46,22 +46,25 @@ class Registration:
     after: float
 
 
-def register(fixed: sitk.Image, moving: sitk.Image, what: str = "the channel") -> Registration:
+def register(
+    fixed: sitk.Image, moving: sitk.Image, what: str = "the channel", *, most_shift_mm: float = MOST_SHIFT_MM
+) -> Registration:
     """Find the rigid motion that lays ``moving`` on ``fixed``.
 
     Args:
         fixed, moving: 3-D, float32, of several slices each.
         what: the moving channel, for messages.
+        most_shift_mm: beyond which it is no motion of this head; larger between two visits.
 
     Raises:
         InputError: when an image is flat or single slices, or what comes out is no better than the headers or farther
             than a head moves: then nothing may be said of where the channel lies.
     """
     with _one_thread():
-        return _register(_prepared(fixed, what), _prepared(moving, what), what)
+        return _register(_prepared(fixed, what), _prepared(moving, what), what, most_shift_mm)
 
 
-def _register(fixed: sitk.Image, moving: sitk.Image, what: str) -> Registration:
+def _register(fixed: sitk.Image, moving: sitk.Image, what: str, most_shift_mm: float) -> Registration:
     centre = _middle(fixed)
     start = _start(fixed, moving, centre)
     method = _method()
@@ -85,7 +88,7 @@ def _register(fixed: sitk.Image, moving: sitk.Image, what: str) -> Registration:
     matrix = np.array(start.GetMatrix()).reshape(3, 3)
     rotation = float(np.degrees(np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1, 1))))
     shift = float(np.linalg.norm(np.subtract(start.TransformPoint(centre), centre)))
-    if shift > MOST_SHIFT_MM or rotation > MOST_ROTATION_DEGREES:
+    if shift > most_shift_mm or rotation > MOST_ROTATION_DEGREES:
         raise _failed(what, f"it would move it by {shift:.1f} mm and {rotation:.1f}°, farther than a head moves")
     if after <= before:
         if shift > NOTHING_MM or rotation > NOTHING_MM:

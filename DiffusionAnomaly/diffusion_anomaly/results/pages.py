@@ -13,14 +13,14 @@ def render_page(template: Path, values: Mapping[str, Any], filters: Mapping[str,
     """A page as text.
 
     Args:
-        template: file, which may extend others of its folder.
+        template: file, which may extend others of its folder or of this one.
         values: what stands in it, by name; one that is missing is an error.
         filters: of the template's own, by name.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(template.parent),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,23 +12,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..io.files import keep_foreign, write_text
 from ..io.typed_json import MAX_BYTES, checked, kind_of, parse
+from ..models.declaration import BRAIN as BRAIN_REGION
 from ..options import check_threshold
 from .findings import segment
+from .places import with_places
 from .saving import PROVENANCE
 
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
 REQUEST = "report.json"
-SCAN, ANOMALY_MAP, BRAIN = "scan.nrrd", "heat.nrrd", "brain.nrrd"
-PAGE = "report.html"
+SCAN, ANOMALY_MAP, BRAIN, REJECTED = "scan.nrrd", "heat.nrrd", "brain.nrrd", "rejected.nrrd"
+REVIEWS = ("accepted", "rejected", "undecided")
+PAGE, PRINTED = "report.html", "report.pdf"
 
 
 @dataclass(frozen=True)
 class Request:
     """What the page is to show; the images lie beside it as ``SCAN``, ``ANOMALY_MAP`` and ``BRAIN``.
+
+    Voxels that a reader has rejected lie there as ``REJECTED``, if there are any: they are left out of the mask.
 
     Attributes:
         title: what the user calls the scan.
@@ -36,6 +44,9 @@ class Request:
         min_volume_ml: smaller findings are dropped.
         provenance: of the detection, as it was saved.
         names: that the user gave to findings, by their ids as text.
+        reviews: ``accepted`` or ``rejected``, by the findings' ids as text; others are undecided.
+        comments: of the user on findings, likewise.
+        printed: whether it is to be a PDF instead of a page.
     """
 
     title: str
@@ -43,6 +54,9 @@ class Request:
     min_volume_ml: float
     provenance: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
+    reviews: Mapping[str, str] = field(default_factory=dict)
+    comments: Mapping[str, str] = field(default_factory=dict)
+    printed: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ def write_request(request: Request, folder: Path) -> None:
 
 
 def redraw(folder: Path) -> Path:
-    """Draw the page.
+    """Draw the page, or the PDF.
 
     Args:
         folder: holds the request and the images; gets the page.
@@ -113,7 +127,7 @@ def redraw(folder: Path) -> Path:
         InputError: when something in the folder is missing or damaged, or the page cannot be written or would replace
             what is none.
     """
-    from ..io.volume import read_anomaly_map, read_mask, read_volume
+    from .printing import print_report
     from .report import Shown, render
 
     keep_foreign(folder / PAGE, lambda page: b'content="DiffusionAnomaly' in page.read_bytes()[:1000])
@@ -122,13 +136,14 @@ def redraw(folder: Path) -> Path:
             f"{folder} holds the results of a detection, and its report tells of their threshold.",
             "Choose another folder.",
         )
-    request = _read(folder / REQUEST)
-    volume = read_volume(folder / SCAN)
-    scan, anomaly_map = volume.image, read_anomaly_map(folder / ANOMALY_MAP).image
-    brain = read_mask(folder / BRAIN, volume)
+    request, scan, anomaly_map, brain = read_request(folder)
     made = request.provenance
     min_area = made["options"].get("min_area")
     mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, min_area)
+    if made.get("region", BRAIN_REGION) == BRAIN_REGION:
+        findings = with_places(findings, brain)
+    if (folder / REJECTED).exists():
+        mask = without(mask, folder / REJECTED, scan)
     threshold = made["threshold"]
     if request.threshold != threshold["heat"]:
         threshold = {"heat": request.threshold, "source": "chosen by the user after the run"}
@@ -137,10 +152,61 @@ def redraw(folder: Path) -> Path:
         "threshold": threshold,
         "options": {**made["options"], "min_volume_ml": request.min_volume_ml},
     }
-    names = {int(number): name for number, name in request.names.items()}
-    page = render(Shown(request.title, scan, anomaly_map, mask, brain, findings, request.threshold, provenance, names))
-    write_text(folder / PAGE, page)
+    said = (
+        {int(number): text for number, text in texts.items()}
+        for texts in (request.names, request.reviews, request.comments)
+    )
+    names, reviews, comments = said
+    shown = Shown(
+        request.title,
+        scan,
+        anomaly_map,
+        mask,
+        brain,
+        findings,
+        request.threshold,
+        provenance,
+        names,
+        reviews=reviews,
+        comments=comments,
+    )
+    if request.printed:
+        print_report(shown, folder / PRINTED)
+        return folder / PRINTED
+    write_text(folder / PAGE, render(shown))
     return folder / PAGE
+
+
+def without(mask: sitk.Image, rejected: Path, scan: sitk.Image) -> sitk.Image:
+    """A mask without the voxels of another mask file on the scan's grid.
+
+    Raises:
+        InputError: when the file cannot be read or lies on another grid.
+    """
+    import SimpleITK as sitk
+
+    from ..io.orientation import same_grid
+
+    try:
+        out = sitk.ReadImage(str(rejected))
+    except RuntimeError as error:
+        raise InputError(f"{rejected} cannot be read: {error}.", "Save the report again.") from error
+    if not same_grid(out, scan):
+        raise InputError(f"{rejected} lies on another grid than the scan.", "Save the report again.")
+    return sitk.And(mask, sitk.Cast(out == 0, mask.GetPixelID()))
+
+
+def read_request(folder: Path) -> tuple[Request, sitk.Image, sitk.Image, sitk.Image]:
+    """What a folder asks for, and its scan, anomaly map and brain mask.
+
+    Raises:
+        InputError: when something in it is missing or damaged.
+    """
+    from ..io.volume import read_anomaly_map, read_mask, read_volume
+
+    request = _read(folder / REQUEST)
+    volume = read_volume(folder / SCAN)
+    return request, volume.image, read_anomaly_map(folder / ANOMALY_MAP).image, read_mask(folder / BRAIN, volume)
 
 
 def _read(path: Path) -> Request:
@@ -158,9 +224,12 @@ def _read(path: Path) -> Request:
         raise InputError(f"{path} holds {kind_of(content)}, expected a JSON object.", "Save the report again.")
     request = checked(Request, content, str(path))
     check_threshold(request.threshold)
-    for number in request.names:
+    for number in (*request.names, *request.reviews, *request.comments):
         if not (number.isascii() and number.isdecimal() and len(number) < 10):
             raise InputError(f"{path} names the finding {number[:40]!r}, which is no number.", "Save the report again.")
+    for state in request.reviews.values():
+        if state not in REVIEWS:
+            raise InputError(f"{path} has the review {state[:40]!r}.", f"Known are {', '.join(REVIEWS)}.")
     _check_provenance(request.provenance, f"{path}: the provenance")
     return request
 

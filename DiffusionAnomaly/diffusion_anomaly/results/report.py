@@ -52,6 +52,8 @@ class Shown:
         provenance: how the anomaly map was made; with the options, the score and the warnings.
         names: that the user gave to findings, by their ids.
         channels: every contrast by name where there are several, on the same grid, ``scan`` first.
+        reviews: ``accepted`` or ``rejected`` by the findings' ids; the mask is without those that were rejected.
+        comments: of a reader, by the findings' ids.
     """
 
     name: str
@@ -64,6 +66,13 @@ class Shown:
     provenance: Mapping[str, Any]
     names: Mapping[int, str] = field(default_factory=dict)
     channels: Mapping[str, sitk.Image] = field(default_factory=dict)
+    reviews: Mapping[int, str] = field(default_factory=dict)
+    comments: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def left(self) -> list[Finding]:
+        """The findings that were not rejected."""
+        return [finding for finding in self.findings if self.reviews.get(finding.id) != "rejected"]
 
 
 def write_report(result: Result, path: Path | str) -> None:
@@ -107,18 +116,22 @@ def render(shown: Shown) -> str:
         "name": shown.name,
         "purpose": provenance["purpose"],
         "provenance": provenance,
-        "method": _title_of(provenance["method"]),
-        "model": _model_line(provenance["model"]),
+        "method": title_of(provenance["method"]),
+        "model": model_line(provenance["model"]),
         "date": datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
         "warnings": provenance["warnings"],
         "findings": findings[:FINDINGS_SHOWN],
         "names": shown.names,
+        "has_places": any(finding.place for finding in findings),
+        "reviews": shown.reviews,
+        "comments": shown.comments,
+        "left": len(shown.left),
         "hidden_findings": max(0, len(findings) - FINDINGS_SHOWN),
         "unit": view.unit,
         "sized": sized,
         "centre_title": centre_title,
         "least": provenance["options"]["min_volume_ml"] if min_area is None else min_area,
-        "total": sum(finding.size for finding in findings),
+        "total": sum(finding.size for finding in shown.left),
         "covered": np.count_nonzero(view.brain) * view.voxel_size,
         "region": REGIONS.get(provenance.get("region", BRAIN), "region"),
         "peak": peak,
@@ -132,12 +145,12 @@ def render(shown: Shown) -> str:
         "colour_bar": draw_colour_bar(threshold, top),
         "profile": draw_profile(view, slices) if len(view) > 1 and findings else None,
         "sides": view.sides,
-        "rows": list(_flat(provenance)),
+        "rows": list(record_rows(provenance)),
     }
     return render_page(Path(__file__).with_name(TEMPLATE), values, {})
 
 
-def _title_of(method: str) -> str:
+def title_of(method: str) -> str:
     """A method's title; its name if it is none that this version offers, as in a report of a newer one's results."""
     return METHODS[method].title if method in METHODS else method
 
@@ -156,18 +169,18 @@ def _extrapolated(end: object, peak: float, threshold: float) -> str:
     return f"Scores above {end:.2f}{what} are extrapolated: healthy voxels so rare were too few to be counted"
 
 
-def _model_line(model: Mapping[str, Any] | None) -> str:
+def model_line(model: Mapping[str, Any] | None) -> str:
     return "no model" if model is None else f"{model['name']} {model['version']}"
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def record_rows(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Provenance as rows of name and text; what the page already shows elsewhere is left out."""
     for key, value in content.items():
         if not prefix and key in ("purpose", "warnings", "schema_version"):
             continue
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key} · ")
+            yield from record_rows(value, f"{prefix}{key} · ")
         else:
             yield name, _text(value)
 

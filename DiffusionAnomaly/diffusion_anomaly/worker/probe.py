@@ -3,6 +3,8 @@
     python -m diffusion_anomaly.worker.probe machine       what is installed, and where a network can run
     python -m diffusion_anomaly.worker.probe verify DIR    whether a model package is whole and fits its networks
     python -m diffusion_anomaly.worker.probe report DIR    a report at another threshold, see ``results.redrawing``
+    python -m diffusion_anomaly.worker.probe dicom DIR     DICOM objects of a result, see ``results.dicom.again``
+    python -m diffusion_anomaly.worker.probe compare DIR   what changed between the exams in DIR/prior and DIR/current
 
 The answer is one line of JSON on standard output, also to a question that cannot be answered.
 """
@@ -43,8 +45,13 @@ def main(arguments: list[str]) -> int:
         answer = verify(Path(arguments[1]))
     elif len(arguments) == 2 and arguments[0] == "report":
         answer = report(Path(arguments[1]))
+    elif len(arguments) == 2 and arguments[0] == "dicom":
+        answer = dicom(Path(arguments[1]))
+    elif len(arguments) == 2 and arguments[0] == "compare":
+        answer = compare(Path(arguments[1]))
     else:
-        sys.stderr.write("usage: python -m diffusion_anomaly.worker.probe machine | verify DIR | report DIR\n")
+        questions = "machine | {verify | report | dicom | compare} DIR"
+        sys.stderr.write(f"usage: python -m diffusion_anomaly.worker.probe {questions}\n")
         return 2
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
@@ -91,6 +98,37 @@ def report(folder: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - as above
         return _refusal(error)
     return {"ok": True, "path": str(path), "problem": ""}
+
+
+def dicom(folder: Path) -> dict[str, Any]:
+    """Write DICOM objects of a result: ``ok``, ``files`` by kind, and ``problem`` if they could not be made."""
+    from ..results.dicom.again import write_again
+
+    try:
+        written = write_again(folder)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _refusal(error)
+    return {"ok": True, "files": {kind: str(path) for kind, path in written.items()}, "problem": ""}
+
+
+def compare(folder: Path) -> dict[str, Any]:
+    """Compare two exams: ``ok``, ``files`` by name, the comparison's ``statistics``, and ``problem`` if that failed.
+
+    Args:
+        folder: holds ``prior`` and ``current``, each as for a report; gets the comparison's files.
+    """
+    from ..io.outputs import OutputFolder
+    from ..results.comparison import files
+    from ..results.comparison.reading import compare_requests
+
+    try:
+        comparison = compare_requests(folder / "prior", folder / "current")
+        with OutputFolder(folder) as output:
+            written = files.save(comparison, output)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _refusal(error)
+    paths = {name: str(path) for name, path in written.items()}
+    return {"ok": True, "files": paths, "statistics": files.statistics(comparison), "problem": ""}
 
 
 def _refusal(error: Exception) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""What the slice views and the layout showed before a result came, so that it can be put back when the result goes.
+
+Slicer's own selectors take some other volume of the scene for one that is removed: another exam would then be blended
+over the scan. So every layer that shows a node of a result is given back before the node goes. What was shown is kept
+with the anomaly map, volumes as node references, so that it also holds in a scene that was saved and opened again.
+Nothing else of a user's volume is ever changed here: its window and level, its colours and its threshold are its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from . import attributes
+
+SHOWN_BEFORE = f"{attributes.PREFIX}ShownBefore"
+_REFERENCE = f"{attributes.PREFIX}Before."
+
+LAYERS = ("Background", "Foreground", "Label")
+SETTINGS = ("ForegroundOpacity", "LabelOpacity", "Compositing", "LinkedControl", "HotLinkedControl")
+
+# Slicer's own layouts have numbers below 100, and those of other extensions often a few hundred.
+SIDE_BY_SIDE = 7340
+SCAN_VIEW, MAP_VIEW = "Red", "AnomalyMap"
+
+
+def _view(tag: str, orientation: str, label: str, colour: str) -> str:
+    properties = {"orientation": orientation, "viewlabel": label, "viewcolor": colour}
+    lines = (f'<property name="{name}" action="default">{value}</property>' for name, value in properties.items())
+    return f'<item><view class="vtkMRMLSliceNode" singletontag="{tag}">{"".join(lines)}</view></item>'
+
+
+_SIDE_BY_SIDE = (
+    '<layout type="vertical" split="true"><item splitSize="600"><layout type="horizontal">'
+    + _view(SCAN_VIEW, "Axial", "R", "#F34A33")
+    + _view(MAP_VIEW, "Axial", "A", "#FB9D07")
+    + '</layout></item><item splitSize="400"><layout type="horizontal">'
+    + _view("Green", "Coronal", "G", "#6EB04B")
+    + _view("Yellow", "Sagittal", "Y", "#EDD54C")
+    + '<item><view class="vtkMRMLViewNode" singletontag="1"><property name="viewlabel" action="default">1</property>'
+    "</view></item></layout></item></layout>"
+)
+
+
+def sliceComposites(scene: Any) -> list[Any]:
+    """What each slice view shows."""
+    return nodesOf(scene, "vtkMRMLSliceCompositeNode")
+
+
+def nodesOf(scene: Any, className: str) -> list[Any]:
+    """All nodes of a class."""
+    nodes = scene.GetNodesByClass(className)
+    nodes.UnRegister(None)  # the collection comes with a reference that nobody else takes
+    return [nodes.GetItemAsObject(index) for index in range(nodes.GetNumberOfItems())]
+
+
+def remember(scene: Any, anomalyMap: Any) -> None:
+    """Note what every slice view shows that does not show this anomaly map yet.
+
+    Where another result is shown, what was there before that one counts.
+    """
+    state = _stateOf(anomalyMap)
+    for composite in sliceComposites(scene):
+        shown = scene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+        view = _nameOf(composite)
+        if shown is anomalyMap or (view in state["views"] and _isAlone(scene, composite)):
+            continue
+        earlier = _stateOf(shown) if _isAnomalyMap(shown) else {}
+        if view in earlier.get("views", {}):
+            state["views"][view] = earlier["views"][view]
+            for layer in LAYERS:
+                _refer(anomalyMap, view, layer, _referred(shown, view, layer))
+        else:
+            state["views"][view] = {name: getattr(composite, f"Get{name}")() for name in SETTINGS}
+            for layer in LAYERS:
+                volume = _volumeIn(composite, layer)
+                _refer(anomalyMap, view, layer, None if _isAnomalyMap(volume) else volume)
+        if "layout" not in state and "layout" in earlier:
+            state["layout"] = earlier["layout"]
+    anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
+
+
+def putBack(scene: Any, anomalyMap: Any, parts: Iterable[Any] = (), *, background: bool = False) -> bool:
+    """Give the layers that an anomaly map or another part of its result has taken to what they showed before.
+
+    A layer that the user has given to something else since is left alone.
+
+    Args:
+        scene: with the views.
+        anomalyMap: knows what was shown before.
+        parts: of its result.
+        background: whether another scan that was shown before comes back too.
+
+    Returns:
+        Whether a view showed the anomaly map over something.
+    """
+    own = {node.GetID() for node in (anomalyMap, *parts)}
+    scan = anomalyMap.GetNodeReference(attributes.INPUT)
+    views = _stateOf(anomalyMap)["views"]
+    isShown = any(one.GetForegroundVolumeID() == anomalyMap.GetID() for one in sliceComposites(scene))
+    for composite in sliceComposites(scene):
+        isAlone = isShown and _isAlone(scene, composite)
+        if not isAlone and not any(getattr(composite, f"Get{layer}VolumeID")() in own for layer in LAYERS):
+            continue
+        view, before = _nameOf(composite), views.get(_nameOf(composite))
+        wasShown = isAlone or composite.GetForegroundVolumeID() == anomalyMap.GetID()
+        modifying = composite.StartModify()
+        for layer in LAYERS:
+            if getattr(composite, f"Get{layer}VolumeID")() in own or (isAlone and layer == "Foreground"):
+                node = _referred(anomalyMap, view, layer)
+                if node is None and layer == "Background":
+                    node = scan
+                _show(composite, layer, node)
+        if wasShown:
+            if background and scan is not None and composite.GetBackgroundVolumeID() == scan.GetID():
+                _show(composite, "Background", _referred(anomalyMap, view, "Background") or scan)
+            for name, value in (before or {"ForegroundOpacity": 0.0}).items():
+                getattr(composite, f"Set{name}")(value)
+        composite.EndModify(modifying)
+    return isShown
+
+
+def release(scene: Any, anomalyMap: Any, parts: Iterable[Any] = ()) -> None:
+    """Before a result goes: all its layers, and the layout, show again what they showed before it came."""
+    if putBack(scene, anomalyMap, parts, background=True):
+        restoreLayout(scene, anomalyMap)
+
+
+def releaseScan(scene: Any, scan: Any) -> None:
+    """Before a scan goes: its anomaly maps leave the views, where they would lie over another scan."""
+    for composite in sliceComposites(scene):
+        shown = scene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+        if _isAnomalyMap(shown) and shown.GetNodeReference(attributes.INPUT) is scan:
+            putBack(scene, shown)
+
+
+def chooseLayout(scene: Any, anomalyMap: Any, arrangement: int) -> None:
+    """Choose another layout for a result, and note which one there was."""
+    layout = _layoutNode(scene)
+    if layout is None or layout.GetViewArrangement() == arrangement:
+        return
+    state = _stateOf(anomalyMap)
+    before = state.get("layout", {}).get("before", layout.GetViewArrangement())
+    state["layout"] = {"before": before, "chosen": arrangement}
+    anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
+    layout.SetViewArrangement(arrangement)
+
+
+def sideBySide(scene: Any, anomalyMap: Any, wanted: bool) -> None:
+    """Choose the layout with the scan beside the map, or the one that there was; ``showInSlices`` then fills it."""
+    layout = _layoutNode(scene)
+    if layout is None:
+        return
+    if not layout.IsLayoutDescription(SIDE_BY_SIDE):
+        layout.AddLayoutDescription(SIDE_BY_SIDE, _SIDE_BY_SIDE)
+    isThere = layout.GetViewArrangement() == SIDE_BY_SIDE
+    if wanted and not isThere:
+        chooseLayout(scene, anomalyMap, SIDE_BY_SIDE)
+    elif not wanted and isThere:
+        putBack(scene, anomalyMap)  # while it is known that the scan's view was emptied here
+        restoreLayout(scene, anomalyMap)
+
+
+def isSideBySide(scene: Any) -> bool:
+    """Whether the scan is shown alone beside the map now."""
+    layout = _layoutNode(scene)
+    return layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE
+
+
+def restoreLayout(scene: Any, anomalyMap: Any) -> None:
+    """Back to the layout that there was, unless the user has chosen another one since."""
+    layout, state = _layoutNode(scene), _stateOf(anomalyMap)
+    chosen = state.pop("layout", None)
+    if chosen is None:
+        return
+    anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
+    if layout is not None and layout.GetViewArrangement() == chosen["chosen"]:
+        layout.SetViewArrangement(chosen["before"])
+
+
+def _isAlone(scene: Any, composite: Any) -> bool:
+    """Whether a view shows the scan alone because the map is in the view beside it."""
+    return isSideBySide(scene) and composite.GetLayoutName() == SCAN_VIEW and not composite.GetForegroundVolumeID()
+
+
+def _layoutNode(scene: Any) -> Any:
+    return scene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+
+
+def _stateOf(anomalyMap: Any) -> dict[str, Any]:
+    return json.loads(anomalyMap.GetAttribute(SHOWN_BEFORE) or '{"views": {}}')
+
+
+def _isAnomalyMap(node: Any) -> bool:
+    return node is not None and node.GetAttribute(attributes.ROLE) == attributes.MAP
+
+
+def _nameOf(composite: Any) -> str:
+    """Of the view; it survives that a scene is saved, which an id need not."""
+    return composite.GetLayoutName() or composite.GetSingletonTag() or composite.GetID()
+
+
+def _volumeIn(composite: Any, layer: str) -> Any:
+    return composite.GetScene().GetNodeByID(getattr(composite, f"Get{layer}VolumeID")() or "")
+
+
+def _show(composite: Any, layer: str, node: Any) -> None:
+    getattr(composite, f"Set{layer}VolumeID")(None if node is None else node.GetID())
+
+
+def _refer(anomalyMap: Any, view: str, layer: str, node: Any) -> None:
+    anomalyMap.SetNodeReferenceID(_role(view, layer), None if node is None else node.GetID())
+
+
+def _referred(anomalyMap: Any, view: str, layer: str) -> Any:
+    return anomalyMap.GetNodeReference(_role(view, layer))
+
+
+def _role(view: str, layer: str) -> str:
+    # The scene file parts roles from ids by these.
+    return _REFERENCE + view.translate(str.maketrans(":; ", "___")) + layer

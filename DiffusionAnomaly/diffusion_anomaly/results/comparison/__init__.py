@@ -1,0 +1,1 @@
+"""Two examinations of one patient: what is new, grown, shrunk or gone since the prior one."""
