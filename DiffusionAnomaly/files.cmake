@@ -28,6 +28,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/process/warmworker.py
   DiffusionAnomalyLib/process/workerjob.py
   DiffusionAnomalyLib/process/workspace.py
+  DiffusionAnomalyLib/process/writing.py
   DiffusionAnomalyLib/progresstext.py
   DiffusionAnomalyLib/sampledata.py
   DiffusionAnomalyLib/scene/__init__.py

@@ -24,11 +24,12 @@ from .process.process import OwnedProcess, PipeProcess
 from .process.warmworker import WarmWorker
 from .process.workerjob import DetectionJob, Outcome, State
 from .process.workspace import INPUT, Workspace, removeStale
+from .process.writing import Writing
 from .progresstext import rememberTimings
 from .scene.channels import problemWithChannels
 from .scene.display import isInView, showInSlices
 from .scene.results import Place, ResultNodes, Wanted, loadResults, resultsIn
-from .scene.volumes import imageOf, maskOf
+from .scene.volumes import maskOf, voxelsOf
 from .settings import Settings, defaultSettings
 from .translation import tr as _
 
@@ -179,7 +180,7 @@ class Detection:
         segmentId: str = "",
         channels: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Queue a detection. The scan is written out now, so that later changes of it do not matter to the worker.
+        """Queue a detection. The scan is written out meanwhile; what happens to it later does not matter to the worker.
 
         Args:
             volumeNode: the scan; for a model of several contrasts its first channel, which gives the grid.
@@ -195,25 +196,26 @@ class Detection:
         given = {name: (channels or {}).get(name) for name in others}
         if problem := problemWithChannels(volumeNode, first, given):
             raise InputError(problem, _("The model looks at several contrasts together."))
-        images = {name: imageOf(node) for name, node in given.items()}
-        image = imageOf(volumeNode)
         mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
         options = request.options()
         # The worker has a working directory of its own, where a relative path would lead elsewhere.
         model = None if request.model is None else str(open_bundle(request.model).path.absolute())
         workspace = Workspace(self.temporaryFolder)
+        writings: list[Writing] = []
         try:
-            workspace.writeScan(image)
             if mask is not None:
                 workspace.writeMask(mask)
-            files = {first: INPUT} if images else {}
-            for number, (name, other) in enumerate(images.items(), start=2):
+            files = {first: INPUT} if given else {}
+            writings.append(_begin(workspace, volumeNode, INPUT))
+            for number, (name, node) in enumerate(given.items(), start=2):
                 files[name] = f"channel-{number}.nrrd"
-                workspace.writeImage(other, files[name])
+                writings.append(_begin(workspace, node, files[name]))
             workspace.writeJob(request.method, model, options, volumeNode.GetName(), files)
             if request.keepFiles:
                 workspace.keep()
         except EngineError:
+            for writing in writings:
+                writing.cancel()
             workspace.remove()
             raise
         job = DetectionJob(
@@ -221,6 +223,7 @@ class Detection:
             self._worker.turn(),
             self._command or workerCommand(),
             self._environment or workerEnvironment(),
+            writings,
         )
         entry = Entry(volumeNode.GetName(), job, Task(request, Place.of(volumeNode), steps))
         self.queue.add(entry)
@@ -325,6 +328,17 @@ def channelsOf(request: Request) -> tuple[str, tuple[str, ...]]:
     """What the input volume is to the model, and which other channels it needs; none for a single contrast."""
     names = choices.channels(modelFolder(request))
     return (names[0], names[1:]) if names else ("", ())
+
+
+def _begin(workspace: Workspace, node: Any, name: str) -> Writing:
+    """Write a volume's voxels as they are, on its own grid.
+
+    Raises:
+        InputError: when it cannot be analysed, or the disk has no room.
+    """
+    voxels, axes, origin = voxelsOf(node)
+    scalars = node.GetImageData().GetPointData().GetScalars()
+    return workspace.beginScan(voxels, axes, origin, scalars.GetMTime, name)
 
 
 def modelFolder(request: Request) -> Path | None:
