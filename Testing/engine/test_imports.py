@@ -59,6 +59,8 @@ WINGS = (
 FOR_SLICER = {
     f"{ENGINE}.{name}"
     for name in (
+        "client.connection",
+        "client.wire",
         "detection.input_checks",
         "errors",
         "io.contrasts",
