@@ -219,8 +219,10 @@ def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, mi
     found = _kept(nodes, live, live.at(threshold, minVolumeMl))
     _fill(nodes, live, found)
     for node in nodes.all:
+        node.SetDisableModifiedEvent(True)  # no view shows an attribute, but all are drawn anew for each
         node.SetAttribute(attributes.THRESHOLD, str(float(found.threshold)))
         node.SetAttribute(attributes.MIN_VOLUME, str(float(minVolumeMl)))
+        node.SetDisableModifiedEvent(False)
     showThreshold(nodes.anomalyMap, found.threshold)
     return found
 
