@@ -20,27 +20,16 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-
-def _forgetLibrary() -> None:
-    """Let a reload of the module reload its library and the engine's border too."""
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] in ("DiffusionAnomalyLib", "diffusion_anomaly")
-    ]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
-
-
-_forgetLibrary()
-
-from diffusion_anomaly.registry import DEFAULT_METHOD  # noqa: E402
-from DiffusionAnomalyLib.detection import Detection, Request  # noqa: E402
-from DiffusionAnomalyLib.panel.panel import Panel  # noqa: E402
-from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode  # noqa: E402
-from DiffusionAnomalyLib.process.qtprocess import QtProcess  # noqa: E402
-from DiffusionAnomalyLib.sampledata import registerSampleData  # noqa: E402
-from DiffusionAnomalyLib.scene.comparing import Comparing, ComparisonNodes, show  # noqa: E402
-from DiffusionAnomalyLib.scene.results import ResultNodes, Wanted, resultsIn  # noqa: E402
-from DiffusionAnomalyLib.scene.volumes import problemWith  # noqa: E402
+from diffusion_anomaly.registry import DEFAULT_METHOD
+from DiffusionAnomalyLib.detection import Detection, Request
+from DiffusionAnomalyLib.panel.panel import Panel
+from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode
+from DiffusionAnomalyLib.process import dependencies
+from DiffusionAnomalyLib.process.qtprocess import QtProcess
+from DiffusionAnomalyLib.sampledata import loadSample, registerSampleData
+from DiffusionAnomalyLib.scene.comparing import Comparing, ComparisonNodes, show
+from DiffusionAnomalyLib.scene.results import ResultNodes, Wanted, resultsIn
+from DiffusionAnomalyLib.scene.volumes import problemWith
 
 
 class DiffusionAnomaly(ScriptedLoadableModule):
@@ -48,14 +37,14 @@ class DiffusionAnomaly(ScriptedLoadableModule):
 
     def __init__(self, parent: Any) -> None:
         ScriptedLoadableModule.__init__(self, parent)
-        self.parent.title = "DiffusionAnomaly"
+        self.parent.title = _("DiffusionAnomaly")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Neuroimaging")]
         self.parent.dependencies = ["Segmentations", "Terminologies"]
         self.parent.contributors = ["The DiffusionAnomaly contributors"]
         self.parent.helpText = _(
             "Finds what is improbable in a brain scan with generative denoising diffusion models (not diffusion MRI): "
             "an anomaly map, a segmentation and a table of findings. For research use only. Not for diagnosis. "
-            'See <a href="https://github.com/DiffusionAnomaly/DiffusionAnomaly">the documentation</a>.'
+            'See <a href="https://github.com/DiffusionAnomaly/SlicerDiffusionAnomaly">the documentation</a>.'
         )
         self.parent.acknowledgementText = _(
             "After Pinaya et al., MICCAI 2022 (arXiv 2206.03461), and Wolleb et al., MICCAI 2022 (arXiv 2203.04306)."
@@ -73,13 +62,14 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel: Panel | None = None
         self._parameters: Any = None
         self._guiTag: Any = None
+        self._form: Any = None
 
     def setup(self) -> None:
         ScriptedLoadableModuleWidget.setup(self)
-        uiWidget = slicer.util.loadUI(self.resourcePath("UI/DiffusionAnomaly.ui"))
-        self.layout.addWidget(uiWidget)
-        self.ui = slicer.util.childWidgetVariables(uiWidget)
-        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self._form = slicer.util.loadUI(self.resourcePath("UI/DiffusionAnomaly.ui"))
+        self.layout.addWidget(self._form)
+        self.ui = slicer.util.childWidgetVariables(self._form)
+        self._form.setMRMLScene(slicer.mrmlScene)
         self.logic = DiffusionAnomalyLogic()
         self.panel = Panel(self.ui, self.logic.detection)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
@@ -98,6 +88,18 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         if self.panel is not None:
             self.panel.close()
+        if self._form is not None:  # a reload would only hide it
+            self._form.setParent(None)
+            self._form.deleteLater()
+            self._form = None
+
+    def onReload(self) -> None:
+        """Reload the library too, and the engine's border."""
+        library = ("DiffusionAnomalyLib", "diffusion_anomaly")
+        for name in [name for name in sys.modules if name.partition(".")[0] in library]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        ScriptedLoadableModuleWidget.onReload(self)
 
     def enter(self) -> None:
         self.initializeParameterNode()
@@ -115,13 +117,9 @@ class DiffusionAnomalyWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.close()
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
-        """The volumes go: whatever still runs on them is cancelled, and its results would have no place.
-
-        The worker stays for the next scene, without the model: the memory that it takes is free until then.
-        """
+        """The volumes go: whatever still runs on them is cancelled, and its results would have no place."""
         if self.logic is not None:
-            self.logic.detection.queue.cancelAll()
-            self.logic.detection.release()
+            self.logic.detection.forgetScene()
         if self.panel is not None:
             self.panel.results.findings.history.forget()
         self.setParameterNode(None)
@@ -223,7 +221,7 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
             brainMask, brainSegment: label map, or segmentation and the id of its segment.
             labelMap, segmentation: which forms of the mask are made.
             blocking: wait for the result; Slicer stays alive meanwhile.
-            onProgress: takes a line on how far it is.
+            onProgress: takes a line on how far it is, whenever it is another one.
             onFinished: takes the entry, the result's nodes or None, and what went wrong.
             more: further attributes of ``DiffusionAnomalyLib.detection.Request``.
 
@@ -247,9 +245,12 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
         )
         entry = self.detection.add(volumeNode, request, brainMask, brainSegment)
 
+        told: list[str] = []
+
         def tell() -> None:
-            if onProgress is not None and not entry.state.isOver:
-                onProgress(progressLine(entry.job))
+            if onProgress is not None and not entry.state.isOver and (line := progressLine(entry.job)) not in told:
+                told[:] = [line]
+                onProgress(line)
 
         if blocking:
 
@@ -298,11 +299,13 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
         def tick() -> None:
             self.detection.tick()
             tell()
-            if entry.state.isOver:
+            if entry.state.isOver and timer in self._timers:
                 timer.stop()
                 self._timers.remove(timer)
+                # Not within the handler itself; a connection keeps what it calls for good.
+                qt.QTimer.singleShot(0, lambda: timer.disconnect("timeout()", tick))
                 if onFinished is not None:
-                    onFinished(entry, entry.request.nodes, entry.message)
+                    onFinished(entry, self.detection.resultOf(entry), entry.message)
 
         timer.connect("timeout()", tick)
         timer.start()
@@ -310,9 +313,22 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
 
 
 class DiffusionAnomalyTest(ScriptedLoadableModuleTest):
-    """Slicer's Reload and Test button; the tests themselves are in Testing/app."""
+    """Slicer's Reload and Test button: the sample scan is analysed. What the panel does is tested in Testing/app."""
 
-    def runTest(self) -> None:
+    def runTest(self, **more: Any) -> None:
+        """Needs the worker's Python packages for the run itself; without them only the scan is loaded."""
+        loaded = {"torch", "monai"} & set(sys.modules)  # by another extension
         slicer.mrmlScene.Clear()
-        assert DiffusionAnomalyLogic().results() == []
-        assert not {"torch", "monai"} & set(sys.modules)
+        scan = loadSample()
+        assert problemWith(scan) == ""
+        if missing := dependencies.missing():
+            self.delayDisplay(f"Not run: {', '.join(map(str, missing))} not installed.")
+        else:
+            logic = DiffusionAnomalyLogic()
+            nodes = logic.detect(scan, method="intensity", threshold=2.0)
+            logic.detection.close()
+            assert slicer.util.arrayFromVolume(nodes.labelMap).any()
+            assert nodes.table.GetNumberOfRows() > 0
+            assert len(logic.results()) == 1
+        assert {"torch", "monai"} & set(sys.modules) == loaded
+        slicer.mrmlScene.Clear()

@@ -82,6 +82,15 @@ def prepare_labels(
     run(folder, output, slabs)
 
 
+@app.command()
+def places(folder: Path, output: Path) -> None:
+    """The table by which findings are placed in the brain, from label maps; prints how often it is right."""
+    from .data.places import make_places
+
+    for name, share in make_places(folder, output).items():
+        typer.echo(f"{name}: {share:.3f}")
+
+
 @app.command("prepare-slabs")
 def prepare_slabs(config: Config, output: Output) -> None:
     """Stacks of real healthy slices on the slab grid, for the stages localise and restore."""

@@ -6,14 +6,15 @@ a new package appears in the panel without a change here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from diffusion_anomaly.models.declaration import ANOMALY, IMAGE
+from diffusion_anomaly.models.declaration import ANOMALY, BRAIN, IMAGE
 from diffusion_anomaly.models.package import BundleSummary, available, builtin_directory, open_bundle
 from diffusion_anomaly.registry import METHODS, MethodEntry, NumberRange, get_method
 
@@ -21,10 +22,17 @@ from .settings import Settings, readJson, writeJson
 from .translation import tr as _
 
 ADDED_MODELS = "AddedModels"
+ACCEPTED_LICENCES = "AcceptedLicences"
+PERMISSIVE = {"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0"}
+RECOGNITION = "scan-recognition"
 DEFAULT_SLICE_SPACING = 3.0
 HEADLINE_NUMBERS = 2
 # What a card says of a model that was measured beside the baseline.
 BEATS_INTENSITY = "beats the intensity baseline"
+# What a package says of its measurement, and at its own threshold.
+MEASURED_ON = "measured on"
+LESION_RECALL, FALSE_POSITIVES = "lesion recall at the stored threshold", "false positives a scan"
+SENSITIVITY, SPECIFICITY = "sensitivity at the stored threshold", "specificity at the stored threshold"
 FORGET = "forget:"
 
 
@@ -159,21 +167,45 @@ def sliceSpacing(model: Path | None) -> float:
 
 
 def card(summary: BundleSummary, time: str) -> str:
-    """A model's card as rich text: what it expects, its measured quality, its licence, the time it takes here.
+    """A model's card as rich text: what it expects, what it found and missed, its licence, the time it takes here.
 
     The links ``card`` and ``licence`` in it stand for ``wholeCard`` and ``licence``.
     """
     rows = [
         (_("Expects"), expects(summary), ""),
-        (_("Measured"), _headline(summary.quality), f' <a href="card">{escape(_("all"))}</a>'),
+        (_("Measured"), measured(summary.quality), f' <a href="card">{escape(_("all"))}</a>'),
         (_("Licence"), summary.license, f' <a href="licence">{escape(_("show"))}</a>'),
         (_("Time here"), time, ""),
     ]
-    lines = "".join(
-        f'<tr><td style="padding-right: 8px">{escape(title)}</td><td>{escape(text)}{link}</td></tr>'
-        for title, text, link in rows
-    )
-    return f"<table>{lines}</table>"
+    return "<br>".join(f"<b>{escape(title)}:</b> {escape(text)}{link}" for title, text, link in rows)
+
+
+def measured(quality: Mapping[str, Any]) -> str:
+    """What a model found and missed where it was measured, in a sentence; the other numbers are in the whole card."""
+    where = quality.get(MEASURED_ON)
+    for found, wrong, sentence in (
+        (
+            LESION_RECALL,
+            FALSE_POSITIVES,
+            _(
+                "on {where}, {found:.0%} of the lesions were found and {missed:.0%} missed, with {wrong:.1f} false "
+                "findings a scan"
+            ),
+        ),
+        (
+            SENSITIVITY,
+            SPECIFICITY,
+            _(
+                "on {where}, {found:.0%} of the images with disease were marked and {missed:.0%} missed, and "
+                "{unmarked:.0%} of those without were left unmarked"
+            ),
+        ),
+    ):
+        numbers = [quality.get(found), quality.get(wrong)]
+        if where and all(isinstance(number, float) for number in numbers):
+            share, other = map(float, numbers)  # type: ignore[arg-type]
+            return sentence.format(where=where, found=share, missed=1 - share, wrong=other, unmarked=other)
+    return _headline(quality)
 
 
 def problemsAsText(found: Mapping[Path, str]) -> str:
@@ -218,6 +250,35 @@ def wholeCard(summary: BundleSummary) -> str:
 def licence(summary: BundleSummary) -> str:
     """The whole licence of a model's weights, to be shown before its first use."""
     return open_bundle(summary.path).license_text
+
+
+def toAccept(model: Path | None, settings: Settings) -> list[BundleSummary]:
+    """Packages of a run whose licence keeps some uses back, and which nobody here has accepted yet.
+
+    Args:
+        model: folder of the run's package; a model of the brain has the contrast checked by a package of its own.
+        settings: where what was accepted is remembered.
+    """
+    if model is None:
+        return []
+    used = {model, builtin_directory() / RECOGNITION} if _anomaly(model).get("region", BRAIN) == BRAIN else {model}
+    known = readJson(settings, ACCEPTED_LICENCES, [])
+    summaries = available([model] if model.parent != builtin_directory() else [])
+    return [
+        summary
+        for summary in summaries
+        if summary.path in used and summary.license not in PERMISSIVE and _licenceKey(summary) not in known
+    ]
+
+
+def accept(summaries: Sequence[BundleSummary], settings: Settings) -> None:
+    """Ask for these packages no more, until one comes with another licence."""
+    known = readJson(settings, ACCEPTED_LICENCES, [])
+    writeJson(settings, ACCEPTED_LICENCES, [*known, *map(_licenceKey, summaries)])
+
+
+def _licenceKey(summary: BundleSummary) -> str:
+    return f"{summary.name}: {sha256(licence(summary).encode('utf-8')).hexdigest()}"
 
 
 def devices(machine: Mapping[str, Any] | None) -> list[Device]:

@@ -24,11 +24,12 @@ from .process.process import OwnedProcess, PipeProcess
 from .process.warmworker import WarmWorker
 from .process.workerjob import DetectionJob, Outcome, State
 from .process.workspace import INPUT, Workspace, removeStale
+from .process.writing import Writing
 from .progresstext import rememberTimings
 from .scene.channels import problemWithChannels
 from .scene.display import isInView, showInSlices
-from .scene.results import Place, ResultNodes, Wanted, loadResults
-from .scene.volumes import imageOf, maskOf
+from .scene.results import Place, ResultNodes, Wanted, loadResults, resultsIn
+from .scene.volumes import maskOf, voxelsOf
 from .settings import Settings, defaultSettings
 from .translation import tr as _
 
@@ -103,12 +104,20 @@ class Request:
 
 @dataclass
 class Task:
-    """What the queue carries for an entry: the request, where the scan was, and the nodes once they are there."""
+    """What the queue carries for an entry.
+
+    Attributes:
+        request: what to run.
+        place: where the scan was.
+        steps: how many are run.
+        resultId: the node of the anomaly map, once it is there. Not the node itself: an entry stays listed, and would
+            keep the voxels of a result that has long been removed.
+    """
 
     request: Request
     place: Place
     steps: int | None
-    nodes: ResultNodes | None = None
+    resultId: str = ""
 
 
 class Detection:
@@ -171,7 +180,7 @@ class Detection:
         segmentId: str = "",
         channels: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Queue a detection. The scan is written out now, so that later changes of it do not matter to the worker.
+        """Queue a detection. The scan is written out meanwhile; what happens to it later does not matter to the worker.
 
         Args:
             volumeNode: the scan; for a model of several contrasts its first channel, which gives the grid.
@@ -187,25 +196,26 @@ class Detection:
         given = {name: (channels or {}).get(name) for name in others}
         if problem := problemWithChannels(volumeNode, first, given):
             raise InputError(problem, _("The model looks at several contrasts together."))
-        images = {name: imageOf(node) for name, node in given.items()}
-        image = imageOf(volumeNode)
         mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
         options = request.options()
         # The worker has a working directory of its own, where a relative path would lead elsewhere.
         model = None if request.model is None else str(open_bundle(request.model).path.absolute())
         workspace = Workspace(self.temporaryFolder)
+        writings: list[Writing] = []
         try:
-            workspace.writeScan(image)
             if mask is not None:
                 workspace.writeMask(mask)
-            files = {first: INPUT} if images else {}
-            for number, (name, other) in enumerate(images.items(), start=2):
+            files = {first: INPUT} if given else {}
+            writings.append(_begin(workspace, volumeNode, INPUT))
+            for number, (name, node) in enumerate(given.items(), start=2):
                 files[name] = f"channel-{number}.nrrd"
-                workspace.writeImage(other, files[name])
+                writings.append(_begin(workspace, node, files[name]))
             workspace.writeJob(request.method, model, options, volumeNode.GetName(), files)
             if request.keepFiles:
                 workspace.keep()
         except EngineError:
+            for writing in writings:
+                writing.cancel()
             workspace.remove()
             raise
         job = DetectionJob(
@@ -213,14 +223,32 @@ class Detection:
             self._worker.turn(),
             self._command or workerCommand(),
             self._environment or workerEnvironment(),
+            writings,
         )
         entry = Entry(volumeNode.GetName(), job, Task(request, Place.of(volumeNode), steps))
         self.queue.add(entry)
         return entry
 
     def tick(self) -> None:
-        """Deliver what the workers said; to be called a few times a second."""
+        """Deliver what the workers said, and stop what has lost its scan; to be called a few times a second."""
         self.queue.tick()
+        for entry in list(self.queue.entries):
+            if not entry.state.isOver and self._isGone(entry.request.place):
+                why = _("The volume {name} was deleted while it was analysed. Load it again and press Run.")
+                self.queue.cancel(entry, why.format(name=entry.title))
+
+    def resultOf(self, entry: Entry) -> ResultNodes | None:
+        """The nodes of an entry's result; None when it has none, or it is not in the scene any more."""
+        found = (nodes for nodes in resultsIn(self.scene) if nodes.anomalyMap.GetID() == entry.request.resultId)
+        return next(found, None) if entry.request.resultId else None
+
+    def forgetScene(self) -> None:
+        """The scene closes: nothing that runs has a place for its results, and no entry stays listed.
+
+        The worker stays for the next scene, without the model: the memory that it takes is free until then.
+        """
+        self.queue.dismissAll()
+        self._worker.release()
 
     def wait(self, entry: Entry, whileWaiting: Callable[[], None] = lambda: None) -> ResultNodes:
         """Wait for an entry.
@@ -244,13 +272,10 @@ class Detection:
             else:
                 entry.job.kill()
             raise
-        if entry.state is not State.DONE or entry.request.nodes is None:
+        nodes = self.resultOf(entry) if entry.state is State.DONE else None
+        if nodes is None:
             raise InputError(entry.message or _("The run has no result."))
-        return entry.request.nodes
-
-    def release(self) -> None:
-        """Give the memory of the model back; the process stays for the next run."""
-        self._worker.release()
+        return nodes
 
     def renewWorker(self) -> None:
         """Packages change: no later run is left to a process that has imported the old ones."""
@@ -267,9 +292,10 @@ class Detection:
         if outcome.state is not State.DONE:
             return
         task: Task = entry.request
-        task.nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
-        if isInView(self.scene, task.nodes.inputNode):  # else another scan is in view by now
-            showInSlices(self.scene, task.nodes.inputNode, task.nodes.anomalyMap)
+        nodes = loadResults(self.scene, task.place, outcome.files, task.request.wanted)
+        task.resultId = nodes.anomalyMap.GetID()
+        if isInView(self.scene, nodes.inputNode):  # else another scan is in view by now
+            showInSlices(self.scene, nodes.inputNode, nodes.anomalyMap)
         started = entry.job.started
         if started is not None:
             run = {
@@ -280,7 +306,11 @@ class Detection:
                 "steps": task.steps,
             }
             rememberTimings(self.settings, run, outcome.timings)
-        self.onResults(entry, task.nodes)
+        self.onResults(entry, nodes)
+
+    def _isGone(self, place: Place) -> bool:
+        node = self.scene.GetNodeByID(place.nodeId)
+        return node is None or (place.node is not None and place.node.Get() is not node)
 
 
 def stepsOf(request: Request) -> int | None:
@@ -298,6 +328,17 @@ def channelsOf(request: Request) -> tuple[str, tuple[str, ...]]:
     """What the input volume is to the model, and which other channels it needs; none for a single contrast."""
     names = choices.channels(modelFolder(request))
     return (names[0], names[1:]) if names else ("", ())
+
+
+def _begin(workspace: Workspace, node: Any, name: str) -> Writing:
+    """Write a volume's voxels as they are, on its own grid.
+
+    Raises:
+        InputError: when it cannot be analysed, or the disk has no room.
+    """
+    voxels, axes, origin = voxelsOf(node)
+    scalars = node.GetImageData().GetPointData().GetScalars()
+    return workspace.beginScan(voxels, axes, origin, scalars.GetMTime, name)
 
 
 def modelFolder(request: Request) -> Path | None:

@@ -166,5 +166,14 @@ def timeInWords(seconds: float | None) -> str:
     return _("about {hours:.1f} hours").format(hours=seconds / 3600)
 
 
+def shortTime(seconds: float | None) -> str:
+    """A length of time for a line with other things in it."""
+    if seconds is None:
+        return _("time not measured yet")
+    if seconds < 90:
+        return _("about {seconds:.0f} s").format(seconds=max(1.0, seconds))
+    return _("about {minutes:.0f} min").format(minutes=seconds / 60)
+
+
 def _key(method: str, model: str | None, device: str) -> str:
     return f"{method}|{model or ''}|{device}"

@@ -51,6 +51,7 @@ def registerSampleData() -> None:
         fileNames=FILE,
         checksums=f"SHA256:{SHA256}",
         nodeNames=NODE,
+        loadFileTypes="VolumeFile",  # else the reader of segmentations may take it for label values
     )
 
 

@@ -20,6 +20,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+BACKGROUND_NICENESS = 10
+BELOW_NORMAL_PRIORITY_CLASS = 0x4000  # of Windows
+
 
 class Tolerant(io.FileIO):
     """A descriptor to which writing always succeeds; what went wrong first is remembered, the rest dropped.
@@ -124,3 +127,15 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(kind, handler)
         for kind in came[:1]:
             signal.raise_signal(kind)
+
+
+def lower_priority() -> None:
+    """Let other programs go first, as a background process should; where that is refused it goes on as it is."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":
+            import ctypes
+
+            kernel = ctypes.windll.kernel32
+            kernel.SetPriorityClass(kernel.GetCurrentProcess(), BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            os.nice(BACKGROUND_NICENESS)

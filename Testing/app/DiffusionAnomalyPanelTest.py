@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import slicer
+from packaging.requirements import Requirement
 
 import panelcase  # as a module: unittest would run an imported case class as well
 from diffusion_anomaly.registry import DEFAULT_METHOD
@@ -44,7 +46,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.addScan()
         assert self.ui.runButton.enabled
         assert "24 × 30 × 12" in self.ui.inputInfoLabel.text
-        self.panel.install.missing = ["monai>=1.5.1"]
+        self.panel.install.missing = [Requirement("monai>=1.5.1")]
         self.panel.refresh()
         assert not self.ui.runButton.enabled and self.ui.installFrame.visible
 
@@ -154,11 +156,12 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert self.parameters is not None and self.parameters.inputVolume is None
 
     def test_deleting_the_volume_while_it_runs_says_so(self) -> None:
-        self.useStandIn(seconds=2)
+        self.useStandIn(seconds=60)
         scan = self.addScan()
         self.ui.runButton.click()
+        self.waitFor(lambda: self.ui.progressBar.value > 0)
         slicer.mrmlScene.RemoveNode(scan)
-        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy, 20)
         self.settle()
         assert "was deleted" in self.panel.detection.queue.entries[-1].message
         assert self.widget.logic.results() == []
@@ -182,7 +185,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.run_()
         old = self.panel.detection._worker
         process = old._process
-        slicer.util.reloadScriptedModule("DiffusionAnomaly")
+        self.widget.onReload()
         assert not old.isRunning and not process.isRunning()
 
     def test_reloading_the_module_ends_the_worker_and_starts_anew(self) -> None:
@@ -192,7 +195,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.waitFor(lambda: self.ui.progressBar.value > 5)
         old = self.panel
         job = old.detection.queue.entries[0].job
-        slicer.util.reloadScriptedModule("DiffusionAnomaly")
+        self.widget.onReload()
         assert self.panel is not old
         assert not job._process.isRunning() and not job.workspace.folder.exists()
         assert not old.detection._worker.isRunning
@@ -207,6 +210,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         logic = slicer.util.getModuleLogic("DiffusionAnomaly")
         nodes = logic.detect(scan, method="intensity", threshold=2.0, onProgress=lines.append)
         assert nodes.threshold == 2.0 and lines
+        assert [one for one, next_ in pairwise(lines) if one == next_] == []
         ended: list[str] = []
         entry = logic.detect(
             scan, method="intensity", blocking=False, onFinished=lambda entry, nodes, problem: ended.append(problem)

@@ -24,6 +24,7 @@ from diffusion_anomaly.results.comparison.compare import (
     NEW,
     NOT_SEEN,
     SHRUNK,
+    UNCERTAIN,
     UNCHANGED,
     Change,
     Comparison,
@@ -139,16 +140,17 @@ def test_volumes_are_each_scans_own_and_scores_those_at_the_place(comparison: Co
     assert gone.prior_score == 4 and gone.current_score == 0
 
 
-def test_a_new_finding_that_was_there_below_the_threshold_says_so() -> None:
+@pytest.mark.parametrize(("share", "kind"), [(0.45, UNCERTAIN), (0.2, NEW)])
+def test_a_finding_that_was_nearly_there_before_is_not_certainly_new(share: float, kind: str) -> None:
     prior = exam("first", [STAYS, APPEARS], moved=True)
     values = sitk.GetArrayFromImage(prior.anomaly_map)
     index = prior.scan.TransformPhysicalPointToIndex(motion().TransformPoint(APPEARS[0]))[::-1]
     near = np.linalg.norm(np.argwhere(np.ones_like(values)) - index, axis=1).reshape(values.shape) < 5
-    values[near] *= 0.45
+    values[near] *= share
     low = sitk.GetImageFromArray(values)
     low.CopyInformation(prior.anomaly_map)
-    new = of_kind(compare(replace(prior, anomaly_map=low), exam("second", [STAYS, APPEARS])), NEW)
-    assert new.prior_score == pytest.approx(1.8, abs=0.05)
+    found = of_kind(compare(replace(prior, anomaly_map=low), exam("second", [STAYS, APPEARS])), kind)
+    assert found.prior_score == pytest.approx(4 * share, abs=0.05)
 
 
 def test_findings_that_grew_together_are_one_change() -> None:

@@ -273,7 +273,8 @@ def test_the_report_gives_each_finding_with_its_segment(
             marked = sitk.GetArrayFromImage(segment(result.anomaly_map, 3.0, 0.0, min_area=0.0)[1])[0] == finding.id
             assert centre == pytest.approx(np.argwhere(marked).mean(axis=0)[::-1])
     (whole,) = content.get_image_measurement_groups()
-    assert whole.get_measurements()[0].value == 3
+    assert [one.value for one in whole.get_measurements()][::2] == [3, pytest.approx(result.score)]
+    assert whole.get_measurements()[2].name.meaning.startswith("Whole-image score")
     (observer,) = content.get_observer_contexts()
     assert observer.observer_type == codes.DCM.Device
     attributes = observer.observer_identifying_attributes
@@ -282,6 +283,16 @@ def test_the_report_gives_each_finding_with_its_segment(
     assert comments == ["For research use only. Not for diagnosis.", "The scan is doubtful."]
     data = objects["findings"]
     assert (data.VerificationFlag, data.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+
+
+def test_the_report_names_the_side_of_a_finding(tmp_path: Path, result_of: Callable[..., Result]) -> None:
+    result = result_of(series(tmp_path / "scan", "classic"))
+    first, second, third = result.findings
+    placed = [replace(first, place="left frontal lobe"), replace(second, place="right cerebellum"), third]
+    reread(replace(result, findings=placed).to_dicom(), tmp_path)
+    groups = srread(tmp_path / "findings.dcm").content.get_volumetric_roi_measurement_groups()
+    sides = [group.finding_sites[0].laterality for group in groups]
+    assert sides == [codes.SCT.Left, codes.SCT.Right, None]
 
 
 def test_a_film_without_place_gets_a_mask_pixel_by_pixel_and_a_map_in_a_space_of_its_own(
@@ -408,7 +419,7 @@ def test_without_findings_there_is_a_report_that_says_so_and_no_segmentation(
     assert sorted(path.name for path in (tmp_path / "out" / "dicom").iterdir()) == ["anomaly_map.dcm", "findings.dcm"]
     assert "dicom_segmentation" not in files
     (whole,) = srread(files["dicom_findings"]).content.get_image_measurement_groups()
-    assert [one.value for one in whole.get_measurements()] == [0, 0]
+    assert [one.value for one in whole.get_measurements()][:2] == [0, 0]
     result_of(folder).save(tmp_path / "out")
     assert not (tmp_path / "out" / "dicom").exists()
 

@@ -30,6 +30,7 @@ COLUMNS = [
     "j_last_index",
     "k_first_index",
     "k_last_index",
+    "place",
 ]
 
 

@@ -27,6 +27,7 @@ def install() -> None:
         sys.modules[module.__name__] = module
         setattr(slicer, name, module)
     slicer.app = MagicMock(name="app")
+    slicer.qMRMLSubjectHierarchyComboBox = MagicMock(name="qMRMLSubjectHierarchyComboBox")
 
 
 def widgets() -> Any:

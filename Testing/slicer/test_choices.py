@@ -10,9 +10,10 @@ import pytest
 
 import packages
 from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.models.package import builtin_directory
 from diffusion_anomaly.registry import DEFAULT_METHOD, METHODS, get_method
 from DiffusionAnomalyLib import choices
-from DiffusionAnomalyLib.progresstext import TIMINGS, expectedSeconds, rememberTimings, timeInWords
+from DiffusionAnomalyLib.progresstext import TIMINGS, expectedSeconds, rememberTimings, shortTime, timeInWords
 from DiffusionAnomalyLib.settings import MemorySettings, writeJson
 
 MACHINE = {
@@ -169,6 +170,49 @@ def test_a_card_tells_licence_quality_and_time_and_escapes_what_strangers_wrote(
     assert choices.licence(summary).strip() == "The licence"
 
 
+def test_what_was_found_and_missed_is_said_in_a_sentence_with_the_packages_own_numbers() -> None:
+    lesions = {
+        "measured on": "4 patients",
+        "lesion recall at the stored threshold": 0.75,
+        "false positives a scan": 2.5,
+    }
+    assert choices.measured(lesions) == (
+        "on 4 patients, 75% of the lesions were found and 25% missed, with 2.5 false findings a scan"
+    )
+    films = {
+        "measured on": "9 films",
+        "sensitivity at the stored threshold": 0.9,
+        "specificity at the stored threshold": 0.6,
+    }
+    assert choices.measured(films) == (
+        "on 9 films, 90% of the images with disease were marked and 10% missed, and 60% of those without were left "
+        "unmarked"
+    )
+    assert choices.measured({**lesions, "measured on": ""}).startswith("lesion recall")  # no place, no sentence
+    assert choices.measured({}) == "not measured"
+    shipped = [model for name in METHODS for model in choices.models(name, MemorySettings())]
+    assert len(shipped) > 5
+    assert [model.name for model in shipped if "missed" not in choices.measured(model.quality)] == []
+
+
+def test_licences_that_keep_uses_back_are_asked_for_once(tmp_path: Path) -> None:
+    settings = MemorySettings()
+    guided = builtin_directory() / "flair-guided"
+    asked = choices.toAccept(guided, settings)
+    assert [(one.name, one.license) for one in asked] == [
+        ("flair-guided", "CC-BY-NC-SA-4.0"),
+        ("scan-recognition", "CC-BY-NC-SA-4.0"),
+    ]
+    choices.accept(asked, settings)
+    assert choices.toAccept(guided, settings) == []
+    fresh = MemorySettings()
+    assert [one.name for one in choices.toAccept(builtin_directory() / "flair-localise", fresh)] == ["scan-recognition"]
+    assert choices.toAccept(builtin_directory() / "headct-localise", fresh) == []  # permissive, and not of the brain
+    assert choices.toAccept(None, fresh) == []
+    own = packages.guided(tmp_path / "own").path  # CC0-1.0
+    assert [one.name for one in choices.toAccept(own, fresh)] == ["scan-recognition"]
+
+
 def test_devices_come_from_the_machine_and_one_that_cannot_work_says_so() -> None:
     titles = {device.id: device.title for device in choices.devices(MACHINE)}
     assert list(titles) == ["auto", "cpu", "cuda:0", "cuda:1"]
@@ -197,3 +241,10 @@ def test_the_expected_time_follows_slices_and_steps() -> None:
 )
 def test_times_are_said_as_people_say_them(seconds: float | None, words: str) -> None:
     assert words in timeInWords(seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(None, "not measured"), (0.2, "about 1 s"), (6.4, "about 6 s"), (150, "about 2 min")]
+)
+def test_a_time_in_a_line_is_short(seconds: float | None, words: str) -> None:
+    assert words in shortTime(seconds)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.markers import Marker
@@ -83,7 +85,7 @@ def test_windows_is_asked_for_one_torch_that_every_version_left_out_holds_for(
     published = ["2.7.1", "2.8.0", "2.9.1", "2.12.0", "2.13.0", "2.14.0"]
     assert list(torch.specifier.filter(published)) == ["2.8.0", "2.12.0", "2.14.0"]
     command = dependencies.steps([torch], "PythonSlicer")[-1]
-    assert Requirement(command[-1]).specifier == torch.specifier and command[-2] == "install"
+    assert Requirement(command[-2]).specifier == torch.specifier and command[-3] == "install"
 
 
 def test_elsewhere_torch_2_13_is_as_good_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +97,8 @@ def test_elsewhere_torch_2_13_is_as_good_as_any(monkeypatch: pytest.MonkeyPatch)
 def test_the_question_says_what_how_large_and_from_where(tmp_path: Path) -> None:
     everything = dependencies.required()
     asked = dependencies.question(everything)
-    assert "torch" in asked and "monai" in asked and "MB" in asked and "Nothing of your data is sent" in asked
+    for words in ("PyTorch 2.8 or newer", "MONAI", "MB", "Nothing of your data is sent"):
+        assert words in asked
     offline = dependencies.question(everything, tmp_path)
     assert str(tmp_path) in offline and "without the network" in offline and " MB" not in offline
 
@@ -103,12 +106,78 @@ def test_the_question_says_what_how_large_and_from_where(tmp_path: Path) -> None
 def test_torch_comes_from_the_installer_that_knows_the_driver_and_the_rest_from_pip(tmp_path: Path) -> None:
     commands = dependencies.steps(dependencies.required(), "PythonSlicer")
     assert [command[2] for command in commands] == ["pip", "light_the_torch", "pip"]
-    assert any("torch>=2.8" in part or "torch!=2.9" in part for part in commands[1])
+    assert commands[0][-1] == "light-the-torch>=0.8.1"
+    torch, vision = commands[1][-2:]
+    assert Requirement(torch) == dependencies.required()[0] and vision == "torchvision"
     assert not any(part.startswith("torch") for part in commands[2])
     (offline,) = dependencies.steps(dependencies.required(), "PythonSlicer", tmp_path)
     assert "--no-index" in offline and str(tmp_path) in offline
     only = dependencies.steps([Requirement("einops>=0.7")], "PythonSlicer")
     assert len(only) == 1 and only[0][-1] == "einops>=0.7"
+
+
+def test_the_pytorch_extensions_own_arguments_are_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Logic:
+        @staticmethod
+        def _getPipInstallArguments(backend: object, torch: object, vision: object = None) -> list[str]:
+            asked.append((backend, torch, vision))
+            return ["install", f"torch{torch}", "torchvision", "--as-it-likes"]
+
+    torch = dependencies.required()[0]
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", SimpleNamespace(PyTorchUtilsLogic=Logic))
+    command = dependencies.steps([torch], "PythonSlicer")[1]
+    assert command[3:] == ["install", f"torch{torch.specifier}", "torchvision", "--as-it-likes"]
+    assert asked == [(None, str(torch.specifier), None)]
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", SimpleNamespace(PyTorchUtilsLogic=object()))  # of a later version
+    assert dependencies.steps([torch], "PythonSlicer")[1][3:] == ["install", str(torch), "torchvision"]
+
+
+def test_an_update_asks_for_newer_versions_within_the_ranges_and_says_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dependencies, "version", lambda name: "9.9")
+    commands = dependencies.steps(dependencies.required(), "PythonSlicer", update=True)
+    assert len(commands) == 3 and all("--upgrade" in command for command in commands)
+    assert "monai<2,>=1.5.1" in commands[2]
+    asked = dependencies.question(dependencies.required(), update=True)
+    assert "PyTorch 9.9" in asked and "MONAI 9.9" in asked and "other extensions use them too" in asked
+
+
+def test_the_page_on_computers_without_a_network_names_every_package() -> None:
+    page = (REPOSITORY / "docs" / "how-to" / "slicer-offline.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if "pip download" in line)
+    assert {requirement.name for requirement in dependencies.required()} <= set(line.split())
+
+
+def test_a_folder_brings_torchvision_when_it_has_a_wheel_of_it(tmp_path: Path) -> None:
+    (command,) = dependencies.steps(dependencies.required(), "PythonSlicer", tmp_path)
+    assert "torchvision" not in command
+    (tmp_path / "torchvision-1-py3-none-any.whl").touch()
+    (command,) = dependencies.steps(dependencies.required(), "PythonSlicer", tmp_path)
+    assert "torchvision" in command
+
+
+@pytest.mark.parametrize(
+    ("requirement", "words"),
+    [
+        ("torch!=2.9.*,>=2.8", "PyTorch 2.8 or newer, not 2.9"),
+        ("monai<2,>=1.5.1", "MONAI 1.5.1 or newer, below 2"),
+        ("einops", "einops"),
+        ("nibabel~=5.2", "nibabel ~=5.2"),
+    ],
+)
+def test_versions_are_said_in_words(requirement: str, words: str) -> None:
+    assert dependencies.inWords(Requirement(requirement)) == words
+
+
+def test_torch_that_another_extension_has_loaded_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch, monai = Requirement("torch"), Requirement("monai")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert not dependencies.replacesLoadedTorch([torch, monai])
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
+    assert dependencies.replacesLoadedTorch([torch, monai]) and not dependencies.replacesLoadedTorch([monai])
 
 
 def wheel(folder: Path, name: str = "anomalytestwheel") -> None:
@@ -198,3 +267,86 @@ def test_the_bar_that_pip_draws_is_not_shown() -> None:
     assert installation.progress == "Step 0 of 1. 1.2/1.8 MB 21.0 MB/s eta 0:00:01"
     installation.log.append("Successfully installed torch")
     assert installation.progress.endswith("Successfully installed torch")
+
+
+class SlicersInstaller:
+    """``slicer.packaging`` and ``slicer.util.executePythonModule`` as far as ``SlicerPip`` calls them.
+
+    They start a process, keep it to themselves, and call back from the event loop, which is ``pump`` here.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self._process: subprocess.Popen[str] | None = None
+        self._busy = False
+
+    def isPipInstallInProgress(self) -> bool:
+        return self._busy
+
+    def pip_install(self, requirements: list[str], *, blocking: bool, requester: str, **callbacks: object) -> None:
+        self._busy = True
+        self.asked.append((requirements, blocking, requester))
+        self.executePythonModule("pip", requirements, blocking, **callbacks)
+
+    def executePythonModule(self, module: str, args: list[str], blocking: bool, **callbacks: object) -> None:
+        code = "import time; print('began ä', flush=True); time.sleep(float(input('')))"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+        self._callbacks = callbacks
+
+    def pump(self, seconds: str = "") -> None:
+        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        with self._process:
+            if seconds:
+                self._process.stdin.write(f"{seconds}\n")
+                self._process.stdin.flush()
+            for line in self._process.stdout:
+                self._callbacks["logCallback"](line.rstrip())  # type: ignore[operator]
+        self._busy = False
+        self._callbacks["completedCallback"](self._process.returncode)  # type: ignore[operator]
+
+
+@pytest.fixture
+def installer(monkeypatch: pytest.MonkeyPatch) -> SlicersInstaller:
+    slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-core")
+    made = SlicersInstaller()
+    monkeypatch.setitem(sys.modules, "slicer.packaging", made)  # type: ignore[arg-type]
+    monkeypatch.setattr(slicer, "packaging", made, raising=False)
+    monkeypatch.setattr(slicer.util, "executePythonModule", made.executePythonModule, raising=False)
+    return made
+
+
+@pytest.mark.parametrize("module", ["pip", "light_the_torch"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_slicers_own_installer_installs_and_can_be_stopped(
+    installer: SlicersInstaller, module: str, stopped: bool
+) -> None:
+    from DiffusionAnomalyLib.process.slicerpip import SlicerPip
+
+    said, ended = [], []
+    process = SlicerPip()
+    process.onOutput, process.onFinished = said.append, ended.append
+    process.start(["PythonSlicer", "-m", module, "install", "--quiet", "einops"], {}, Path())
+    assert process.isRunning() and ended == []
+    if module == "pip":
+        assert installer.asked == [(["--quiet", "einops"], False, "DiffusionAnomaly")]
+    if stopped:
+        process.kill()
+        installer.pump()
+    else:
+        installer.pump("0.01")
+    assert ended == [None if stopped else 0] and not process.isRunning()
+    assert stopped or said == ["began ä".encode()]
+    process.kill()  # of what has ended: nothing happens
+
+
+def test_no_installation_begins_while_slicer_installs_for_another_module(installer: SlicersInstaller) -> None:
+    from DiffusionAnomalyLib.process.slicerpip import SlicerPip
+
+    installer._busy = True
+    problems: list[str] = []
+    installation = Installation([["python", "-m", "pip", "install", "einops"]], SlicerPip, {}, MemorySettings())
+    installation.onFinished = problems.append
+    installation.start()
+    assert installer.asked == [] and "wait until that has ended" in problems[0]

@@ -130,7 +130,7 @@ def test_a_volume_deleted_meanwhile_leaves_the_scene_as_it_is_and_says_so(
     before = mrmlscene.nodeIds(scene)
     with pytest.raises(InputError, match=r"was deleted.*Load it again"):
         detection.wait(entry)
-    assert entry.state is State.FAILED
+    assert entry.state is State.CANCELLED
     assert mrmlscene.nodeIds(scene) == before
 
 

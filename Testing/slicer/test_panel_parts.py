@@ -42,6 +42,7 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
     import os, sys
     from pathlib import Path
     from unittest.mock import MagicMock
+    from packaging.requirements import Requirement
     import slicer, jobs, mrmlscene, standin_worker, standins
     from DiffusionAnomalyLib.detection import Detection
     from DiffusionAnomalyLib.panel.panel import Panel
@@ -66,7 +67,22 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         chosen.method.name = "intensity"
         panel.refresh()
         assert standins.said(ui.messageLabel) == "" and "voxels" in standins.said(ui.inputInfoLabel)
+        line = "Intensity (baseline) · flair-intensity · automatic · "
+        assert standins.said(ui.methodCollapsibleButton) == line + "time not measured yet"
+        assert standins.said(ui.notListedLabel) == ""
+        mrmlscene.addLabels(scene, jobs.brain(), chosen.inputVolume, "outline")
+        scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
+        panel.refresh()
+        assert standins.said(ui.notListedLabel) == "Not listed: outline, photo"
+        why = ui.notListedLabel.setToolTip.call_args.args[0]
+        assert "outline: a label map" in why and "photo: several values" in why
+        slicer.util.confirmOkCancelDisplay = MagicMock(return_value=False)
         panel.run.onRun()
+        assert detection.queue.entries == []
+        assert "scan-recognition" in slicer.util.confirmOkCancelDisplay.call_args.args[0]
+        slicer.util.confirmOkCancelDisplay.return_value = True
+        panel.run.onRun()
+        slicer.util.confirmOkCancelDisplay = None  # it is asked once
         (entry,) = detection.queue.entries
         panel.refresh()
         assert standins.said(ui.runButton) == "Cancel"
@@ -75,6 +91,8 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
 
         nodes = panel.results.nodes()
         assert nodes is not None and chosen.result is nodes.all[0]
+        assert ui.resultsCollapsibleButton.collapsed is False and ui.methodCollapsibleButton.collapsed is True
+        assert ui.queueTable.setVisible.call_args.args[0] is False  # a single run that went well
         panel.refresh()
         assert "1 finding of" in standins.said(ui.summaryLabel) and "stand-in" in standins.said(ui.warningLabel)
         panel.results.setThreshold(4.5)
@@ -84,9 +102,11 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
         assert "patient: done" in panel.run.log()
         panel.refresh()
+        assert standins.said(ui.methodCollapsibleButton) == line + "about 1 s"
+        assert standins.said(ui.notListedLabel) == "Not listed: outline, photo"  # not what came out of the run
         ui.saveReportButton.setEnabled.assert_called_with(True)
 
-        panel.install.missing = ["monai"]
+        panel.install.missing = [Requirement("monai>=1.5.1")]
         panel.refresh()
         assert "Install the Python packages" in standins.said(ui.messageLabel)
         started = []
@@ -165,11 +185,13 @@ def test_the_end_of_a_scene_frees_the_models_memory_and_the_end_of_slicer_ends_t
         calls = Mock()
         widget.logic = SimpleNamespace(detection=calls)
         widget.onSceneStartClose(None, None)
-        assert [call[0] for call in calls.method_calls] == ["queue.cancelAll", "release"]
+        assert [call[0] for call in calls.method_calls] == ["forgetScene"]
         calls.reset_mock()
         widget.panel = Panel.__new__(Panel)
         widget.panel.__dict__.update(
-            detection=calls, **{name: Mock() for name in "_context _timer _soon install method results export".split()}
+            detection=calls,
+            refresh=Mock(),
+            **{name: Mock() for name in "_context _timer _soon install method results export".split()},
         )
         widget.panel.setParameters = lambda parameters: None
         getattr(widget, end)()
@@ -201,7 +223,11 @@ def test_reloading_the_module_reloads_every_wing_of_its_library(tmp_path: Path) 
     for wing, name in (("panel", "runpanel"), ("process", "workerjob"), ("scene", "results")):
         file = folder / "DiffusionAnomalyLib" / wing / f"{name}.py"
         file.write_text(file.read_text("utf-8") + "\\nCHANGED = True\\n", "utf-8")
-    second, after = load()
+    import slicer
+    reloaded = []
+    slicer.ScriptedLoadableModule.ScriptedLoadableModuleWidget.onReload = lambda self: reloaded.extend(load())
+    first.DiffusionAnomalyWidget().onReload()
+    second, after = reloaded
     assert before.keys() == after.keys() and len(after) > 30
     assert [name for name in after if after[name] is before[name]] == []
     for name in ("panel.runpanel", "process.workerjob", "scene.results"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import qt
 import slicer
@@ -15,9 +15,25 @@ from .context import PanelContext
 from .qthelpers import Table, say, silent
 
 if TYPE_CHECKING:
-    from .resultpanel import ResultPanel
+    from ..scene.livethreshold import LiveThreshold, Thresholded
+    from ..scene.results import ResultNodes
 
 NAME, COMMENT = 0, 5  # columns
+
+
+class Owner(Protocol):
+    """What the findings' panel asks of the one that shows the result, see ``ResultPanel``."""
+
+    @property
+    def found(self) -> Thresholded | None: ...
+
+    def nodes(self) -> ResultNodes | None: ...
+
+    def live(self, nodes: ResultNodes) -> LiveThreshold: ...
+
+    def changed(self, found: Thresholded) -> None: ...
+
+    def mayWriteOver(self, nodes: ResultNodes) -> bool: ...
 
 
 class FindingsPanel:
@@ -26,7 +42,7 @@ class FindingsPanel:
     Keys work wherever the mouse is, but only while the module is in front, see ``setKeysActive``.
     """
 
-    def __init__(self, context: PanelContext, owner: ResultPanel) -> None:
+    def __init__(self, context: PanelContext, owner: Owner) -> None:
         self._context = context
         self._ui = context.ui
         self._scene = context.scene

@@ -9,13 +9,16 @@ import slicer
 from diffusion_anomaly.errors import EngineError
 
 from ..detection import Request, channelsOf
+from ..progresstext import plain, shortened
 from ..sampledata import loadSample
 from ..scene.channels import chosenChannels, fillChannels, problemWithChannels
-from ..scene.volumes import describe, problemWith, problemWithMask
+from ..scene.volumes import describe, notListed, problemWith, problemWithMask
 from ..translation import tr as _
 from .channelselectors import ChannelSelectors
 from .context import PanelContext
-from .qthelpers import Combo
+from .qthelpers import Combo, say
+
+NAMES_SHOWN = 3
 
 
 class InputPanel:
@@ -32,6 +35,8 @@ class InputPanel:
         volume = parameters.inputVolume
         problem = problemWith(volume)
         self._ui.inputInfoLabel.setText(problem or describe(volume))
+        self._ui.sampleDataLabel.setVisible(volume is None)
+        self._showNotListed()
         others = _otherChannels(parameters)
         if others and not problem:
             fillChannels(parameters.parameterNode, others, volume)
@@ -60,6 +65,15 @@ class InputPanel:
         """The volumes of the model's other channels by name; empty for a model of a single contrast."""
         others = _otherChannels(parameters)
         return chosenChannels(parameters.parameterNode, others) if others else {}
+
+    def _showNotListed(self) -> None:
+        """A volume that is missed in the list is named with the reason."""
+        reasons = notListed(self._context.scene)
+        names = ", ".join(shortened(name) for name in list(reasons)[:NAMES_SHOWN])
+        more = ", …" if len(reasons) > NAMES_SHOWN else ""
+        say(self._ui.notListedLabel, _("Not listed: {names}").format(names=names + more) if reasons else "")
+        lines = [f"{name}: {reason}" for name, reason in reasons.items()]
+        self._ui.notListedLabel.setToolTip(plain("\n".join(lines)))
 
     def _onSegment(self, segment: str) -> None:
         if self._context.parameters is not None:

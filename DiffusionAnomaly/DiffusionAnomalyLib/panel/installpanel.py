@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qt
 import slicer
@@ -11,14 +11,17 @@ import slicer
 from ..detection import Detection
 from ..process import dependencies
 from ..process.environment import pythonProgram, workerEnvironment
-from ..process.qtprocess import QtProcess
+from ..process.slicerpip import SlicerPip
 from ..translation import tr as _
 from .context import PanelContext
 from .methodpanel import MethodPanel
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 
 class InstallPanel:
-    """Shown only while packages are missing; see ``Panel``."""
+    """Asks for attention only while packages are missing; see ``Panel``."""
 
     def __init__(self, context: PanelContext, detection: Detection, method: MethodPanel) -> None:
         self._context = context
@@ -31,15 +34,21 @@ class InstallPanel:
         self._offered = False
         self._problem = ""
         self.missing = dependencies.missing()
+        self._installed = dependencies.installed()
         self._ui.installButton.connect("clicked(bool)", self._onInstall)
         self._ui.installFolderButton.connect("clicked(bool)", self._onInstallFromFolder)
         self._ui.installCancelButton.connect("clicked(bool)", self._onCancel)
+        self._ui.updateButton.connect("clicked(bool)", self._onUpdate)
 
     def refresh(self, parameters: Any) -> None:
         self._ui.installFrame.setVisible(bool(self.missing) or self._running is not None)
         self._ui.installLabel.setText(self._text())
-        for button in (self._ui.installButton, self._ui.installFolderButton):
+        for button in (self._ui.installButton, self._ui.installFolderButton, self._ui.updateButton):
             button.setEnabled(self._running is None)
+        for button in (self._ui.installButton, self._ui.installFolderButton):
+            button.setVisible(bool(self.missing))
+        names = ", ".join(self._installed) or _("none yet")
+        self._ui.packagesLabel.setText(_("Python packages: {names}.").format(names=names))
         self._ui.installCancelButton.setEnabled(self._running is not None)
 
     def problem(self) -> str:
@@ -60,7 +69,7 @@ class InstallPanel:
         if (
             self._offered
             or begun is None
-            or not self.missing
+            or not (self.missing or begun.update)
             or self._running is not None
             or slicer.app.testingEnabled()
         ):
@@ -70,7 +79,7 @@ class InstallPanel:
             _("The installation of Python packages was not finished last time. Continue it now?"),
             _("DiffusionAnomaly"),
         ):
-            self._start(Path(begun.folder) if begun.folder else None)
+            self._start(Path(begun.folder) if begun.folder else None, begun.update)
 
     def close(self) -> None:
         if self._running is not None:
@@ -79,7 +88,7 @@ class InstallPanel:
     def _text(self) -> str:
         if self._running is not None:
             return self._running.progress
-        names = ", ".join(str(package) for package in self.missing)
+        names = "; ".join(dependencies.inWords(package) for package in self.missing)
         return " ".join(filter(None, [self._problem, _("Missing Python packages: {names}.").format(names=names)]))
 
     def _onInstall(self, checked: bool = False) -> None:
@@ -90,21 +99,46 @@ class InstallPanel:
         if folder:
             self._confirm(Path(folder))
 
-    def _confirm(self, folder: Path | None) -> None:
-        question = dependencies.question(self.missing, folder)
-        if slicer.util.confirmOkCancelDisplay(question, _("DiffusionAnomaly - Install Python packages")):
-            self._start(folder)
+    def _onUpdate(self, checked: bool = False) -> None:
+        self._confirm(None, update=True)
 
-    def _start(self, folder: Path | None) -> None:
-        commands = dependencies.steps(self.missing, pythonProgram(), folder)
+    def _confirm(self, folder: Path | None, update: bool = False) -> None:
+        question = dependencies.question(self._packages(update), folder, update)
+        if slicer.util.confirmOkCancelDisplay(question, _("DiffusionAnomaly - Install Python packages")):
+            self._start(folder, update)
+
+    def _packages(self, update: bool) -> list[Requirement]:
+        return dependencies.required() if update else self.missing
+
+    def _start(self, folder: Path | None, update: bool = False) -> None:
+        packages = self._packages(update)
+        if dependencies.replacesLoadedTorch(packages):
+            self._offerRestart(folder, update)
+            return
+        commands = dependencies.steps(packages, pythonProgram(), folder, update)
         self._problem = ""
         self._detection.renewWorker()  # Windows replaces no library that a process has loaded
-        self._running = dependencies.Installation(commands, QtProcess, workerEnvironment(), self._settings, folder)
+        self._running = dependencies.Installation(
+            commands, SlicerPip, workerEnvironment(), self._settings, folder, update
+        )
         self._last, self._offered = self._running, True
         self._running.onChanged = self._context.refreshSoon
         self._running.onFinished = self._onFinished
         self._running.start()
         self._context.refreshSoon()
+
+    def _offerRestart(self, folder: Path | None, update: bool) -> None:
+        """What another extension has loaded cannot be replaced under it."""
+        self._offered = True
+        if slicer.util.confirmYesNoDisplay(
+            _(
+                "Another extension has loaded PyTorch, which cannot be replaced while it is in use. Slicer must be "
+                "restarted first, and then offers to go on with the installation. Save your scene before. Restart now?"
+            ),
+            _("DiffusionAnomaly"),
+        ):
+            dependencies.rememberPending(self._settings, folder, update)
+            slicer.util.restart()
 
     def _onCancel(self, checked: bool = False) -> None:
         if self._running is not None:
@@ -115,6 +149,7 @@ class InstallPanel:
         self._problem = problem
         self._detection.renewWorker()  # a script may have started it meanwhile
         self.missing = dependencies.missing()
+        self._installed = dependencies.installed()
         if not self.missing:
             self._method.probeMachine()
         self._context.refreshSoon()

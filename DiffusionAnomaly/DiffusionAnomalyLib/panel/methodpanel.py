@@ -15,7 +15,7 @@ from .. import choices
 from ..parameters import MODEL_DEFAULT, requestOf
 from ..process.environment import Question
 from ..process.qtprocess import QtProcess
-from ..progresstext import expectedSeconds, plain, timeInWords
+from ..progresstext import expectedSeconds, plain, shortened, shortTime, timeInWords
 from ..scene.volumes import axialSlices, problemWith
 from ..translation import tr as _
 from .context import PanelContext
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # More steps than that on the slider would make it useless for the few that matter; the engine takes more.
 LARGEST_ON_SLIDER = 200
+LONGEST_IN_SUMMARY = 24
 
 
 class MethodPanel:
@@ -77,6 +78,7 @@ class MethodPanel:
         seconds = self._seconds(parameters, model)
         card = choices.card(model, timeInWords(seconds)) if model else _("This method needs no model.")
         self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
+        self._ui.methodCollapsibleButton.setText(self.summary(parameters, model, seconds))
         offered = choices.presets(method.name)
         self._presets.show(offered, method.preset)
         for widget in (self._ui.presetLabel, self._ui.presetComboBox):
@@ -107,6 +109,20 @@ class MethodPanel:
             return _("Slice spacing: it must be larger than 0 mm.")
         return choices.deviceProblem(parameters.run.device, self.machine)
 
+    def summary(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> str:
+        """What Run does, in a line: method, model, device, time, and what is not as the model has it."""
+        guide, device = get_method(parameters.method.name), parameters.run.device
+        titles = {found.id: found.title for found in choices.devices(self.machine)} | {"cpu": _("CPU")}
+        parts = [
+            guide.title,
+            shortened(model.name, LONGEST_IN_SUMMARY) if model else _("no model"),
+            dict(choices.presets(guide.name)).get(parameters.method.preset, "") if parameters.method.preset else "",
+            _("automatic") if device == "auto" else titles.get(device, device).partition(",")[0],
+            _("given brain mask") if parameters.brainMask is not None else "",
+            shortTime(seconds),
+        ]
+        return " · ".join(filter(None, parts))
+
     def request(self, parameters: Any) -> Request:
         """What the panel requests: the model and the steps that it shows, whatever a scene or an older choice says."""
         model = self.model(parameters)
@@ -115,6 +131,33 @@ class MethodPanel:
         asked = requestOf(parameters)
         area = asked.minArea if choices.looksAtPictures(folder) else None
         return replace(asked, model=str(folder) if folder else None, steps=steps, minArea=area)
+
+    def licencesAccepted(self, parameters: Any) -> bool:
+        """Whether the licences of all weights of the run are accepted; asked once before their first use."""
+        model = self.model(parameters)
+        asked = choices.toAccept(model.path if model else None, self._settings)
+        if not asked:
+            return True
+        names = "\n".join(f"• {summary.name}: {summary.license}" for summary in asked)
+        accepted = slicer.util.confirmOkCancelDisplay(
+            plain(
+                _(
+                    "The weights that this run uses have licences that do not allow every use, such as a commercial "
+                    "one:\n\n{names}\n\nThe details show them in full. Do you accept them?"
+                ).format(names=names)
+            ),
+            _("Licence of the weights"),
+            detailedText="\n\n".join(f"{summary.name}\n\n{choices.licence(summary)}" for summary in asked),
+        )
+        if accepted:
+            choices.accept(asked, self._settings)
+        return bool(accepted)
+
+    def contrasts(self, parameters: Any) -> tuple[str, tuple[str, ...]]:
+        """Which contrast the model is for, and which further channels it looks at."""
+        model = self.model(parameters)
+        names = choices.channels(model.path) if model else ()
+        return (names[0], names[1:]) if names else (model.modality if model else "", ())
 
     def model(self, parameters: Any) -> BundleSummary | None:
         """The package that will run: the one chosen, else the first of the method."""
@@ -267,6 +310,7 @@ class MethodPanel:
         self._context.refreshSoon()
 
     def _probe(self, arguments: list[str], onAnswer: Any) -> None:
+        self._questions = [question for question in self._questions if question.isOpen]
         self._questions.append(Question(QtProcess(), arguments, onAnswer))
 
 

@@ -6,11 +6,12 @@ scene. ``refresh`` shows all of it anew and may be called at any time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qt
 
 from ..detection import Detection
+from .batchpanel import BatchPanel
 from .context import PanelContext
 from .exportpanel import ExportPanel
 from .inputpanel import InputPanel
@@ -18,6 +19,10 @@ from .installpanel import InstallPanel
 from .methodpanel import MethodPanel
 from .resultpanel import ResultPanel
 from .runpanel import RunPanel
+
+if TYPE_CHECKING:
+    from ..process.jobqueue import Entry
+    from ..scene.results import ResultNodes
 
 TICK_MS = 100
 
@@ -39,9 +44,10 @@ class Panel:
         self.install = InstallPanel(context, detection, self.method)
         self.results = ResultPanel(context)
         self.run = RunPanel(context, detection, self.input, self.install, self.method, self.results)
+        self.batch = BatchPanel(context, detection, self.install, self.method)
         self.export = ExportPanel(context, self.results)
         detection.onChanged = self.refreshSoon
-        detection.onResults = self.results.select
+        detection.onResults = self._onResults
         # A drag of a slider or a busy worker changes things more often than they can be read.
         self._soon = qt.QTimer()
         self._soon.setSingleShot(True)
@@ -73,19 +79,26 @@ class Panel:
         """Show everything anew."""
         if self.parameters is None:
             return
-        for part in (self.input, self.method, self.install, self.run, self.results, self.export):
+        for part in (self.input, self.method, self.install, self.batch, self.run, self.results, self.export):
             part.refresh(self.parameters)
 
     def close(self) -> None:
         """Stop the timers and every process; nothing is called back any more."""
         self._context.parameters = None
-        self._timer.stop()
-        self._soon.stop()
+        for timer, handler in ((self._timer, self._tick), (self._soon, self.refresh)):
+            timer.stop()
+            timer.disconnect("timeout()", handler)
         self.install.close()
         self.method.close()
         self.results.close()
         self.export.close()
         self.detection.close()
+
+    def _onResults(self, entry: Entry, nodes: ResultNodes) -> None:
+        """What has come is read next: its section opens, and the settings make room."""
+        self._context.ui.resultsCollapsibleButton.collapsed = False
+        self._context.ui.methodCollapsibleButton.collapsed = True
+        self.results.select(entry, nodes)
 
     def _tick(self) -> None:
         if (seen := self._versions()) != self._seen:

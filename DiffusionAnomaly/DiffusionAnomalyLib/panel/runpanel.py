@@ -68,13 +68,15 @@ class RunPanel:
         said = f"{shortened(last.title)}: {last.message}" if last is not None and last.message else ""
         say(self._ui.messageLabel, problem or said)
         self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
+        # The result of a single run that went well is shown already.
+        isListed = len(self._queue.entries) > 1 or any(entry.message for entry in self._queue.entries)
         for widget in (
             self._ui.queueTable,
             self._ui.cancelSelectedButton,
             self._ui.cancelAllButton,
             self._ui.clearQueueButton,
         ):
-            widget.setVisible(bool(self._queue.entries))
+            widget.setVisible(isListed)
         self.tick()
 
     def tick(self) -> None:
@@ -109,6 +111,8 @@ class RunPanel:
             if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same request, clicked twice
                 self._queue.cancel(running)
             return
+        if not self._method.licencesAccepted(parameters):
+            return
         try:
             with slicer.util.WaitCursor():
                 request = self._method.request(parameters)
@@ -138,8 +142,8 @@ class RunPanel:
     def _onRow(self, row: int, column: int) -> None:
         """Show the result of the volume that was double-clicked."""
         if 0 <= row < len(self._queue.entries):
-            nodes = self._queue.entries[row].request.nodes
-            if nodes is not None and self._context.scene.GetNodeByID(nodes.anomalyMap.GetID()) is nodes.anomalyMap:
+            nodes = self._detection.resultOf(self._queue.entries[row])
+            if nodes is not None:
                 self._queue.entries[row].message = ""
                 self._results.show(nodes)
 

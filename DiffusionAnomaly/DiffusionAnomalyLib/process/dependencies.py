@@ -1,9 +1,10 @@
 """The Python packages that the worker needs: what is missing, what will be installed, and how, step by step.
 
 Nothing is installed without a click. Every step runs in a process of its own, so that Slicer stays usable, one sees
-what happens, and it can be stopped. Torch is installed the way the PyTorch extension does it, by light-the-torch, which
-knows the build for the machine's GPU driver; the extension's own function would import torch into Slicer's process,
-which must never happen. On a computer without a network all packages come from a folder of wheels.
+what happens, and it can be stopped. Torch is installed the way the PyTorch extension does it, with its arguments where
+it is there, by light-the-torch, which knows the build for the machine's GPU driver; the extension's own function would
+import torch into Slicer's process, which must never happen. On a computer without a network all packages come from a
+folder of wheels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PENDING = "PendingInstallation"
 # The engine's own range, see pyproject.toml: 2.8 is the oldest that MONAI takes, 2.9's 3-D convolutions take several
 # times the memory, and users of other extensions could not use 2.13 on Windows.
 TORCH = ("torch>=2.8,!=2.9.*", 'torch!=2.13.*; sys_platform == "win32"')
-LIGHT_THE_TORCH = "light-the-torch>=0.5"
+LIGHT_THE_TORCH = "light-the-torch>=0.8.1"  # older ones know no build for the newest GPUs
+TITLES = {"torch": "PyTorch", "monai": "MONAI", "matplotlib": "Matplotlib", "jinja2": "Jinja2", "pillow": "Pillow"}
 
 # Downloads in MB, for the question before: torch with CUDA for Linux and Windows, torch for the CPU or macOS, the rest.
 SIZE_TORCH_CUDA, SIZE_TORCH_CPU, SIZE_OTHERS = 2600, 250, 60
@@ -57,9 +59,46 @@ def missing() -> list[Requirement]:
     return [requirement for requirement in required() if not _isMet(requirement)]
 
 
-def question(packages: Sequence[Requirement], fromFolder: Path | None = None) -> str:
+def installed() -> list[str]:
+    """Name and version of each package that is there. Reads metadata; imports nothing."""
+    invalidate_caches()
+    found = [(requirement.name, _installedVersion(requirement.name)) for requirement in required()]
+    return [f"{TITLES.get(name, name)} {number}" for name, number in found if number]
+
+
+def inWords(requirement: Requirement) -> str:
+    """A package and its versions as people say them.
+
+    >>> inWords(Requirement("torch>=2.8,!=2.9.*"))
+    'PyTorch 2.8 or newer, not 2.9'
+    """
+    words = {">=": _("{version} or newer"), "<": _("below {version}"), "!=": _("not {version}")}
+    asked = list(requirement.specifier)
+    texts = [
+        text.format(version=one.version.removesuffix(".*"))
+        for operator, text in words.items()
+        for one in asked
+        if one.operator == operator
+    ]
+    texts += [str(one) for one in asked if one.operator not in words]
+    return " ".join(filter(None, [TITLES.get(requirement.name, requirement.name), ", ".join(texts)]))
+
+
+def replacesLoadedTorch(packages: Sequence[Requirement]) -> bool:
+    """Whether files would be replaced that another extension has loaded into this process."""
+    return "torch" in sys.modules and any(package.name == "torch" for package in packages)
+
+
+def question(packages: Sequence[Requirement], fromFolder: Path | None = None, update: bool = False) -> str:
     """What to ask before installing: what, how large, from where, and what it changes."""
-    names = "\n".join(f"• {package}" for package in packages)
+    names = "\n".join(f"• {inWords(package)}" for package in packages)
+    if update:
+        names = "\n".join(f"• {text}" for text in installed())
+        return _(
+            "These Python packages are installed:\n\n{names}\n\nThe newest versions that the background process works "
+            "with will be downloaded and installed into Slicer's own Python, where other extensions use them too. "
+            "Slicer stays usable. Continue?"
+        ).format(names=names)
     if fromFolder is not None:
         return _(
             "These Python packages will be installed into Slicer from {folder}, without the network:\n\n{names}\n\n"
@@ -74,26 +113,44 @@ def question(packages: Sequence[Requirement], fromFolder: Path | None = None) ->
     ).format(names=names, size=size)
 
 
-def steps(packages: Sequence[Requirement], python: str, fromFolder: Path | None = None) -> list[list[str]]:
+def steps(
+    packages: Sequence[Requirement], python: str, fromFolder: Path | None = None, update: bool = False
+) -> list[list[str]]:
     """The commands that install packages, in order.
 
     Args:
-        packages: what is missing.
+        packages: what is missing, or what to update.
         python: Slicer's Python.
         fromFolder: wheels to take instead of the network.
+        update: whether versions that fit are replaced by newer ones.
     """
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
-    torch = [_plain(package) for package in packages if package.name == "torch"]
+    newer = ["--upgrade"] if update else []
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", *newer]
+    torch = [package for package in packages if package.name == "torch"]
     others = [_plain(package) for package in packages if package.name != "torch"]
     if fromFolder is not None:
-        return [[*pip, "--no-index", "--find-links", str(fromFolder), *torch, *others]]
+        vision = ["torchvision"] if torch and any(fromFolder.glob("torchvision-*.whl")) else []
+        return [[*pip, "--no-index", "--find-links", str(fromFolder), *map(_plain, torch), *vision, *others]]
     commands = []
     if torch:
         commands.append([*pip, LIGHT_THE_TORCH])
-        commands.append([python, "-m", "light_the_torch", "install", *torch])
+        commands.append([python, "-m", "light_the_torch", *torchArguments(torch[0]), *newer])
     if others:
         commands.append([*pip, *others])
     return commands
+
+
+def torchArguments(torch: Requirement) -> list[str]:
+    """Torch and the torchvision that goes with it, as the PyTorch extension asks for them where it is installed.
+
+    Of the extension this function alone is called: it imports no torch. Without it the arguments are the same.
+    """
+    try:
+        from PyTorchUtils import PyTorchUtilsLogic  # type: ignore[import-not-found]
+
+        return [str(word) for word in PyTorchUtilsLogic._getPipInstallArguments(None, str(torch.specifier))]
+    except (ImportError, AttributeError, TypeError):  # not installed, or another version of it
+        return ["install", _plain(torch), "torchvision"]
 
 
 @dataclass(frozen=True)
@@ -101,12 +158,18 @@ class Pending:
     """An installation that was begun: ``folder`` is empty when it came from the network."""
 
     folder: str
+    update: bool = False
 
 
 def pending(settings: Settings) -> Pending | None:
     """The installation that was begun and has not ended, as when Slicer was closed in the middle."""
     entry = readJson(settings, PENDING, {})
-    return Pending(str(entry.get("folder", ""))) if entry else None
+    return Pending(str(entry.get("folder", "")), bool(entry.get("update"))) if entry else None
+
+
+def rememberPending(settings: Settings, folder: Path | None, update: bool) -> None:
+    """Note that an installation is to be gone on with, should Slicer be closed before its end."""
+    writeJson(settings, PENDING, {"folder": str(folder or ""), "update": update})
 
 
 class Installation:
@@ -122,6 +185,7 @@ class Installation:
         environment: of the processes.
         settings: remembers that an installation is under way, until it has ended well or is given up.
         folder: the folder of wheels, if there is one.
+        update: whether it updates.
 
     Attributes:
         log: what pip said, newest lines.
@@ -136,6 +200,7 @@ class Installation:
         environment: Mapping[str, str],
         settings: Settings,
         folder: Path | None = None,
+        update: bool = False,
     ) -> None:
         self.log: deque[str] = deque(maxlen=2000)
         self.onChanged: Callable[[], None] = lambda: None
@@ -145,13 +210,14 @@ class Installation:
         self._environment = environment
         self._settings = settings
         self._folder = folder
+        self._update = update
         self._next = 0
         self._process: WorkerProcess | None = None
         self._cancelled = False
 
     def start(self) -> None:
         """Begin. Remembered until it has ended, so that a closed Slicer can offer to go on."""
-        writeJson(self._settings, PENDING, {"folder": str(self._folder or "")})
+        rememberPending(self._settings, self._folder, self._update)
         self._runNext()
 
     def tick(self) -> None:
@@ -195,7 +261,7 @@ class Installation:
         try:
             process.start(command, self._environment, MODULE_FOLDER)
         except OSError as error:
-            self._end(_("Slicer's Python cannot be started: {reason}").format(reason=error))
+            self._end(_("The installation cannot be started: {reason}.").format(reason=error))
 
     def _onOutput(self, data: bytes) -> None:
         self.log.extend(line for line in data.decode("utf-8", "backslashreplace").splitlines() if line.strip())
@@ -241,11 +307,25 @@ def explain(log: Sequence[str], folder: Path | None = None) -> str:
 
 
 def _isMet(requirement: Requirement) -> bool:
+    found = _installedVersion(requirement.name)
+    return bool(found) and (_slicersCheck(requirement) or requirement.specifier.contains(found, prereleases=True))
+
+
+def _slicersCheck(requirement: Requirement) -> bool:
+    """What Slicer's own check says; False where there is none, as with ``slicer-core``."""
     try:
-        found = version(requirement.name)
-    except PackageNotFoundError:
+        from slicer.packaging import pip_check
+    except ImportError:
         return False
-    return requirement.specifier.contains(found, prereleases=True)
+    return bool(pip_check(requirement))
+
+
+def _installedVersion(name: str) -> str:
+    """Empty when it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _withoutBar(line: str) -> str:

@@ -67,11 +67,15 @@ class Question:
         process: not started yet.
         arguments: of the probe, such as ``machine``.
         onAnswer: takes the answer, once; empty when there was none.
+
+    Attributes:
+        isOpen: whether the answer is still to come.
     """
 
     def __init__(
         self, process: WorkerProcess, arguments: Sequence[str], onAnswer: Callable[[dict[str, Any]], None]
     ) -> None:
+        self.isOpen = True
         self._onAnswer = onAnswer
         self._said = b""
         self._process = process
@@ -96,6 +100,7 @@ class Question:
         self._said += data
 
     def _finished(self, code: int | None) -> None:
+        self.isOpen = False
         self._onAnswer(self._answer())
 
     def _answer(self) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Entry:
         number: unique, from 1.
         state: the job's, except that results which could not be loaded make it failed.
         message: what happened and what to do, once it has ended otherwise than well.
+        loadFailed: whether the job has ended well and its results could not be loaded.
+        dismissed: whether it is to be listed no more once it has ended.
     """
 
     title: str
@@ -35,6 +37,7 @@ class Entry:
     number: int = field(default_factory=lambda: next(_numbers))
     message: str = ""
     loadFailed: bool = False
+    dismissed: bool = False
 
     @property
     def state(self) -> State:
@@ -72,6 +75,8 @@ class JobQueue:
 
     def tick(self) -> None:
         """To be called a few times a second."""
+        for entry in self._in(State.WAITING):
+            _ = entry.job.isWritten
         if self.current is not None:
             self.current.job.tick()
 
@@ -85,14 +90,22 @@ class JobQueue:
         """Whether an entry runs or waits."""
         return any(not entry.state.isOver for entry in self.entries)
 
-    def cancel(self, entry: Entry) -> None:
-        """Stop one entry; the next one follows."""
-        entry.job.cancel()
+    def cancel(self, entry: Entry, why: str = "") -> None:
+        """Stop one entry, for a reason that its message then gives; the next one follows."""
+        entry.job.cancel(why)
 
     def cancelAll(self) -> None:
         """Stop the one that runs, and drop those that wait."""
         for entry in reversed(list(self.entries)):  # from the end, so that none starts in between
             entry.job.cancel()
+
+    def dismissAll(self) -> None:
+        """Stop everything, and list none of it any more once it has ended."""
+        for entry in self.entries:
+            entry.dismissed = True
+        self.cancelAll()
+        self.entries = [entry for entry in self.entries if not entry.state.isOver]
+        self.onChanged()
 
     def killAll(self) -> None:
         """End everything at once, as when Slicer closes or the module is reloaded. No outcome is reported."""
@@ -119,6 +132,8 @@ class JobQueue:
             entry.message = _("The results could not be loaded: {reason}").format(reason=error)
         finally:
             entry.job.workspace.remove()
+            if entry.dismissed and entry in self.entries:
+                self.entries.remove(entry)
             self.onChanged()
             self._startNext()
 

@@ -195,8 +195,13 @@ def killTree(pid: int) -> None:
         _send(member, signal.SIGKILL)
 
 
+def childrenOf(pid: int) -> list[int]:
+    """The processes that a process has started and that have not been waited for."""
+    return _children().get(pid, [])
+
+
 def descendants(pid: int) -> list[int]:
-    """The children of a process, their children and so on; parents come before their children. Not on Windows."""
+    """The children of a process, their children and so on; parents come before their children."""
     children = _children()
     found = list(children.get(pid, []))
     for member in found:
@@ -212,7 +217,7 @@ def _send(pid: int, number: int) -> None:
 def _children() -> dict[int, list[int]]:
     """Children of every process, by the parent's id."""
     children: dict[int, list[int]] = defaultdict(list)
-    for pid, parent in _fromProc() if Path("/proc/self/stat").exists() else _fromPs():
+    for pid, parent in _fromProc() if Path("/proc/self/stat").exists() else _fromListing():
         children[parent].append(pid)
     return children
 
@@ -227,7 +232,13 @@ def _fromProc() -> list[tuple[int, int]]:
     return pairs
 
 
-def _fromPs() -> list[tuple[int, int]]:
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+def _fromListing() -> list[tuple[int, int]]:
+    command = ["ps", "-A", "-o", "pid=,ppid="]
+    if sys.platform == "win32":
+        rows = 'Get-CimInstance Win32_Process | ForEach-Object { "$($_.ProcessId) $($_.ParentProcessId)" }'
+        command = ["powershell", "-NoProfile", "-NonInteractive", "-Command", rows]
+    hidden = subprocess.CREATE_NO_WINDOW if sys.platform == "win32" else 0
+    done = subprocess.run(command, capture_output=True, text=True, check=False, creationflags=hidden)
+    listing = done.stdout
     rows = [line.split() for line in listing.splitlines()]
     return [(int(row[0]), int(row[1])) for row in rows if len(row) == 2]

@@ -19,9 +19,13 @@ class QtProcess:
         self.onFinished: Callable[[int | None], None] = lambda code: None
         self._running = False
         self._process = qt.QProcess()
-        self._process.connect("readyReadStandardOutput()", self._readOutput)
-        self._process.connect("readyReadStandardError()", self._readErrorOutput)
-        self._process.connect("finished(int,QProcess::ExitStatus)", self._finished)
+        self._connections = {
+            "readyReadStandardOutput()": self._readOutput,
+            "readyReadStandardError()": self._readErrorOutput,
+            "finished(int,QProcess::ExitStatus)": self._finished,
+        }
+        for signal, handler in self._connections.items():
+            self._process.connect(signal, handler)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         variables = qt.QProcessEnvironment()
@@ -69,4 +73,14 @@ class QtProcess:
         self._readOutput()
         self._readErrorOutput()
         self._running = False
+        # Not within the handler itself, which must outlive the call.
+        qt.QTimer.singleShot(0, self._letGo)
         self.onFinished(code if status == qt.QProcess.NormalExit else None)
+
+    def _letGo(self) -> None:
+        """Drop all that is called back: a connection would keep this object, and all that it knows, for good."""
+        for signal, handler in self._connections.items():
+            self._process.disconnect(signal, handler)
+        self._connections = {}
+        self.onOutput = self.onErrorOutput = lambda data: None
+        self.onFinished = lambda code: None

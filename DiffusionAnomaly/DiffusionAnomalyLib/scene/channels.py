@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import slicer
+
 from diffusion_anomaly.io.contrasts import contrast_of
 
 from ..translation import tr as _
@@ -37,7 +39,7 @@ def fillChannels(owner: Any, names: Sequence[str], inputNode: Any) -> None:
         inputNode: the first channel's, which is no other's.
     """
     scene = owner.GetScene()
-    scans = [scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode") for n in range(_count(scene))]
+    scans = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)
     taken = {inputNode, *filter(None, chosenChannels(owner, names).values())}
     scans = [node for node in scans if node not in taken and node.GetAttribute(attributes.ROLE) is None]
     for name, node in chosenChannels(owner, names).items():
@@ -71,7 +73,3 @@ def problemWithChannels(inputNode: Any, first: str, channels: Mapping[str, Any])
             ).format(node=node.GetName(), first=inputNode.GetName())
         seen[node] = name
     return ""
-
-
-def _count(scene: Any) -> int:
-    return scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")

@@ -8,18 +8,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from . import review
 from .findingsTable import NAMES
-
-if TYPE_CHECKING:
-    from .results import ResultNodes
 
 LONGEST = 200
 
 # Steps of one kind that follow each other so fast are one: a drag of the slider.
 TOGETHER_SECONDS = 1.0
+
+
+class Reviewed(Protocol):
+    """What a history needs of a result, see ``results.ResultNodes``."""
+
+    @property
+    def anomalyMap(self) -> Any: ...
+
+    @property
+    def table(self) -> Any: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def minVolumeMl(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -32,12 +45,12 @@ class Snapshot:
     reviews: str | None
 
     @classmethod
-    def of(cls, nodes: ResultNodes) -> Snapshot:
+    def of(cls, nodes: Reviewed) -> Snapshot:
         table = nodes.table
         said = (None, None) if table is None else (table.GetAttribute(NAMES), table.GetAttribute(review.REVIEWS))
         return cls(nodes.threshold, nodes.minVolumeMl, *said)
 
-    def apply(self, nodes: ResultNodes) -> None:
+    def apply(self, nodes: Reviewed) -> None:
         """Put names and reviews back; the threshold is the caller's, because the mask follows it."""
         if nodes.table is not None:
             nodes.table.SetAttribute(NAMES, self.names)
@@ -58,7 +71,7 @@ class History:
         self._undone: dict[str, list[Snapshot]] = {}
         self._last: tuple[str, str, float] = ("", "", 0.0)
 
-    def record(self, nodes: ResultNodes, kind: str) -> None:
+    def record(self, nodes: Reviewed, kind: str) -> None:
         """Note what a result is before a step of a kind, such as ``threshold``."""
         key, now = nodes.anomalyMap.GetID(), self._clock()
         isSame = self._last[:2] == (key, kind) and now - self._last[2] < TOGETHER_SECONDS
@@ -77,12 +90,12 @@ class History:
         """Whether a step that was undone can be done again."""
         return bool(self._undone.get(key))
 
-    def peek(self, nodes: ResultNodes, forward: bool = False) -> Snapshot | None:
+    def peek(self, nodes: Reviewed, forward: bool = False) -> Snapshot | None:
         """Where undo, or redo, would lead."""
         steps = (self._undone if forward else self._done).get(nodes.anomalyMap.GetID())
         return steps[-1] if steps else None
 
-    def step(self, nodes: ResultNodes, forward: bool = False) -> Snapshot | None:
+    def step(self, nodes: Reviewed, forward: bool = False) -> Snapshot | None:
         """Take a step back, or forward; what the result is to be made now, None when there is no such step."""
         key = nodes.anomalyMap.GetID()
         taken, other = (self._undone, self._done) if forward else (self._done, self._undone)

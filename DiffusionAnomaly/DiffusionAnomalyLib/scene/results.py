@@ -190,7 +190,7 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
 def resultsIn(scene: Any) -> list[ResultNodes]:
     """All results whose anomaly map and scan are in the scene, in the order in which they were made."""
     found = []
-    for node in _allNodes(scene):
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene):  # the panel asks at every refresh
         if node.GetAttribute(attributes.ROLE) != ANOMALY_MAP or node.GetImageData() is None:
             continue
         inputNode = node.GetNodeReference(attributes.INPUT)

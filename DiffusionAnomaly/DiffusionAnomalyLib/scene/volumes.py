@@ -15,6 +15,7 @@ import vtk
 
 from diffusion_anomaly.detection.input_checks import stated_contrast
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.io.contrasts import contrast_of
 
 from ..progresstext import shortened
 from ..translation import tr as _
@@ -60,15 +61,22 @@ def problemWith(node: Any) -> str:
     return ""
 
 
-def imageOf(node: Any) -> sitk.Image:
-    """A volume as an image of its own memory, without its parent transform.
+def voxelsOf(node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A volume's voxels, not copied, with its axes and its origin in LPS, without its parent transform.
 
     Raises:
         InputError: when it cannot be analysed, see ``problemWith``.
     """
     if problem := problemWith(node):
         raise InputError(problem, _("Choose another volume."))
-    return onGrid(slicer.util.arrayFromVolume(node), ijkToRas(node))
+    matrix = ijkToRas(node)
+    return slicer.util.arrayFromVolume(node), LPS @ matrix[:3, :3], LPS @ matrix[:3, 3]
+
+
+def imageOf(node: Any) -> sitk.Image:
+    """A volume as an image of its own memory, see ``voxelsOf``."""
+    voxels, _axes, _origin = voxelsOf(node)
+    return onGrid(voxels, ijkToRas(node))
 
 
 def onGrid(array: np.ndarray, matrix: np.ndarray) -> sitk.Image:
@@ -118,6 +126,22 @@ def problemWithMask(node: Any) -> str:
     return ""
 
 
+def notListed(scene: Any) -> dict[str, str]:
+    """Why volumes of the scene are not offered as scans, by name; what the module made itself is left out."""
+    reasons = {}
+    for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode", scene):
+        if node.GetClassName() == "vtkMRMLScalarVolumeNode" or node.GetAttribute(attributes.ROLE) is not None:
+            continue
+        if node.IsA("vtkMRMLLabelMapVolumeNode"):
+            reason = _("a label map; it can be the brain mask")
+        elif node.IsA("vtkMRMLVectorVolumeNode"):
+            reason = _("several values a voxel, such as colours; Vector to Scalar Volume makes a scan of it")
+        else:
+            reason = _("not a scalar volume; extract one first")
+        reasons[node.GetName() or ""] = reason
+    return reasons
+
+
 def describe(node: Any) -> str:
     """A line on a volume: size, spacing, orientation, the contrast that its name or header gives away, the frame."""
     image = node.GetImageData()
@@ -132,6 +156,12 @@ def describe(node: Any) -> str:
     )
     frame = frameOf(node)
     return line if frame is None else _("{line}; {frame}, which alone is analysed").format(line=line, frame=frame)
+
+
+def contrastOf(node: Any) -> str:
+    """The contrast that a volume's name or header gives away; empty when neither does."""
+    name = node.GetName() or ""
+    return contrast_of(name) or stated_contrast(name, _header(node)) or ""
 
 
 def orientationOf(matrix: np.ndarray) -> str:

@@ -128,7 +128,7 @@ def _show(comparison: Comparison) -> None:
         out.print("Neither scan has a finding.")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("change", "now", "before", "ml before", "ml now", "peak before", "peak now", "R, A, S (mm)"):
+    for title in ("change", "now", "before", "ml before", "ml now", "peak before", "peak now", "place, roughly"):
         table.add_column(title, justify="left" if title == "change" else "right", no_wrap=True)
     for change in comparison.changes:
         table.add_row(
@@ -138,6 +138,6 @@ def _show(comparison: Comparison) -> None:
             f"{change.prior_ml:.2f}",
             f"{change.current_ml:.2f}",
             *("–" if score is None else f"{score:.2f}" for score in (change.prior_score, change.current_score)),
-            ", ".join(f"{value:.1f}" for value in change.centroid_ras),
+            change.place,
         )
     out.print(table)

@@ -269,6 +269,8 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
     size = "volume" if unit == "ml" else "area"
     for heading in ("finding", f"{size} {unit}", "peak score", "mean score", centre_title(unit), "slices"):
         table.add_column(heading, justify="right", no_wrap=True)
+    if any(finding.place for finding in findings):
+        table.add_column("place, roughly", no_wrap=True)
     for finding in findings[:FINDINGS_SHOWN]:
         first, last = finding.slices
         table.add_row(
@@ -278,6 +280,7 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
             f"{finding.mean_score:.2f}",
             ", ".join(f"{value:.1f}" for value in finding.centre),
             f"{first}-{last}" if last != first else str(first),
+            *([finding.place] if finding.place else []),
         )
     out.print(table)
     more = len(findings) - FINDINGS_SHOWN

@@ -17,8 +17,10 @@ from ..io.outputs import OutputFolder
 from ..io.records import ANOMALY_MAP, Recorded, record, recorded
 from ..io.sources import read_brain
 from ..io.volume import read_anomaly_map, write_like
+from ..models.declaration import BRAIN
 from ..options import check_threshold
 from ..results.findings import segment, size_unit, write_findings_csv, write_findings_json
+from ..results.places import with_places
 from ..results.saving import PROVENANCE, file_names, image_suffix
 from .console import err, out, plain, show_findings
 
@@ -84,6 +86,8 @@ def rethreshold(
         if min_area is not None and min_volume_ml != SMALLEST_ML:
             raise InputError("Findings in a picture have an area and no volume.", "Give --min-area, not --min-volume.")
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
+        if inside is not None and made is not None and made.content.get("region") == BRAIN:
+            findings = with_places(findings, inside)
         about = {
             "heat": str(anomaly_map.absolute()),
             "heat_sha256": volume.sha256,

@@ -31,7 +31,7 @@ from .state import FINDINGS
 
 BIDS_VERSION = "1.10.0"
 PROGRAM = "DiffusionAnomaly"
-CODE = "https://github.com/DiffusionAnomaly/DiffusionAnomaly"
+CODE = "https://github.com/DiffusionAnomaly/SlicerDiffusionAnomaly"
 SOURCE = "raw"
 """How sidecars call the data set of the scans."""
 MAP = "anomalymap"

@@ -22,11 +22,12 @@ from ..errors import InputError, MemoryExhausted
 from ..io.contrasts import contrast_of, find_channels, match_names
 from ..io.sources import Source, read, read_brain
 from ..io.volume import PathLike, Scan, Volume
-from ..models.declaration import IMAGE
+from ..models.declaration import BRAIN, IMAGE
 from ..preprocessing.alignment import align
 from ..preprocessing.intensity import values_in_brain
 from ..preprocessing.slices import SliceStack
 from ..results.findings import segment
+from ..results.places import with_places
 from ..results.result import Progress, Result, Started
 from ..system import is_out_of_memory
 from .brain import BrainFinder
@@ -270,6 +271,8 @@ class Detector:
             min_area = plan.asked.min_area
             min_area = math.prod(found.stack.pixel_mm) if min_area is None else min_area
         mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area)
+        if plan.bundle.region == BRAIN:
+            findings = with_places(findings, brain)
         doubts.of_findings(mask_image, brain)
         score = whole_image_score(found.scores)
         doubt = score_warning(score, score_range, plan.method.score_title) if score_range else None

@@ -42,6 +42,7 @@ class Finding:
         area_pixels: Of a finding in a picture, its area; else None.
         area_mm2: The same in mm² where the picture has a scale.
         centroid_pixel: Of a finding in a picture, its centre's column and row, counted from 0; else None.
+        place: Roughly where in the brain that is, in words, see ``places``; empty where nothing is known of it.
     """
 
     id: int
@@ -54,6 +55,7 @@ class Finding:
     area_pixels: int | None = None
     area_mm2: float | None = None
     centroid_pixel: tuple[float, float] | None = None
+    place: str = ""
 
     @property
     def centre(self) -> tuple[float, ...]:
@@ -157,11 +159,11 @@ def segment(
     return _on_grid((ranked_labels > 0).astype(np.uint8), anomaly_map), _on_grid(ranked_labels, anomaly_map), findings
 
 
-def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float | None]]:
+def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float | str | None]]:
     """One flat row a finding, the units in the column names (the anomaly score is a pure number)."""
     rows = []
     for finding in findings:
-        row: dict[str, int | float | None] = {"id": finding.id}
+        row: dict[str, int | float | str | None] = {"id": finding.id}
         if finding.area_pixels is None:
             row |= {"volume_ml": finding.volume_ml}
         else:
@@ -177,6 +179,8 @@ def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float | 
         row |= {"slice_first_index": finding.slices[0], "slice_last_index": finding.slices[1]}
         for axis, first, last in zip("ijk", *finding.bounding_box, strict=True):
             row |= {f"{axis}_first_index": first, f"{axis}_last_index": last}
+        if finding.area_pixels is None:
+            row |= {"place": finding.place}
         rows.append(row)
     return rows
 

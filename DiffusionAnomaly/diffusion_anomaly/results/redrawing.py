@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..io.files import keep_foreign, write_text
 from ..io.typed_json import MAX_BYTES, checked, kind_of, parse
+from ..models.declaration import BRAIN as BRAIN_REGION
 from ..options import check_threshold
 from .findings import segment
+from .places import with_places
 from .saving import PROVENANCE
 
 if TYPE_CHECKING:
@@ -138,6 +140,8 @@ def redraw(folder: Path) -> Path:
     made = request.provenance
     min_area = made["options"].get("min_area")
     mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, min_area)
+    if made.get("region", BRAIN_REGION) == BRAIN_REGION:
+        findings = with_places(findings, brain)
     if (folder / REJECTED).exists():
         mask = without(mask, folder / REJECTED, scan)
     threshold = made["threshold"]

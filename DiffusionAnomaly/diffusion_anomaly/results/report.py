@@ -122,6 +122,7 @@ def render(shown: Shown) -> str:
         "warnings": provenance["warnings"],
         "findings": findings[:FINDINGS_SHOWN],
         "names": shown.names,
+        "has_places": any(finding.place for finding in findings),
         "reviews": shown.reviews,
         "comments": shown.comments,
         "left": len(shown.left),

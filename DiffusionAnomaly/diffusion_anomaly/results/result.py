@@ -10,8 +10,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..io.volume import Scan
+from ..models.declaration import BRAIN
 from ..text import counted
 from .findings import Finding, segment, size_unit, sized
+from .places import with_places
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -108,6 +110,8 @@ class Result:
         options = self.provenance["options"]
         least = options["min_volume_ml"] if min_volume_ml is None else min_volume_ml
         mask, _, findings = segment(self.anomaly_map, threshold, least, self.brain, options.get("min_area"))
+        if self.provenance.get("region") == BRAIN:
+            findings = with_places(findings, self.brain)
         provenance = {
             **self.provenance,
             "threshold": {"heat": threshold, "source": "chosen by the user after the run"},

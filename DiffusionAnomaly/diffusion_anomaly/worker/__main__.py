@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..errors import Cancelled, InputError
-from ..process import end_like_interrupt, has_current_folder, take_streams
+from ..process import end_like_interrupt, has_current_folder, lower_priority, take_streams
 
 
 def run() -> int:
@@ -14,6 +14,7 @@ def run() -> int:
     end_like_interrupt()
     if not has_current_folder():
         return InputError.exit_code
+    lower_priority()
     try:
         from .main import main
 

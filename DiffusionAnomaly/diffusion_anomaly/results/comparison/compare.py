@@ -21,13 +21,16 @@ from ...io.orientation import Orientation, describe_grid, same_grid
 from ...preprocessing.agreement import shared_detail
 from ...preprocessing.registration import Registration, register
 from ..findings import Finding, segment
+from ..places import BrainFrame
 
 if TYPE_CHECKING:
     from ..result import Result
 
-NEW, GROWN, UNCHANGED, SHRUNK, GONE, NOT_SEEN = "new", "grown", "unchanged", "shrunk", "gone", "not comparable"
-KINDS = (NEW, GROWN, UNCHANGED, SHRUNK, GONE, NOT_SEEN)
-"""What can have become of a finding; the last is one whose place the other scan does not show."""
+NEW, GROWN, SHRUNK, GONE = "new", "grown", "shrunk", "gone"
+UNCHANGED, UNCERTAIN, NOT_SEEN = "unchanged", "uncertain", "not comparable"
+KINDS = (NEW, GROWN, SHRUNK, GONE, UNCERTAIN, UNCHANGED, NOT_SEEN)
+"""What can have become of a finding. Uncertain is one that only one scan has, but the other nearly; not comparable one
+whose place the other scan does not show."""
 
 # A head lies elsewhere on the table at another visit, and another scanner counts from another place.
 MOST_SHIFT_MM = 250.0
@@ -35,8 +38,10 @@ MOST_SHIFT_MM = 250.0
 APART_MM = 2.0
 # Share of a finding's voxels that the other scan must show, so that something can be said of it.
 LEAST_SEEN = 0.5
-# Volumes within both limits are no change, see the page on comparing for how often a change is seen where none is.
-LEAST_RATIO, LEAST_ML = 1.4, 0.1
+# Of the threshold: a score so high in the other scan, and a finding is neither new nor gone for certain.
+NEARLY = 0.5
+# Smaller differences of volumes are no change, see the page on comparing for how often one is seen where none is.
+LEAST_RATIO, LEAST_ML = 2.0, 0.1
 # Dice of the two brains, and shared detail inside, below which the two hardly are of one patient.
 LEAST_OVERLAP, LEAST_DETAIL = 0.85, 0.02
 
@@ -99,6 +104,7 @@ class Change:
         current_score, prior_score: the highest score at the place in each scan; None where it does not show it.
         centroid_ras: its middle in mm right, anterior, superior in the current scan's space.
         slices: first and last slice of the current scan that it touches, as in ``Finding``; None where it lies outside.
+        place: roughly where in the brain that is, see ``places``.
     """
 
     kind: str
@@ -110,6 +116,7 @@ class Change:
     prior_score: float | None
     centroid_ras: tuple[float, float, float]
     slices: tuple[int, int] | None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,10 +186,11 @@ def compare(prior: Exam, current: Exam) -> Comparison:
     groups = _groups(prior_labels, _array(labels[1]), findings, current.scan)
     scores = _array(prior_map), _array(current.anomaly_map)
     visible = seen, _array(current.brain) != 0
-    changes = [
-        _change(*group, findings, (prior_labels, _array(labels[1])), scores, visible, current.scan, found.transform)
-        for group in groups
-    ]
+    both = (prior_labels, _array(labels[1])), scores, visible, (prior.threshold, current.threshold)
+    changes = [_change(*group, findings, *both, current.scan, found.transform) for group in groups]
+    frame = BrainFrame.of(current.brain)
+    if frame is not None:
+        changes = [replace(change, place=frame.place(change.centroid_ras)) for change in changes]
     changes.sort(key=lambda change: (KINDS.index(change.kind), -max(change.current_ml, change.prior_ml)))
     return Comparison(
         current=current,
@@ -334,6 +342,7 @@ def _change(
     labels: tuple[np.ndarray, np.ndarray],
     scores: tuple[np.ndarray, np.ndarray],
     seen: tuple[np.ndarray, np.ndarray],
+    thresholds: tuple[float, float],
     grid: sitk.Image,
     transform: sitk.Transform,
 ) -> Change:
@@ -343,6 +352,7 @@ def _change(
         prior, current: numbers of its findings.
         findings: of both scans, by rank.
         labels, scores, seen: of both scans on the current grid.
+        thresholds: of both.
     """
     members = [findings[0][number - 1] for number in prior], [findings[1][number - 1] for number in current]
     volumes = [sum(finding.volume_ml for finding in side) for side in members]
@@ -363,7 +373,7 @@ def _change(
     x, y, z = np.average(points, axis=0, weights=weights)
     touched = np.flatnonzero(place.any(axis=tuple(axis for axis in range(3) if axis != _slice_axis(grid))))
     return Change(
-        kind=_kind(volumes, shown, bool(prior), bool(current)),
+        kind=_kind(volumes, shown, highest, thresholds),
         current=tuple(current),
         prior=tuple(prior),
         current_ml=volumes[1],
@@ -375,15 +385,27 @@ def _change(
     )
 
 
-def _kind(volumes: Sequence[float], shown: Sequence[float], in_prior: bool, in_current: bool) -> str:
+def _kind(
+    volumes: Sequence[float],
+    shown: Sequence[float],
+    highest: Sequence[float | None],
+    thresholds: Sequence[float],
+) -> str:
+    """What became of a group, by its volumes, the share of it that is shown, its highest score, and the threshold; each
+    in the prior and the current scan.
+    """
     before, now = volumes
-    if in_prior and in_current:
+    if before and now:
         if abs(now - before) < LEAST_ML or max(now, before) < LEAST_RATIO * min(now, before):
             return UNCHANGED
         return GROWN if now > before else SHRUNK
-    if shown[0 if in_current else 1] < LEAST_SEEN:
+    other = 0 if now else 1
+    score = highest[other]
+    if shown[other] < LEAST_SEEN or score is None:
         return NOT_SEEN
-    return NEW if in_current else GONE
+    if score >= NEARLY * thresholds[other]:
+        return UNCERTAIN
+    return NEW if now else GONE
 
 
 def _slice_axis(grid: sitk.Image) -> int:

@@ -38,6 +38,7 @@ def changes_table(changes: Sequence[Change]) -> list[dict[str, Any]]:
             **{f"centroid_{axis}_mm": value for axis, value in zip("ras", change.centroid_ras, strict=True)},
             "slice_first_index": None if change.slices is None else change.slices[0],
             "slice_last_index": None if change.slices is None else change.slices[1],
+            "place": change.place,
         }
         for change in changes
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from ... import __version__
 from ..pages import render_page
 from ..rendering import SliceView, draw_outlined
-from .compare import APART_MM, KINDS, LEAST_ML, LEAST_RATIO, UNCHANGED, Change, Comparison
+from .compare import APART_MM, KINDS, LEAST_ML, LEAST_RATIO, NEARLY, UNCHANGED, Change, Comparison
 
 TEMPLATE = "comparison.html.jinja"
 SHOWN = 16
@@ -45,7 +45,8 @@ def render(comparison: Comparison) -> str:
         "hidden": max(0, len(changes) - LISTED),
         "pairs": _pairs(comparison),
         "least_ml": LEAST_ML,
-        "least_percent": round(100 * (LEAST_RATIO - 1)),
+        "least_ratio": LEAST_RATIO,
+        "nearly": NEARLY,
         "apart_mm": APART_MM,
     }
     filters = {"ml": lambda volume: f"{volume:.2f}", "score": lambda score: "–" if score is None else f"{score:.2f}"}

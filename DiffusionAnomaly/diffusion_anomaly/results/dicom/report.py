@@ -36,6 +36,7 @@ from .context import CATEGORY, FAMILY, MAKER, PURPOSE, SCHEME, SCORE, TYPE, Cont
 
 if TYPE_CHECKING:
     from ..findings import Finding
+    from ..result import Result
 
 _ML, _PIXELS = Code("ml", "UCUM", "milliliter"), Code("{pixels}", "UCUM", "pixels")
 _COUNT, _FINDINGS = Code("findings", SCHEME, "Number of findings"), Code("{findings}", "UCUM", "findings")
@@ -43,6 +44,7 @@ _CENTRE = [
     Code(f"centre-{axis}", SCHEME, f"Centre, {axis} to the patient's {to}")
     for axis, to in (("x", "left"), ("y", "back"), ("z", "head"))
 ]
+_SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 _CENTRE_PIXEL = [Code(f"centre-{axis}", SCHEME, f"Centre, {axis} of the image, from 0") for axis in ("column", "row")]
 
 
@@ -94,8 +96,14 @@ def _whole(context: Context) -> MeasurementsAndQualitativeEvaluations:
         measurements=[
             Measurement(_COUNT, len(result.findings), _FINDINGS),
             _size(context, total),
+            Measurement(_whole_score(result), result.score, codes.UCUM.NoUnits),
         ],
     )
+
+
+def _whole_score(result: Result) -> Code:
+    """The name of the method's score of the scan as a whole."""
+    return Code("whole-image-score", SCHEME, short(f"Whole-image score: {result.provenance['score']['title']}"))
 
 
 def _group(
@@ -106,7 +114,7 @@ def _group(
         "tracking_identifier": TrackingIdentifier(uid, name),
         "finding_category": CATEGORY,
         "finding_type": TYPE,
-        "finding_sites": _sites(context),
+        "finding_sites": _sites(context, finding.place),
         "measurements": list(_measurements(context, finding, anomaly_map)),
     }
     where = (str(segmentation.SOPClassUID), str(segmentation.SOPInstanceUID))
@@ -153,8 +161,10 @@ def _algorithm(context: Context) -> AlgorithmIdentification:
     )
 
 
-def _sites(context: Context) -> list[FindingSite]:
-    return [FindingSite(context.region)] if context.region else []
+def _sites(context: Context, place: str = "") -> list[FindingSite]:
+    """The region, with the side that a finding's place names."""
+    side = _SIDES.get(place.partition(" ")[0])
+    return [FindingSite(context.region, side)] if context.region else []
 
 
 def _frame(segmentation: Dataset, segment: int) -> int:
