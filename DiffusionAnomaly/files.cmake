@@ -34,7 +34,9 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/scene/__init__.py
   DiffusionAnomalyLib/scene/attributes.py
   DiffusionAnomalyLib/scene/channels.py
+  DiffusionAnomalyLib/scene/comparing.py
   DiffusionAnomalyLib/scene/display.py
+  DiffusionAnomalyLib/scene/exportall.py
   DiffusionAnomalyLib/scene/exporting.py
   DiffusionAnomalyLib/scene/findingsTable.py
   DiffusionAnomalyLib/scene/folders.py
