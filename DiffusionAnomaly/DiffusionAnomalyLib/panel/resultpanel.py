@@ -311,6 +311,7 @@ class ResultPanel:
         if parameters is not None and nodes is not None:
             parameters.output.sideBySide = checked
             self._arrange(nodes)
+            results.outlineOnly(self._scene, nodes)
             self._overlays = None
             self._context.refreshSoon()
 

@@ -195,6 +195,7 @@ def show(scene: Any, nodes: ComparisonNodes, opacity: float = display.OPACITY) -
             composite.SetBackgroundVolumeID(nodes.scan.GetID())
             composite.SetForegroundVolumeID(None if nodes.anomalyMap is None else nodes.anomalyMap.GetID())
             composite.SetForegroundOpacity(opacity)
+    results.outlineOnly(scene, current)  # and not over the prior exam
 
 
 def jumpTo(scene: Any, nodes: ComparisonNodes, row: int) -> None:
@@ -214,6 +215,7 @@ def remove(scene: Any, nodes: ComparisonNodes) -> None:
         removeNode(scene, node)
     if wasShown:
         display.showInSlices(scene, nodes.current.inputNode, nodes.current.anomalyMap)
+        results.outlineOnly(scene, nodes.current)
 
 
 def _row(change: Mapping[str, Any], anomalyMap: Any) -> Sequence[Any]:

@@ -178,7 +178,8 @@ def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
         if composite.GetForegroundVolumeID() == anomalyMap.GetID()
     }
     nodes = [node for node in views.nodesOf(scene, "vtkMRMLSliceNode") if node.GetLayoutName() in showing]
-    nodes.sort(key=lambda node: not node.IsMappedInLayout())  # stable: those of the layout first
+    # Stable: those of the layout first, and of them the map's own view.
+    nodes.sort(key=lambda node: (not node.IsMappedInLayout(), node.GetLayoutName() != views.MAP_VIEW))
     return nodes[0].GetID() if nodes else None
 
 

@@ -325,6 +325,7 @@ def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
             if (view := node.GetDisplayNode()) is not None:
                 # One outline around a finding is enough.
                 view.SetVisibility(isShown and not (node is nodes.segmentation and nodes.segments is not None))
+                views.confine(scene, view)
         if not isShown and nodes.brainSurface is not None:
             nodes.brainSurface.GetDisplayNode().SetVisibility(False)
 

@@ -177,6 +177,16 @@ def isSideBySide(scene: Any) -> bool:
     return layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE
 
 
+def confine(scene: Any, display: Any) -> None:
+    """Keep what a display node shows out of the view that shows the scan alone, while there is one."""
+    ids: list[str] = []
+    if isSideBySide(scene):
+        nodes = [*nodesOf(scene, "vtkMRMLSliceNode"), *nodesOf(scene, "vtkMRMLViewNode")]
+        ids = [node.GetID() for node in nodes if node.GetLayoutName() != SCAN_VIEW]
+    if list(display.GetViewNodeIDs()) != ids:
+        display.SetViewNodeIDs(ids)
+
+
 def restoreLayout(scene: Any, anomalyMap: Any) -> None:
     """Back to the layout that there was, unless the user has chosen another one since."""
     layout, state = _layoutNode(scene), _stateOf(anomalyMap)
