@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class MethodPanel:
         self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
         self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
         self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
+        self._ui.deviceInfoLabel.connect("linkActivated(QString)", self._onDeviceLink)
 
     def probeMachine(self) -> None:
         """Find out, in the background, what is installed and which GPUs there are."""
@@ -133,9 +135,17 @@ class MethodPanel:
         server = remote.serverOf(device, self._settings)
         if server is None:
             return ""
-        return _("The scan leaves this computer: voxels and geometry go to {address}, names do not.").format(
-            address=server.address
-        )
+        return _(
+            "The scan leaves this computer: voxels and geometry go to {address}, names do not. "
+            '<a href="forget">Forget this server</a>'
+        ).format(address=escape(server.address))
+
+    def _onDeviceLink(self, link: str) -> None:
+        """Forget the server that is chosen, and its token."""
+        parameters = self._context.parameters
+        remote.remove(parameters.run.device.removeprefix(remote.PREFIX), self._settings)
+        parameters.run.device = "auto"
+        self._context.refreshSoon()
 
     def summary(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> str:
         """What Run does, in a line: method, model, device, time, and what is not as the model has it."""
