@@ -159,7 +159,7 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     reconstruction = _voxels(files["healed"], place) if "healed" in files else None
     brain = _voxels(files["brain"], place) if wanted.brain and "brain" in files else None
     report = _checked(files, "report").decode("utf-8", "replace") if "report" in files else ""
-    live = LiveThreshold(onGrid(anomalyMap, ijkToRas(inputNode)), document["options"].get("min_area"))
+    live = LiveThreshold.of(onGrid(anomalyMap, ijkToRas(inputNode)), document)
     threshold = max(float(document["threshold"]["heat"]), LOWEST)
     minVolumeMl = float(document["options"]["min_volume_ml"])
     found = live.at(threshold, minVolumeMl)
@@ -202,8 +202,8 @@ def resultsIn(scene: Any) -> list[ResultNodes]:
 
 def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
     """The anomaly map of a result, ready for other thresholds."""
-    minArea = attributes.document(nodes.anomalyMap).get("options", {}).get("min_area")
-    return LiveThreshold(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap)), minArea)
+    grid = onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap))
+    return LiveThreshold.of(grid, attributes.document(nodes.anomalyMap))
 
 
 def findingsOf(nodes: ResultNodes, live: LiveThreshold) -> Thresholded:
