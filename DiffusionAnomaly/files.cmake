@@ -17,6 +17,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/panel/qthelpers.py
   DiffusionAnomalyLib/panel/resultpanel.py
   DiffusionAnomalyLib/panel/runpanel.py
+  DiffusionAnomalyLib/panel/serverdialog.py
   DiffusionAnomalyLib/parameters.py
   DiffusionAnomalyLib/process/__init__.py
   DiffusionAnomalyLib/process/dependencies.py
@@ -24,16 +25,20 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/process/jobqueue.py
   DiffusionAnomalyLib/process/process.py
   DiffusionAnomalyLib/process/qtprocess.py
+  DiffusionAnomalyLib/process/remote.py
   DiffusionAnomalyLib/process/slicerpip.py
   DiffusionAnomalyLib/process/warmworker.py
   DiffusionAnomalyLib/process/workerjob.py
   DiffusionAnomalyLib/process/workspace.py
+  DiffusionAnomalyLib/process/writing.py
   DiffusionAnomalyLib/progresstext.py
   DiffusionAnomalyLib/sampledata.py
   DiffusionAnomalyLib/scene/__init__.py
   DiffusionAnomalyLib/scene/attributes.py
   DiffusionAnomalyLib/scene/channels.py
+  DiffusionAnomalyLib/scene/comparing.py
   DiffusionAnomalyLib/scene/display.py
+  DiffusionAnomalyLib/scene/exportall.py
   DiffusionAnomalyLib/scene/exporting.py
   DiffusionAnomalyLib/scene/findingsTable.py
   DiffusionAnomalyLib/scene/folders.py
@@ -64,7 +69,16 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/cli/dicom.py
   diffusion_anomaly/cli/main.py
   diffusion_anomaly/cli/models.py
+  diffusion_anomaly/cli/remote.py
   diffusion_anomaly/cli/rethreshold.py
+  diffusion_anomaly/cli/serve.py
+  diffusion_anomaly/client/__init__.py
+  diffusion_anomaly/client/__main__.py
+  diffusion_anomaly/client/connection.py
+  diffusion_anomaly/client/detector.py
+  diffusion_anomaly/client/forwarding.py
+  diffusion_anomaly/client/running.py
+  diffusion_anomaly/client/wire.py
   diffusion_anomaly/cohort/__init__.py
   diffusion_anomaly/cohort/actors.py
   diffusion_anomaly/cohort/bids.py
@@ -203,6 +217,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/comparison/page.py
   diffusion_anomaly/results/comparison/reading.py
   diffusion_anomaly/results/dicom/__init__.py
+  diffusion_anomaly/results/dicom/again.py
   diffusion_anomaly/results/dicom/context.py
   diffusion_anomaly/results/dicom/parametric_map.py
   diffusion_anomaly/results/dicom/report.py
@@ -212,11 +227,22 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/pages.py
   diffusion_anomaly/results/painting.py
   diffusion_anomaly/results/places.py
+  diffusion_anomaly/results/printing.py
   diffusion_anomaly/results/redrawing.py
   diffusion_anomaly/results/rendering.py
   diffusion_anomaly/results/report.py
   diffusion_anomaly/results/result.py
   diffusion_anomaly/results/saving.py
+  diffusion_anomaly/server/__init__.py
+  diffusion_anomaly/server/app.py
+  diffusion_anomaly/server/certificate.py
+  diffusion_anomaly/server/jobs.py
+  diffusion_anomaly/server/limits.py
+  diffusion_anomaly/server/listening.py
+  diffusion_anomaly/server/offer.py
+  diffusion_anomaly/server/slots.py
+  diffusion_anomaly/server/spool.py
+  diffusion_anomaly/server/tokens.py
   diffusion_anomaly/system.py
   diffusion_anomaly/text.py
   diffusion_anomaly/worker/__init__.py

@@ -18,17 +18,19 @@ from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 
 from . import choices
+from .process import remote
 from .process.environment import workerCommand, workerEnvironment
 from .process.jobqueue import Entry, JobQueue
 from .process.process import OwnedProcess, PipeProcess
 from .process.warmworker import WarmWorker
 from .process.workerjob import DetectionJob, Outcome, State
 from .process.workspace import INPUT, Workspace, removeStale
+from .process.writing import Writing
 from .progresstext import rememberTimings
 from .scene.channels import problemWithChannels
 from .scene.display import isInView, showInSlices
 from .scene.results import Place, ResultNodes, Wanted, loadResults, resultsIn
-from .scene.volumes import imageOf, maskOf
+from .scene.volumes import maskOf, voxelsOf
 from .settings import Settings, defaultSettings
 from .translation import tr as _
 
@@ -44,7 +46,7 @@ class Request:
         model: name of a model package that comes with the extension, or the folder of one.
         preset: the method's options by a name, such as ``paper``; ignored by a method without it.
         steps, noiseLevel, guidanceScale: numbers of the method; ignored by a method without them.
-        device: ``auto``, ``cpu`` or ``cuda:0``.
+        device: ``auto``, ``cpu``, ``cuda:0``, or ``remote:NAME`` for a server that is set up, see ``process.remote``.
         seed: of all randomness.
         sliceSpacing: slices lie no farther apart, in mm.
         threshold: anomaly score from which a voxel is in the mask.
@@ -179,7 +181,7 @@ class Detection:
         segmentId: str = "",
         channels: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Queue a detection. The scan is written out now, so that later changes of it do not matter to the worker.
+        """Queue a detection. The scan is written out meanwhile; what happens to it later does not matter to the worker.
 
         Args:
             volumeNode: the scan; for a model of several contrasts its first channel, which gives the grid.
@@ -190,41 +192,54 @@ class Detection:
         Raises:
             InputError: when the volume, the mask or the method is no good, or the disk is full. Nothing stays behind.
         """
+        if problem := remote.problem(request.device, self.settings):
+            raise InputError(problem)
         steps = stepsOf(request)
         first, others = channelsOf(request)
         given = {name: (channels or {}).get(name) for name in others}
         if problem := problemWithChannels(volumeNode, first, given):
             raise InputError(problem, _("The model looks at several contrasts together."))
-        images = {name: imageOf(node) for name, node in given.items()}
-        image = imageOf(volumeNode)
         mask = None if maskNode is None else maskOf(maskNode, segmentId, volumeNode)
         options = request.options()
         # The worker has a working directory of its own, where a relative path would lead elsewhere.
         model = None if request.model is None else str(open_bundle(request.model).path.absolute())
         workspace = Workspace(self.temporaryFolder)
+        writings: list[Writing] = []
         try:
-            workspace.writeScan(image)
             if mask is not None:
                 workspace.writeMask(mask)
-            files = {first: INPUT} if images else {}
-            for number, (name, other) in enumerate(images.items(), start=2):
+            files = {first: INPUT} if given else {}
+            writings.append(_begin(workspace, volumeNode, INPUT))
+            for number, (name, node) in enumerate(given.items(), start=2):
                 files[name] = f"channel-{number}.nrrd"
-                workspace.writeImage(other, files[name])
+                writings.append(_begin(workspace, node, files[name]))
             workspace.writeJob(request.method, model, options, volumeNode.GetName(), files)
             if request.keepFiles:
                 workspace.keep()
         except EngineError:
+            for writing in writings:
+                writing.cancel()
             workspace.remove()
             raise
         job = DetectionJob(
             workspace,
             self._worker.turn(),
-            self._command or workerCommand(),
-            self._environment or workerEnvironment(),
+            *self._worksBy(request.device),
+            writings,
         )
         entry = Entry(volumeNode.GetName(), job, Task(request, Place.of(volumeNode), steps))
         self.queue.add(entry)
         return entry
+
+    def _worksBy(self, device: str) -> tuple[list[str], Mapping[str, str]]:
+        """The command and the environment of the process that does a run on a device.
+
+        Raises:
+            InputError: for a server that is not set up here.
+        """
+        if (server := remote.serverOf(device, self.settings)) is not None:
+            return remote.forwarderCommand(), remote.forwarderEnvironment(server, self._environment)
+        return self._command or workerCommand(), self._environment or workerEnvironment()
 
     def tick(self) -> None:
         """Deliver what the workers said, and stop what has lost its scan; to be called a few times a second."""
@@ -298,7 +313,8 @@ class Detection:
             run = {
                 "method": task.request.method,
                 "model": started.model,
-                "device": started.device,
+                # As it was asked for: by that the next run's time is looked up.
+                "device": task.request.device if remote.isRemote(task.request.device) else started.device,
                 "slices": started.slices,
                 "steps": task.steps,
             }
@@ -325,6 +341,17 @@ def channelsOf(request: Request) -> tuple[str, tuple[str, ...]]:
     """What the input volume is to the model, and which other channels it needs; none for a single contrast."""
     names = choices.channels(modelFolder(request))
     return (names[0], names[1:]) if names else ("", ())
+
+
+def _begin(workspace: Workspace, node: Any, name: str) -> Writing:
+    """Write a volume's voxels as they are, on its own grid.
+
+    Raises:
+        InputError: when it cannot be analysed, or the disk has no room.
+    """
+    voxels, axes, origin = voxelsOf(node)
+    scalars = node.GetImageData().GetPointData().GetScalars()
+    return workspace.beginScan(voxels, axes, origin, scalars.GetMTime, name)
 
 
 def modelFolder(request: Request) -> Path | None:

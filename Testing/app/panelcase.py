@@ -52,6 +52,8 @@ class PanelCase(ScriptedLoadableModuleTest):
 
     def useStandIn(self, seconds: float = 0.2) -> None:
         """Let the panel start the stand-in, which takes so long."""
+        from diffusion_anomaly.models.package import builtin_directory
+        from DiffusionAnomalyLib import choices
         from DiffusionAnomalyLib.process.environment import pythonProgram, workerEnvironment
 
         detection = self.panel.detection
@@ -59,6 +61,8 @@ class PanelCase(ScriptedLoadableModuleTest):
         detection._environment = {**workerEnvironment(), "STANDIN_SECONDS": str(seconds)}
         self.panel.install.missing = []
         detection.queue.clearFinished()
+        for model in builtin_directory().iterdir():  # Slicer answers no to every question while it is tested
+            choices.accept(choices.toAccept(model, detection.settings), detection.settings)
 
     def addScan(self, name: str = "scan") -> Any:
         """A volume with one bright block, off centre, in a tilted frame."""

@@ -16,7 +16,7 @@ from DiffusionAnomalyLib.process.environment import MODULE_FOLDER, workerEnviron
 from DiffusionAnomalyLib.process.jobqueue import JobQueue
 from DiffusionAnomalyLib.process.process import PipeProcess, WorkerProcess
 from DiffusionAnomalyLib.process.workerjob import DetectionJob
-from DiffusionAnomalyLib.process.workspace import Workspace
+from DiffusionAnomalyLib.process.workspace import INPUT, Workspace
 
 WORKER = (sys.executable, "-m", "diffusion_anomaly.worker")
 
@@ -56,7 +56,7 @@ def makeJob(
     It has a process of its own unless it is given another, such as a ``Turn``.
     """
     workspace = Workspace(parent)
-    workspace.writeScan(scan())
+    workspace.writeImage(scan(), INPUT)
     workspace.writeMask(brain())
     method = method or ("intensity" if model is None else "guided")
     given = {} if options is None else options

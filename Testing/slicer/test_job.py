@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jobs
@@ -215,7 +216,9 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage(free=1000))
     workspace = Workspace(tmp_path)
     with pytest.raises(Exception, match="MB free"):
-        workspace.writeScan(jobs.scan())
+        workspace.beginScan(np.zeros((2, 3, 4)), np.eye(3), np.zeros(3), lambda: 0)
+    with pytest.raises(Exception, match="MB free"):
+        workspace.writeMask(jobs.brain())
     assert not list(workspace.folder.iterdir())
 
 

@@ -463,7 +463,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "broken", ["makeSegmentation", "fillSegmentation", "makeTable", "showAnomalyMap", "_placeBeside", "makeLabelMap"]
+    "broken", ["makeSegmentation", "fillSegmentation", "makeTable", "showAnomalyMap", "placeBeside", "makeLabelMap"]
 )
 def test_a_failure_leaves_the_scene_as_it_was(
     scene: Any, scan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str

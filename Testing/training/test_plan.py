@@ -243,7 +243,7 @@ def test_ctrl_c_saves_all_and_the_same_command_goes_on(place: Workplace, monkeyp
         session = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, encoding="utf-8")
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_for((runs / "first" / "progress.json").exists, "the first steps")
+    wait_for((runs / "first" / "progress.json").exists, "the first steps", 300)
     os.kill(session.pid, signal.SIGINT)
     _, said = session.communicate(timeout=120)
     assert session.returncode == 0 and "stopped" in said

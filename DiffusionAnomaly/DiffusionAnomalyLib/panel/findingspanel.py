@@ -49,7 +49,7 @@ class FindingsPanel:
         self._owner = owner
         self.history = History()
         self._place: tuple[str, list[int]] | None = None  # the selected finding's anomaly map and highest voxel
-        titles = [_("Name"), _("Review"), _("Size"), _("Peak"), _("Centre"), _("Comment")]
+        titles = [_("Name"), _("Review"), _("Size"), _("Peak"), _("Place"), _("Comment")]
         self._table = Table(self._ui.findingsTable, titles)
         # Not only clicks: the arrow keys move through the list too.
         self._ui.findingsTable.connect("currentCellChanged(int,int,int,int)", self._onCurrent)

@@ -10,6 +10,7 @@ import slicer
 
 from ..scene import (
     attributes,
+    comparing,
     display,
     findingsTable,
     results,
@@ -220,6 +221,9 @@ class ResultPanel:
         if (nodes := self.nodes()) is not None:
             self.forget()
             selection.unmark(self._scene, nodes.anomalyMap)
+            for comparison in comparing.comparisonsIn(self._scene):
+                if comparison.current.anomalyMap is nodes.anomalyMap:
+                    comparing.remove(self._scene, comparison)
             results.removeResults(self._scene, nodes)
             self._context.refreshSoon()
 
@@ -307,6 +311,7 @@ class ResultPanel:
         if parameters is not None and nodes is not None:
             parameters.output.sideBySide = checked
             self._arrange(nodes)
+            results.outlineOnly(self._scene, nodes)
             self._overlays = None
             self._context.refreshSoon()
 

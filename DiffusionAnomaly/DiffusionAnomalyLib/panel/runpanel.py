@@ -92,7 +92,7 @@ class RunPanel:
 
     def problem(self, parameters: Any) -> str:
         """Why Run is disabled; empty when it is not."""
-        return self._input.problem(parameters) or self._install.problem() or self._method.problem(parameters)
+        return self._input.problem(parameters) or self._install.problem(parameters) or self._method.problem(parameters)
 
     def log(self) -> str:
         """All that can help to find out what went wrong."""
@@ -111,7 +111,7 @@ class RunPanel:
             if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same request, clicked twice
                 self._queue.cancel(running)
             return
-        if not self._method.licencesAccepted(parameters):
+        if not self._method.licencesAccepted(parameters) or not self._method.mayLeave(parameters):
             return
         try:
             with slicer.util.WaitCursor():

@@ -75,6 +75,8 @@ class JobQueue:
 
     def tick(self) -> None:
         """To be called a few times a second."""
+        for entry in self._in(State.WAITING):
+            _ = entry.job.isWritten
         if self.current is not None:
             self.current.job.tick()
 

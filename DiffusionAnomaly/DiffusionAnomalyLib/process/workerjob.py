@@ -31,6 +31,7 @@ from diffusion_anomaly.worker.protocol import (
 from ..translation import tr as _
 from .process import WorkerProcess
 from .workspace import Workspace
+from .writing import Writing
 
 # The worker ends itself by then; this is for one that cannot.
 KILL_SECONDS = GRACE_SECONDS + 1.0
@@ -94,6 +95,7 @@ class DetectionJob:
         process: not yet started.
         command: the program and its arguments; the workspace's folder is added.
         environment: variables of the process.
+        writings: of the files that must be whole before it starts.
         clock: seconds; for tests.
         killSeconds: from the request to stop to the end by force.
         silenceSeconds: a worker that says nothing for so long is taken for hung.
@@ -114,6 +116,7 @@ class DetectionJob:
         process: WorkerProcess,
         command: Sequence[str],
         environment: Mapping[str, str],
+        writings: Sequence[Writing] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
         killSeconds: float = KILL_SECONDS,
@@ -131,6 +134,7 @@ class DetectionJob:
         self._process = process
         self._command = [*command, str(workspace.folder)]
         self._environment = environment
+        self._writings = list(writings)
         self._clock = clock
         self._killSeconds = killSeconds
         self._silenceSeconds = silenceSeconds
@@ -148,8 +152,27 @@ class DetectionJob:
         self._process.onOutput = self._onOutput
         self._process.onErrorOutput = self._onErrorOutput
         self._process.onFinished = self._onProcessFinished
-        self._lastWord = self._clock()
         self.state = State.RUNNING
+        self._startProcess()
+
+    def _startProcess(self) -> None:
+        """Start it once all files are written; ``tick`` asks again."""
+        self._lastWord = self._clock()
+        if not self.isWritten:
+            return
+        problem = next((writing.problem for writing in self._writings if writing.problem), "")
+        self._writings = []
+        if problem:
+            self._end(
+                Outcome(
+                    State.FAILED,
+                    what=_("The scan cannot be written to {folder}: {reason}.").format(
+                        folder=self.workspace.folder, reason=problem
+                    ),
+                    hint=_("Free some space, or set another temporary folder in Slicer's application settings."),
+                )
+            )
+            return
         try:
             self._process.start(self._command, self._environment, self.workspace.folder)
         except OSError as error:
@@ -165,13 +188,20 @@ class DetectionJob:
         else:
             self.onChanged()
 
+    @property
+    def isWritten(self) -> bool:
+        """Whether all files are; to be asked while it waits too, so that no voxels are held longer than needed."""
+        done = [writing.isDone for writing in self._writings]
+        return all(done)
+
     def cancel(self, why: str = "") -> None:
         """Ask the worker to stop; ``tick`` ends it by force if it does not.
 
         Args:
             why: what the outcome says has happened; empty when the user wanted it.
         """
-        if self.state is State.WAITING:
+        if self.state is State.WAITING or (self.state is State.RUNNING and self._writings):
+            self._stopWriting()
             self._end(Outcome(State.CANCELLED, what=why or _("It was cancelled before it began.")))
         elif self.state is State.RUNNING:
             self.state = State.CANCELLING
@@ -182,7 +212,9 @@ class DetectionJob:
 
     def kill(self) -> None:
         """End the worker at once, as when Slicer closes."""
-        if self.state in (State.RUNNING, State.CANCELLING):
+        if self._writings:
+            self.cancel()
+        elif self.state in (State.RUNNING, State.CANCELLING):
             self.state = State.CANCELLING
             self._process.kill()
 
@@ -190,6 +222,9 @@ class DetectionJob:
         """To be called a few times a second: delivers what the worker said, and ends one that does not stop."""
         self._process.poll()
         if self.state.isOver or self.state is State.WAITING:
+            return
+        if self._writings:
+            self._startProcess()
             return
         if self._killAt is not None and self._clock() > self._killAt:
             self._killAt = None
@@ -207,6 +242,11 @@ class DetectionJob:
     def isSilent(self) -> bool:
         """Whether it has said nothing for so long that the user should be told."""
         return self.state is State.RUNNING and self.secondsOfSilence > NOTICE_SECONDS
+
+    def _stopWriting(self) -> None:
+        for writing in self._writings:
+            writing.cancel()
+        self._writings = []
 
     def _onOutput(self, data: bytes) -> None:
         self._lastWord = self._clock()

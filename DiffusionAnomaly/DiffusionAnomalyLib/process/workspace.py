@@ -9,15 +9,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.worker.protocol import LOG_FILE, Job, write_job
 
 from ..translation import tr as _
+from .writing import Writing
 
 PREFIX = "DiffusionAnomaly-"
 INPUT = "scan.nrrd"
@@ -39,7 +41,7 @@ class Workspace:
     """A job's folder. It is made at once and is gone after ``remove``, unless ``keep`` was called.
 
     >>> workspace = Workspace(parent)  # doctest: +SKIP
-    >>> workspace.writeScan(image)  # doctest: +SKIP
+    >>> writing = workspace.beginScan(voxels, axes, origin, version)  # doctest: +SKIP
     >>> workspace.writeJob(method="guided", options={"steps": 10})  # doctest: +SKIP
 
     Args:
@@ -71,13 +73,20 @@ class Workspace:
         """The worker's own log file."""
         return self.folder / LOG_FILE
 
-    def writeScan(self, image: sitk.Image) -> None:
-        """Write the scan for the worker.
+    def beginScan(
+        self, voxels: np.ndarray, axes: np.ndarray, origin: np.ndarray, version: Callable[[], int], name: str = INPUT
+    ) -> Writing:
+        """Write a scan for the worker, in a thread.
+
+        Args:
+            voxels, axes, origin, version: see ``Writing``.
+            name: of the file.
 
         Raises:
-            InputError: when the disk is full or refuses.
+            InputError: when the disk has no room.
         """
-        self._write(image, INPUT, TIMES_THE_SCAN)
+        self._checkRoom(TIMES_THE_SCAN * voxels.nbytes)
+        return Writing(self.folder / name, voxels, axes, origin, version)
 
     def writeMask(self, image: sitk.Image) -> None:
         """Write the brain mask for the worker.
@@ -85,7 +94,7 @@ class Workspace:
         Raises:
             InputError: when the disk is full or refuses.
         """
-        self._write(image, MASK, 1)
+        self._write(image, MASK)
 
     def writeImage(self, image: sitk.Image, name: str) -> None:
         """Write another image under this name.
@@ -93,7 +102,7 @@ class Workspace:
         Raises:
             InputError: when the disk is full or refuses.
         """
-        self._write(image, name, 1)
+        self._write(image, name)
 
     def writeJob(
         self,
@@ -144,17 +153,20 @@ class Workspace:
         """Delete the folder. A file that is still locked, as on Windows, is left for ``removeStale``."""
         _remove(self.folder)
 
-    def _write(self, image: sitk.Image, name: str, times: int) -> None:
-        path = self.folder / name
-        size = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent() * image.GetNumberOfComponentsPerPixel()
+    def _checkRoom(self, size: int) -> None:
         free = shutil.disk_usage(self.folder).free
-        if free < times * size + AIR_BYTES:
+        if free < size + AIR_BYTES:
             raise InputError(
                 _("{folder} has {free} MB free, and this scan needs about {needed} MB there.").format(
-                    folder=self.folder.parent, free=free // 10**6, needed=(times * size + AIR_BYTES) // 10**6
+                    folder=self.folder.parent, free=free // 10**6, needed=(size + AIR_BYTES) // 10**6
                 ),
                 _("Free some space, or set another temporary folder in Slicer's application settings."),
             )
+
+    def _write(self, image: sitk.Image, name: str) -> None:
+        path = self.folder / name
+        size = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent() * image.GetNumberOfComponentsPerPixel()
+        self._checkRoom(size)
         try:
             sitk.WriteImage(image, os.fspath(path), useCompression=False)
         except RuntimeError as error:

@@ -61,15 +61,22 @@ def problemWith(node: Any) -> str:
     return ""
 
 
-def imageOf(node: Any) -> sitk.Image:
-    """A volume as an image of its own memory, without its parent transform.
+def voxelsOf(node: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A volume's voxels, not copied, with its axes and its origin in LPS, without its parent transform.
 
     Raises:
         InputError: when it cannot be analysed, see ``problemWith``.
     """
     if problem := problemWith(node):
         raise InputError(problem, _("Choose another volume."))
-    return onGrid(slicer.util.arrayFromVolume(node), ijkToRas(node))
+    matrix = ijkToRas(node)
+    return slicer.util.arrayFromVolume(node), LPS @ matrix[:3, :3], LPS @ matrix[:3, 3]
+
+
+def imageOf(node: Any) -> sitk.Image:
+    """A volume as an image of its own memory, see ``voxelsOf``."""
+    voxels, _axes, _origin = voxelsOf(node)
+    return onGrid(voxels, ijkToRas(node))
 
 
 def onGrid(array: np.ndarray, matrix: np.ndarray) -> sitk.Image:
