@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests import certs
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
@@ -129,7 +130,7 @@ class Connection:
         self._patience = patience
         self._session = requests.Session()
         # Requests would let its environment take the place of True.
-        self._verify: bool | str = False if server.fingerprint else server.authorities or requests.certs.where()
+        self._verify: bool | str = False if server.fingerprint else server.authorities or certs.where()
         if server.fingerprint:
             self._session.mount("https://", _Pinned(server.fingerprint))
 
