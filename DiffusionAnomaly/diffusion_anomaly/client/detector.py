@@ -144,7 +144,7 @@ class RemoteDetector(Detector):
 
 
 class _Teller:
-    """What the server tells, to whoever watches. ``check`` is asked often, and raises what watching raises."""
+    """What the server tells, to whoever watches."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -161,7 +161,7 @@ class _Teller:
             watch.on_progress(Progress(event.stage, event.done, event.total, elapsed, event.seconds_left))
 
     def check(self) -> None:
-        """Ctrl-C is an exception of its own here."""
+        """Nothing asks it to stop but Ctrl-C, which is an exception of its own here."""
 
 
 def _declared(connection: Connection, options: Options) -> Bundle:
