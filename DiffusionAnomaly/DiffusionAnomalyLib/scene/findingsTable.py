@@ -94,7 +94,7 @@ def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:
 
     One that an earlier version has saved is not, because it lacks the later columns.
     """
-    if node.GetTable().GetColumnByName(PLACE) is None:
+    if any(node.GetTable().GetColumnByName(title) is None for title, _kind, _unit in COLUMNS):
         return False
     columns = [node.GetTable().GetColumnByName(axis) for axis in (RIGHT, ANTERIOR, SUPERIOR)]
     if None in columns or node.GetNumberOfRows() != len(found.findings):
