@@ -87,8 +87,8 @@ class Image:
 def smallest(values: np.ndarray) -> np.ndarray:
     """The same values in the smallest type that holds each of them exactly, as scanners' 12 bits are held by 16.
 
-    >>> smallest(np.array([[[0.0, 4095.0]]], np.float32)).dtype, smallest(np.array([[[0.5]]], np.float32)).dtype
-    (dtype('int16'), dtype('float32'))
+    >>> [smallest(np.array([[[value]]], np.float32)).dtype.name for value in (255, 4095, 40000, 0.5)]
+    ['uint8', 'int16', 'uint16', 'float32']
     """
     low, high = values.min(initial=0), values.max(initial=0)
     for name in ("uint8", "int16", "uint16", "float32"):
