@@ -102,7 +102,7 @@ class MethodPanel:
         listed = [(device.id, device.title) for device in found]
         self._devices.show([*listed, (ADD_SERVER, _("Add a server…"))], parameters.run.device)
         device = parameters.run.device
-        say(self._ui.deviceInfoLabel, self._deviceProblem(device) or self._whereTo(device))
+        say(self._ui.deviceInfoLabel, plain(self._deviceProblem(device)) or self._whereTo(device))
 
     def problem(self, parameters: Any) -> str:
         """Why the choice cannot run; empty when it can, as far as is known."""
