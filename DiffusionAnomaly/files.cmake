@@ -36,6 +36,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/scene/__init__.py
   DiffusionAnomalyLib/scene/attributes.py
   DiffusionAnomalyLib/scene/channels.py
+  DiffusionAnomalyLib/scene/comparing.py
   DiffusionAnomalyLib/scene/display.py
   DiffusionAnomalyLib/scene/exportall.py
   DiffusionAnomalyLib/scene/exporting.py

@@ -221,6 +221,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert worker._process is process and process.isRunning()
         self.panel.detection.close()
         assert not worker.isRunning and not process.isRunning()
+        self.widget.onReload()  # nothing runs in a panel whose detection is closed
 
     def test_reloading_the_module_ends_an_idle_worker(self) -> None:
         self.addScan()
@@ -508,6 +509,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.addScan()
         self.parameters.method.name = "guided"
         self.settle()
+        self.ui.methodCollapsibleButton.collapsed = False
         box = self.ui.presetComboBox
         assert box.visible and box.count == 2 and not self.ui.minAreaSpinBox.visible
         box.setCurrentIndex(1)
@@ -526,6 +528,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
     def test_a_segment_is_offered_only_for_a_segmentation(self) -> None:
         scan = self.addScan()
         assert not self.ui.segmentComboBox.visible
+        self.ui.methodCollapsibleButton.collapsed = False
         mask = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "two")
         mask.SetReferenceImageGeometryParameterFromVolumeNode(scan)
         for name in ("left", "right"):

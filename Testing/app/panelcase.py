@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import slicer
@@ -20,6 +21,10 @@ class PanelCase(ScriptedLoadableModuleTest):
 
     def setUp(self) -> None:
         self._loaded = {"torch", "monai"} & set(sys.modules)
+        # The licence of weights is asked for. With --testing Slicer answers such a question with Cancel.
+        answer = mock.patch.object(slicer.util, "confirmOkCancelDisplay", return_value=True)
+        answer.start()
+        self.addCleanup(answer.stop)
         slicer.mrmlScene.Clear()
         slicer.util.selectModule("DiffusionAnomaly")
         self.useStandIn()
@@ -47,6 +52,8 @@ class PanelCase(ScriptedLoadableModuleTest):
 
     def useStandIn(self, seconds: float = 0.2) -> None:
         """Let the panel start the stand-in, which takes so long."""
+        from diffusion_anomaly.models.package import builtin_directory
+        from DiffusionAnomalyLib import choices
         from DiffusionAnomalyLib.process.environment import pythonProgram, workerEnvironment
 
         detection = self.panel.detection
@@ -54,6 +61,8 @@ class PanelCase(ScriptedLoadableModuleTest):
         detection._environment = {**workerEnvironment(), "STANDIN_SECONDS": str(seconds)}
         self.panel.install.missing = []
         detection.queue.clearFinished()
+        for model in builtin_directory().iterdir():  # Slicer answers no to every question while it is tested
+            choices.accept(choices.toAccept(model, detection.settings), detection.settings)
 
     def addScan(self, name: str = "scan") -> Any:
         """A volume with one bright block, off centre, in a tilted frame."""
@@ -66,10 +75,10 @@ class PanelCase(ScriptedLoadableModuleTest):
         self.settle()
         return node
 
-    def run_(self) -> Any:
+    def run_(self, seconds: float = 60.0) -> Any:
         """Press Run, wait for the result, and give its nodes."""
         self.ui.runButton.click()
-        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy, seconds)
         self.settle()
         nodes = self.panel.results.nodes()
         assert nodes is not None, self.ui.messageLabel.text

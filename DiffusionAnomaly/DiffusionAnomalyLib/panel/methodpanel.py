@@ -18,7 +18,7 @@ from ..process import remote
 from ..process.environment import Question
 from ..process.qtprocess import QtProcess
 from ..progresstext import expectedSeconds, plain, shortened, shortTime, timeInWords
-from ..scene.volumes import axialSlices, problemWith
+from ..scene.volumes import axialSlices, contrastDoubt, contrastOf, isPicture, problemWith
 from ..translation import tr as _
 from .context import PanelContext
 from .qthelpers import Combo, say, silent
@@ -198,12 +198,27 @@ class MethodPanel:
         return (names[0], names[1:]) if names else (model.modality if model else "", ())
 
     def model(self, parameters: Any) -> BundleSummary | None:
-        """The package that will run: the one chosen, else the first of the method."""
+        """The package that will run: the one chosen, else the method's first for such a scan, else its first."""
         gone = [entry for entry in self._shown if not choices.isThere(entry.path)]
         if self._shownFor != parameters.method.name or gone:
             self._reload(parameters.method.name)
         chosen = next((entry for entry in self._shown if str(entry.path) == parameters.method.model), None)
+        if chosen is None and not problemWith(scan := parameters.inputVolume):
+            chosen = choices.suited(self._shown, contrastOf(scan), isPicture(scan))
         return chosen or (self._shown[0] if self._shown else None)
+
+    def doubt(self, parameters: Any) -> str:
+        """Why the scan may not be one for the model; empty when nothing is known against it."""
+        scan, model = parameters.inputVolume, self.model(parameters)
+        if model is None or problemWith(scan):
+            return ""
+        if isPicture(scan) != choices.looksAtPictures(model.path):
+            if isPicture(scan):
+                said = _("{model} looks at volumes, this is a single picture: choose a method with a model of films.")
+            else:
+                said = _("{model} looks at single pictures, this is a volume: choose another model.")
+            return said.format(model=model.name)
+        return contrastDoubt(scan, self.contrasts(parameters)[0])
 
     def close(self) -> None:
         for question in self._questions:
