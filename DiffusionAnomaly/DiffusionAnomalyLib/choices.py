@@ -51,7 +51,9 @@ class Device:
 
 def methods(settings: Settings) -> list[MethodEntry]:
     """The methods that can run here: those that there is a model for."""
-    return [guide for guide in METHODS.values() if models(guide.name, settings)]
+    there = [folder for folder in _added(settings) if isThere(folder)]
+    found = {summary.method for summary in available(there) if not summary.problem}
+    return [guide for guide in METHODS.values() if guide.name in found]
 
 
 def models(method: str, settings: Settings) -> list[BundleSummary]:

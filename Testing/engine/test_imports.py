@@ -66,6 +66,7 @@ FOR_SLICER = {
         "io.contrasts",
         "io.files",
         "io.orientation",
+        "io.tables",
         "models.declaration",
         "models.package",
         "options",

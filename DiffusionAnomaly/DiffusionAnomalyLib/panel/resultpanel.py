@@ -84,9 +84,7 @@ class ResultPanel:
         """The result that is shown."""
         parameters = self._context.parameters
         anomalyMap = parameters.result if parameters is not None else None
-        if anomalyMap is None:
-            return None
-        return next((nodes for nodes in results.resultsIn(self._scene) if nodes.anomalyMap is anomalyMap), None)
+        return None if anomalyMap is None else results.resultOf(anomalyMap)
 
     def select(self, entry: Entry, nodes: ResultNodes) -> None:
         """Show a result that has just come, unless another scan is in view by now."""

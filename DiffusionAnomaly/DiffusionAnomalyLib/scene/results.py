@@ -189,15 +189,18 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
 
 def resultsIn(scene: Any) -> list[ResultNodes]:
     """All results whose anomaly map and scan are in the scene, in the order in which they were made."""
-    found = []
-    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene):  # the panel asks at every refresh
-        if node.GetAttribute(attributes.ROLE) != ANOMALY_MAP or node.GetImageData() is None:
-            continue
-        inputNode = node.GetNodeReference(attributes.INPUT)
-        if inputNode is not None:
-            parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN, SEGMENTS, BRAIN_SURFACE)
-            found.append(ResultNodes(inputNode, node, *(attributes.part(node, role) for role in parts)))
+    found = filter(None, map(resultOf, slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", scene)))
     return sorted(found, key=lambda nodes: nodes.anomalyMap.GetAttribute(f"{attributes.PREFIX}Date") or "")
+
+
+def resultOf(node: Any) -> ResultNodes | None:
+    """The result whose anomaly map a volume is; None when it is none, or not in a scene with its scan."""
+    isMap = node.GetAttribute(attributes.ROLE) == ANOMALY_MAP and node.GetImageData() is not None
+    inputNode = node.GetNodeReference(attributes.INPUT) if isMap and node.GetScene() is not None else None
+    if inputNode is None:
+        return None
+    parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN, SEGMENTS, BRAIN_SURFACE)
+    return ResultNodes(inputNode, node, *(attributes.part(node, role) for role in parts))
 
 
 def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:

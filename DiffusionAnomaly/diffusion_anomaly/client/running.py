@@ -113,7 +113,6 @@ class Delivered:
     Attributes:
         files: by kind, whole.
         statistics, timings: as in ``worker.protocol.Result``.
-        warnings: that were told on the way.
     """
 
     files: Mapping[str, Path]
