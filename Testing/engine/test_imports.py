@@ -72,6 +72,7 @@ FOR_SLICER = {
         "options",
         "registry",
         "results.findings",
+        "results.places",
         "results.redrawing",
         "worker.protocol",
     )
