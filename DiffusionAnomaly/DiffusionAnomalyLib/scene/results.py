@@ -222,8 +222,15 @@ def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, mi
     found = _kept(nodes, live, live.at(threshold, minVolumeMl))
     _fill(nodes, live, found)
     for node in nodes.all:
+        # Every change of a node is told to all views and lists, which takes longer than the change: once is enough, and
+        # what has other voxels now has told it already.
+        isSilent = node.GetDisableModifiedEvent()
+        node.SetDisableModifiedEvent(node is not nodes.anomalyMap or isSilent)
+        before = node.StartModify()
         node.SetAttribute(attributes.THRESHOLD, str(float(found.threshold)))
         node.SetAttribute(attributes.MIN_VOLUME, str(float(minVolumeMl)))
+        node.EndModify(before)
+        node.SetDisableModifiedEvent(isSilent)
     showThreshold(nodes.anomalyMap, found.threshold)
     return found
 
