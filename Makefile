@@ -109,7 +109,7 @@ $(VENV)/engine.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/all.installed: $(VENV)/torch.installed pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[train,dev,slicer,cohort,dicom-node]'
+	$(PIP_INSTALL) --editable '.[train,dev,slicer,cohort,dicom-node,client,serve]'
 	touch $@ $(VENV)/engine.installed
 
 $(VENV)/docs.installed: $(VENV)/engine.installed pyproject.toml constraints.txt

@@ -27,6 +27,7 @@ from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode
 from DiffusionAnomalyLib.process import dependencies
 from DiffusionAnomalyLib.process.qtprocess import QtProcess
 from DiffusionAnomalyLib.sampledata import loadSample, registerSampleData
+from DiffusionAnomalyLib.scene.comparing import Comparing, ComparisonNodes, show
 from DiffusionAnomalyLib.scene.results import ResultNodes, Wanted, resultsIn
 from DiffusionAnomalyLib.scene.volumes import problemWith
 
@@ -263,6 +264,28 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
             return nodes
         self._watch(entry, tell, onFinished)
         return entry
+
+    def compare(self, prior: ResultNodes, current: ResultNodes) -> ComparisonNodes:
+        """Register two exams of one patient, match their findings, and show them side by side; waits for it.
+
+        Args:
+            prior, current: results in the scene, such as ``detect`` gives them, with their brain masks.
+
+        Returns:
+            The prior scan and map on the current scan's grid, and the table of what is new, grown, shrunk or gone.
+
+        Raises:
+            diffusion_anomaly.errors.InputError: when they cannot be compared.
+        """
+        from diffusion_anomaly.errors import InputError
+
+        comparing = Comparing(prior, current, slicer.app.temporaryPath, QtProcess())
+        while not comparing.isOver:
+            slicer.app.processEvents()
+        if comparing.nodes is None:
+            raise InputError(comparing.problem)
+        show(slicer.mrmlScene, comparing.nodes)
+        return comparing.nodes
 
     def results(self) -> list[ResultNodes]:
         """All results in the scene, in the order in which they were made."""

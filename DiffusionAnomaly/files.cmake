@@ -17,6 +17,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/panel/qthelpers.py
   DiffusionAnomalyLib/panel/resultpanel.py
   DiffusionAnomalyLib/panel/runpanel.py
+  DiffusionAnomalyLib/panel/serverdialog.py
   DiffusionAnomalyLib/parameters.py
   DiffusionAnomalyLib/process/__init__.py
   DiffusionAnomalyLib/process/dependencies.py
@@ -24,6 +25,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/process/jobqueue.py
   DiffusionAnomalyLib/process/process.py
   DiffusionAnomalyLib/process/qtprocess.py
+  DiffusionAnomalyLib/process/remote.py
   DiffusionAnomalyLib/process/slicerpip.py
   DiffusionAnomalyLib/process/warmworker.py
   DiffusionAnomalyLib/process/workerjob.py
@@ -34,6 +36,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/scene/__init__.py
   DiffusionAnomalyLib/scene/attributes.py
   DiffusionAnomalyLib/scene/channels.py
+  DiffusionAnomalyLib/scene/comparing.py
   DiffusionAnomalyLib/scene/display.py
   DiffusionAnomalyLib/scene/exportall.py
   DiffusionAnomalyLib/scene/exporting.py
@@ -66,7 +69,16 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/cli/dicom.py
   diffusion_anomaly/cli/main.py
   diffusion_anomaly/cli/models.py
+  diffusion_anomaly/cli/remote.py
   diffusion_anomaly/cli/rethreshold.py
+  diffusion_anomaly/cli/serve.py
+  diffusion_anomaly/client/__init__.py
+  diffusion_anomaly/client/__main__.py
+  diffusion_anomaly/client/connection.py
+  diffusion_anomaly/client/detector.py
+  diffusion_anomaly/client/forwarding.py
+  diffusion_anomaly/client/running.py
+  diffusion_anomaly/client/wire.py
   diffusion_anomaly/cohort/__init__.py
   diffusion_anomaly/cohort/actors.py
   diffusion_anomaly/cohort/bids.py
@@ -221,6 +233,16 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/report.py
   diffusion_anomaly/results/result.py
   diffusion_anomaly/results/saving.py
+  diffusion_anomaly/server/__init__.py
+  diffusion_anomaly/server/app.py
+  diffusion_anomaly/server/certificate.py
+  diffusion_anomaly/server/jobs.py
+  diffusion_anomaly/server/limits.py
+  diffusion_anomaly/server/listening.py
+  diffusion_anomaly/server/offer.py
+  diffusion_anomaly/server/slots.py
+  diffusion_anomaly/server/spool.py
+  diffusion_anomaly/server/tokens.py
   diffusion_anomaly/system.py
   diffusion_anomaly/text.py
   diffusion_anomaly/worker/__init__.py

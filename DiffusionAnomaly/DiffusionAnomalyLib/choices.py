@@ -142,6 +142,18 @@ def looksAtPictures(model: Path | None) -> bool:
     return model is not None and isThere(model) and _anomaly(model).get("region") == IMAGE
 
 
+def suited(models: Sequence[BundleSummary], contrast: str, isPicture: bool) -> BundleSummary | None:
+    """The first package for such a scan; None when there is none, or nothing is known of a volume's contrast.
+
+    Args:
+        models: of a method.
+        contrast: of the scan, as its name or header gives it away.
+        isPicture: whether the scan is a single slice.
+    """
+    found = [summary for summary in models if looksAtPictures(summary.path) == isPicture]
+    return next((summary for summary in found if isPicture or summary.modality == contrast), None)
+
+
 def isKnown(method: str) -> bool:
     """Whether this version has the method; a scene or a package of another one may name what it has not."""
     return any(guide.name == method for guide in METHODS.values())

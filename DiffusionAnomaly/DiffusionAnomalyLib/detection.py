@@ -18,6 +18,7 @@ from diffusion_anomaly.models.package import builtin_directory, open_bundle
 from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 
 from . import choices
+from .process import remote
 from .process.environment import workerCommand, workerEnvironment
 from .process.jobqueue import Entry, JobQueue
 from .process.process import OwnedProcess, PipeProcess
@@ -45,7 +46,7 @@ class Request:
         model: name of a model package that comes with the extension, or the folder of one.
         preset: the method's options by a name, such as ``paper``; ignored by a method without it.
         steps, noiseLevel, guidanceScale: numbers of the method; ignored by a method without them.
-        device: ``auto``, ``cpu`` or ``cuda:0``.
+        device: ``auto``, ``cpu``, ``cuda:0``, or ``remote:NAME`` for a server that is set up, see ``process.remote``.
         seed: of all randomness.
         sliceSpacing: slices lie no farther apart, in mm.
         threshold: anomaly score from which a voxel is in the mask.
@@ -191,6 +192,8 @@ class Detection:
         Raises:
             InputError: when the volume, the mask or the method is no good, or the disk is full. Nothing stays behind.
         """
+        if problem := remote.problem(request.device, self.settings):
+            raise InputError(problem)
         steps = stepsOf(request)
         first, others = channelsOf(request)
         given = {name: (channels or {}).get(name) for name in others}
@@ -221,13 +224,22 @@ class Detection:
         job = DetectionJob(
             workspace,
             self._worker.turn(),
-            self._command or workerCommand(),
-            self._environment or workerEnvironment(),
+            *self._worksBy(request.device),
             writings,
         )
         entry = Entry(volumeNode.GetName(), job, Task(request, Place.of(volumeNode), steps))
         self.queue.add(entry)
         return entry
+
+    def _worksBy(self, device: str) -> tuple[list[str], Mapping[str, str]]:
+        """The command and the environment of the process that does a run on a device.
+
+        Raises:
+            InputError: for a server that is not set up here.
+        """
+        if (server := remote.serverOf(device, self.settings)) is not None:
+            return remote.forwarderCommand(), remote.forwarderEnvironment(server, self._environment)
+        return self._command or workerCommand(), self._environment or workerEnvironment()
 
     def tick(self) -> None:
         """Deliver what the workers said, and stop what has lost its scan; to be called a few times a second."""
@@ -301,7 +313,8 @@ class Detection:
             run = {
                 "method": task.request.method,
                 "model": started.model,
-                "device": started.device,
+                # As it was asked for: by that the next run's time is looked up.
+                "device": task.request.device if remote.isRemote(task.request.device) else started.device,
                 "slices": started.slices,
                 "steps": task.steps,
             }

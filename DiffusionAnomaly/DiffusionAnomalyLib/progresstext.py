@@ -17,6 +17,7 @@ from .translation import tr as _
 
 # How much of a run's time each stage is about; only for the bar, which must never stand still at the end.
 _SHARES = {"read": 2, "brain": 13, "load": 5, "detect": 70, "findings": 5, "write": 5}
+_BEFORE = {"upload", "wait"}  # with a server, of unknown share
 
 LONGEST_NAME = 40
 
@@ -33,6 +34,9 @@ def stageTitle(stage: str) -> str:
         "detect": _("Computing the anomaly map"),
         "findings": _("Measuring the findings"),
         "write": _("Writing the results"),
+        "upload": _("Sending the scan to the server"),
+        "wait": _("Waiting for the server"),
+        "download": _("Fetching the results from the server"),
     }
     return titles.get(stage, stage)
 
@@ -76,7 +80,7 @@ def progressLine(job: DetectionJob) -> str:
 
 def percent(job: DetectionJob) -> int:
     """How far the whole run is, from 0 to 100."""
-    if job.progress is None:
+    if job.progress is None or job.progress.stage in _BEFORE:
         return 0
     done = 0.0
     for stage, share in _SHARES.items():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import InputError
+from .errors import EngineError, InputError, MemoryExhausted
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, ImportError, OSError)) and any(
         words in text for words in _OUT_OF_MEMORY_WORDS
     )
+
+
+def as_engine_error(error: Exception, hint: str) -> EngineError:
+    """The error as the user should read it.
+
+    Args:
+        error: any.
+        hint: what to do about one that only a fault of the program explains.
+    """
+    if isinstance(error, EngineError):
+        return error
+    reason = str(error) or type(error).__name__
+    if is_out_of_memory(error):
+        return MemoryExhausted(
+            f"Memory ran out ({reason}).", "Close other programs, or use a machine with more memory."
+        )
+    if isinstance(error, OSError) and error.errno is not None:  # the machine's fault or the user's, not the program's
+        where = f"{error.filename}: " if error.filename else ""
+        return InputError(f"{where}{error.strerror}.", "The operating system refused; see to that and try again.")
+    return EngineError(f"{type(error).__name__}: {error}" if str(error) else reason, hint)
 
 
 def free_gpu_memory() -> None:

@@ -133,6 +133,9 @@ class DiffusionAnomalyFindingsTest(panelcase.PanelCase):
         assert self.red().mrmlSliceCompositeNode().GetBackgroundVolumeID() == scan.GetID()
         assert beside.mrmlSliceCompositeNode().GetForegroundVolumeID() == nodes.anomalyMap.GetID()
         assert beside.mrmlSliceCompositeNode().GetLinkedControl()
+        outline = nodes.segmentation.GetDisplayNode()
+        assert not outline.IsDisplayableInView(self.red().mrmlSliceNode().GetID())
+        assert outline.IsDisplayableInView(beside.mrmlSliceNode().GetID())
         self.press("N")
         assert self.red().mrmlSliceNode().GetSliceOffset() == beside.mrmlSliceNode().GetSliceOffset()
         self.ui.sideBySideCheckBox.checked = False

@@ -39,6 +39,48 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert abs(composite.GetForegroundOpacity() - 0.5) < 1e-6
         self.assertNoTorch()
 
+    def test_a_server_is_a_device_that_is_asked_about_and_needs_no_package(self) -> None:
+        from packaging.requirements import Requirement
+
+        from DiffusionAnomalyLib.panel.serverdialog import ServerDialog
+        from DiffusionAnomalyLib.process import remote
+
+        settings = self.panel.method._settings
+        self.addCleanup(remote.remove, "far away", settings)
+        self.addScan()
+        self.panel.install.missing = [Requirement("torch")]
+        self.panel.refreshSoon()
+        self.settle()
+        assert not self.ui.runButton.enabled
+        dialog = ServerDialog(settings)
+        dialog.name.text, dialog.address.text, dialog.token.text = "far away", "http://localhost:1", "da_x"
+        dialog.accept()
+        assert "is no address" in dialog.problem.text and not dialog.device
+        dialog.address.text = "https://localhost:1"
+        dialog.accept()
+        dialog.widget.deleteLater()
+        self.parameters.run.device = dialog.device
+        self.settle()
+        assert self.ui.deviceComboBox.currentText == "Remote: far away"
+        assert "leaves this computer" in self.ui.deviceInfoLabel.text
+        assert self.ui.runButton.enabled
+        asked: list[str] = []
+        real = slicer.util.confirmOkCancelDisplay
+        self.addCleanup(setattr, slicer.util, "confirmOkCancelDisplay", real)
+
+        def answer(text: str, *about: object, **more: object) -> bool:
+            asked.append(text)
+            return "leaves this computer" not in text  # that of the licences is asked too, once
+
+        slicer.util.confirmOkCancelDisplay = answer
+        self.ui.runButton.click()
+        assert "https://localhost:1" in asked[-1]
+        assert not self.panel.detection.queue.isBusy
+        self.ui.deviceInfoLabel.linkActivated.emit("forget")
+        self.settle()
+        assert self.parameters.run.device == "auto" and not remote.servers(settings)
+        assert not self.ui.runButton.enabled
+
     def test_run_is_disabled_with_a_reason(self) -> None:
         self.settle()
         assert not self.ui.runButton.enabled

@@ -35,6 +35,8 @@ WINGS = (
     "__main__",
     "cli",
     "api",
+    "server",
+    "client",
     "worker",
     "dicom_network",
     "cohort",
@@ -57,6 +59,8 @@ WINGS = (
 FOR_SLICER = {
     f"{ENGINE}.{name}"
     for name in (
+        "client.connection",
+        "client.wire",
         "detection.input_checks",
         "errors",
         "io.contrasts",
@@ -176,6 +180,7 @@ def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dic
             "dicom_network.receiving",
             "dicom_network.web",
         },
+        ("fastapi", "starlette", "uvicorn", "cryptography"): {"server.app", "server.certificate", "server.listening"},
     }
     for packages, users in extras.items():
         assert violations(engine, set(packages), at_load_only=True) == []

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from diffusion_anomaly.cli import main as cli
-from diffusion_anomaly.detection.scan import as_engine_error
 from diffusion_anomaly.errors import Cancelled, EngineError, InputError, MemoryExhausted
 from diffusion_anomaly.io import outputs
 from diffusion_anomaly.process import end_like_interrupt
 from diffusion_anomaly.results.result import Result
+from diffusion_anomaly.system import as_engine_error
 from diffusion_anomaly.worker import channel
 from diffusion_anomaly.worker import protocol as job
 from workers import Worker, make_job

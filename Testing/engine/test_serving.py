@@ -39,15 +39,15 @@ loading.load_model = loud_model
 """
 GRID = {"size": [40, 40], "spacing": 2.0}
 RELEASING = """
-from diffusion_anomaly.worker.main import Workbench
-release = Workbench.release
+from diffusion_anomaly.worker.main import DetectorWorkbench
+release = DetectorWorkbench.release
 
 def loud_release(workbench):
     release(workbench)
     sys.stderr.write("RELEASED\\n")
     sys.stderr.flush()
 
-Workbench.release = loud_release
+DetectorWorkbench.release = loud_release
 """
 
 
@@ -324,7 +324,7 @@ def test_idle_time_gives_the_model_back_and_the_next_job_loads_it_anew(
 
 
 def test_a_release_frees_the_model(bundles: dict[str, Bundle]) -> None:
-    workbench = main.Workbench()
+    workbench = main.DetectorWorkbench()
     workbench.release()  # nothing is held yet
     model = weakref.ref(workbench.detector(options_for(bundles["first"])).model)
     gc.collect()
@@ -335,7 +335,7 @@ def test_a_release_frees_the_model(bundles: dict[str, Bundle]) -> None:
 
 
 def test_another_model_frees_the_one_before(bundles: dict[str, Bundle]) -> None:
-    workbench = main.Workbench()
+    workbench = main.DetectorWorkbench()
     first = weakref.ref(workbench.detector(options_for(bundles["first"])).model)
     second = workbench.detector(options_for(bundles["other"]))
     gc.collect()
@@ -344,7 +344,7 @@ def test_another_model_frees_the_one_before(bundles: dict[str, Bundle]) -> None:
 
 
 def test_options_that_are_refused_leave_what_is_held(bundles: dict[str, Bundle]) -> None:
-    workbench = main.Workbench()
+    workbench = main.DetectorWorkbench()
     model = workbench.detector(options_for(bundles["first"])).model
     with pytest.raises(InputError):
         workbench.detector(options_for(bundles["first"], steps=0))

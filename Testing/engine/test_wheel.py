@@ -51,7 +51,9 @@ def test_every_package_that_the_engine_imports_is_a_declared_dependency(wheel: z
     required = set(re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra ==)", told, re.MULTILINE))
     # What only works with an extra says so where it is asked for.
     required |= set(
-        re.findall(r"^Requires-Dist: ([\w.-]+).*extra == .(?:cohort|dicom|dicom-node).", told, re.MULTILINE)
+        re.findall(
+            r"^Requires-Dist: ([\w.-]+).*extra == .(?:client|cohort|dicom|dicom-node|serve).", told, re.MULTILINE
+        )
     )
     imported = set()
     for path in ENGINE.rglob("*.py"):

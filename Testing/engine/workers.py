@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Worker:
         arguments: of the worker instead of that directory.
         limit: called in the new process before it runs.
         deaf: whether to close the read end of its stdout once it has started.
+        module: that speaks the worker's protocol.
+        variables: of its environment besides.
     """
 
     def __init__(
@@ -78,13 +80,15 @@ class Worker:
         arguments: Sequence[str] = (),
         limit: Callable[[], None] | None = None,
         deaf: bool = False,
+        module: str = "diffusion_anomaly.worker",
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.deaf = deaf
         paths = [str(path) for path in (site, ENGINE) if path is not None]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **(variables or {})}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "diffusion_anomaly.worker", *(arguments or [str(directory)])],
+            [sys.executable, "-m", module, *(arguments or [str(directory)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

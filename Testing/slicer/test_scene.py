@@ -463,7 +463,7 @@ def test_a_scene_file_brings_everything_back(scene: Any, scan: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "broken", ["makeSegmentation", "fillSegmentation", "makeTable", "showAnomalyMap", "_placeBeside", "makeLabelMap"]
+    "broken", ["makeSegmentation", "fillSegmentation", "makeTable", "showAnomalyMap", "placeBeside", "makeLabelMap"]
 )
 def test_a_failure_leaves_the_scene_as_it_was(
     scene: Any, scan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -634,6 +634,8 @@ def test_a_line_describes_the_volume(scene: Any, tmp_path: Path) -> None:
     assert "20 × 24 × 14" in line and "3 × 2.5 × 6 mm" in line and "FLAIR" in line and "tilted by" in line
     sagittal = mrmlscene.addScan(scene, phantom.paint(GRIDS["sagittal"]), tmp_path, "odd")
     assert "sagittal" in volumes.describe(sagittal) and "contrast unknown" in volumes.describe(sagittal)
+    film = mrmlscene.addScan(scene, phantom.paint(GRIDS["axial"])[:, :, 4:5], tmp_path, "film")
+    assert "a single picture" in volumes.describe(film) and "axial" not in volumes.describe(film)
 
 
 @pytest.mark.parametrize("kind", ["label map", "segmentation"])

@@ -159,9 +159,18 @@ def test_the_scan_is_shown_alone_beside_the_map_and_all_comes_back(
     beside, green = view(scene, views.MAP_VIEW), view(scene, "Green", scan)
     before = state(red), state(green)
     nodes = result(scene, scan, tmp_path / "result")
+    slices = {}
+    for name in (views.SCAN_VIEW, views.MAP_VIEW, "Green"):
+        node = slicer.vtkMRMLSliceNode()
+        node.SetLayoutName(name)
+        slices[name] = scene.AddNode(node).GetID()
     for isBeside in (True, False, True):
         views.sideBySide(scene, nodes.anomalyMap, isBeside)
         display.showInSlices(scene, scan, nodes.anomalyMap)
+        results.outlineOnly(scene, nodes)
+        outline = nodes.segmentation.GetDisplayNode()
+        assert outline.IsDisplayableInView(slices[views.SCAN_VIEW]) == (not isBeside)
+        assert outline.IsDisplayableInView(slices[views.MAP_VIEW]) and outline.IsDisplayableInView(slices["Green"])
         assert (layout.GetViewArrangement() == views.SIDE_BY_SIDE) == isBeside
         assert red.GetForegroundVolumeID() == (None if isBeside else nodes.anomalyMap.GetID())
         assert green.GetForegroundVolumeID() == beside.GetForegroundVolumeID() == nodes.anomalyMap.GetID()

@@ -54,13 +54,13 @@ class BatchPanel:
                 (one.node.GetID(), {name: node.GetID() for name, node in one.channels.items()}) for one in found
             ]
             self._fill(found)
-        self._ui.batchButton.setEnabled(bool(found) and not self._install.problem())
+        self._ui.batchButton.setEnabled(bool(found) and not self._install.problem(self._context.parameters))
 
     def onRun(self, checked: bool = False) -> None:
         """Queue the scans that are ticked; those that cannot be are named together."""
         parameters, table = self._context.parameters, self._ui.batchTable
         ticked = [listed for row, listed in enumerate(self._listed) if table.item(row, 0).checkState() == qt.Qt.Checked]
-        if not ticked or not self._method.licencesAccepted(parameters):
+        if not ticked or not self._method.licencesAccepted(parameters) or not self._method.mayLeave(parameters):
             return
         problems = []
         with slicer.util.WaitCursor():

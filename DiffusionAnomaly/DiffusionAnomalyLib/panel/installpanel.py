@@ -11,6 +11,7 @@ import slicer
 from ..detection import Detection
 from ..process import dependencies
 from ..process.environment import pythonProgram, workerEnvironment
+from ..process.remote import isRemote
 from ..process.slicerpip import SlicerPip
 from ..translation import tr as _
 from .context import PanelContext
@@ -41,7 +42,8 @@ class InstallPanel:
         self._ui.updateButton.connect("clicked(bool)", self._onUpdate)
 
     def refresh(self, parameters: Any) -> None:
-        self._ui.installFrame.setVisible(bool(self.missing) or self._running is not None)
+        wanted = bool(self.missing) and not isRemote(parameters.run.device)  # a server has its own
+        self._ui.installFrame.setVisible(wanted or self._running is not None)
         self._ui.installLabel.setText(self._text())
         for button in (self._ui.installButton, self._ui.installFolderButton, self._ui.updateButton):
             button.setEnabled(self._running is None)
@@ -51,9 +53,10 @@ class InstallPanel:
         self._ui.packagesLabel.setText(_("Python packages: {names}.").format(names=names))
         self._ui.installCancelButton.setEnabled(self._running is not None)
 
-    def problem(self) -> str:
-        """Why nothing can run yet; empty when all packages are there."""
-        return _("Install the Python packages first.") if self.missing else ""
+    def problem(self, parameters: Any) -> str:
+        """Why nothing can run yet; empty when all packages are there, or a server runs it."""
+        missing = bool(self.missing) and not isRemote(parameters.run.device)
+        return _("Install the Python packages first.") if missing else ""
 
     def log(self) -> str:
         """What pip says, or said last; empty when nothing was installed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 
 from .. import choices
 from ..parameters import MODEL_DEFAULT, requestOf
+from ..process import remote
 from ..process.environment import Question
 from ..process.qtprocess import QtProcess
 from ..progresstext import expectedSeconds, plain, shortened, shortTime, timeInWords
-from ..scene.volumes import axialSlices, problemWith
+from ..scene.volumes import axialSlices, contrastDoubt, contrastOf, isPicture, problemWith
 from ..translation import tr as _
 from .context import PanelContext
 from .qthelpers import Combo, say, silent
+from .serverdialog import addServer, mayLeave
 
 if TYPE_CHECKING:
     from diffusion_anomaly.models.package import BundleSummary
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 # More steps than that on the slider would make it useless for the few that matter; the engine takes more.
 LARGEST_ON_SLIDER = 200
+ADD_SERVER = "add a server"  # no device has a name with blanks
 LONGEST_IN_SUMMARY = 24
 
 
@@ -54,6 +58,7 @@ class MethodPanel:
         self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
         self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
         self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
+        self._ui.deviceInfoLabel.connect("linkActivated(QString)", self._onDeviceLink)
 
     def probeMachine(self) -> None:
         """Find out, in the background, what is installed and which GPUs there are."""
@@ -88,11 +93,13 @@ class MethodPanel:
         self._ui.noiseLevelSpinBox.setEnabled(guide.noise_level is not None)
         for widget in (self._ui.minAreaLabel, self._ui.minAreaSpinBox):
             widget.setVisible(choices.looksAtPictures(model.path if model else None))
-        found = choices.devices(self.machine)
+        found = self._deviceList()
         if parameters.run.device not in [device.id for device in found]:  # of another machine, from a saved scene
             found.append(choices.Device(parameters.run.device, parameters.run.device))
-        self._devices.show([(device.id, device.title) for device in found], parameters.run.device)
-        say(self._ui.deviceInfoLabel, choices.deviceProblem(parameters.run.device, self.machine))
+        listed = [(device.id, device.title) for device in found]
+        self._devices.show([*listed, (ADD_SERVER, _("Add a server…"))], parameters.run.device)
+        device = parameters.run.device
+        say(self._ui.deviceInfoLabel, self._deviceProblem(device) or self._whereTo(device))
 
     def problem(self, parameters: Any) -> str:
         """Why the choice cannot run; empty when it can, as far as is known."""
@@ -107,12 +114,43 @@ class MethodPanel:
                 return f"{label}: {problem}"
         if parameters.run.sliceSpacing == 0:
             return _("Slice spacing: it must be larger than 0 mm.")
-        return choices.deviceProblem(parameters.run.device, self.machine)
+        return self._deviceProblem(parameters.run.device)
+
+    def mayLeave(self, parameters: Any) -> bool:
+        """Whether scans may go where the device is; for a server the user is asked, once."""
+        return mayLeave(parameters.run.device, self._settings)
+
+    def _deviceList(self) -> list[choices.Device]:
+        """This computer's devices, and the servers that are set up."""
+        remotes = [choices.Device(server.device, server.title) for server in remote.servers(self._settings)]
+        return [*choices.devices(self.machine), *remotes]
+
+    def _deviceProblem(self, device: str) -> str:
+        if remote.isRemote(device):
+            return remote.problem(device, self._settings)
+        return choices.deviceProblem(device, self.machine)
+
+    def _whereTo(self, device: str) -> str:
+        """That a scan leaves the computer, beside the device that it leaves it for."""
+        server = remote.serverOf(device, self._settings)
+        if server is None:
+            return ""
+        return _(
+            "The scan leaves this computer: voxels and geometry go to {address}, names do not. "
+            '<a href="forget">Forget this server</a>'
+        ).format(address=escape(server.address))
+
+    def _onDeviceLink(self, link: str) -> None:
+        """Forget the server that is chosen, and its token."""
+        parameters = self._context.parameters
+        remote.remove(parameters.run.device.removeprefix(remote.PREFIX), self._settings)
+        parameters.run.device = "auto"
+        self._context.refreshSoon()
 
     def summary(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> str:
         """What Run does, in a line: method, model, device, time, and what is not as the model has it."""
         guide, device = get_method(parameters.method.name), parameters.run.device
-        titles = {found.id: found.title for found in choices.devices(self.machine)} | {"cpu": _("CPU")}
+        titles = {found.id: found.title for found in self._deviceList()} | {"cpu": _("CPU")}
         parts = [
             guide.title,
             shortened(model.name, LONGEST_IN_SUMMARY) if model else _("no model"),
@@ -160,12 +198,27 @@ class MethodPanel:
         return (names[0], names[1:]) if names else (model.modality if model else "", ())
 
     def model(self, parameters: Any) -> BundleSummary | None:
-        """The package that will run: the one chosen, else the first of the method."""
+        """The package that will run: the one chosen, else the method's first for such a scan, else its first."""
         gone = [entry for entry in self._shown if not choices.isThere(entry.path)]
         if self._shownFor != parameters.method.name or gone:
             self._reload(parameters.method.name)
         chosen = next((entry for entry in self._shown if str(entry.path) == parameters.method.model), None)
+        if chosen is None and not problemWith(scan := parameters.inputVolume):
+            chosen = choices.suited(self._shown, contrastOf(scan), isPicture(scan))
         return chosen or (self._shown[0] if self._shown else None)
+
+    def doubt(self, parameters: Any) -> str:
+        """Why the scan may not be one for the model; empty when nothing is known against it."""
+        scan, model = parameters.inputVolume, self.model(parameters)
+        if model is None or problemWith(scan):
+            return ""
+        if isPicture(scan) != choices.looksAtPictures(model.path):
+            if isPicture(scan):
+                said = _("{model} looks at volumes, this is a single picture: choose a method with a model of films.")
+            else:
+                said = _("{model} looks at single pictures, this is a volume: choose another model.")
+            return said.format(model=model.name)
+        return contrastDoubt(scan, self.contrasts(parameters)[0])
 
     def close(self) -> None:
         for question in self._questions:
@@ -232,7 +285,10 @@ class MethodPanel:
             parameters.method.steps = parameters.method.noiseLevel = parameters.method.guidanceScale = MODEL_DEFAULT
 
     def _onDevice(self, device: str) -> None:
-        if (parameters := self._context.parameters) is not None:
+        if device == ADD_SERVER:
+            device = addServer(self._settings)
+            self._context.refreshSoon()
+        if device and (parameters := self._context.parameters) is not None:
             parameters.run.device = device
 
     def _onSteps(self, value: float) -> None:

@@ -10,6 +10,7 @@ import slicer
 
 from ..scene import (
     attributes,
+    comparing,
     display,
     findingsTable,
     results,
@@ -218,6 +219,9 @@ class ResultPanel:
         if (nodes := self.nodes()) is not None:
             self.forget()
             selection.unmark(self._scene, nodes.anomalyMap)
+            for comparison in comparing.comparisonsIn(self._scene):
+                if comparison.current.anomalyMap is nodes.anomalyMap:
+                    comparing.remove(self._scene, comparison)
             results.removeResults(self._scene, nodes)
             self._context.refreshSoon()
 
@@ -247,11 +251,11 @@ class ResultPanel:
 
     def _showThreshold(self, nodes: ResultNodes) -> None:
         """The slider reaches as far as there are scores, so that every step of a drag does something."""
-        slider = self._ui.thresholdSlider
+        slider, live = self._ui.thresholdSlider, self.live(nodes)
         with silent(slider):
-            slider.maximum = farthest(self.live(nodes).peak, nodes.threshold)
+            slider.maximum = farthest(live.peak, nodes.threshold)
             slider.value = nodes.threshold
-        say(self._ui.scoreLabel, wording.score(nodes.threshold, attributes.document(nodes.anomalyMap)))
+        say(self._ui.scoreLabel, wording.score(nodes.threshold, attributes.document(nodes.anomalyMap), live.unit))
 
     def _isStale(self, nodes: ResultNodes) -> bool:
         return self._liveOf != self._versionOf(nodes)
@@ -305,6 +309,7 @@ class ResultPanel:
         if parameters is not None and nodes is not None:
             parameters.output.sideBySide = checked
             self._arrange(nodes)
+            results.outlineOnly(self._scene, nodes)
             self._overlays = None
             self._context.refreshSoon()
 

@@ -66,7 +66,7 @@ class RunPanel:
             button.setToolTip(plain(problem) or _("Analyse the volume in the background; Slicer stays usable."))
         last = self._queue.entries[-1] if self._queue.entries else None
         said = f"{shortened(last.title)}: {last.message}" if last is not None and last.message else ""
-        say(self._ui.messageLabel, problem or said)
+        say(self._ui.messageLabel, problem or "\n".join(filter(None, [said, self._method.doubt(parameters)])))
         self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
         # The result of a single run that went well is shown already.
         isListed = len(self._queue.entries) > 1 or any(entry.message for entry in self._queue.entries)
@@ -92,7 +92,7 @@ class RunPanel:
 
     def problem(self, parameters: Any) -> str:
         """Why Run is disabled; empty when it is not."""
-        return self._input.problem(parameters) or self._install.problem() or self._method.problem(parameters)
+        return self._input.problem(parameters) or self._install.problem(parameters) or self._method.problem(parameters)
 
     def log(self) -> str:
         """All that can help to find out what went wrong."""
@@ -111,7 +111,7 @@ class RunPanel:
             if time.monotonic() - self._startedAt > DOUBLE_CLICK_SECONDS:  # else it is the same request, clicked twice
                 self._queue.cancel(running)
             return
-        if not self._method.licencesAccepted(parameters):
+        if not self._method.licencesAccepted(parameters) or not self._method.mayLeave(parameters):
             return
         try:
             with slicer.util.WaitCursor():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+from vtk.util.numpy_support import numpy_to_vtk
 
 from ..translation import tr as _
 from . import attributes, views
@@ -83,21 +84,24 @@ def showThreshold(anomalyMap: Any, threshold: float) -> None:
     if display.GetColorNode() is not None and display.GetColorNode().GetName() == EARLIER_COLORS:
         display.SetAndObserveColorNodeID(mapColors(anomalyMap).GetID())
     below = isShownBelow(anomalyMap)
-    modifying = display.StartModify()
+    modifying = display.StartModify()  # colours and threshold in one event: each has all views drawn anew
     display.SetLowerThreshold(SHOWN_FROM if below else threshold)
+    if (colors := anomalyMap.GetNodeReference(COLORS)) is not None:
+        _markColors(colors, threshold, below)
     display.EndModify(modifying)
-    colors = anomalyMap.GetNodeReference(COLORS)
-    if colors is None:
-        return
+
+
+def _markColors(colors: Any, threshold: float, below: bool) -> None:
+    """A white line at the threshold; darker below it when nothing is shown there."""
     table = _lookup(COUNT)
     place = round((min(threshold, SHOWN_TO) - SHOWN_FROM) / (SHOWN_TO - SHOWN_FROM) * (COUNT - 1))
     if not below:
         table[:place] *= DIMMED
     table[max(0, place - MARK) : place + 1] = 1.0
     modifying = colors.StartModify()
-    lookup = colors.GetLookupTable()
-    for index, (red, green, blue) in enumerate(table.tolist()):
-        lookup.SetTableValue(index, red, green, blue, 1.0)
+    rgba = np.full((COUNT, 4), 255, dtype=np.uint8)
+    rgba[:, :3] = np.rint(table * 255)
+    colors.GetLookupTable().SetTable(numpy_to_vtk(rgba, deep=True))
     colors.SetColor(COUNT - 1, *table[-1].tolist(), 1.0)  # what the table file holds has changed
     colors.Modified()
     colors.EndModify(modifying)
@@ -174,7 +178,8 @@ def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
         if composite.GetForegroundVolumeID() == anomalyMap.GetID()
     }
     nodes = [node for node in views.nodesOf(scene, "vtkMRMLSliceNode") if node.GetLayoutName() in showing]
-    nodes.sort(key=lambda node: not node.IsMappedInLayout())  # stable: those of the layout first
+    # Stable: those of the layout first, and of them the map's own view.
+    nodes.sort(key=lambda node: (not node.IsMappedInLayout(), node.GetLayoutName() != views.MAP_VIEW))
     return nodes[0].GetID() if nodes else None
 
 

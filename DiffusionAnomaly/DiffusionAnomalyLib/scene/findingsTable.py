@@ -33,6 +33,7 @@ NAME, VOLUME, PEAK, MEAN = "Name", "Volume", "Peak score", "Mean score"
 RIGHT, ANTERIOR, SUPERIOR = "R", "A", "S"
 FIRST, LAST = "First slice", "Last slice"
 REVIEW, COMMENT = "Review", "Comment"
+PLACE = "Place, roughly"
 COLUMNS: tuple[tuple[str, type, str], ...] = (
     (NAME, vtk.vtkStringArray, ""),
     (VOLUME, vtk.vtkDoubleArray, "ml"),
@@ -45,6 +46,7 @@ COLUMNS: tuple[tuple[str, type, str], ...] = (
     (LAST, vtk.vtkIntArray, ""),
     (REVIEW, vtk.vtkStringArray, ""),
     (COMMENT, vtk.vtkStringArray, ""),
+    (PLACE, vtk.vtkStringArray, ""),
 )
 
 
@@ -69,6 +71,7 @@ def fillTable(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholde
             *finding.slices,
             (said := reviews.get(finding.id, review.Review())).state,
             said.comment,
+            finding.place,
         ]
         for finding in found.findings
     ]
@@ -91,7 +94,7 @@ def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:
 
     One that an earlier version has saved is not, because it lacks the later columns.
     """
-    if node.GetTable().GetColumnByName(COMMENT) is None:
+    if node.GetTable().GetColumnByName(PLACE) is None:
         return False
     columns = [node.GetTable().GetColumnByName(axis) for axis in (RIGHT, ANTERIOR, SUPERIOR)]
     if None in columns or node.GetNumberOfRows() != len(found.findings):
@@ -151,7 +154,7 @@ def peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list
 
 
 def inWords(finding: Finding, anomalyMap: Any) -> str:
-    """Where a finding lies, as Slicer's views name it: millimetres, each with the side of the patient that it is on.
+    """Where a finding lies: roughly in words, and in millimetres as Slicer's views tell it, each with its side.
 
     A picture does not say where the patient's sides are: column and row, as Slicer's Data Probe counts them.
     """
@@ -159,7 +162,13 @@ def inWords(finding: Finding, anomalyMap: Any) -> str:
         column, row = finding.centroid_pixel
         return _("column {column:.0f}, row {row:.0f}").format(column=column, row=row)
     sides = zip(centre(finding, anomalyMap), "RAS", "LPI", strict=True)
-    return ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
+    where = ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
+    return f"{finding.place} ({where})" if finding.place else where
+
+
+def sizeInWords(size: float, unit: str, digits: int = 2) -> str:
+    """A finding's size; pixels are counted."""
+    return f"{size:.0f} {unit}" if unit == "pixels" else f"{size:.{digits}f} {unit}"
 
 
 def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[int] = ()) -> str:
@@ -173,16 +182,15 @@ def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[
     left = [finding for finding in findings if finding.id not in rejected]
     values = {
         "count": len(left),
-        "volume": sum(finding.size for finding in left),
-        "unit": unit,
+        "size": sizeInWords(sum(finding.size for finding in left), unit, 1),
         "peak": max((finding.peak_score for finding in left), default=0.0),
     }
     if not left:
         line = _("No finding at this threshold.") if not rejected else _("No finding is left.")
     elif len(left) == 1:
-        line = _("1 finding of {volume:.1f} {unit}, highest score {peak:.1f}.").format(**values)
+        line = _("1 finding of {size}, highest score {peak:.1f}.").format(**values)
     else:
-        line = _("{count} findings, {volume:.1f} {unit} in all, highest score {peak:.1f}.").format(**values)
+        line = _("{count} findings, {size} in all, highest score {peak:.1f}.").format(**values)
     return line if not rejected else _("{line} {count} rejected.").format(line=line, count=len(rejected))
 
 

@@ -7,13 +7,17 @@ Only the box around what reaches the lowest threshold is processed, so that a sl
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from diffusion_anomaly.io.orientation import Orientation
+from diffusion_anomaly.models.declaration import BRAIN
 from diffusion_anomaly.results.findings import Finding, pixel_area, segment, size_unit
+from diffusion_anomaly.results.places import BrainFrame
 
 # One healthy voxel in ten has a higher anomaly score; below, scores are not shown and mean nothing.
 LOWEST = 1.0
@@ -47,6 +51,7 @@ class LiveThreshold:
     Args:
         anomalyMap: the engine's.
         minArea: of a picture, whose findings have areas, as its provenance says.
+        isBrain: whether the model looked at the brain: then findings say where in it they lie.
 
     Attributes:
         box: where in the whole volume the box lies, k j i.
@@ -56,7 +61,7 @@ class LiveThreshold:
         voxelSize: in that unit.
     """
 
-    def __init__(self, anomalyMap: sitk.Image, minArea: float | None = None) -> None:
+    def __init__(self, anomalyMap: sitk.Image, minArea: float | None = None, isBrain: bool = False) -> None:
         values = sitk.GetArrayViewFromImage(anomalyMap)
         self._minArea = minArea
         self.unit = size_unit(anomalyMap.GetSpacing(), minArea is not None)
@@ -76,6 +81,13 @@ class LiveThreshold:
         self._sliceAxis = Orientation.of(anomalyMap).axes[0]
         _slices, rows, columns = Orientation.stored(anomalyMap).axes
         self._firstPixel = (self._first[columns], self._first[rows])
+        # The map is 0 outside the brain, and hardly anywhere else.
+        self._frame = BrainFrame.of(anomalyMap > 0) if isBrain and not isPicture else None
+
+    @classmethod
+    def of(cls, anomalyMap: sitk.Image, document: Mapping[str, Any]) -> LiveThreshold:
+        """Of the map that the provenance in ``document`` tells of."""
+        return cls(anomalyMap, document.get("options", {}).get("min_area"), document.get("region", BRAIN) == BRAIN)
 
     def at(self, threshold: float, minVolumeMl: float) -> Thresholded:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
@@ -100,4 +112,10 @@ class LiveThreshold:
         pixel = finding.centroid_pixel
         if pixel is not None:
             pixel = (pixel[0] + self._firstPixel[0], pixel[1] + self._firstPixel[1])
-        return replace(finding, bounding_box=(low, high), slices=(first + offset, last + offset), centroid_pixel=pixel)
+        return replace(
+            finding,
+            bounding_box=(low, high),
+            slices=(first + offset, last + offset),
+            centroid_pixel=pixel,
+            place="" if self._frame is None else self._frame.place(finding.centroid_ras),
+        )

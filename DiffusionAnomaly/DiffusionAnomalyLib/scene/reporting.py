@@ -7,7 +7,7 @@ commented, the page is drawn again from scan and anomaly map of the scene; nothi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,14 @@ def isAsRun(nodes: ResultNodes) -> bool:
 
 
 class Asked:
-    """What a process of its own makes of a result, in the background.
+    """What a process of its own makes of results, in the background.
 
     Args:
-        nodes: the result.
         kind: of the question to ``worker.probe``.
+        prepare: fills the folder that the process is told.
         temporaryFolder: a working folder is made in it.
         process: not started yet.
         onFinished: takes what went wrong; empty when all is there.
-        printed: whether the report is to be a PDF.
-        files: further files for the process, by their place in its folder.
 
     Raises:
         InputError: when the scene lacks what it needs.
@@ -55,30 +53,19 @@ class Asked:
 
     def __init__(
         self,
-        nodes: ResultNodes,
         kind: str,
+        prepare: Callable[[Workspace], None],
         temporaryFolder: Path | str,
         process: WorkerProcess,
         onFinished: Callable[[str], None],
-        printed: bool = False,
-        files: Mapping[str, Path] | None = None,
     ) -> None:
         self._onFinished = onFinished
         self._question: Question | None = None
         self.isOver = False
         self.problem = ""
-        if nodes.brain is None:
-            raise InputError(
-                _("This cannot be made without the brain mask."),
-                _("Run it again with Keep the brain mask, or save the report at the threshold of the model."),
-            )
         self._workspace = Workspace(temporaryFolder)
         try:
-            write(nodes, self._workspace, printed)
-            for name, path in (files or {}).items():
-                place = self._workspace.folder / name
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, place)
+            prepare(self._workspace)
         except OSError as error:
             self._workspace.remove()
             raise InputError(
@@ -151,7 +138,8 @@ class ReportDrawing(Asked):
             write_text(self._path, nodes.report.GetText())
             self.end("")
             return
-        super().__init__(nodes, "report", temporaryFolder, process, onFinished, printed)
+        prepare = lambda workspace: write(nodes, workspace, printed=printed)  # noqa: E731
+        super().__init__("report", prepare, temporaryFolder, process, onFinished)
 
     def take(self, answer: dict[str, Any]) -> None:
         copyWhole(Path(answer["path"]), self._path)
@@ -181,8 +169,14 @@ class DicomWriting(Asked):
     ) -> None:
         self._folder = Path(folder)
         self.written: list[Path] = []
-        files = {f"series/{number:05}.dcm": path for number, path in enumerate(series)}
-        super().__init__(nodes, "dicom", temporaryFolder, process, onFinished, files=files)
+
+        def prepare(workspace: Workspace) -> None:
+            write(nodes, workspace)
+            (workspace.folder / "series").mkdir()
+            for number, path in enumerate(series):
+                shutil.copyfile(path, workspace.folder / "series" / f"{number:05}.dcm")
+
+        super().__init__("dicom", prepare, temporaryFolder, process, onFinished)
 
     def take(self, answer: dict[str, Any]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -217,12 +211,30 @@ def scanOf(nodes: ResultNodes) -> sitk.Image:
     return onGrid(voxels, ijkToRas(nodes.anomalyMap))
 
 
-def write(nodes: ResultNodes, workspace: Workspace, printed: bool = False) -> None:
-    """What the engine needs to draw the page, or to compare the result with another exam's."""
+def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: bool = False) -> None:
+    """What the engine needs to draw the page, or to compare the result with another exam's.
+
+    Args:
+        nodes: the result.
+        workspace: where to.
+        part: folder in it; empty for the workspace's own.
+        printed: whether the report is to be a PDF.
+
+    Raises:
+        InputError: when the brain mask is not in the scene, or the disk is full.
+    """
+    if nodes.brain is None:
+        raise InputError(
+            _("This cannot be made without the brain mask."),
+            _("Run it again with Keep the brain mask, or save the report at the threshold of the model."),
+        )
+    folder = workspace.folder / part
+    folder.mkdir(exist_ok=True)
+    place = f"{part}/" if part else ""
     grid = ijkToRas(nodes.anomalyMap)
-    workspace.writeImage(scanOf(nodes), redrawing.SCAN)
-    workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), grid), redrawing.ANOMALY_MAP)
-    workspace.writeImage(onGrid(slicer.util.arrayFromVolume(nodes.brain), grid), redrawing.BRAIN)
+    workspace.writeImage(scanOf(nodes), place + redrawing.SCAN)
+    for node, name in ((nodes.anomalyMap, redrawing.ANOMALY_MAP), (nodes.brain, redrawing.BRAIN)):
+        workspace.writeImage(onGrid(slicer.util.arrayFromVolume(node), grid), place + name)
     live = liveThresholdOf(nodes)
     found = findingsOf(nodes, live)
     names = findingsTable.namesOf(nodes.table, live, found) if nodes.table is not None else {}
@@ -231,7 +243,7 @@ def write(nodes: ResultNodes, workspace: Workspace, printed: bool = False) -> No
     if rejected.any():
         whole = np.zeros(live.shape, dtype=np.uint8)
         whole[live.box] = rejected
-        workspace.writeImage(onGrid(whole, grid), redrawing.REJECTED)
+        workspace.writeImage(onGrid(whole, grid), place + redrawing.REJECTED)
     made = attributes.document(nodes.anomalyMap)
     if transform := _transformed(nodes):
         note = _("Places are in the scan's own coordinates; in the scene it was under the transform {name}.")
@@ -249,4 +261,4 @@ def write(nodes: ResultNodes, workspace: Workspace, printed: bool = False) -> No
         {str(number): one.comment for number, one in said.items() if one.comment},
         printed,
     )
-    redrawing.write_request(request, workspace.folder)
+    redrawing.write_request(request, folder)

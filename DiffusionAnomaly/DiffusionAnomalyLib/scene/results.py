@@ -159,7 +159,7 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     reconstruction = _voxels(files["healed"], place) if "healed" in files else None
     brain = _voxels(files["brain"], place) if wanted.brain and "brain" in files else None
     report = _checked(files, "report").decode("utf-8", "replace") if "report" in files else ""
-    live = LiveThreshold(onGrid(anomalyMap, ijkToRas(inputNode)), document["options"].get("min_area"))
+    live = LiveThreshold.of(onGrid(anomalyMap, ijkToRas(inputNode)), document)
     threshold = max(float(document["threshold"]["heat"]), LOWEST)
     minVolumeMl = float(document["options"]["min_volume_ml"])
     found = live.at(threshold, minVolumeMl)
@@ -171,7 +171,7 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
     if place.frame is not None:
         scan = _("{name} frame {number}").format(name=scan, number=place.frame.number + 1)
     read = _Read(anomalyMap, reconstruction, brain, report, _title(scene, scan, document["method"]))
-    with _together(scene):
+    with together(scene):
         nodes = _make(scene, inputNode, read, live, found, wanted)
         if place.frame is not None:
             sequences.tie(nodes.anomalyMap, place.frame)
@@ -183,7 +183,7 @@ def loadResults(scene: Any, place: Place, files: Mapping[str, Path], wanted: Wan
                 attributes.tie(nodes.anomalyMap, node, role)
             if node.IsA("vtkMRMLTransformableNode"):
                 node.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())
-            _placeBeside(scene, node, inputNode)
+            placeBeside(scene, node, inputNode)
     return nodes
 
 
@@ -205,8 +205,8 @@ def resultOf(node: Any) -> ResultNodes | None:
 
 def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
     """The anomaly map of a result, ready for other thresholds."""
-    minArea = attributes.document(nodes.anomalyMap).get("options", {}).get("min_area")
-    return LiveThreshold(onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap)), minArea)
+    grid = onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap))
+    return LiveThreshold.of(grid, attributes.document(nodes.anomalyMap))
 
 
 def findingsOf(nodes: ResultNodes, live: LiveThreshold) -> Thresholded:
@@ -222,15 +222,10 @@ def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, mi
     found = _kept(nodes, live, live.at(threshold, minVolumeMl))
     _fill(nodes, live, found)
     for node in nodes.all:
-        # Every change of a node is told to all views and lists, which takes longer than the change: once is enough, and
-        # what has other voxels now has told it already.
-        isSilent = node.GetDisableModifiedEvent()
-        node.SetDisableModifiedEvent(node is not nodes.anomalyMap or isSilent)
-        before = node.StartModify()
+        node.SetDisableModifiedEvent(True)  # no view shows an attribute, but all are drawn anew for each
         node.SetAttribute(attributes.THRESHOLD, str(float(found.threshold)))
         node.SetAttribute(attributes.MIN_VOLUME, str(float(minVolumeMl)))
-        node.EndModify(before)
-        node.SetDisableModifiedEvent(isSilent)
+        node.SetDisableModifiedEvent(False)
     showThreshold(nodes.anomalyMap, found.threshold)
     return found
 
@@ -280,7 +275,7 @@ def segmentFindings(scene: Any, nodes: ResultNodes, live: LiveThreshold, found: 
         nodes.segments.SetNodeReferenceID(attributes.INPUT, inputNode.GetID())
         attributes.tie(anomalyMap, nodes.segments, SEGMENTS)
         nodes.segments.SetAndObserveTransformNodeID(anomalyMap.GetTransformNodeID())
-        _placeBeside(scene, nodes.segments, inputNode)
+        placeBeside(scene, nodes.segments, inputNode)
     names = {} if nodes.table is None else namesOf(nodes.table, live, found)
     algorithm = attributes.algorithm(attributes.document(anomalyMap))
     segmentation.fillFindings(nodes.segments, anomalyMap, live, found, names, algorithm)
@@ -333,6 +328,7 @@ def outlineOnly(scene: Any, shown: ResultNodes | None) -> None:
             if (view := node.GetDisplayNode()) is not None:
                 # One outline around a finding is enough.
                 view.SetVisibility(isShown and not (node is nodes.segmentation and nodes.segments is not None))
+                views.confine(scene, view)
         if not isShown and nodes.brainSurface is not None:
             nodes.brainSurface.GetDisplayNode().SetVisibility(False)
 
@@ -371,7 +367,7 @@ def _make(
 ) -> ResultNodes:
     """All nodes of a result, filled."""
     name = read.title
-    anomalyMap = _volume(scene, _("{name} anomaly map").format(name=name), read.anomalyMap, inputNode)
+    anomalyMap = makeVolume(scene, _("{name} anomaly map").format(name=name), read.anomalyMap, inputNode)
     anomalyMap.SetAndObserveTransformNodeID(inputNode.GetTransformNodeID())  # the table tells places with it
     nodes = ResultNodes(inputNode, anomalyMap, None)
     showAnomalyMap(nodes.anomalyMap, found.threshold)
@@ -390,7 +386,7 @@ def _make(
         slicer.util.updateVolumeFromArray(nodes.brain, read.brain)
     if read.reconstruction is not None:
         name = _("{name} pseudo-healthy reconstruction").format(name=name)
-        nodes.reconstruction = _volume(scene, name, read.reconstruction, inputNode)
+        nodes.reconstruction = makeVolume(scene, name, read.reconstruction, inputNode)
         nodes.reconstruction.CreateDefaultDisplayNodes()
         display, inputDisplay = nodes.reconstruction.GetDisplayNode(), inputNode.GetDisplayNode()
         if inputDisplay is not None:  # the same grey values look the same
@@ -452,7 +448,7 @@ def _byRole(nodes: ResultNodes) -> dict[str, Any]:
     return {role: node for role, node in roles.items() if node is not None}
 
 
-def _volume(scene: Any, name: str, array: np.ndarray, inputNode: Any) -> Any:
+def makeVolume(scene: Any, name: str, array: np.ndarray, inputNode: Any) -> Any:
     """A scalar volume with the scan's own matrix, so that not even the last bit of its place is lost."""
     node = slicer.vtkMRMLScalarVolumeNode()
     node.SetName(name)
@@ -462,7 +458,7 @@ def _volume(scene: Any, name: str, array: np.ndarray, inputNode: Any) -> Any:
     return node
 
 
-def _placeBeside(scene: Any, node: Any, inputNode: Any) -> None:
+def placeBeside(scene: Any, node: Any, inputNode: Any) -> None:
     """Put a node where the scan is in the subject hierarchy: under the same DICOM study, or the same folder."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     if hierarchy is None:
@@ -477,7 +473,7 @@ def _placeBeside(scene: Any, node: Any, inputNode: Any) -> None:
 
 
 @contextmanager
-def _together(scene: Any) -> Iterator[None]:
+def together(scene: Any) -> Iterator[None]:
     """Whatever the body puts into the scene appears at once, or not at all when it fails."""
     before = {node.GetID() for node in _allNodes(scene)}
     scene.StartState(slicer.vtkMRMLScene.BatchProcessState)

@@ -104,7 +104,7 @@ def putBack(scene: Any, anomalyMap: Any, parts: Iterable[Any] = (), *, backgroun
         if not isAlone and not any(getattr(composite, f"Get{layer}VolumeID")() in own for layer in LAYERS):
             continue
         view, before = _nameOf(composite), views.get(_nameOf(composite))
-        wasShown = isAlone or composite.GetForegroundVolumeID() == anomalyMap.GetID()
+        wasShown = isAlone or composite.GetForegroundVolumeID() in own
         modifying = composite.StartModify()
         for layer in LAYERS:
             if getattr(composite, f"Get{layer}VolumeID")() in own or (isAlone and layer == "Foreground"):
@@ -125,6 +125,15 @@ def release(scene: Any, anomalyMap: Any, parts: Iterable[Any] = ()) -> None:
     """Before a result goes: all its layers, and the layout, show again what they showed before it came."""
     if putBack(scene, anomalyMap, parts, background=True):
         restoreLayout(scene, anomalyMap)
+
+
+def clear(scene: Any, node: Any) -> None:
+    """Before a volume of ours goes: the layers that show it are empty, or show the scan that it belongs to."""
+    scan = node.GetNodeReference(attributes.INPUT)
+    for composite in sliceComposites(scene):
+        for layer in LAYERS:
+            if getattr(composite, f"Get{layer}VolumeID")() == node.GetID():
+                _show(composite, layer, scan if layer == "Background" else None)
 
 
 def releaseScan(scene: Any, scan: Any) -> None:
@@ -166,6 +175,16 @@ def isSideBySide(scene: Any) -> bool:
     """Whether the scan is shown alone beside the map now."""
     layout = _layoutNode(scene)
     return layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE
+
+
+def confine(scene: Any, display: Any) -> None:
+    """Keep what a display node shows out of the view that shows the scan alone, while there is one."""
+    ids: list[str] = []
+    if isSideBySide(scene):
+        nodes = [*nodesOf(scene, "vtkMRMLSliceNode"), *nodesOf(scene, "vtkMRMLViewNode")]
+        ids = [node.GetID() for node in nodes if node.GetLayoutName() != SCAN_VIEW]
+    if list(display.GetViewNodeIDs()) != ids:
+        display.SetViewNodeIDs(ids)
 
 
 def restoreLayout(scene: Any, anomalyMap: Any) -> None:

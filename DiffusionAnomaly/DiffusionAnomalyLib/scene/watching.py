@@ -85,7 +85,11 @@ class SceneWatch:
             views.releaseScan(self._scene, node)
         elif role == attributes.MAP:
             views.release(self._scene, node)
+            legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
+            if legend is not None:
+                self._scene.RemoveNode(legend)
         else:
             for nodes in resultsIn(self._scene):
                 if node in nodes.all:
                     views.putBack(self._scene, nodes.anomalyMap, [node])
+            views.clear(self._scene, node)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..detection.scan import ScanRequest, as_engine_error, run_scan
+from ..detection.scan import ScanRequest, run_scan
 from ..errors import Cancelled
+from ..system import as_engine_error
 from ..text import distinct_names, folded, printable, safe_name
 
 if TYPE_CHECKING:

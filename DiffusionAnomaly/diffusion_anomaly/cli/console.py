@@ -46,6 +46,9 @@ _STAGES = {
     "findings": "listing findings",
     "write": "writing",
     "table": "comparing",
+    "upload": "sending the scan",
+    "wait": "waiting for the server",
+    "download": "fetching the results",
 }
 
 

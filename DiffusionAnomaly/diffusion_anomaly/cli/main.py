@@ -24,7 +24,7 @@ from ..io.records import result_in_place_of_scan
 from ..process import stream_failure
 from ..registry import METHODS
 from ..text import PrintableFormatter
-from . import cohort, compare, dicom, models
+from . import cohort, compare, dicom, models, remote, serve
 from .arguments import (
     JsonEvents,
     Method,
@@ -59,9 +59,10 @@ app.add_typer(models.app, name="models")
 cohort.add_commands(app)
 dicom.add_commands(app)
 compare.add_commands(app)
+serve.add_commands(app)
 log = logging.getLogger("diffusion_anomaly")
 # The commands whose result is files; of the others it is what they print.
-WRITING = ("detect", "threshold", "evaluate", "worker", "cohort", "bids", "dicom-node", "dicom-web", "compare")
+WRITING = ("detect", "threshold", "evaluate", "worker", "cohort", "bids", "dicom-node", "dicom-web", "compare", "serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Cancelled.exit_code
     except Exception as error:
         log.debug("the command failed", exc_info=True)
-        from ..detection.scan import as_engine_error
+        from ..system import as_engine_error
 
         failure = as_engine_error(error, FAULT)
         show_error(failure)
@@ -182,6 +183,10 @@ def detect(
         bool, typer.Option("--subfolders", help="A subfolder for a single scan too, as for several.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result of another scan too.")] = False,
+    server: remote.Address = None,
+    token_file: remote.TokenFile = None,
+    fingerprint: remote.Fingerprint = "",
+    authorities: remote.Authorities = None,
     json_lines: JsonEvents = False,
 ) -> None:
     """Find anomalies: anomaly map, mask, findings, report.
@@ -197,9 +202,11 @@ def detect(
     if mask is not None and len(scans) > 1:
         raise InputError("One brain mask was given for several scans.", "Run the scans one by one.")
     listener = JsonLines() if json_lines else Terminal()
+    connection = remote.connection_of(server, token_file, fingerprint, authorities)
     try:
+        method = method or (method_of(model) if connection is None else remote.method_of(connection, model))
         options = Options(
-            method=method or method_of(model),
+            method=method,
             model=model,
             steps=steps,
             preset=preset,
@@ -243,7 +250,8 @@ def detect(
             )
             for scan, folder, title in zip(scans, folders, distinct_titles(scans), strict=True)
         ]
-        raise typer.Exit(run_batch(Detector(options), requests, listener))
+        detector = Detector(options) if connection is None else remote.detector(connection, options)
+        raise typer.Exit(run_batch(detector, requests, listener))
     except EngineError as error:  # of no one scan: every consumer of events gets its last line
         listener.failed(error)
         raise typer.Exit(error.exit_code) from error

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..detection.scan import ScanRequest, Silent, as_engine_error, run_scan
+from ..detection.scan import ScanRequest, Silent, run_scan
 from ..errors import Cancelled, EngineError, InputError, MemoryExhausted, ModelError
+from ..system import as_engine_error
 from .derivatives import Export, export
 from .state import COHORT, inputs_of
 

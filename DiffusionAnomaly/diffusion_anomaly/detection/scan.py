@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import Cancelled, EngineError, InputError, MemoryExhausted
+from ..errors import Cancelled, InputError
 from ..io.contrasts import ChannelSource, described, find_channels, match_names, require_different, volumes_in_order
 from ..io.outputs import OutputFolder
 from ..io.records import result_in_place_of_scan
@@ -17,7 +17,6 @@ from ..models.declaration import IMAGE
 from ..results.dicom import KINDS, check_source
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, keep_other_scans, save
-from ..system import is_out_of_memory
 from .detector import Detector
 
 
@@ -189,23 +188,3 @@ def _read(detector: Detector, request: ScanRequest, sources: Mapping[str, Channe
     notes = (note,) if note else ()
     volumes[name] = replace(first, title=request.title, warnings=(*notes, *first.warnings))
     return detector.join(volumes)
-
-
-def as_engine_error(error: Exception, hint: str) -> EngineError:
-    """The error as the user should read it.
-
-    Args:
-        error: any.
-        hint: what to do about one that only a fault of the program explains.
-    """
-    if isinstance(error, EngineError):
-        return error
-    reason = str(error) or type(error).__name__
-    if is_out_of_memory(error):
-        return MemoryExhausted(
-            f"Memory ran out ({reason}).", "Close other programs, or use a machine with more memory."
-        )
-    if isinstance(error, OSError) and error.errno is not None:  # the machine's fault or the user's, not the program's
-        where = f"{error.filename}: " if error.filename else ""
-        return InputError(f"{where}{error.strerror}.", "The operating system refused; see to that and try again.")
-    return EngineError(f"{type(error).__name__}: {error}" if str(error) else reason, hint)

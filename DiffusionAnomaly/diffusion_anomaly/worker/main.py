@@ -28,12 +28,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .. import __version__
 from ..errors import EngineError, InputError
 from ..io.outputs import OutputFolder
 from ..io.typed_json import checked
+from ..system import as_engine_error
 from .channel import EventLines, Reports, Stop, listen, logging_to, signals_to, take_over
 from .protocol import (
     CANCEL_LINE,
@@ -60,17 +61,39 @@ if TYPE_CHECKING:
 log = logging.getLogger("diffusion_anomaly.worker")
 
 
-def main(arguments: list[str]) -> int:
-    """Run the job whose directory is the one argument, or serve."""
+class Workbench(Protocol):
+    """What does the jobs of a process, one after the other, and keeps what the next one may need."""
+
+    def do(self, job: Job, lines: EventLines, stop: Stop) -> None:
+        """Do one job: its events as lines, its results in its folder.
+
+        Raises:
+            EngineError: when there is no result.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give back what is kept."""
+        ...
+
+
+def main(arguments: list[str], workbench: Workbench | None = None, program: str = "diffusion_anomaly.worker") -> int:
+    """Run the job whose directory is the one argument, or serve.
+
+    Args:
+        arguments: of the command.
+        workbench: does the jobs; None for detections in this process.
+        program: what was started, for the usage.
+    """
     if arguments[:1] == ["--serve"] and len(arguments) <= 2:
         idle = _seconds(arguments[1]) if len(arguments) == 2 else IDLE_SECONDS
         if idle is not None:
-            return serve(idle)
+            return serve(idle, workbench)
         arguments = []
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -m diffusion_anomaly.worker JOBDIR | --serve [IDLE_SECONDS]\n")
+        sys.stderr.write(f"usage: python -m {program} JOBDIR | --serve [IDLE_SECONDS]\n")
         return ExitCode.BAD_INPUT
-    return run(Path(arguments[0]))
+    return run(Path(arguments[0]), workbench)
 
 
 def _seconds(text: str) -> float | None:
@@ -82,11 +105,12 @@ def _seconds(text: str) -> float | None:
     return seconds if 0 <= seconds <= threading.TIMEOUT_MAX else None
 
 
-def run(job_directory: Path | str) -> int:
+def run(job_directory: Path | str, workbench: Workbench | None = None) -> int:
     """Run one job to its end. Takes over the process's stdin and stdout for good.
 
     Args:
         job_directory: holds ``job.json``; gets ``worker.log``.
+        workbench: as for ``main``.
 
     Returns:
         The exit code, see ``protocol.ExitCode``.
@@ -95,10 +119,10 @@ def run(job_directory: Path | str) -> int:
     with logging_to(Path(job_directory) / LOG_FILE) as stray, signals_to(stop.request):
         lines = EventLines(take_over(1, stray), stop)
         _hear(lambda line: stop.request("as asked") if line == CANCEL_LINE else None, stop.request)
-        return _run_job(job_directory, lines, stop, Workbench())
+        return _run_job(job_directory, lines, stop, workbench or DetectorWorkbench())
 
 
-def serve(idle_seconds: float = IDLE_SECONDS) -> int:
+def serve(idle_seconds: float = IDLE_SECONDS, workbench: Workbench | None = None) -> int:
     """Run jobs as they are named on stdin, see ``protocol.run_line``, until it ends.
 
     Every job ends with the event ``finished``, in the same process; only a run that has to be ended by force ends the
@@ -126,7 +150,7 @@ def serve(idle_seconds: float = IDLE_SECONDS) -> int:
         commands.put(None)
 
     output = take_over(1, 2)
-    workbench = Workbench()
+    workbench = workbench or DetectorWorkbench()
     with signals_to(end):
         _hear(heard, end)
         idle: float | None = idle_seconds
@@ -170,22 +194,58 @@ def _serve_job(directory: Path, lines: EventLines, stop: Stop, workbench: Workbe
             os.dup2(2, 1)
 
 
-class Workbench:
+class DetectorWorkbench:
     """The detector of the last job, whose model and brain network the next one takes over where they are the same."""
 
     def __init__(self) -> None:
         self._detector: Detector | None = None
+
+    def do(self, job: Job, lines: EventLines, stop: Stop) -> None:
+        start = time.monotonic()
+        options = detection_options(job)
+        listener = _Listener(lines, Reports(lines, stop))
+        from ..detection.scan import ScanRequest, run_scan
+        from ..io.contrasts import ChannelSource
+        from ..results.result import statistics
+
+        def open_folder(directory: Path, inputs: Iterable[Path]) -> OutputFolder:
+            folder = OutputFolder(directory, inputs, commit=stop.commit)
+            stop.before_hard_end = folder.discard
+            return folder
+
+        channels = {name: ChannelSource(Path(file)) for name, file in job.channels.items()}
+        scan = next(iter(channels.values())).path if channels else Path(job.input)
+        brain = None if job.mask is None else Path(job.mask)
+        request = ScanRequest(
+            scan,
+            Path(job.output),
+            brain,
+            title=job.title,
+            overwrite=job.overwrite,
+            channels=channels,
+            dicom=job.dicom,
+        )
+        found, files = run_scan(self.detector(options), request, listener, open_folder)
+        listener.stage("write", 1, 1)
+        timings = {**found.timings, "total": time.monotonic() - start}
+        lines.send(
+            Result(
+                {kind: str(path) for kind, path in files.items()},
+                statistics(found),
+                {stage: round(seconds, 3) for stage, seconds in timings.items()},
+            )
+        )
+
+    def release(self) -> None:
+        """Give model and brain network back."""
+        if self._detector is not None:
+            self._detector.release()
 
     def detector(self, options: Options) -> Detector:
         from ..detection.detector import Detector
 
         self._detector = Detector(options, like=self._detector)
         return self._detector
-
-    def release(self) -> None:
-        """Give model and brain network back."""
-        if self._detector is not None:
-            self._detector.release()
 
 
 def _hear(heard: Callable[[str], None], ended: Callable[[str], None]) -> None:
@@ -198,10 +258,8 @@ def _run_job(directory: Path | str, lines: EventLines, stop: Stop, workbench: Wo
     log.info("worker %s, Python %s, process %d", __version__, sys.version.split()[0], os.getpid())
     code: int = ExitCode.DONE
     try:
-        _detect_and_save(read_job(directory), lines, stop, workbench)
+        workbench.do(read_job(directory), lines, stop)
     except Exception as error:
-        from ..detection.scan import as_engine_error
-
         failure = as_engine_error(error, f"Please report it, with {Path(directory) / LOG_FILE}.")
         log.error("%s", failure, exc_info=type(failure) is EngineError)  # what the user can mend needs no traceback
         lines.send(Failure(failure.code, failure.what, failure.hint))
@@ -209,43 +267,6 @@ def _run_job(directory: Path | str, lines: EventLines, stop: Stop, workbench: Wo
     stop.too_late()
     log.info("exit code %d", code)
     return code
-
-
-def _detect_and_save(job: Job, lines: EventLines, stop: Stop, workbench: Workbench) -> None:
-    start = time.monotonic()
-    options = detection_options(job)
-    listener = _Listener(lines, Reports(lines, stop))
-    from ..detection.scan import ScanRequest, run_scan
-    from ..io.contrasts import ChannelSource
-    from ..results.result import statistics
-
-    def open_folder(directory: Path, inputs: Iterable[Path]) -> OutputFolder:
-        folder = OutputFolder(directory, inputs, commit=stop.commit)
-        stop.before_hard_end = folder.discard
-        return folder
-
-    channels = {name: ChannelSource(Path(file)) for name, file in job.channels.items()}
-    scan = next(iter(channels.values())).path if channels else Path(job.input)
-    brain = None if job.mask is None else Path(job.mask)
-    request = ScanRequest(
-        scan,
-        Path(job.output),
-        brain,
-        title=job.title,
-        overwrite=job.overwrite,
-        channels=channels,
-        dicom=job.dicom,
-    )
-    found, files = run_scan(workbench.detector(options), request, listener, open_folder)
-    listener.stage("write", 1, 1)
-    timings = {**found.timings, "total": time.monotonic() - start}
-    lines.send(
-        Result(
-            {kind: str(path) for kind, path in files.items()},
-            statistics(found),
-            {stage: round(seconds, 3) for stage, seconds in timings.items()},
-        )
-    )
 
 
 def detection_options(job: Job) -> Options:

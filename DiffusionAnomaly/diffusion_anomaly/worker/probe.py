@@ -132,7 +132,7 @@ def compare(folder: Path) -> dict[str, Any]:
 
 
 def _refusal(error: Exception) -> dict[str, Any]:
-    from ..detection.scan import as_engine_error
+    from ..system import as_engine_error
 
     return {"ok": False, "problem": str(as_engine_error(error, "Please report it."))}
 
