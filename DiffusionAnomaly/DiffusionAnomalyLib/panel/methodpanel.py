@@ -58,6 +58,7 @@ class MethodPanel:
         self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
         self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
         self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
+        self._ui.deviceInfoLabel.setTextFormat(qt.Qt.RichText)
         self._ui.deviceInfoLabel.connect("linkActivated(QString)", self._onDeviceLink)
 
     def probeMachine(self) -> None:

@@ -63,7 +63,8 @@ class ServerDialog:
         self.problem = qt.QLabel()
         self.problem.setWordWrap(True)
         form.addRow(self.problem)
-        buttons = qt.QDialogButtonBox(qt.QDialogButtonBox.Ok | qt.QDialogButtonBox.Cancel)
+        buttons = qt.QDialogButtonBox()  # PythonQt would take the buttons for the orientation
+        buttons.setStandardButtons(qt.QDialogButtonBox.Ok | qt.QDialogButtonBox.Cancel)
         buttons.connect("accepted()", self.accept)
         buttons.connect("rejected()", self.widget.reject)
         form.addRow(buttons)

@@ -28,6 +28,7 @@ from .wire import PREFIX, Order, error_of
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # an event stream says something every 10 seconds
 PATIENCE_SECONDS = 300.0  # without a word from the server
+FIRST_SECONDS = 15.0  # the same before it has ever said one: a wrong address is no broken connection
 _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
 _PIECE = 1 << 18  # bytes
 _MOST_JSON = 16 << 20
@@ -128,6 +129,7 @@ class Connection:
     def __init__(self, server: Server, patience: float = PATIENCE_SECONDS) -> None:
         self.server = server
         self._patience = patience
+        self._answered = False
         self._session = requests.Session()
         # Requests would let its environment take the place of True.
         self._verify: bool | str = False if server.fingerprint else server.authorities or certs.where()
@@ -136,7 +138,9 @@ class Connection:
 
     def another(self) -> Connection:
         """A connection to the same server, for another thread."""
-        return Connection(self.server, self._patience)
+        other = Connection(self.server, self._patience)
+        other._answered = self._answered
+        return other
 
     def close(self) -> None:
         self._session.close()
@@ -301,6 +305,7 @@ class Connection:
             except requests.RequestException as error:
                 raise self._unreachable(error) from error
             else:
+                self._answered = True
                 if answer.status_code < 300:
                     with answer:
                         yield answer
@@ -310,7 +315,7 @@ class Connection:
                 if answer.status_code not in _PASSING:
                     raise refusal
                 failure = refusal
-            if time.monotonic() - since > self._patience:
+            if time.monotonic() - since > (self._patience if self._answered else min(self._patience, FIRST_SECONDS)):
                 raise failure if isinstance(failure, EngineError) else self._unreachable(failure)
             self._pause(tries, stop)
             tries += 1

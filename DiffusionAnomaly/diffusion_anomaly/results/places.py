@@ -27,7 +27,6 @@ HEMISPHERE, DEEP, VENTRICLE, BRAIN_STEM, CEREBELLUM = REGIONS = (
     "brain stem",
     "cerebellum",
 )
-SIDED = (HEMISPHERE, DEEP, CEREBELLUM)
 MIDDLE_MM = 5.0  # so close to the middle a side would be a guess
 # A stray voxel of the mask is no border of the brain.
 STRAY = 0.002
@@ -83,7 +82,9 @@ class BrainFrame:
         if region == HEMISPHERE:
             name = f"{lobe_at(share)} lobe"
             return f"{side} {name}" if side else f"{name}, near the midline"
-        return f"{side} {region}" if side and region in SIDED else region
+        if region == VENTRICLE:  # what is improbable there is more often the white matter beside it
+            region = "periventricular region" if side else "ventricles or what lies between them"
+        return f"{side} {region}" if side and region != BRAIN_STEM else region
 
 
 def with_places(findings: Sequence[Finding], brain: sitk.Image, region: str = BRAIN) -> list[Finding]:
