@@ -113,7 +113,7 @@ def test_detect_prints_the_result_on_stdout_and_nothing_else_anywhere(run: Run, 
     assert (end.code, end.err) == (0, "")
     assert {path.name for path in output.iterdir()} == RESULTS
     lines = end.out.splitlines()
-    heading = "finding volume ml peak score mean score centre R, A, S (mm) slices"
+    heading = "finding volume ml peak score mean score centre R, A, S (mm) slices place"
     assert lines[0].split() == heading.split()
     assert lines[1].split()[0] == "1"
     stored = open_bundle("flair-intensity").anomaly["threshold"]["heat"]
