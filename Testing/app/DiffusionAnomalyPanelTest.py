@@ -13,6 +13,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
+import qt
 import slicer
 from packaging.requirements import Requirement
 
@@ -539,6 +540,38 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert box.visible and [box.itemText(index) for index in range(box.count)] == ["left", "right"]
         box.setCurrentIndex(1)
         assert self.parameters.brainSegment == "right"
+
+    def test_the_scans_of_a_folder_are_queued_at_once(self) -> None:
+        hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
+        folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "exams")
+        for number, name in enumerate(("FLAIR one", "T1 of it", "FLAIR two")):
+            study = hierarchy.CreateFolderItem(folder, f"exam {number // 2}")
+            hierarchy.SetItemParent(hierarchy.GetItemByDataNode(self.addScan(name)), study)
+        slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
+        self.ui.batchCollapsibleButton.collapsed = False
+        self.panel.batch._folder.setCurrentItem(folder)
+        self.settle()
+        assert "photo" in self.ui.notListedLabel.text
+        table = self.ui.batchTable
+        ticked = {table.item(row, 0).text(): bool(table.item(row, 0).checkState()) for row in range(table.rowCount)}
+        assert ticked == {"FLAIR one": True, "T1 of it": False, "FLAIR two": True}
+        self.ui.batchButton.click()
+        assert [entry.title for entry in self.panel.detection.queue.entries] == ["FLAIR one", "FLAIR two"]
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        assert len(self.widget.logic.results()) == 2 and self.ui.batchCollapsibleButton.collapsed
+
+    def test_scan_run_and_results_are_in_view_without_scrolling(self) -> None:
+        slicer.util.mainWindow().resize(1500, 1000)
+        self.addScan()
+        self.run_()
+        assert self.ui.methodCollapsibleButton.collapsed and not self.ui.resultsCollapsibleButton.collapsed
+        window = slicer.util.mainWindow()
+        for widget in (self.ui.inputSelector, self.ui.runButton, self.ui.resultSelector, self.ui.thresholdSlider):
+            bottom = widget.mapTo(window, qt.QPoint(0, widget.height)).y()
+            assert widget.visible and bottom < 600
+        text = self.ui.methodCollapsibleButton.text
+        assert text.startswith("Intensity (baseline) · flair-intensity · automatic · about ")
 
     @staticmethod
     def _matrix(node: object) -> object:

@@ -139,7 +139,7 @@ def test_the_live_threshold_is_the_engines(
     exported = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentation.SEGMENT, scan)
     assert np.array_equal(exported, expected)
     for ours, theirs in zip(findings_table(found.findings), findings_table(findings), strict=True):
-        assert ours == pytest.approx(theirs)
+        assert {**ours, "place": ""} == {name: pytest.approx(value) for name, value in theirs.items()}
     assert nodes.table.GetNumberOfRows() == len(findings)
     assert nodes.threshold == threshold and nodes.minVolumeMl == minVolumeMl
 

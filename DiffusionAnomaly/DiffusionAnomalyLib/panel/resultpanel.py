@@ -129,6 +129,7 @@ class ResultPanel:
     def close(self) -> None:
         """Let go of the scene and of the keyboard."""
         self.forget()
+        self._surface.disconnect("timeout()", self._showSlow)
         self._watch.close()
         self.findings.close()
 
