@@ -273,7 +273,7 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
     for heading in ("finding", f"{size} {unit}", "peak score", "mean score", centre_title(unit), "slices"):
         table.add_column(heading, justify="right", no_wrap=True)
     if any(finding.place for finding in findings):
-        table.add_column("place, roughly", no_wrap=True)
+        table.add_column("place")  # wraps, so that no number is cut
     for finding in findings[:FINDINGS_SHOWN]:
         first, last = finding.slices
         table.add_row(
