@@ -83,8 +83,7 @@ class ResultPanel:
     def nodes(self) -> ResultNodes | None:
         """The result that is shown."""
         parameters = self._context.parameters
-        anomalyMap = parameters.result if parameters is not None else None
-        return None if anomalyMap is None else results.resultOf(anomalyMap)
+        return results.resultOf(parameters.result) if parameters is not None else None
 
     def select(self, entry: Entry, nodes: ResultNodes) -> None:
         """Show a result that has just come, unless another scan is in view by now."""
@@ -282,8 +281,7 @@ class ResultPanel:
         )
 
     def _onResult(self, node: Any) -> None:
-        found = (nodes for nodes in results.resultsIn(self._scene) if nodes.anomalyMap is node)
-        self.show(next(found, None))
+        self.show(results.resultOf(node))
 
     def _onOpacity(self, value: float) -> None:
         nodes = self.nodes()

@@ -110,8 +110,12 @@ class RemoteDetector(Detector):
             mask, _, findings = segment(
                 anomaly_map, threshold, options["min_volume_ml"], brain, options.get("min_area")
             )
+<<<<<<< HEAD
             if self.plan.bundle.region == BRAIN:
                 findings = with_places(findings, brain)
+=======
+            findings = with_places(findings, brain, self.plan.bundle.region)
+>>>>>>> main
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"The server's provenance cannot be read: {error}.", "Update both.") from error
         anonymous = self.plan.asked.anonymous
