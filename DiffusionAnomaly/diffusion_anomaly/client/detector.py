@@ -22,7 +22,6 @@ from ..detection.provenance import describe_input
 from ..detection.watch import Watch
 from ..errors import EngineError, InputError, ModelError
 from ..io.volume import Scan, Volume
-from ..models.declaration import BRAIN
 from ..models.package import Bundle
 from ..options import shown
 from ..registry import get_method
@@ -110,12 +109,7 @@ class RemoteDetector(Detector):
             mask, _, findings = segment(
                 anomaly_map, threshold, options["min_volume_ml"], brain, options.get("min_area")
             )
-<<<<<<< HEAD
-            if self.plan.bundle.region == BRAIN:
-                findings = with_places(findings, brain)
-=======
             findings = with_places(findings, brain, self.plan.bundle.region)
->>>>>>> main
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"The server's provenance cannot be read: {error}.", "Update both.") from error
         anonymous = self.plan.asked.anonymous
