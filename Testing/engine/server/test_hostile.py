@@ -226,7 +226,8 @@ def orders() -> Iterator[bytes]:
 def test_no_order_that_is_none_is_taken(served: Served) -> None:
     token = served.tokens.add("anna")
     for body in orders():
-        assert refused(served, request("POST", "/v1/jobs", token, body)) in (400, 413, 422), body[:200]
+        cut = (0,) if len(body) > served.limits.order_bytes else ()  # the answer may be lost with the rest of the body
+        assert refused(served, request("POST", "/v1/jobs", token, body)) in (400, 413, 422, *cut), body[:200]
 
 
 @pytest.mark.usefixtures("snapshot")
@@ -234,7 +235,7 @@ def test_orders_at_random_are_refused_or_whole(served: Served) -> None:
     token = served.tokens.add("anna")
     generator = random.Random(1)
     body = bytearray(json.dumps(servers.order_json()).encode())
-    for _ in range(200):
+    for _ in range(280):
         mutated = bytearray(body)
         for _ in range(generator.randint(1, 4)):
             mutated[generator.randrange(len(mutated))] = generator.randrange(256)
