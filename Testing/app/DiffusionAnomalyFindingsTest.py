@@ -39,6 +39,10 @@ class DiffusionAnomalyFindingsTest(panelcase.PanelCase):
     def red(self) -> Any:
         return slicer.app.layoutManager().sliceWidget("Red")
 
+    def box(self) -> Any:
+        """What is drawn around the selected finding."""
+        return slicer.mrmlScene.GetFirstNodeByName("Selected finding")
+
     def press(self, key: str, widget: Any = None) -> None:
         """As the keyboard does it, wherever the focus is."""
         shortcut = next(
@@ -53,8 +57,7 @@ class DiffusionAnomalyFindingsTest(panelcase.PanelCase):
         assert self.table.rowCount == 2 and self.table.currentRow() == 0
         assert not self.ui.resultsCollapsibleButton.collapsed
         assert "about 1 in 1,000 healthy voxels" in self.ui.scoreLabel.text
-        (box,) = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")
-        assert box.GetDisplayNode().GetVisibility() and box.GetLocked()
+        assert self.box().GetDisplayNode().GetVisibility()
         assert nodes.anomalyMap.GetDisplayNode().GetLowerThreshold() == nodes.threshold
 
     def test_keys_and_arrows_go_through_the_findings(self) -> None:
@@ -111,7 +114,7 @@ class DiffusionAnomalyFindingsTest(panelcase.PanelCase):
         self.addTwo()
         nodes = self.run_()
         composite = self.red().mrmlSliceCompositeNode()
-        box = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")[0]
+        box = self.box()
         legend = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode")
         for shown in (False, True):
             self.press("H")
@@ -147,7 +150,7 @@ class DiffusionAnomalyFindingsTest(panelcase.PanelCase):
         self.ui.removeResultButton.click()
         self.settle()
         assert manager.layout == before and self.red().mrmlSliceCompositeNode().GetForegroundVolumeID() is None
-        assert slicer.util.getNodesByClass("vtkMRMLMarkupsROINode") == []
+        assert self.box() is None
 
     def test_edits_by_hand_are_kept_in_a_copy(self) -> None:
         from DiffusionAnomalyLib.scene import segmentation

@@ -52,30 +52,28 @@ def test_the_selected_finding_has_a_box_around_it(scene: Any, tmp_path: Path, gr
         nodes.inputNode.SetAndObserveTransformNodeID(mrmlscene.addTransform(scene, matrix).GetID())
         results.keepTogether(nodes)
     box = selection.mark(scene, nodes, found(nodes).findings[0])
-    toWorld = box.GetObjectToWorldMatrix()
-    toObject = np.linalg.inv(slicer.util.arrayFromVTKMatrix(toWorld))
-    half = np.array(box.GetSize()) / 2
+    assert box.GetTransformNodeID() == nodes.inputNode.GetTransformNodeID()
+    assert box.GetPolyData().GetNumberOfCells() == 6
+    corners = slicer.util.arrayFromModelPoints(box)
+    toIndex = np.linalg.inv(volumes.ijkToRas(nodes.anomalyMap))
+    indices = (np.c_[corners, np.ones(len(corners))] @ toIndex.T)[:, :3]
+    low, high = indices.min(axis=0), indices.max(axis=0)
     for part, isIn in ((FIRST, True), (SECOND, False)):
-        corners = [
-            (i, j, k)
-            for k in (part[0].start, part[0].stop - 1)
-            for j in (part[1].start, part[1].stop - 1)
-            for i in (part[2].start, part[2].stop - 1)
-        ]
-        places = np.array([[*mrmlscene.world(nodes.inputNode, corner), 1.0] for corner in corners])
-        inside = (np.abs((places @ toObject.T)[:, :3]) <= half).all(axis=1)
-        assert inside.all() if isIn else not inside.any()
-    assert np.linalg.det(slicer.util.arrayFromVTKMatrix(toWorld)[:3, :3]) > 0
+        first = np.array([one.start for one in part][::-1])
+        last = np.array([one.stop - 1 for one in part][::-1])
+        inside = (low < first - 0.5).all() and (high > last + 0.5).all()
+        assert inside == isIn
+    assert np.allclose(high - low, [one.stop - one.start + 3 for one in FIRST][::-1], atol=1e-4)
 
 
 def test_there_is_one_box_that_is_not_saved_and_goes_with_its_result(scene: Any, nodes: ResultNodes) -> None:
     before = mrmlscene.nodeIds(scene)
     findings = found(nodes).findings
     box = selection.mark(scene, nodes, findings[0])
-    centre = np.array(box.GetCenterWorld())
+    centre = np.array(box.GetPolyData().GetCenter())
     assert selection.mark(scene, nodes, findings[1]) is box
-    assert np.linalg.norm(np.array(box.GetCenterWorld()) - centre) > 10
-    assert not box.GetSaveWithScene() and box.GetLocked() and box.GetHideFromEditors()
+    assert np.linalg.norm(np.array(box.GetPolyData().GetCenter()) - centre) > 10
+    assert not box.GetSaveWithScene() and not box.GetSelectable() and box.GetHideFromEditors()
     selection.show(scene, False)
     assert not box.GetDisplayNode().GetVisibility()
     selection.unmark(scene, nodes.inputNode)  # of another result

@@ -134,6 +134,7 @@ class ExportPanel:
     def close(self) -> None:
         """Draw no report any more, and delete the pages that were opened: they show the patient."""
         self._exporting.stop()
+        self._exporting.disconnect("timeout()", self._tick)
         if self._drawing is not None:
             self._drawing.close()
         for folder in self._opened:

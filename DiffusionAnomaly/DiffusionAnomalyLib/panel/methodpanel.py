@@ -83,7 +83,10 @@ class MethodPanel:
         seconds = self._seconds(parameters, model)
         card = choices.card(model, timeInWords(seconds)) if model else _("This method needs no model.")
         self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
-        self._ui.methodCollapsibleButton.setText(self.summary(parameters, model, seconds))
+        line = self.summary(parameters, model, seconds)
+        self._ui.methodCollapsibleButton.setText(line)
+        tip = _("{line}\n\nWhat Run does. Click to choose another method, model, number of steps or device.")
+        self._ui.methodCollapsibleButton.setToolTip(plain(tip.format(line=line)))
         offered = choices.presets(method.name)
         self._presets.show(offered, method.preset)
         for widget in (self._ui.presetLabel, self._ui.presetComboBox):
@@ -99,7 +102,7 @@ class MethodPanel:
         listed = [(device.id, device.title) for device in found]
         self._devices.show([*listed, (ADD_SERVER, _("Add a server…"))], parameters.run.device)
         device = parameters.run.device
-        say(self._ui.deviceInfoLabel, self._deviceProblem(device) or self._whereTo(device))
+        say(self._ui.deviceInfoLabel, plain(self._deviceProblem(device)) or self._whereTo(device))
 
     def problem(self, parameters: Any) -> str:
         """Why the choice cannot run; empty when it can, as far as is known."""

@@ -83,8 +83,7 @@ class ResultPanel:
     def nodes(self) -> ResultNodes | None:
         """The result that is shown."""
         parameters = self._context.parameters
-        anomalyMap = parameters.result if parameters is not None else None
-        return None if anomalyMap is None else results.resultOf(anomalyMap)
+        return results.resultOf(parameters.result) if parameters is not None else None
 
     def select(self, entry: Entry, nodes: ResultNodes) -> None:
         """Show a result that has just come, unless another scan is in view by now."""
@@ -130,6 +129,7 @@ class ResultPanel:
     def close(self) -> None:
         """Let go of the scene and of the keyboard."""
         self.forget()
+        self._surface.disconnect("timeout()", self._showSlow)
         self._watch.close()
         self.findings.close()
 
@@ -282,8 +282,7 @@ class ResultPanel:
         )
 
     def _onResult(self, node: Any) -> None:
-        found = (nodes for nodes in results.resultsIn(self._scene) if nodes.anomalyMap is node)
-        self.show(next(found, None))
+        self.show(results.resultOf(node))
 
     def _onOpacity(self, value: float) -> None:
         nodes = self.nodes()

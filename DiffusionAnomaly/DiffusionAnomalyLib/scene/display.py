@@ -6,7 +6,6 @@ own, in which its threshold is marked, so that the colour scale in the views say
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -181,14 +180,6 @@ def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
     # Stable: those of the layout first, and of them the map's own view.
     nodes.sort(key=lambda node: (not node.IsMappedInLayout(), node.GetLayoutName() != views.MAP_VIEW))
     return nodes[0].GetID() if nodes else None
-
-
-def showOverlays(scene: Any, anomalyMap: Any, segmentations: Iterable[Any], shown: bool, opacity: float) -> None:
-    """Show or hide everything that lies over a scan: map, outlines, colour scale is ``showLegend``'s."""
-    setOpacity(scene, anomalyMap, opacity if shown else 0.0)
-    for node in segmentations:
-        if (view := node.GetDisplayNode()) is not None:
-            view.SetVisibility(shown)
 
 
 def setOpacity(scene: Any, foreground: Any, opacity: float) -> None:

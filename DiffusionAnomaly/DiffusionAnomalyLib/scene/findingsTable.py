@@ -94,7 +94,7 @@ def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:
 
     One that an earlier version has saved is not, because it lacks the later columns.
     """
-    if node.GetTable().GetColumnByName(PLACE) is None:
+    if any(node.GetTable().GetColumnByName(title) is None for title, _kind, _unit in COLUMNS):
         return False
     columns = [node.GetTable().GetColumnByName(axis) for axis in (RIGHT, ANTERIOR, SUPERIOR)]
     if None in columns or node.GetNumberOfRows() != len(found.findings):
@@ -154,7 +154,7 @@ def peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list
 
 
 def inWords(finding: Finding, anomalyMap: Any) -> str:
-    """Where a finding lies: roughly in words, and in millimetres as Slicer's views tell it, each with its side.
+    """Where a finding lies: roughly in words, and in whole millimetres of Slicer's views, each with its side.
 
     A picture does not say where the patient's sides are: column and row, as Slicer's Data Probe counts them.
     """
@@ -162,7 +162,7 @@ def inWords(finding: Finding, anomalyMap: Any) -> str:
         column, row = finding.centroid_pixel
         return _("column {column:.0f}, row {row:.0f}").format(column=column, row=row)
     sides = zip(centre(finding, anomalyMap), "RAS", "LPI", strict=True)
-    where = ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
+    where = ", ".join(f"{abs(value):.0f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
     return f"{finding.place} ({where})" if finding.place else where
 
 

@@ -1,13 +1,12 @@
 """The finding that is looked at, marked by a box around it in slices and 3-D, and the brain as a veil around it.
 
-The box is for the eye alone: it cannot be moved or picked, is not saved, and goes with its result.
+The box is for the eye alone: it cannot be picked, is not saved, and goes with its result.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import slicer
 import vtk
 
@@ -29,19 +28,24 @@ SURFACE_TRIANGLES_LEFT = 0.2
 def mark(scene: Any, nodes: ResultNodes, finding: Finding) -> Any:
     """Put the box around a finding; the one box of the scene."""
     box = _boxIn(scene) or _make(scene)
-    first, last = (np.array(corner, dtype=float) for corner in finding.bounding_box)
-    matrix = ijkToRas(nodes.anomalyMap)
-    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    size = (last - first + 1 + 2 * MARGIN_VOXELS) * spacing
-    place = np.eye(4)
-    place[:3, :3] = matrix[:3, :3] / spacing
-    if np.linalg.det(place[:3, :3]) < 0:  # a box has no handedness; its axes must
-        place[:3, 2] *= -1
-    place[:3, 3] = (matrix @ [*((first + last) / 2), 1.0])[:3]
+    first, last = finding.bounding_box
+    cube = vtk.vtkCubeSource()
+    cube.SetBounds(
+        [
+            bound
+            for low, high in zip(first, last, strict=True)
+            for bound in (low - 0.5 - MARGIN_VOXELS, high + 0.5 + MARGIN_VOXELS)
+        ]
+    )
+    toRas = vtk.vtkTransform()
+    toRas.SetMatrix(slicer.util.vtkMatrixFromArray(ijkToRas(nodes.anomalyMap)))
+    placed = vtk.vtkTransformPolyDataFilter()
+    placed.SetTransform(toRas)
+    placed.SetInputConnection(cube.GetOutputPort())
+    placed.Update()
     modifying = box.StartModify()
     box.SetAndObserveTransformNodeID(nodes.anomalyMap.GetTransformNodeID())
-    box.SetAndObserveObjectToNodeMatrix(slicer.util.vtkMatrixFromArray(place))
-    box.SetSize(*size)
+    box.SetAndObservePolyData(placed.GetOutput())
     box.SetNodeReferenceID(attributes.ANOMALY_MAP, nodes.anomalyMap.GetID())
     box.GetDisplayNode().SetVisibility(True)
     box.EndModify(modifying)
@@ -72,30 +76,28 @@ def showBrain(scene: Any, nodes: ResultNodes, shown: bool) -> None:
 
 
 def _boxIn(scene: Any) -> Any:
-    boxes = views.nodesOf(scene, "vtkMRMLMarkupsROINode")
+    boxes = views.nodesOf(scene, "vtkMRMLModelNode")
     return next((box for box in boxes if box.GetAttribute(attributes.ROLE) == ROLE), None)
 
 
 def _make(scene: Any) -> Any:
-    box = slicer.vtkMRMLMarkupsROINode()
+    """A model and no region of interest: it has no handles, and its faces lie along the voxels whatever the axes."""
+    box = slicer.vtkMRMLModelNode()
     box.SetName(_("Selected finding"))
     box.SetAttribute(attributes.ROLE, ROLE)
     box.SetHideFromEditors(True)
     box.SetSaveWithScene(False)
     box.SetSelectable(False)
-    box.SetLocked(True)
     box = scene.AddNode(box)
     box.CreateDefaultDisplayNodes()
     display = box.GetDisplayNode()
     display.SetSaveWithScene(False)
     display.SetColor(*COLOR)
-    display.SetSelectedColor(*COLOR)
-    display.SetFillVisibility(False)
-    display.SetHandlesInteractive(False)
-    display.SetPropertiesLabelVisibility(False)
-    display.SetPointLabelsVisibility(False)
-    display.SetUseGlyphScale(False)
-    display.SetGlyphSize(0.0)  # no point in the middle, which would hide the finding
+    display.SetRepresentation(display.WireframeRepresentation)
+    display.SetLighting(False)
+    display.SetLineWidth(2)
+    display.SetVisibility2D(True)
+    display.SetSliceIntersectionThickness(2)
     return box
 
 

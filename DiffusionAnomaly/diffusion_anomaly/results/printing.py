@@ -77,7 +77,8 @@ def _front(pages: PdfPages, shown: Shown) -> None:
     for warning in made["warnings"]:
         page.write(f"! {warning}", 9, WARM)
     rows = [_row(shown, finding, view.unit) for finding in shown.findings[:FINDINGS_PRINTED]]
-    titles = ["Finding", f"Size ({view.unit})", "Peak", "Mean", centre_title(view.unit), "Slices", "Review", "Comment"]
+    size, centre = f"Size ({view.unit})", centre_title(view.unit)
+    titles = ["Finding", size, "Peak", "Mean", centre, "Place, roughly", "Slices", "Review", "Comment"]
     first = True
     for start in range(0, max(len(rows), 1), FINDINGS_A_PAGE):
         if not first:
@@ -100,6 +101,7 @@ def _row(shown: Shown, finding: Finding, unit: str) -> list[str]:
         f"{finding.peak_score:.2f}",
         f"{finding.mean_score:.2f}",
         ", ".join(f"{value:.1f}" for value in finding.centre),
+        finding.place,
         f"{first}" if first == last else f"{first}–{last}",
         shown.reviews.get(finding.id, "undecided") if shown.reviews else "",
         shown.comments.get(finding.id, ""),

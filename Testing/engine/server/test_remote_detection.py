@@ -227,7 +227,10 @@ def test_the_panels_client_needs_no_torch(
     (started,) = worker.of(protocol.Started)
     assert started.device == f"cpu of 127.0.0.1:{server.port}"
     assert set(result.files) >= {"heat", "mask", "brain", "report", "provenance", "findings_json"}
-    assert is_whole(worker.output, json.loads((worker.output / "provenance.json").read_bytes()))
+    made = json.loads((worker.output / "provenance.json").read_bytes())
+    assert is_whole(worker.output, made)
+    assert (made["input"]["title"], made["input"]["path"]) == ("Erika Mustermann", "scan.nrrd")
+    assert made["server"] == f"127.0.0.1:{server.port}"
     stages = list(dict.fromkeys(event.stage for event in worker.of(protocol.Progress)))
     assert stages[:2] == ["read", "upload"] and stages[-1] == "download" and "detect" in stages
     heat, scan = (sitk.ReadImage(str(path)) for path in (result.files["heat"], folder / "scan.nrrd"))
