@@ -332,7 +332,7 @@ class DiffusionAnomalyTest(ScriptedLoadableModuleTest):
             self.delayDisplay(f"Not run: {', '.join(map(str, missing))} not installed.")
         else:
             logic = DiffusionAnomalyLogic()
-            nodes = logic.detect(scan, method="intensity", threshold=2.0)
+            nodes = logic.detect(scan)
             logic.detection.close()
             assert slicer.util.arrayFromVolume(nodes.labelMap).any()
             assert nodes.table.GetNumberOfRows() > 0
