@@ -3,6 +3,7 @@
 #   make demo      detection on the shipped scan, results in demo/
 #   make test      lint, then all tests, and how much of the engine they run
 #   make test-slicer SLICER=/path/to/Slicer   the panel's tests inside a full Slicer (5.12 or newer)
+#   make bench-slicer SLICER=/path/to/Slicer  how quick the panel is inside a full Slicer
 #   make lint      ruff (lint and format) and pyright
 #   make format    what ruff can mend by itself
 #   make docs      the documentation's site, into build/site; `make docs-serve` shows it while it is written
@@ -31,7 +32,7 @@ TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 
 SAMPLE := Resources/SampleData/open-ms-patient26-FLAIR.nii.gz
 CHECKED := DiffusionAnomaly training examples Testing docs
 
-.PHONY: demo test test-slicer lint format docs docs-serve faults bench figures clean
+.PHONY: demo test test-slicer bench-slicer lint format docs docs-serve faults bench figures clean
 
 demo: $(VENV)/engine.installed
 	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
@@ -55,6 +56,11 @@ test-slicer:
 	    "import slicer.testing; slicer.testing.runUnitTest(['$(CURDIR)/Testing/app'], '$$name')"; \
 	  then summary="$$summary\n$$name: passed"; else summary="$$summary\n$$name: FAILED"; failed=yes; fi; \
 	done; printf "$$summary\n"; test -z "$$failed"
+
+bench-slicer:
+	@test -n "$(SLICER)" || { echo "Say where Slicer is: make bench-slicer SLICER=/path/to/Slicer"; exit 2; }
+	"$(SLICER)" --no-splash --testing --additional-module-paths "$(CURDIR)/DiffusionAnomaly" \
+	  --python-script "$(CURDIR)/Testing/benchmarks/panel.py"
 
 lint: $(VENV)/all.installed
 	$(BIN)/ruff check $(CHECKED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 from diffusion_anomaly.registry import DEFAULT_METHOD
-from DiffusionAnomalyLib.detection import Detection, Request
+from DiffusionAnomalyLib.detection import SECONDS_BETWEEN_TICKS, Detection, Request
 from DiffusionAnomalyLib.panel.panel import Panel
 from DiffusionAnomalyLib.parameters import DiffusionAnomalyParameterNode
 from DiffusionAnomalyLib.process import dependencies
@@ -280,8 +281,14 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
         from diffusion_anomaly.errors import InputError
 
         comparing = Comparing(prior, current, slicer.app.temporaryPath, QtProcess())
-        while not comparing.isOver:
-            slicer.app.processEvents()
+        try:
+            while not comparing.isOver:
+                comparing.tick()
+                slicer.app.processEvents()
+                time.sleep(SECONDS_BETWEEN_TICKS)
+        except BaseException:
+            comparing.close()
+            raise
         if comparing.nodes is None:
             raise InputError(comparing.problem)
         show(slicer.mrmlScene, comparing.nodes)

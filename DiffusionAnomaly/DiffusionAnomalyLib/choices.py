@@ -51,7 +51,9 @@ class Device:
 
 def methods(settings: Settings) -> list[MethodEntry]:
     """The methods that can run here: those that there is a model for."""
-    return [guide for guide in METHODS.values() if models(guide.name, settings)]
+    there = [folder for folder in _added(settings) if isThere(folder)]
+    found = {summary.method for summary in available(there) if not summary.problem}
+    return [guide for guide in METHODS.values() if guide.name in found]
 
 
 def models(method: str, settings: Settings) -> list[BundleSummary]:
@@ -138,6 +140,18 @@ def presets(method: str) -> list[tuple[str, str]]:
 def looksAtPictures(model: Path | None) -> bool:
     """Whether findings may have areas: the package looks at whole images."""
     return model is not None and isThere(model) and _anomaly(model).get("region") == IMAGE
+
+
+def suited(models: Sequence[BundleSummary], contrast: str, isPicture: bool) -> BundleSummary | None:
+    """The first package for such a scan; None when there is none, or nothing is known of a volume's contrast.
+
+    Args:
+        models: of a method.
+        contrast: of the scan, as its name or header gives it away.
+        isPicture: whether the scan is a single slice.
+    """
+    found = [summary for summary in models if looksAtPictures(summary.path) == isPicture]
+    return next((summary for summary in found if isPicture or summary.modality == contrast), None)
 
 
 def isKnown(method: str) -> bool:

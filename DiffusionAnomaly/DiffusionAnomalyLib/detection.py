@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_anomaly.errors import EngineError, InputError
-from diffusion_anomaly.models.package import open_bundle
+from diffusion_anomaly.models.package import builtin_directory, open_bundle
 from diffusion_anomaly.registry import DEFAULT_METHOD, get_method
 
 from . import choices
@@ -357,4 +357,7 @@ def _begin(workspace: Workspace, node: Any, name: str) -> Writing:
 def modelFolder(request: Request) -> Path | None:
     """The folder of the package that will be used; None for a method without one."""
     name = request.model or get_method(request.method).default_model
-    return None if name is None else open_bundle(name).path
+    if name is None:
+        return None
+    folder = builtin_directory() / name  # which an absolute path replaces
+    return folder if choices.isThere(folder) else open_bundle(name).path

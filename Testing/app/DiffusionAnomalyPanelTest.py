@@ -13,6 +13,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
+import qt
 import slicer
 from packaging.requirements import Requirement
 
@@ -38,6 +39,48 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert composite.GetForegroundVolumeID() == nodes.anomalyMap.GetID()
         assert abs(composite.GetForegroundOpacity() - 0.5) < 1e-6
         self.assertNoTorch()
+
+    def test_a_server_is_a_device_that_is_asked_about_and_needs_no_package(self) -> None:
+        from packaging.requirements import Requirement
+
+        from DiffusionAnomalyLib.panel.serverdialog import ServerDialog
+        from DiffusionAnomalyLib.process import remote
+
+        settings = self.panel.method._settings
+        self.addCleanup(remote.remove, "far away", settings)
+        self.addScan()
+        self.panel.install.missing = [Requirement("torch")]
+        self.panel.refreshSoon()
+        self.settle()
+        assert not self.ui.runButton.enabled
+        dialog = ServerDialog(settings)
+        dialog.name.text, dialog.address.text, dialog.token.text = "far away", "http://localhost:1", "da_x"
+        dialog.accept()
+        assert "is no address" in dialog.problem.text and not dialog.device
+        dialog.address.text = "https://localhost:1"
+        dialog.accept()
+        dialog.widget.deleteLater()
+        self.parameters.run.device = dialog.device
+        self.settle()
+        assert self.ui.deviceComboBox.currentText == "Remote: far away"
+        assert "leaves this computer" in self.ui.deviceInfoLabel.text
+        assert self.ui.runButton.enabled
+        asked: list[str] = []
+        real = slicer.util.confirmOkCancelDisplay
+        self.addCleanup(setattr, slicer.util, "confirmOkCancelDisplay", real)
+
+        def answer(text: str, *about: object, **more: object) -> bool:
+            asked.append(text)
+            return "leaves this computer" not in text  # that of the licences is asked too, once
+
+        slicer.util.confirmOkCancelDisplay = answer
+        self.ui.runButton.click()
+        assert "https://localhost:1" in asked[-1]
+        assert not self.panel.detection.queue.isBusy
+        self.ui.deviceInfoLabel.linkActivated.emit("forget")
+        self.settle()
+        assert self.parameters.run.device == "auto" and not remote.servers(settings)
+        assert not self.ui.runButton.enabled
 
     def test_run_is_disabled_with_a_reason(self) -> None:
         self.settle()
@@ -497,6 +540,38 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         assert box.visible and [box.itemText(index) for index in range(box.count)] == ["left", "right"]
         box.setCurrentIndex(1)
         assert self.parameters.brainSegment == "right"
+
+    def test_the_scans_of_a_folder_are_queued_at_once(self) -> None:
+        hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
+        folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "exams")
+        for number, name in enumerate(("FLAIR one", "T1 of it", "FLAIR two")):
+            study = hierarchy.CreateFolderItem(folder, f"exam {number // 2}")
+            hierarchy.SetItemParent(hierarchy.GetItemByDataNode(self.addScan(name)), study)
+        slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
+        self.ui.batchCollapsibleButton.collapsed = False
+        self.panel.batch._folder.setCurrentItem(folder)
+        self.settle()
+        assert "photo" in self.ui.notListedLabel.text
+        table = self.ui.batchTable
+        ticked = {table.item(row, 0).text(): bool(table.item(row, 0).checkState()) for row in range(table.rowCount)}
+        assert ticked == {"FLAIR one": True, "T1 of it": False, "FLAIR two": True}
+        self.ui.batchButton.click()
+        assert [entry.title for entry in self.panel.detection.queue.entries] == ["FLAIR one", "FLAIR two"]
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.settle()
+        assert len(self.widget.logic.results()) == 2 and self.ui.batchCollapsibleButton.collapsed
+
+    def test_scan_run_and_results_are_in_view_without_scrolling(self) -> None:
+        slicer.util.mainWindow().resize(1500, 1000)
+        self.addScan()
+        self.run_()
+        assert self.ui.methodCollapsibleButton.collapsed and not self.ui.resultsCollapsibleButton.collapsed
+        window = slicer.util.mainWindow()
+        for widget in (self.ui.inputSelector, self.ui.runButton, self.ui.resultSelector, self.ui.thresholdSlider):
+            bottom = widget.mapTo(window, qt.QPoint(0, widget.height)).y()
+            assert widget.visible and bottom < 600
+        text = self.ui.methodCollapsibleButton.text
+        assert text.startswith("Intensity (baseline) · flair-intensity · automatic · about ")
 
     @staticmethod
     def _matrix(node: object) -> object:

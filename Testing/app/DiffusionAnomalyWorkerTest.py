@@ -42,12 +42,13 @@ class DiffusionAnomalyWorkerTest(panelcase.PanelCase):
         slicer.util.arrayFromVolume(mask)[2:10, 3:26, 3:20] = 1
         slicer.util.arrayFromVolumeModified(mask)
         self.parameters.brainMask = mask
+        self.parameters.run.force = True  # two grey levels are no scan's
         self.panel.method.addModel(folder)
         self.waitFor(lambda: self.parameters.method.model == str(folder), 120)
         self.settle()
         assert "CC0-1.0" in self.ui.modelCardLabel.text
         try:
-            nodes = self.run_()
+            nodes = self.run_(300)
         finally:
             choices.forget(folder, detection.settings)
         assert nodes.anomalyMap.GetAttribute("DiffusionAnomaly.Model") == "toy"

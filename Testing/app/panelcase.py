@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import slicer
@@ -20,6 +21,10 @@ class PanelCase(ScriptedLoadableModuleTest):
 
     def setUp(self) -> None:
         self._loaded = {"torch", "monai"} & set(sys.modules)
+        # The licence of weights is asked for. With --testing Slicer answers such a question with Cancel.
+        answer = mock.patch.object(slicer.util, "confirmOkCancelDisplay", return_value=True)
+        answer.start()
+        self.addCleanup(answer.stop)
         slicer.mrmlScene.Clear()
         slicer.util.selectModule("DiffusionAnomaly")
         self.useStandIn()
@@ -70,10 +75,10 @@ class PanelCase(ScriptedLoadableModuleTest):
         self.settle()
         return node
 
-    def run_(self) -> Any:
+    def run_(self, seconds: float = 60.0) -> Any:
         """Press Run, wait for the result, and give its nodes."""
         self.ui.runButton.click()
-        self.waitFor(lambda: not self.panel.detection.queue.isBusy)
+        self.waitFor(lambda: not self.panel.detection.queue.isBusy, seconds)
         self.settle()
         nodes = self.panel.results.nodes()
         assert nodes is not None, self.ui.messageLabel.text

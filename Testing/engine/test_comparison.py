@@ -291,7 +291,9 @@ def test_the_command_compares_results_that_are_there(
     assert command(visits, tmp_path / "out", *results) == 0
     assert "unchanged" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(files.NAMES)
-    assert command(visits, tmp_path / "out", *results) == 0  # its own result makes room
+    assert command(visits, tmp_path / "out", *results, "--threshold", 3.25) == 0  # its own result makes room
+    made = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
+    assert made["prior"]["threshold"] == made["current"]["threshold"] == 3.25
 
 
 @pytest.mark.usefixtures("signals_stay")

@@ -610,6 +610,11 @@ def test_objects_are_made_again_of_what_slicer_holds(
     assert np.array_equal(made["segmentation"].pixel_array, expected["segmentation"].pixel_array)
     assert made["segmentation"].StudyInstanceUID == expected["segmentation"].StudyInstanceUID
     assert len(made["segmentation"].SegmentSequence) == 3
+    sides = [
+        [group.finding_sites[0].laterality for group in srread(path).content.get_volumetric_roi_measurement_groups()]
+        for path in (tmp_path / "findings.dcm", written["findings"])
+    ]
+    assert sides[0] == sides[1] and any(sides[0])
 
 
 def test_rejected_findings_are_in_none_of_the_objects(tmp_path: Path, result_of: Callable[..., Result]) -> None:

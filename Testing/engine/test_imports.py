@@ -66,11 +66,13 @@ FOR_SLICER = {
         "io.contrasts",
         "io.files",
         "io.orientation",
+        "io.tables",
         "models.declaration",
         "models.package",
         "options",
         "registry",
         "results.findings",
+        "results.places",
         "results.redrawing",
         "worker.protocol",
     )

@@ -148,6 +148,24 @@ def test_only_models_of_whole_images_have_areas(tiny: Path, tmp_path: Path) -> N
     assert not choices.looksAtPictures(None)
 
 
+@pytest.mark.parametrize(
+    ("method", "contrast", "isPicture", "name"),
+    [
+        ("localise", "CT", False, "headct-localise"),
+        ("localise", "FLAIR", False, "flair-localise"),
+        ("guided", "FLAIR", False, "flair-guided"),
+        ("guided", "", True, "chest-pneumonia-guided"),
+        ("guided", "T2", False, None),
+        ("guided", "", False, None),
+        ("localise", "", True, None),
+    ],
+)
+def test_the_model_that_suits_a_scan_is_found(method: str, contrast: str, isPicture: bool, name: str | None) -> None:
+    models = choices.models(method, MemorySettings())
+    found = choices.suited(models, contrast, isPicture)
+    assert (found.name if found else None) == name
+
+
 def test_a_card_tells_licence_quality_and_time_and_escapes_what_strangers_wrote(tmp_path: Path) -> None:
     quality = {
         "measured on": "x & y",

@@ -16,7 +16,7 @@ import packages
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.sources import read
-from DiffusionAnomalyLib.scene import findingsTable, results, volumes
+from DiffusionAnomalyLib.scene import findingsTable, results, volumes, wording
 from DiffusionAnomalyLib.scene.results import Place, Wanted
 
 SHAPE = (1, 60, 50)
@@ -53,5 +53,7 @@ def test_findings_of_a_film_have_areas(
     assert finding.size == found.findings[0].size > 0
     assert findingsTable.inWords(finding, shown.anomalyMap) == "column 14, row 35"  # of columns 10 to 19, rows 30 to 39
     assert finding.centroid_pixel == pytest.approx(found.findings[0].centroid_pixel)
-    assert unit in findingsTable.summary([finding], live.unit)
+    size = f"{finding.size:.0f} pixels" if unit == "pixels" else f"{finding.size:.1f} mm²"
+    assert f"1 finding of {size}, " in findingsTable.summary([finding], live.unit)
+    assert "healthy pixels" in wording.score(shown.threshold, {}, live.unit)
     assert shown.table.GetColumnUnitLabel(findingsTable.VOLUME) == unit

@@ -84,6 +84,13 @@ def test_every_widget_that_the_code_uses_is_in_the_form() -> None:
     assert used - widgets().keys() == set()
 
 
+def test_labels_with_links_show_them_as_links() -> None:
+    source = "\n".join(path.read_text("utf-8") for path in LIBRARY.rglob("*.py"))
+    linked = set(re.findall(r'ui\.(\w+)\.connect\("linkActivated', source))
+    assert len(linked) > 2
+    assert [name for name in linked if text(widgets()[name], "textFormat") == "Qt::PlainText"] == []
+
+
 def test_every_control_is_used_and_explains_itself() -> None:
     source = "\n".join(path.read_text("utf-8") for path in LIBRARY.rglob("*.py"))
     controls = {name: widget for name, widget in widgets().items() if widget.attrib["class"] in CONTROLS}

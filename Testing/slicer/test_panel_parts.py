@@ -70,6 +70,26 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         line = "Intensity (baseline) · flair-intensity · automatic · "
         assert standins.said(ui.methodCollapsibleButton) == line + "time not measured yet"
         assert standins.said(ui.notListedLabel) == ""
+        chosen.inputVolume.SetName("patient CT")
+        panel.refresh()
+        assert "says CT, the model knows FLAIR" in standins.said(ui.messageLabel)
+        chosen.method.name = "localise"
+        panel.refresh()
+        assert "headct-localise" in standins.said(ui.methodCollapsibleButton)
+        assert standins.said(ui.messageLabel) == ""
+        film = mrmlscene.addScan(scene, jobs.scan()[:, :, 4:5], folder, "film")
+        chosen.inputVolume, patient = film, chosen.inputVolume
+        panel.refresh()
+        assert "this is a single picture" in standins.said(ui.messageLabel)
+        chosen.method.name = "guided"
+        panel.refresh()
+        assert "chest-pneumonia-guided" in standins.said(ui.methodCollapsibleButton)
+        assert standins.said(ui.messageLabel) == ""
+        scene.RemoveNode(film)
+        chosen.inputVolume, chosen.method.name = patient, "intensity"
+        patient.SetName("patient")
+        panel.refresh()
+        assert standins.said(ui.messageLabel) == ""
         mrmlscene.addLabels(scene, jobs.brain(), chosen.inputVolume, "outline")
         scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
         panel.refresh()

@@ -125,8 +125,10 @@ def test_the_anomaly_map_is_coloured_where_scores_are_high_and_nowhere_else(
         before, picture = plain[orientation], view.picture()
         assert not coloured(before).any() and before.max() > 100
         lesion, marked = view.mask(nodes.labelMap), coloured(picture)
-        assert lesion.sum() > 50
-        assert marked[lesion].mean() > 0.95
+        # At the rim the map falls below the threshold between two voxels, and is hidden from there on.
+        inside = lesion & ~grown(~lesion)
+        assert lesion.sum() > 50 and inside.any()
+        assert marked[inside].all() and marked[lesion].mean() > 0.85
         assert not (marked & ~grown(before.max(axis=2) > 8)).any()
         assert np.array_equal(picture[~grown(marked)], before[~grown(marked)])
         picture[outline(lesion)] = np.array(segmentation.COLOR) * 255

@@ -49,7 +49,7 @@ class FindingsPanel:
         self._owner = owner
         self.history = History()
         self._place: tuple[str, list[int]] | None = None  # the selected finding's anomaly map and highest voxel
-        titles = [_("Name"), _("Review"), _("Volume (ml)"), _("Peak score"), _("Place"), _("Comment")]
+        titles = [_("Name"), _("Review"), _("Size"), _("Peak"), _("Place"), _("Comment")]
         self._table = Table(self._ui.findingsTable, titles)
         # Not only clicks: the arrow keys move through the list too.
         self._ui.findingsTable.connect("currentCellChanged(int,int,int,int)", self._onCurrent)
@@ -119,7 +119,7 @@ class FindingsPanel:
                 (
                     names.get(finding.id, str(finding.id)),
                     review.inWords(one.state) if (one := said.get(finding.id, review.Review())).state else "",
-                    f"{finding.size:.2f}" if live.unit == "ml" else f"{finding.size:.0f} {live.unit}",
+                    findingsTable.sizeInWords(finding.size, live.unit),
                     f"{finding.peak_score:.2f}",
                     findingsTable.inWords(finding, nodes.anomalyMap),
                     one.comment,
@@ -150,14 +150,15 @@ class FindingsPanel:
         if nodes is None or found is None or not 0 <= row < len(found.findings):
             return
         finding = found.findings[row]
-        self._place = (nodes.anomalyMap.GetID(), findingsTable.peakVoxel(finding, self._owner.live(nodes), found))
+        live = self._owner.live(nodes)
+        self._place = (nodes.anomalyMap.GetID(), findingsTable.peakVoxel(finding, live, found))
         sequences.goTo(nodes.anomalyMap, nodes.inputNode)
         centre = findingsTable.centre(finding, nodes.anomalyMap)
         display.jumpTo(self._scene, centre)
         display.lookAt(self._scene, centre)
         selection.mark(self._scene, nodes, finding)
         selection.show(self._scene, not self._ui.overlaysButton.checked)
-        meaning = wording.score(finding.peak_score, attributes.document(nodes.anomalyMap))
+        meaning = wording.score(finding.peak_score, attributes.document(nodes.anomalyMap), live.unit)
         self._ui.findingsTable.setToolTip(meaning)
         self.refresh()
 

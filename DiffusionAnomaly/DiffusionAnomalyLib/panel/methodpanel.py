@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ..process import remote
 from ..process.environment import Question
 from ..process.qtprocess import QtProcess
 from ..progresstext import expectedSeconds, plain, shortened, shortTime, timeInWords
-from ..scene.volumes import axialSlices, problemWith
+from ..scene.volumes import axialSlices, contrastDoubt, contrastOf, isPicture, problemWith
 from ..translation import tr as _
 from .context import PanelContext
 from .qthelpers import Combo, say, silent
@@ -57,6 +58,7 @@ class MethodPanel:
         self._ui.addModelButton.connect("clicked(bool)", self._onAddModel)
         self._ui.modelCardLabel.connect("linkActivated(QString)", self._onCardLink)
         self._ui.removeModelButton.connect("clicked(bool)", self._onRemoveModel)
+        self._ui.deviceInfoLabel.connect("linkActivated(QString)", self._onDeviceLink)
 
     def probeMachine(self) -> None:
         """Find out, in the background, what is installed and which GPUs there are."""
@@ -81,7 +83,10 @@ class MethodPanel:
         seconds = self._seconds(parameters, model)
         card = choices.card(model, timeInWords(seconds)) if model else _("This method needs no model.")
         self._ui.modelCardLabel.setText(card + choices.problemsAsText(self._problems))
-        self._ui.methodCollapsibleButton.setText(self.summary(parameters, model, seconds))
+        line = self.summary(parameters, model, seconds)
+        self._ui.methodCollapsibleButton.setText(line)
+        tip = _("{line}\n\nWhat Run does. Click to choose another method, model, number of steps or device.")
+        self._ui.methodCollapsibleButton.setToolTip(plain(tip.format(line=line)))
         offered = choices.presets(method.name)
         self._presets.show(offered, method.preset)
         for widget in (self._ui.presetLabel, self._ui.presetComboBox):
@@ -97,7 +102,7 @@ class MethodPanel:
         listed = [(device.id, device.title) for device in found]
         self._devices.show([*listed, (ADD_SERVER, _("Add a server…"))], parameters.run.device)
         device = parameters.run.device
-        say(self._ui.deviceInfoLabel, self._deviceProblem(device) or self._whereTo(device))
+        say(self._ui.deviceInfoLabel, plain(self._deviceProblem(device)) or self._whereTo(device))
 
     def problem(self, parameters: Any) -> str:
         """Why the choice cannot run; empty when it can, as far as is known."""
@@ -133,9 +138,17 @@ class MethodPanel:
         server = remote.serverOf(device, self._settings)
         if server is None:
             return ""
-        return _("The scan leaves this computer: voxels and geometry go to {address}, names do not.").format(
-            address=server.address
-        )
+        return _(
+            "The scan leaves this computer: voxels and geometry go to {address}, names do not. "
+            '<a href="forget">Forget this server</a>'
+        ).format(address=escape(server.address))
+
+    def _onDeviceLink(self, link: str) -> None:
+        """Forget the server that is chosen, and its token."""
+        parameters = self._context.parameters
+        remote.remove(parameters.run.device.removeprefix(remote.PREFIX), self._settings)
+        parameters.run.device = "auto"
+        self._context.refreshSoon()
 
     def summary(self, parameters: Any, model: BundleSummary | None, seconds: float | None) -> str:
         """What Run does, in a line: method, model, device, time, and what is not as the model has it."""
@@ -188,12 +201,27 @@ class MethodPanel:
         return (names[0], names[1:]) if names else (model.modality if model else "", ())
 
     def model(self, parameters: Any) -> BundleSummary | None:
-        """The package that will run: the one chosen, else the first of the method."""
+        """The package that will run: the one chosen, else the method's first for such a scan, else its first."""
         gone = [entry for entry in self._shown if not choices.isThere(entry.path)]
         if self._shownFor != parameters.method.name or gone:
             self._reload(parameters.method.name)
         chosen = next((entry for entry in self._shown if str(entry.path) == parameters.method.model), None)
+        if chosen is None and not problemWith(scan := parameters.inputVolume):
+            chosen = choices.suited(self._shown, contrastOf(scan), isPicture(scan))
         return chosen or (self._shown[0] if self._shown else None)
+
+    def doubt(self, parameters: Any) -> str:
+        """Why the scan may not be one for the model; empty when nothing is known against it."""
+        scan, model = parameters.inputVolume, self.model(parameters)
+        if model is None or problemWith(scan):
+            return ""
+        if isPicture(scan) != choices.looksAtPictures(model.path):
+            if isPicture(scan):
+                said = _("{model} looks at volumes, this is a single picture: choose a method with a model of films.")
+            else:
+                said = _("{model} looks at single pictures, this is a volume: choose another model.")
+            return said.format(model=model.name)
+        return contrastDoubt(scan, self.contrasts(parameters)[0])
 
     def close(self) -> None:
         for question in self._questions:

@@ -251,11 +251,11 @@ class ResultPanel:
 
     def _showThreshold(self, nodes: ResultNodes) -> None:
         """The slider reaches as far as there are scores, so that every step of a drag does something."""
-        slider = self._ui.thresholdSlider
+        slider, live = self._ui.thresholdSlider, self.live(nodes)
         with silent(slider):
-            slider.maximum = farthest(self.live(nodes).peak, nodes.threshold)
+            slider.maximum = farthest(live.peak, nodes.threshold)
             slider.value = nodes.threshold
-        say(self._ui.scoreLabel, wording.score(nodes.threshold, attributes.document(nodes.anomalyMap)))
+        say(self._ui.scoreLabel, wording.score(nodes.threshold, attributes.document(nodes.anomalyMap), live.unit))
 
     def _isStale(self, nodes: ResultNodes) -> bool:
         return self._liveOf != self._versionOf(nodes)

@@ -66,7 +66,7 @@ class RunPanel:
             button.setToolTip(plain(problem) or _("Analyse the volume in the background; Slicer stays usable."))
         last = self._queue.entries[-1] if self._queue.entries else None
         said = f"{shortened(last.title)}: {last.message}" if last is not None and last.message else ""
-        say(self._ui.messageLabel, problem or said)
+        say(self._ui.messageLabel, problem or "\n".join(filter(None, [said, self._method.doubt(parameters)])))
         self._table.show([(entry.title, stateTitle(entry.state), entry.message) for entry in self._queue.entries])
         # The result of a single run that went well is shown already.
         isListed = len(self._queue.entries) > 1 or any(entry.message for entry in self._queue.entries)

@@ -307,8 +307,10 @@ def explain(log: Sequence[str], folder: Path | None = None) -> str:
 
 
 def _isMet(requirement: Requirement) -> bool:
-    found = _installedVersion(requirement.name)
-    return bool(found) and (_slicersCheck(requirement) or requirement.specifier.contains(found, prereleases=True))
+    if _slicersCheck(requirement):
+        return True
+    found = _installedVersion(requirement.name)  # a version before a release fits too
+    return bool(found) and requirement.specifier.contains(found, prereleases=True)
 
 
 def _slicersCheck(requirement: Requirement) -> bool:

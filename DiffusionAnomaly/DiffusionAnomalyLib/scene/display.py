@@ -6,7 +6,6 @@ own, in which its threshold is marked, so that the colour scale in the views say
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -181,14 +180,6 @@ def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
     # Those of the layout first; a view that was made for the map alone draws no scale.
     nodes.sort(key=lambda node: (not node.IsMappedInLayout(), node.GetLayoutName() == views.MAP_VIEW))
     return nodes[0].GetID() if nodes else None
-
-
-def showOverlays(scene: Any, anomalyMap: Any, segmentations: Iterable[Any], shown: bool, opacity: float) -> None:
-    """Show or hide everything that lies over a scan: map, outlines, colour scale is ``showLegend``'s."""
-    setOpacity(scene, anomalyMap, opacity if shown else 0.0)
-    for node in segmentations:
-        if (view := node.GetDisplayNode()) is not None:
-            view.SetVisibility(shown)
 
 
 def setOpacity(scene: Any, foreground: Any, opacity: float) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from diffusion_anomaly.errors import EngineError
 
 from ..process.process import WorkerProcess
-from ..progresstext import plain
 from . import exporting
 from .reporting import Asked, DicomWriting, ReportDrawing
 from .results import ResultNodes
@@ -99,7 +98,7 @@ class ExportAll:
                 save(nodes, places[kind])
                 self.written.append(places[kind])
             except EngineError as error:
-                self.failed[kind] = plain(str(error))
+                self.failed[kind] = str(error)
             yield
         for kind in ("report", "report (PDF)"):
             yield from self._ask(
@@ -122,8 +121,8 @@ class ExportAll:
             self._asked = begin(self._makeProcess())
         except EngineError as error:
             self._asked = None
-            self.failed[kind] = plain(str(error))
+            self.failed[kind] = str(error)
             return
         yield
         if self._asked.problem:
-            self.failed[kind] = plain(self._asked.problem)
+            self.failed[kind] = self._asked.problem

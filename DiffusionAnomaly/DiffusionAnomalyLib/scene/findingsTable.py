@@ -154,7 +154,7 @@ def peakVoxel(finding: Finding, live: LiveThreshold, found: Thresholded) -> list
 
 
 def inWords(finding: Finding, anomalyMap: Any) -> str:
-    """Where a finding lies: roughly in words, and in millimetres as Slicer's views tell it, each with its side.
+    """Where a finding lies: roughly in words, and in whole millimetres of Slicer's views, each with its side.
 
     A picture does not say where the patient's sides are: column and row, as Slicer's Data Probe counts them.
     """
@@ -162,8 +162,13 @@ def inWords(finding: Finding, anomalyMap: Any) -> str:
         column, row = finding.centroid_pixel
         return _("column {column:.0f}, row {row:.0f}").format(column=column, row=row)
     sides = zip(centre(finding, anomalyMap), "RAS", "LPI", strict=True)
-    where = ", ".join(f"{abs(value):.1f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
+    where = ", ".join(f"{abs(value):.0f} {positive if value >= 0 else negative}" for value, positive, negative in sides)
     return f"{finding.place} ({where})" if finding.place else where
+
+
+def sizeInWords(size: float, unit: str, digits: int = 2) -> str:
+    """A finding's size; pixels are counted."""
+    return f"{size:.0f} {unit}" if unit == "pixels" else f"{size:.{digits}f} {unit}"
 
 
 def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[int] = ()) -> str:
@@ -177,16 +182,15 @@ def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[
     left = [finding for finding in findings if finding.id not in rejected]
     values = {
         "count": len(left),
-        "volume": sum(finding.size for finding in left),
-        "unit": unit,
+        "size": sizeInWords(sum(finding.size for finding in left), unit, 1),
         "peak": max((finding.peak_score for finding in left), default=0.0),
     }
     if not left:
         line = _("No finding at this threshold.") if not rejected else _("No finding is left.")
     elif len(left) == 1:
-        line = _("1 finding of {volume:.1f} {unit}, highest score {peak:.1f}.").format(**values)
+        line = _("1 finding of {size}, highest score {peak:.1f}.").format(**values)
     else:
-        line = _("{count} findings, {volume:.1f} {unit} in all, highest score {peak:.1f}.").format(**values)
+        line = _("{count} findings, {size} in all, highest score {peak:.1f}.").format(**values)
     return line if not rejected else _("{line} {count} rejected.").format(line=line, count=len(rejected))
 
 

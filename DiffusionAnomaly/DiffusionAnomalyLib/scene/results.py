@@ -194,10 +194,10 @@ def resultsIn(scene: Any) -> list[ResultNodes]:
 
 
 def resultOf(node: Any) -> ResultNodes | None:
-    """The result that an anomaly map belongs to; None for another node, and for one without voxels or scan."""
+    """The result that an anomaly map belongs to; None for another node, and for one without voxels, scene or scan."""
     if node is None or node.GetAttribute(attributes.ROLE) != ANOMALY_MAP or node.GetImageData() is None:
         return None
-    inputNode = node.GetNodeReference(attributes.INPUT)
+    inputNode = node.GetNodeReference(attributes.INPUT) if node.GetScene() is not None else None
     if inputNode is None:
         return None
     parts = (FINDINGS, LABEL_MAP, SEGMENTATION, RECONSTRUCTION, REPORT, BRAIN, SEGMENTS, BRAIN_SURFACE)

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import slicer
 import vtk
 
-from diffusion_anomaly.detection.input_checks import stated_contrast
+from diffusion_anomaly.detection.input_checks import contrast_doubt, stated_contrast
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.contrasts import contrast_of
 
@@ -147,12 +147,14 @@ def describe(node: Any) -> str:
     image = node.GetImageData()
     size = " × ".join(str(length) for length in image.GetDimensions())
     spacing = " × ".join(f"{edge:.3g}" for edge in node.GetSpacing())
-    contrast = stated_contrast(node.GetName() or "", _header(node))
-    line = _("{size} voxels, {spacing} mm, {orientation}, {contrast}").format(
+    form = _("{size} voxels, {spacing} mm, {orientation}, {contrast}")
+    if isPicture(node):
+        form = _("{size} voxels, {spacing} mm, a single picture, {contrast}")
+    line = form.format(
         size=size,
         spacing=spacing,
         orientation=orientationOf(ijkToRas(node)),
-        contrast=contrast or _("contrast unknown"),
+        contrast=contrastOf(node) or _("contrast unknown"),
     )
     frame = frameOf(node)
     return line if frame is None else _("{line}; {frame}, which alone is analysed").format(line=line, frame=frame)
@@ -162,6 +164,16 @@ def contrastOf(node: Any) -> str:
     """The contrast that a volume's name or header gives away; empty when neither does."""
     name = node.GetName() or ""
     return contrast_of(name) or stated_contrast(name, _header(node)) or ""
+
+
+def contrastDoubt(node: Any, modality: str) -> str:
+    """Why a volume may be of a contrast that a model does not know; empty when nothing says so."""
+    return contrast_doubt(node.GetName() or "", _header(node), modality)
+
+
+def isPicture(node: Any) -> bool:
+    """Whether a volume is a single slice, as an X-ray film is."""
+    return min(node.GetImageData().GetDimensions()) == 1
 
 
 def orientationOf(matrix: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ..translation import tr as _
 
 
-def score(value: float, document: Mapping[str, Any]) -> str:
+def score(value: float, document: Mapping[str, Any], unit: str = "ml") -> str:
     """What a score means: how many healthy voxels look like it.
 
     >>> score(3.0, {"calibration_end": 4.5})
@@ -18,13 +18,15 @@ def score(value: float, document: Mapping[str, Any]) -> str:
     Args:
         value: the score, -log10 of that share.
         document: how the map was made; says where the calibration ends.
+        unit: of the findings' sizes, which tells volumes from pictures.
     """
+    points = _("voxels") if unit == "ml" else _("pixels")
     end = document.get("calibration_end")
     if end is not None and value > float(end):
-        text = _("A score of {score:.1f}: fewer than 1 in {count} healthy voxels looks like this.")
-        return text.format(score=value, count=_count(float(end)))
-    return _("A score of {score:.1f}: about 1 in {count} healthy voxels looks like this.").format(
-        score=value, count=_count(value)
+        text = _("A score of {score:.1f}: fewer than 1 in {count} healthy {points} looks like this.")
+        return text.format(score=value, count=_count(float(end)), points=points)
+    return _("A score of {score:.1f}: about 1 in {count} healthy {points} looks like this.").format(
+        score=value, count=_count(value), points=points
     )
 
 

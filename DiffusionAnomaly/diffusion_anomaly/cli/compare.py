@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,7 +108,8 @@ def _exam(detector: Detector, scan: Path, folder: Path, result: Path | None, ove
     from ..results.comparison.reading import read_exam
 
     if result is not None:
-        return read_exam(result, read_volume(scan))
+        exam, threshold = read_exam(result, read_volume(scan)), detector.plan.asked.threshold
+        return exam if threshold is None else replace(exam, threshold=threshold)
     with Terminal() as listener:
         listener.begin(scan, several=True)
         begun = time.perf_counter()

@@ -54,8 +54,6 @@ def connection_of(
         raise InputError(
             "Requests, which talks to servers, is not installed.", "pip install 'diffusion-anomaly[client]'"
         ) from None
-    if authorities is not None and not authorities.is_file():
-        raise InputError(f"There is no file {authorities}.", "Give a PEM file with --authorities.")
     token = os.environ.get(TOKEN_VARIABLE, "") if token_file is None else _token_in(token_file)
     connection = Connection(Server(address, token, fingerprint, "" if authorities is None else str(authorities)))
     err.print(

@@ -86,8 +86,8 @@ def rethreshold(
         if min_area is not None and min_volume_ml != SMALLEST_ML:
             raise InputError("Findings in a picture have an area and no volume.", "Give --min-area, not --min-volume.")
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
-        if inside is not None and made is not None and made.content.get("region") == BRAIN:
-            findings = with_places(findings, inside)
+        if inside is not None and made is not None:
+            findings = with_places(findings, inside, made.content.get("region", BRAIN))
         about = {
             "heat": str(anomaly_map.absolute()),
             "heat_sha256": volume.sha256,

@@ -7,9 +7,10 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -123,14 +124,24 @@ def _devices() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
 
 
+class _OwnLog(RotatingFileHandler):
+    """Of which every file is its owner's alone, also those after the first."""
+
+    def _open(self) -> TextIOWrapper:
+        return cast("TextIOWrapper", open(self.baseFilename, self.mode, encoding=self.encoding, opener=_for_owner))
+
+
+def _for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """The server's log into a file, of which five of 10 MB are kept, and onto stderr: users and numbers of jobs."""
     try:
-        file = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1, encoding="utf-8")
+        file = _OwnLog(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1, encoding="utf-8")
     except OSError as error:
         raise write_error(path, error) from error
-    os.chmod(path, 0o600)
     handlers = [file, logging.StreamHandler()]
     logger, uvicorn = logging.getLogger("diffusion_anomaly.server"), logging.getLogger("uvicorn.error")
     levels = logger.level, uvicorn.level
@@ -143,7 +154,8 @@ def _logged(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        logger.level, uvicorn.level = levels
+        logger.setLevel(levels[0])
+        uvicorn.setLevel(levels[1])
         for handler in handlers:
             for one in (logger, uvicorn):
                 one.removeHandler(handler)

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests import certs
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
@@ -51,7 +52,7 @@ class Server:
         authorities: PEM file of who may; empty for those of Requests. Not asked where there is a fingerprint.
 
     Raises:
-        InputError: for an address that is none, or is not encrypted, and for a fingerprint that is none.
+        InputError: for an address that is none, or is not encrypted, and for a fingerprint or a file that is none.
     """
 
     address: str
@@ -76,6 +77,8 @@ class Server:
             )
         if not self.token.strip() or not self.token.strip().isascii():
             raise InputError("The token for the server is missing.", "Ask whoever runs the server for one.")
+        if self.authorities and not Path(self.authorities).is_file():
+            raise InputError(f"There is no file {printable(self.authorities)}.", "Give a PEM file of authorities.")
         object.__setattr__(self, "address", f"https://{parts.netloc}")
         object.__setattr__(self, "token", self.token.strip())
         object.__setattr__(self, "fingerprint", pin)
@@ -126,7 +129,8 @@ class Connection:
         self.server = server
         self._patience = patience
         self._session = requests.Session()
-        self._verify: bool | str = not server.fingerprint and (server.authorities or True)
+        # Requests would let its environment take the place of True.
+        self._verify: bool | str = False if server.fingerprint else server.authorities or certs.where()
         if server.fingerprint:
             self._session.mount("https://", _Pinned(server.fingerprint))
 
@@ -178,6 +182,7 @@ class Connection:
         last, since = 0, time.monotonic()
         tries = 0
         while True:
+            broken: EngineError = self._odd("its events end before the job does")
             try:
                 headers = {"Last-Event-ID": str(last), "Accept": "text/event-stream"}
                 with self._request("GET", f"/jobs/{job}/events", headers=headers, stop=stop) as answer:
@@ -192,8 +197,9 @@ class Connection:
                         if event.get("event") in ("result", "error"):
                             return
             except _BROKEN as error:
-                if time.monotonic() - since > self._patience:
-                    raise self._unreachable(error) from error
+                broken = self._unreachable(error)
+            if time.monotonic() - since > self._patience:
+                raise broken
             self._pause(tries, stop)
             tries += 1
 
@@ -245,7 +251,11 @@ class Connection:
 
     def _json(self, method: str, path: str, **keywords: Any) -> dict[str, Any]:
         with self._request(method, path, **keywords) as answer:
-            return self._parsed(_body(answer))
+            try:
+                body = _body(answer)
+            except _BROKEN as error:
+                raise self._unreachable(error) from error
+            return self._parsed(body)
 
     def _parsed(self, body: bytes) -> dict[str, Any]:
         try:

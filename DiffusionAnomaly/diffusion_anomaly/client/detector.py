@@ -26,6 +26,7 @@ from ..models.package import Bundle
 from ..options import shown
 from ..registry import get_method
 from ..results.findings import segment
+from ..results.places import with_places
 from ..results.result import Progress, Result, Started
 from ..worker import protocol
 from .connection import Connection
@@ -108,6 +109,7 @@ class RemoteDetector(Detector):
             mask, _, findings = segment(
                 anomaly_map, threshold, options["min_volume_ml"], brain, options.get("min_area")
             )
+            findings = with_places(findings, brain, self.plan.bundle.region)
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"The server's provenance cannot be read: {error}.", "Update both.") from error
         anonymous = self.plan.asked.anonymous
@@ -144,7 +146,7 @@ class RemoteDetector(Detector):
 
 
 class _Teller:
-    """What the server tells, to whoever watches. ``check`` is asked often, and raises what watching raises."""
+    """What the server tells, to whoever watches."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -161,7 +163,7 @@ class _Teller:
             watch.on_progress(Progress(event.stage, event.done, event.total, elapsed, event.seconds_left))
 
     def check(self) -> None:
-        """Ctrl-C is an exception of its own here."""
+        """Nothing asks it to stop but Ctrl-C, which is an exception of its own here."""
 
 
 def _declared(connection: Connection, options: Options) -> Bundle:

@@ -5,6 +5,7 @@ Images are read with SimpleITK, which Slicer has, and not with the engine's own 
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from ..errors import InputError
+from ..errors import EngineError, InputError
+from ..io.files import write_text
 from ..io.outputs import OutputFolder
 from ..models.package import open_bundle
+from ..text import printable
 from ..worker.channel import EventLines, Reports, Stop
 from ..worker.protocol import Event, Job, Progress, Result, Started
 from .connection import Connection, Server
@@ -70,6 +73,7 @@ class Forwarder:
                     delivered = run_on_server(connection, images, _order(job), Path(fetched), tell, stop.check)
                 finally:
                     connection.close()
+                _complete(delivered.files["provenance"], job, next(iter(files.values())), connection.server.name)
                 # The record last, as it speaks for the others.
                 ordered = sorted(delivered.files.values(), key=lambda path: path.name == RECORD)
                 places = folder.publish({path.name: partial(shutil.move, path) for path in ordered})
@@ -94,6 +98,19 @@ def _order(job: Job) -> dict[str, object]:
         bundle = open_bundle(job.model)
         order |= {"model": bundle.name, "model_sha256": bundle.sha256}
     return order
+
+
+def _complete(provenance: Path, job: Job, file: str, server: str) -> None:
+    """Say in the record what the server was not told, unless the user wants it left out: which scan it is."""
+    try:
+        content = json.loads(provenance.read_bytes())
+        content["server"] = server
+        if not job.options.get("anonymous"):
+            name = printable(Path(file).name)
+            content["input"] |= {"title": job.title or name, "path": name}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"The server's provenance cannot be read: {error}.", "Update both.") from error
+    write_text(provenance, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _read(file: str, kind: str, channel: str = "") -> Image:

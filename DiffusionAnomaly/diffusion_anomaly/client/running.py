@@ -87,8 +87,8 @@ class Image:
 def smallest(values: np.ndarray) -> np.ndarray:
     """The same values in the smallest type that holds each of them exactly, as scanners' 12 bits are held by 16.
 
-    >>> smallest(np.array([[[0.0, 4095.0]]], np.float32)).dtype, smallest(np.array([[[0.5]]], np.float32)).dtype
-    (dtype('int16'), dtype('float32'))
+    >>> [smallest(np.array([[[value]]], np.float32)).dtype.name for value in (255, 4095, 40000, 0.5)]
+    ['uint8', 'int16', 'uint16', 'float32']
     """
     low, high = values.min(initial=0), values.max(initial=0)
     for name in ("uint8", "int16", "uint16", "float32"):
@@ -113,7 +113,6 @@ class Delivered:
     Attributes:
         files: by kind, whole.
         statistics, timings: as in ``worker.protocol.Result``.
-        warnings: that were told on the way.
     """
 
     files: Mapping[str, Path]
@@ -156,7 +155,6 @@ def _send(connection: Connection, job: str, images: Sequence[Image], tell: Calla
     sent = 0
     tell(_progress(UPLOAD, 0, total))
     for number, image in enumerate(images):
-        before = sent
 
         def pieces(image: Image = image) -> Iterator[bytes]:
             for piece in image.compressed():
@@ -164,7 +162,7 @@ def _send(connection: Connection, job: str, images: Sequence[Image], tell: Calla
                 yield piece
 
         connection.send(job, number, pieces, True, stop)
-        sent = before + image.header.bytes
+        sent += image.header.bytes
         tell(_progress(UPLOAD, sent, total))
 
 
@@ -206,9 +204,9 @@ def _follow(connection: Connection, job: str, tell: Callable[[Event], None], sto
             if event.get("event") == QUEUED and isinstance(event.get("ahead"), int):
                 waiting = _progress(WAIT, 0, max(0, event["ahead"]) + 1)
                 tell(waiting)
-            elif not event and waiting is not None:
+            elif not event:
                 tell(waiting)  # whoever waits for a word hears that the server is still there
-            elif event:
+            else:
                 said = decode(json.dumps(event))
                 if isinstance(said, Failure):
                     raise error_of(said.code, said.what, said.hint)

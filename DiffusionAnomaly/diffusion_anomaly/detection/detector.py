@@ -22,7 +22,7 @@ from ..errors import InputError, MemoryExhausted
 from ..io.contrasts import contrast_of, find_channels, match_names
 from ..io.sources import Source, read, read_brain
 from ..io.volume import PathLike, Scan, Volume
-from ..models.declaration import BRAIN, IMAGE
+from ..models.declaration import IMAGE
 from ..preprocessing.alignment import align
 from ..preprocessing.intensity import values_in_brain
 from ..preprocessing.slices import SliceStack
@@ -271,8 +271,7 @@ class Detector:
             min_area = plan.asked.min_area
             min_area = math.prod(found.stack.pixel_mm) if min_area is None else min_area
         mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area)
-        if plan.bundle.region == BRAIN:
-            findings = with_places(findings, brain)
+        findings = with_places(findings, brain, plan.bundle.region)
         doubts.of_findings(mask_image, brain)
         score = whole_image_score(found.scores)
         doubt = score_warning(score, score_range, plan.method.score_title) if score_range else None

@@ -115,11 +115,18 @@ def scan_warnings(volume: Volume, modality: str | None, whole_image: bool = Fals
             else (f"{volume.non_finite} voxels are no finite numbers and were")
         )
         yield f"{found} set to the scan's minimum; scores nearby mean little."
-    other = stated_contrast(volume.name, volume.metadata)
-    if modality and other and other != modality.upper():
-        yield f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
+    if other := contrast_doubt(volume.name, volume.metadata, modality):
+        yield other
     if not whole_image:
         yield from _plane_warnings(volume.image)
+
+
+def contrast_doubt(source: str, metadata: Mapping[str, str], modality: str | None) -> str:
+    """Why a scan may be of a contrast that the model does not know; empty when nothing says so."""
+    other = stated_contrast(source, metadata)
+    if not modality or not other or other == modality.upper():
+        return ""
+    return f"The scan's name or header says {other}, the model knows {modality}; scores may mean nothing."
 
 
 def stated_contrast(source: str, metadata: Mapping[str, str]) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from ..models.declaration import BRAIN
 from .findings import Finding
 
 TABLE = "places.npz"
@@ -85,9 +86,10 @@ class BrainFrame:
         return f"{side} {region}" if side and region in SIDED else region
 
 
-def with_places(findings: Sequence[Finding], brain: sitk.Image) -> list[Finding]:
-    """The findings with their places; those of a picture have none."""
-    frame = BrainFrame.of(brain) if findings and findings[0].area_pixels is None else None
+def with_places(findings: Sequence[Finding], brain: sitk.Image, region: str = BRAIN) -> list[Finding]:
+    """The findings with their places; those of a picture have none, nor those of another region than the brain."""
+    has_places = bool(findings) and findings[0].area_pixels is None and region == BRAIN
+    frame = BrainFrame.of(brain) if has_places else None
     if frame is None:
         return list(findings)
     return [replace(finding, place=frame.place(finding.centroid_ras)) for finding in findings]

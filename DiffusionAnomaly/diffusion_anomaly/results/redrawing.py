@@ -1,8 +1,7 @@
 """A report drawn again: at the threshold that the user has moved to, with the names that the user gave.
 
-Slicer has anomaly map and scan but neither matplotlib nor Jinja, so it writes a folder and asks a process of its
-own, see
-``probe``. The map is not computed again, and mask and findings come from the same function as in a detection.
+Slicer has anomaly map and scan but neither matplotlib nor Jinja, so it writes a folder and asks a process of its own,
+see ``worker.probe``. The map is not computed again; mask and findings come from the same function as in a detection.
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ def redraw(folder: Path) -> Path:
     made = request.provenance
     min_area = made["options"].get("min_area")
     mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, min_area)
-    if made.get("region", BRAIN_REGION) == BRAIN_REGION:
-        findings = with_places(findings, brain)
+    findings = with_places(findings, brain, made.get("region", BRAIN_REGION))
     if (folder / REJECTED).exists():
         mask = without(mask, folder / REJECTED, scan)
     threshold = made["threshold"]

@@ -110,8 +110,7 @@ class Result:
         options = self.provenance["options"]
         least = options["min_volume_ml"] if min_volume_ml is None else min_volume_ml
         mask, _, findings = segment(self.anomaly_map, threshold, least, self.brain, options.get("min_area"))
-        if self.provenance.get("region") == BRAIN:
-            findings = with_places(findings, self.brain)
+        findings = with_places(findings, self.brain, self.provenance.get("region", BRAIN))
         provenance = {
             **self.provenance,
             "threshold": {"heat": threshold, "source": "chosen by the user after the run"},

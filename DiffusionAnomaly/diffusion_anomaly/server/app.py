@@ -63,6 +63,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault
 NOT_FOUND = Refusal(404, "not_found", "There is nothing of that name.")
 UNKNOWN_TOKEN = Refusal(401, "token", "The token is missing, unknown or was revoked.", "Ask for one.")
 DISK_FULL = Refusal(507, "disk_full", "The server's disk is full.", "Try again later, or tell whoever runs it.")
+FAILED = Refusal(500, "internal", "The server failed.", "Tell whoever runs it; its log says more.")
 
 
 class Gate:
@@ -203,9 +204,12 @@ def make_app(board: Board, tokens: Tokens, offer: Offer, limits: Limits) -> Gate
         except WrongBody as error:
             raise Refusal(422, "bad_input", f"The scan did not arrive as it was sent: {error}.") from error
         except OSError as error:
-            board.drop(job, "bad_input", "The server's disk is full.")
+            if job.state is not State.RECEIVING:  # its folder went meanwhile
+                raise NOT_FOUND from error
+            refusal = DISK_FULL if error.errno in _NO_SPACE else FAILED
+            board.drop(job, "internal", refusal.what, refusal.hint)
             log.error("job %s: %s", job.name, error.strerror or error)
-            raise (DISK_FULL if error.errno in _NO_SPACE else Refusal(500, "internal", "The server failed.")) from error
+            raise refusal from error
         finally:
             job.arriving.discard(index)
         if job.state is not State.RECEIVING:  # dropped meanwhile, and with it the folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -177,7 +178,8 @@ class Board:
             remove(job.folder)
             return
         for number in job.received:
-            job.input_path(number).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # goes with the folder; a slot must not end for it
+                job.input_path(number).unlink()
 
     def drop(self, job: Job, code: str, what: str, hint: str = "") -> None:
         """Forget a job and delete what is there of it; a slot that has it ends it first."""
@@ -229,8 +231,6 @@ class Board:
         job = waiting.popleft()
         if not waiting:
             del self._waiting[digest]
-            if self._running[digest] == 0:
-                self._turns.pop(digest, None)  # set anew at once; a token that never comes back is not kept
         return job
 
     def _tell_places(self) -> None:

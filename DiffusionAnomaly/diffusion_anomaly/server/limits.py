@@ -18,9 +18,9 @@ class Limits:
         jobs: of everybody.
         requests_a_second, burst: of one user, on average and at once.
         streams_a_user: requests of one user at the same time.
-        connections: of everybody at the same time, and of one address.
-        connections_an_address: of these.
-        refusals_a_minute: of one address, after which it is answered more shortly.
+        connections: of everybody at the same time.
+        connections_an_address: of one address at the same time.
+        refusals_a_minute: of one address, after which it is told to wait.
         header_seconds: for the request line and the headers.
         stall_seconds: between two pieces of a body.
         least_rate: bytes a second of a body, after ``stall_seconds`` of grace.

@@ -24,6 +24,7 @@ pytest.importorskip("cryptography", reason="needs the extra serve")
 import servers
 from diffusion_anomaly.client.connection import Connection
 from diffusion_anomaly.client.wire import order_of
+from diffusion_anomaly.server.certificate import CERTIFICATE
 from diffusion_anomaly.server.jobs import Board
 from diffusion_anomaly.server.limits import Limits
 from diffusion_anomaly.server.spool import JOBS, Spool
@@ -58,6 +59,18 @@ def test_a_scan_comes_back_as_it_was_sent_and_nothing_stays(served: Served, tmp_
 def test_nothing_tells_where_the_server_keeps_its_files(served: Served, tmp_path: Path) -> None:
     found = detect(served.connection(), tmp_path / "out")
     assert str(served.folder) not in json.dumps(dict(found.statistics))
+
+
+def test_only_what_the_user_names_vouches_for_a_server(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = str(served.folder / CERTIFICATE)
+    unpinned = served.server(fingerprint="")
+    assert Connection(replace(unpinned, authorities=own), 5.0).models()
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(variable, own)
+    with pytest.raises(InputError, match="is not trusted"):
+        Connection(unpinned, 5.0).models()
 
 
 def test_twenty_clients_at_once_share_two_slots(served: Served, tmp_path: Path) -> None:
@@ -211,6 +224,15 @@ def test_an_event_stream_that_breaks_goes_on_where_it_was(
     assert connection.broken > 2
     done = [event.done for event in told if isinstance(event, Progress) and event.stage == "detect"]
     assert done == sorted(done) and done[-1] == 10  # the newest again is a sign of life, an older one is not
+
+
+def test_event_streams_that_say_nothing_are_not_asked_for_ever(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion_anomaly.client.connection._PAUSES", (0.01,))
+    monkeypatch.setattr("diffusion_anomaly.client.connection._events", lambda answer, stop: iter(()))
+    connection = Connection(served.server(), 0.3)
+    name = connection.order(order_of(servers.order_json()), lambda: None)
+    with pytest.raises(InputError, match="its events end before the job does"):
+        list(connection.events(name, lambda: None))
 
 
 def test_events_that_were_heard_are_not_told_again(served: Served) -> None:

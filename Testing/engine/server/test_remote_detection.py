@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,6 +159,7 @@ def test_what_travels_names_nobody(
         ({"--fingerprint": "0" * 64}, "shows another certificate"),
         ({"--fingerprint": "0" * 63}, "is no SHA256"),
         ({"--fingerprint": ""}, "is not trusted"),
+        ({"--authorities": "nowhere.pem"}, "There is no file nowhere.pem"),
         ({"--server": "http://127.0.0.1:1"}, "is no address of a server"),
         ({"--server": "https://127.0.0.1:1/path"}, "is no address of a server"),
         ({"--token-file": "wrong"}, "unknown or was revoked"),
@@ -189,11 +191,10 @@ def test_the_token_may_be_in_the_environment(
     server: Served, token: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("DIFFUSION_ANOMALY_TOKEN", token.read_text(encoding="ascii"))
-    # Neither of these may take the place of what was said.
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
+    # It may not take the place of the token.
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login x password y\n", encoding="ascii")
-    pinned = ["--server", server.address, "--fingerprint", ":".join([server.fingerprint.upper()])]
+    pinned = ["--server", server.address, "--fingerprint", ":".join(re.findall("..", server.fingerprint.upper()))]
     inputs = [scan / "scan.nii.gz", "--mask", scan / "brain.nii.gz", "--model", "toy-intensity"]
     assert detect(*inputs, "-o", tmp_path / "out", *pinned) == 0
     assert "leaves this computer" in capsys.readouterr().err
@@ -226,7 +227,10 @@ def test_the_panels_client_needs_no_torch(
     (started,) = worker.of(protocol.Started)
     assert started.device == f"cpu of 127.0.0.1:{server.port}"
     assert set(result.files) >= {"heat", "mask", "brain", "report", "provenance", "findings_json"}
-    assert is_whole(worker.output, json.loads((worker.output / "provenance.json").read_bytes()))
+    made = json.loads((worker.output / "provenance.json").read_bytes())
+    assert is_whole(worker.output, made)
+    assert (made["input"]["title"], made["input"]["path"]) == ("Erika Mustermann", "scan.nrrd")
+    assert made["server"] == f"127.0.0.1:{server.port}"
     stages = list(dict.fromkeys(event.stage for event in worker.of(protocol.Progress)))
     assert stages[:2] == ["read", "upload"] and stages[-1] == "download" and "detect" in stages
     heat, scan = (sitk.ReadImage(str(path)) for path in (result.files["heat"], folder / "scan.nrrd"))

@@ -16,7 +16,9 @@ import SimpleITK as sitk
 from ...errors import InputError
 from ...io.orientation import same_grid
 from ...io.volume import Scan, Volume, read_volume
+from ...models.declaration import BRAIN
 from ..findings import segment
+from ..places import with_places
 from ..redrawing import REJECTED, read_request, without
 from ..result import Result
 from . import FOLDER, check_source, dicom_names, to_dicom_files
@@ -40,12 +42,14 @@ def write_again(folder: Path) -> dict[str, Path]:
     made: Mapping[str, Any] = request.provenance
     volume = read_volume(folder / SERIES)
     check_source(volume, anonymous=not made["input"].get("path", True))
+    whole = brain
     if (folder / REJECTED).exists():
         brain = without(brain, folder / REJECTED, scan)
     anomaly_map, brain = (_onto(volume, image) for image in (anomaly_map, brain))
     _check_same(volume, _onto(volume, scan))
     options = {**made["options"], "min_volume_ml": request.min_volume_ml}
     mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, options.get("min_area"))
+    findings = with_places(findings, whole, made.get("region", BRAIN))
     threshold = made["threshold"]
     if request.threshold != threshold["heat"]:
         threshold = {"heat": request.threshold, "source": "chosen by the user after the run"}

@@ -1,0 +1,64 @@
+"""The command that serves, up to where it listens: tokens, what it refuses, and its log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusion_anomaly.cli import main as cli
+from diffusion_anomaly.cli import serve
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.server.listening import TOKENS
+from diffusion_anomaly.server.tokens import Tokens
+
+
+def test_tokens_are_made_listed_and_taken_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "server"
+    assert cli.main(["serve", str(folder), "--new-token", "anna"]) == 0
+    token = capsys.readouterr().out.strip()
+    user = Tokens(folder / TOKENS).user_of(token)
+    assert user is not None and user.name == "anna"
+    assert token not in (folder / TOKENS).read_text(encoding="ascii")
+    assert cli.main(["serve", str(folder), "--new-token", "anna"]) == InputError.exit_code
+    assert "has a token already" in capsys.readouterr().err
+    assert cli.main(["serve", str(folder), "--list-tokens"]) == 0
+    assert capsys.readouterr().out.split() == ["anna"]
+    assert cli.main(["serve", str(folder), "--revoke", "anna"]) == 0
+    assert Tokens(folder / TOKENS).user_of(token) is None
+    assert cli.main(["serve", str(folder), "--revoke", "anna"]) == InputError.exit_code
+    assert "Nobody called anna" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--new-token", "anna", "--list-tokens"], "exclude each other"),
+        (["--new-token", "../anna"], "is no name for a token"),
+        (["--key", "key.pem"], "belong together"),
+        (["--certificate", "nowhere.pem", "--key", "nowhere.pem"], "are no certificate and its key"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert cli.main(["serve", str(tmp_path / "server"), *options]) == InputError.exit_code
+    assert said in capsys.readouterr().err
+    assert not list((tmp_path / "server").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_every_file_of_the_log_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "_LOG_BYTES", 200)
+    with serve._logged(tmp_path / "server.log"):
+        for number in range(20):
+            logging.getLogger("diffusion_anomaly.server").info("job %d of anna", number)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == serve._LOG_FILES
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    newest = re.findall(r"job \d+ of anna", (tmp_path / "server.log").read_text(encoding="utf-8"))
+    assert newest[-1] == "job 19 of anna"
