@@ -177,8 +177,8 @@ def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
         if composite.GetForegroundVolumeID() == anomalyMap.GetID()
     }
     nodes = [node for node in views.nodesOf(scene, "vtkMRMLSliceNode") if node.GetLayoutName() in showing]
-    # Stable: those of the layout first, and of them the map's own view.
-    nodes.sort(key=lambda node: (not node.IsMappedInLayout(), node.GetLayoutName() != views.MAP_VIEW))
+    # Those of the layout first; a view that was made for the map alone draws no scale.
+    nodes.sort(key=lambda node: (not node.IsMappedInLayout(), node.GetLayoutName() == views.MAP_VIEW))
     return nodes[0].GetID() if nodes else None
 
 
