@@ -305,6 +305,9 @@ def test_the_command_refuses_another_scans_result_and_what_is_none(
     assert "another scan" in capsys.readouterr().err
     assert command(visits, tmp_path / "out", "--prior-result", visits) == InputError.exit_code
     assert "holds no result" in capsys.readouterr().err
+    twice = str(visits / "current.nii.gz")
+    assert cli.main(["compare", twice, twice, "-o", str(tmp_path / "out")]) == InputError.exit_code
+    assert "given twice" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     right = ["--prior-result", visits / "prior", "--current-result", visits / "current"]
     assert command(visits, visits / "current", *right) == InputError.exit_code

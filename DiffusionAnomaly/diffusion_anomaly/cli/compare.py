@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,8 @@ def compare(
     from ..results.comparison import files
 
     start = time.perf_counter()
+    if os.path.realpath(prior) == os.path.realpath(current):
+        raise InputError(f"{prior} is given twice.", "Give the scans of two visits.")
     keep_out_of([prior, current], output)
     detector = Detector(
         Options(
@@ -131,7 +134,8 @@ def _show(comparison: Comparison) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("change", "now", "before", "ml before", "ml now", "peak before", "peak now", "place, roughly"):
-        table.add_column(title, justify="left" if title == "change" else "right", no_wrap=True)
+        is_text = title in ("change", "place, roughly")
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=title != "place, roughly")
     for change in comparison.changes:
         table.add_row(
             change.kind,

@@ -126,9 +126,9 @@ class Comparison:
     Attributes:
         current, prior: as they were given, at the thresholds that were compared.
         registration: from points of the current scan to points of the prior one.
-        prior_scan, prior_map, prior_mask, seen: the prior scan, its anomaly map and mask, and where it shows the
-            patient (0 or 1), resampled onto the current scan's grid.
-        current_mask: uint8.
+        prior_scan, prior_map, prior_labels, seen: the prior scan, its anomaly map, the numbers of its findings, and
+            where it shows the patient (0 or 1), resampled onto the current scan's grid.
+        current_labels: the numbers of the current findings.
         current_findings, prior_findings: of the two masks, the prior's in its own space.
         changes: new ones first, see ``KINDS``, and of each kind the largest first.
         warnings: reasons to doubt the comparison.
@@ -139,13 +139,23 @@ class Comparison:
     registration: Registration
     prior_scan: sitk.Image
     prior_map: sitk.Image
-    prior_mask: sitk.Image
+    prior_labels: sitk.Image
     seen: sitk.Image
-    current_mask: sitk.Image
+    current_labels: sitk.Image
     current_findings: list[Finding]
     prior_findings: list[Finding]
     changes: list[Change]
     warnings: list[str]
+
+    @property
+    def prior_mask(self) -> sitk.Image:
+        """uint8, on the current scan's grid."""
+        return sitk.Cast(self.prior_labels > 0, sitk.sitkUInt8)
+
+    @property
+    def current_mask(self) -> sitk.Image:
+        """uint8."""
+        return sitk.Cast(self.current_labels > 0, sitk.sitkUInt8)
 
     def count(self, kind: str) -> int:
         """How many changes are of a kind."""
@@ -177,7 +187,7 @@ def compare(prior: Exam, current: Exam) -> Comparison:
     def moved(image: sitk.Image, interpolator: int) -> sitk.Image:
         return sitk.Resample(image, current.scan, found.transform, interpolator, 0.0, image.GetPixelID())
 
-    masks, labels, findings = zip(*(_segmented(exam) for exam in (prior, current)), strict=True)
+    _, labels, findings = zip(*(_segmented(exam) for exam in (prior, current)), strict=True)
     seen = _seen(prior, moved)
     prior_map = moved(sitk.Cast(prior.anomaly_map, sitk.sitkFloat32), sitk.sitkLinear)
     prior_labels = sitk.GetArrayFromImage(moved(labels[0], sitk.sitkNearestNeighbor))
@@ -198,9 +208,9 @@ def compare(prior: Exam, current: Exam) -> Comparison:
         registration=found,
         prior_scan=moved(sitk.Cast(prior.scan, sitk.sitkFloat32), sitk.sitkLinear),
         prior_map=prior_map,
-        prior_mask=_image((prior_labels > 0).astype(np.uint8), current.scan),
+        prior_labels=_image(prior_labels, current.scan),
         seen=_image(seen.astype(np.uint8), current.scan),
-        current_mask=masks[1],
+        current_labels=labels[1],
         current_findings=findings[1],
         prior_findings=findings[0],
         changes=changes,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from ... import __version__
 from ..pages import render_page
@@ -58,24 +59,26 @@ def _findings(comparison: Comparison) -> tuple[Sequence, Sequence]:
 
 
 def _pairs(comparison: Comparison) -> list[Pair]:
-    """The changes worth a picture: those that are changes first, of each the slice where most of it lies."""
-    brain = comparison.current.brain
-    now = SliceView(comparison.current.scan, comparison.current.anomaly_map, comparison.current_mask, brain)
-    before = SliceView(comparison.prior_scan, comparison.prior_map, comparison.prior_mask, brain)
+    """The changes worth a picture: those that are changes first; each with its own outline alone."""
     within = [change for change in comparison.changes if change.slices is not None]
     within.sort(key=lambda change: change.kind == UNCHANGED)
-    marked = now.marked() + before.marked()
-    chosen = [(change, _slice_of(change, now, marked)) for change in within[:SHOWN]]
-    slices = [k for _, k in chosen]
-    pictures = zip(draw_outlined(before, slices), draw_outlined(now, slices), strict=True)
-    return [
-        Pair(change, now.own_index(k), prior, current)
-        for (change, k), (prior, current) in zip(chosen, pictures, strict=True)
-    ]
+    return [_pair(comparison, change) for change in within[:SHOWN]]
 
 
-def _slice_of(change: Change, view: SliceView, marked: np.ndarray) -> int:
-    """The slice of the view with most of the masks, of those that the change touches."""
-    assert change.slices is not None
-    first, last = sorted(view.own_index(own) for own in change.slices)  # the mapping is its own inverse
-    return first + int(np.argmax(marked[first : last + 1]))
+def _pair(comparison: Comparison, change: Change) -> Pair:
+    """Both scans at the slice of the current one where most of a change lies."""
+    current, brain = comparison.current, comparison.current.brain
+    before = SliceView(comparison.prior_scan, comparison.prior_map, _of(comparison.prior_labels, change.prior), brain)
+    now = SliceView(current.scan, current.anomaly_map, _of(comparison.current_labels, change.current), brain)
+    marked = now.marked() if change.current else before.marked()
+    k = int(np.argmax(marked))
+    (prior,), (later,) = draw_outlined(before, [k]), draw_outlined(now, [k])
+    return Pair(change, now.own_index(k), prior, later)
+
+
+def _of(labels: sitk.Image, numbers: Sequence[int]) -> sitk.Image:
+    """A mask of some findings, uint8."""
+    mask = np.isin(sitk.GetArrayViewFromImage(labels), numbers).astype(np.uint8)
+    image = sitk.GetImageFromArray(mask)
+    image.CopyInformation(labels)
+    return image
