@@ -14,6 +14,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/panel/installpanel.py
   DiffusionAnomalyLib/panel/methodpanel.py
   DiffusionAnomalyLib/panel/panel.py
+  DiffusionAnomalyLib/panel/priorpanel.py
   DiffusionAnomalyLib/panel/qthelpers.py
   DiffusionAnomalyLib/panel/resultpanel.py
   DiffusionAnomalyLib/panel/runpanel.py

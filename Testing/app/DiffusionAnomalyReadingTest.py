@@ -45,7 +45,8 @@ class DiffusionAnomalyReadingTest(panelcase.PanelCase):
     def test_two_exams_are_read(self) -> None:
         self.panel.detection._command = self.panel.detection._environment = None  # the real worker
         self.parameters.method.name = "intensity"
-        prior, current = self.exam("2024", False), self.exam("2025", True)
+        self.exam("2024", False)
+        current = self.exam("2025", True)
         findings = self.panel.results.findings
         assert self.ui.findingsTable.rowCount > 1, self.ui.summaryLabel.text
         findings.go(1)
@@ -55,9 +56,8 @@ class DiffusionAnomalyReadingTest(panelcase.PanelCase):
         findings.judge("rejected")
         self.settle()
 
-        logic = self.widget.logic
-        changes = logic.compare(prior, current)
-        self.settle()
+        changes = self.compare()
+        assert self.ui.changesTable.rowCount == len(changes.statistics["changes"])
         kinds = [change["kind"] for change in changes.statistics["changes"]]
         assert "new" in kinds or "grown" in kinds, kinds
         red, beside = (slicer.app.layoutManager().sliceWidget(name) for name in ("Red", "AnomalyMap"))
@@ -82,7 +82,7 @@ class DiffusionAnomalyReadingTest(panelcase.PanelCase):
         self.settle()
         slicer.util.loadScene(str(saved))
         self.settle()
-        assert len(logic.results()) == 2
+        assert len(self.widget.logic.results()) == 2
         shown = self.panel.results.nodes()
         assert shown is not None and shown.inputNode.GetName() == "2025"
         assert [self.ui.findingsTable.item(row, 1).text() for row in (0, 1)] == ["accepted", "rejected"]
@@ -92,6 +92,19 @@ class DiffusionAnomalyReadingTest(panelcase.PanelCase):
         (again,) = comparing.comparisonsIn(slicer.mrmlScene)
         assert again.statistics == before and again.current.inputNode is shown.inputNode
         self.assertNoTorch()
+
+    def compare(self) -> Any:
+        """The comparison with the prior exam, as its section makes it."""
+        from DiffusionAnomalyLib.scene import comparing
+
+        self.ui.priorCollapsibleButton.collapsed = False
+        self.settle()
+        assert self.ui.compareButton.enabled and self.ui.priorComboBox.count == 1
+        self.ui.compareButton.click()
+        self.waitFor(lambda: self.ui.removeComparisonButton.enabled, 240)
+        self.settle()
+        (made,) = comparing.comparisonsIn(slicer.mrmlScene)
+        return made
 
     def exportAll(self, folder: Path) -> None:
         from DiffusionAnomalyLib.panel import exportpanel

@@ -17,6 +17,7 @@ from .exportpanel import ExportPanel
 from .inputpanel import InputPanel
 from .installpanel import InstallPanel
 from .methodpanel import MethodPanel
+from .priorpanel import PriorPanel
 from .resultpanel import ResultPanel
 from .runpanel import RunPanel
 
@@ -46,6 +47,7 @@ class Panel:
         self.run = RunPanel(context, detection, self.input, self.install, self.method, self.results)
         self.batch = BatchPanel(context, detection, self.install, self.method)
         self.export = ExportPanel(context, self.results)
+        self.prior = PriorPanel(context, self.results)
         detection.onChanged = self.refreshSoon
         detection.onResults = self._onResults
         # A drag of a slider or a busy worker changes things more often than they can be read.
@@ -79,7 +81,8 @@ class Panel:
         """Show everything anew."""
         if self.parameters is None:
             return
-        for part in (self.input, self.method, self.install, self.batch, self.run, self.results, self.export):
+        parts = (self.input, self.method, self.install, self.batch, self.run, self.results, self.export, self.prior)
+        for part in parts:
             part.refresh(self.parameters)
 
     def close(self) -> None:
@@ -92,6 +95,7 @@ class Panel:
         self.method.close()
         self.results.close()
         self.export.close()
+        self.prior.close()
         self.detection.close()
 
     def _onResults(self, entry: Entry, nodes: ResultNodes) -> None:
@@ -107,6 +111,7 @@ class Panel:
         self.detection.tick()
         self.install.tick()
         self.run.tick()
+        self.prior.tick()
 
     def _versions(self) -> tuple[Any, ...]:
         """Changes when anything that is shown of the scan, its transform, the brain mask or the result may have."""
