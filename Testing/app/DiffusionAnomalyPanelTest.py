@@ -549,7 +549,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
             hierarchy.SetItemParent(hierarchy.GetItemByDataNode(self.addScan(name)), study)
         slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
         self.ui.batchCollapsibleButton.collapsed = False
-        self.panel.batch._folder.setCurrentItem(folder)
+        self.panel.batch.folder().setCurrentItem(folder)
         self.settle()
         assert "photo" in self.ui.notListedLabel.text
         table = self.ui.batchTable

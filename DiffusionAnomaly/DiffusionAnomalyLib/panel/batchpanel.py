@@ -34,18 +34,14 @@ class BatchPanel:
         self._ui.batchTable.horizontalHeader().setStretchLastSection(True)
         self._ui.batchTable.verticalHeader().setVisible(False)
         self._ui.batchCollapsibleButton.connect("contentsCollapsed(bool)", self._onChanged)
-        self._folder = slicer.qMRMLSubjectHierarchyComboBox()
-        self._folder.setMRMLScene(context.scene)
-        self._folder.setToolTip(_("A patient, a study or a folder of the module Data, or the whole scene."))
-        self._folder.connect("currentItemChanged(vtkIdType)", self._onChanged)
-        self._ui.batchCollapsibleButton.layout().insertRow(0, _("Of:"), self._folder)
+        self._folder: Any = None
         self._ui.batchButton.connect("clicked(bool)", self.onRun)
 
     def refresh(self, parameters: Any) -> None:
         if self._ui.batchCollapsibleButton.collapsed:
             return
         wanted, others = self._method.contrasts(parameters)
-        item = self._folder.currentItem()
+        item = self.folder().currentItem()
         found = scansUnder(self._context.scene, item, wanted, others) if item else []
         rows = [(one.node.GetID(), one.node.GetName(), one.contrast, one.problem, str(one.suggested)) for one in found]
         if rows != self._shown:
@@ -91,6 +87,16 @@ class BatchPanel:
                         item.setCheckState(qt.Qt.Checked if candidate.suggested else qt.Qt.Unchecked)
                     table.setItem(row, column, item)
             table.resizeColumnsToContents()
+
+    def folder(self) -> Any:
+        """What the scans are chosen from. Made when it is first shown: it follows every change of the scene's tree."""
+        if self._folder is None:
+            self._folder = slicer.qMRMLSubjectHierarchyComboBox()
+            self._folder.setMRMLScene(self._context.scene)
+            self._folder.setToolTip(_("A patient, a study or a folder of the module Data, or the whole scene."))
+            self._folder.connect("currentItemChanged(vtkIdType)", self._onChanged)
+            self._ui.batchCollapsibleButton.layout().insertRow(0, _("Of:"), self._folder)
+        return self._folder
 
     def _onChanged(self, value: Any) -> None:
         self._context.refreshSoon()
