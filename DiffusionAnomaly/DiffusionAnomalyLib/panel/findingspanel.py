@@ -121,7 +121,7 @@ class FindingsPanel:
                     review.inWords(one.state) if (one := said.get(finding.id, review.Review())).state else "",
                     findingsTable.sizeInWords(finding.size, live.unit),
                     f"{finding.peak_score:.2f}",
-                    findingsTable.inWords(finding, nodes.anomalyMap),
+                    finding.place or findingsTable.inWords(finding, nodes.anomalyMap),
                     one.comment,
                 )
                 for finding in found.findings
