@@ -307,9 +307,12 @@ class ResultPanel:
         parameters, nodes = self._context.parameters, self.nodes()
         if parameters is not None and nodes is not None:
             parameters.output.sideBySide = checked
+            row = self.findings.row
             self._arrange(nodes)
             results.outlineOnly(self._scene, nodes)
             self._overlays = None
+            if row >= 0:  # views of another layout begin in the middle of the scan, once they are there
+                qt.QTimer.singleShot(0, lambda: self.findings.jumpTo(row))
             self._context.refreshSoon()
 
     def _showSlow(self) -> None:
