@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import qt
 import slicer
 
+from ..progresstext import plain
 from ..scene import attributes, display, findingsTable, results, review, selection, sequences, wording
 from ..scene.history import History
 from ..translation import tr as _
@@ -159,7 +160,7 @@ class FindingsPanel:
         selection.mark(self._scene, nodes, finding)
         selection.show(self._scene, not self._ui.overlaysButton.checked)
         meaning = wording.score(finding.peak_score, attributes.document(nodes.anomalyMap), live.unit)
-        self._ui.findingsTable.setToolTip(meaning)
+        self._ui.findingsTable.setToolTip(plain(meaning))
         self.refresh()
 
     def go(self, by: int) -> None:

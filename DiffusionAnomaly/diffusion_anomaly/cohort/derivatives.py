@@ -58,6 +58,7 @@ _COLUMNS = {
         for axis in "ijk"
         for end in ("first", "last")
     },
+    "place": ("Roughly where in the brain the centre lies, by the brain's outline", ""),
 }
 _README = """# Anomalies found by DiffusionAnomaly
 
