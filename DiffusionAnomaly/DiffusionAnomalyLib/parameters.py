@@ -102,6 +102,7 @@ class DiffusionAnomalyParameterNode:
         brainMask: label map or segmentation; None lets the brain be found.
         brainSegment: id of the segment of a segmentation.
         result: anomaly map of the result that is shown.
+        prior: that of the prior exam which it is compared with.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -111,6 +112,7 @@ class DiffusionAnomalyParameterNode:
     run: RunParameters
     output: OutputParameters
     result: vtkMRMLScalarVolumeNode
+    prior: vtkMRMLScalarVolumeNode
 
 
 def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:

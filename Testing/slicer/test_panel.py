@@ -24,6 +24,7 @@ FILLED_BY_CODE = {
     "stepsSlider": "method.steps",
     "deviceComboBox": "run.device",
     "resultSelector": "result",
+    "priorComboBox": "prior",
 }
 # What belongs to a result is held by its own nodes: the colours by the display, the threshold by the anomaly map.
 NO_PARAMETER = {"colorSelector", "thresholdSlider"}

@@ -211,7 +211,7 @@ def test_the_end_of_a_scene_frees_the_models_memory_and_the_end_of_slicer_ends_t
         widget.panel.__dict__.update(
             detection=calls,
             refresh=Mock(),
-            **{name: Mock() for name in "_context _timer _soon install method results export".split()},
+            **{name: Mock() for name in "_context _timer _soon install method results export prior".split()},
         )
         widget.panel.setParameters = lambda parameters: None
         getattr(widget, end)()

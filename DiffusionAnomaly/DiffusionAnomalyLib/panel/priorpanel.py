@@ -31,7 +31,6 @@ class PriorPanel:
         self._context = context
         self._results = results
         self._ui = context.ui
-        self._prior = ""  # the id of the anomaly map that was chosen
         self._running: Comparing | None = None
         self._problem = ""
         self._opened: list[Workspace] = []
@@ -51,9 +50,11 @@ class PriorPanel:
         current = self._results.nodes()
         others = [] if current is None else self._others(current)
         items = [(nodes.anomalyMap.GetID(), nodes.inputNode.GetName()) for nodes in others]
-        if self._prior not in [key for key, _title in items]:
-            self._prior = items[-1][0] if items else ""
-        self._combo.show(items, self._prior)
+        chosen = "" if parameters.prior is None else parameters.prior.GetID()
+        if items and chosen not in [key for key, _title in items]:
+            chosen = items[-1][0]
+            parameters.prior = others[-1].anomalyMap
+        self._combo.show(items, chosen)
         shown = self._comparison()
         isRunning = self._running is not None
         self._ui.priorComboBox.setEnabled(bool(items) and not isRunning)
@@ -66,7 +67,9 @@ class PriorPanel:
     def onCompare(self, checked: bool = False) -> None:
         """Begin the comparison, in the background."""
         current = self._results.nodes()
-        prior = next((nodes for nodes in self._all() if nodes.anomalyMap.GetID() == self._prior), None)
+        parameters = self._context.parameters
+        chosen = None if parameters is None else parameters.prior
+        prior = next((nodes for nodes in self._all() if nodes.anomalyMap is chosen), None)
         if current is None or prior is None or self._running is not None:
             return
         self._problem = ""
@@ -119,7 +122,8 @@ class PriorPanel:
         self._context.refreshSoon()
 
     def _onChosen(self, key: str) -> None:
-        self._prior = key
+        if self._context.parameters is not None:
+            self._context.parameters.prior = self._context.scene.GetNodeByID(key)
 
     def _onFinished(self, problem: str) -> None:
         made, self._running = self._running, None
