@@ -310,6 +310,8 @@ def test_the_command_refuses_another_scans_result_and_what_is_none(
     assert "given twice" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     right = ["--prior-result", visits / "prior", "--current-result", visits / "current"]
+    assert command(visits, tmp_path / "out", *right, "--model", "flair-restore") == InputError.exit_code
+    assert "--model" in capsys.readouterr().err
     assert command(visits, visits / "current", *right) == InputError.exit_code
     assert "another result" in capsys.readouterr().err
     earlier = tmp_path / "earlier"

@@ -22,7 +22,7 @@ from diffusion_anomaly.errors import InputError
 from ..process.process import WorkerProcess
 from ..process.workspace import Workspace
 from ..translation import tr as _
-from . import attributes, display, reporting, results, views
+from . import attributes, display, findingsTable, reporting, results, views
 from .results import ResultNodes, removeNode
 from .volumes import ijkToRas
 
@@ -169,19 +169,7 @@ def comparisonsIn(scene: Any) -> list[ComparisonNodes]:
 def fill(nodes: ComparisonNodes) -> None:
     """Write the changes into the table, with places as the views tell them."""
     changes = nodes.statistics.get("changes", [])
-    table = vtk.vtkTable()
-    rows = [_row(change, nodes.current.anomalyMap) for change in changes]
-    for index, (title, kind, _unit) in enumerate(COLUMNS):
-        column = kind()
-        column.SetName(title)
-        column.SetNumberOfValues(len(rows))
-        for place, row in enumerate(rows):
-            column.SetValue(place, row[index])
-        table.AddColumn(column)
-    nodes.table.SetAndObserveTable(table)
-    for title, _kind, unit in COLUMNS:
-        if unit:
-            nodes.table.SetColumnUnitLabel(title, unit)
+    findingsTable.write(nodes.table, COLUMNS, [_row(change, nodes.current.anomalyMap) for change in changes])
 
 
 def show(scene: Any, nodes: ComparisonNodes, opacity: float = display.OPACITY) -> None:

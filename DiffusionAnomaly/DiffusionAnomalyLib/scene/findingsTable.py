@@ -75,8 +75,18 @@ def fillTable(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholde
         ]
         for finding in found.findings
     ]
+    write(node, [(title, kind, live.unit if title == VOLUME else unit) for title, kind, unit in COLUMNS], rows)
+
+
+def write(node: Any, columns: Sequence[tuple[str, type, str]], rows: Sequence[Sequence[Any]]) -> None:
+    """Give a table node its content.
+
+    Args:
+        columns: title, array class and unit of each; no unit for text and pure numbers.
+        rows: a value a column.
+    """
     table = vtk.vtkTable()
-    for index, (title, kind, _unit) in enumerate(COLUMNS):
+    for index, (title, kind, _unit) in enumerate(columns):
         column = kind()
         column.SetName(title)
         column.SetNumberOfValues(len(rows))
@@ -84,9 +94,9 @@ def fillTable(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholde
             column.SetValue(place, row[index])
         table.AddColumn(column)
     node.SetAndObserveTable(table)
-    for title, _kind, unit in COLUMNS:
+    for title, _kind, unit in columns:
         if unit:
-            node.SetColumnUnitLabel(title, live.unit if title == VOLUME else unit)
+            node.SetColumnUnitLabel(title, unit)
 
 
 def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:

@@ -59,6 +59,8 @@ def compare(
     start = time.perf_counter()
     if os.path.realpath(prior) == os.path.realpath(current):
         raise InputError(f"{prior} is given twice.", "Give the scans of two visits.")
+    if prior_result is not None and current_result is not None and (model or settings):
+        raise InputError("Both results are there, so --model and --set would change nothing.", "Leave them out.")
     keep_out_of([prior, current], output)
     detector = Detector(
         Options(

@@ -17,6 +17,33 @@ from pathlib import Path
 from ..errors import EngineError, InputError, MemoryExhausted
 from ..text import safe_name
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def lock_folder(folder: str | os.PathLike[str]) -> int | None:
+    """A lock on a folder itself, which ends with the process and leaves no file.
+
+    Returns:
+        The descriptor to close; None where there are no locks, as on Windows and some network file systems.
+
+    Raises:
+        BlockingIOError: when another process holds it.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return None
+    return descriptor
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:

@@ -11,7 +11,6 @@ Needs the standard library only.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -22,13 +21,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..process import uninterrupted
-from .files import Writer, folder_error, write_error
+from .files import Writer, folder_error, lock_folder, write_error
 from .records import DIGESTS, RECORDS, content_of, sha256_of
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 UNFINISHED = ".unfinished-"
 """How the hidden folders begin, for whoever has to end a writer by force and tidy up."""
@@ -322,20 +316,13 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _locked(directory: Path) -> int | None:
-    """A lock on the folder itself, which ends with the process, and leaves no file; None where there are none."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(directory, os.O_RDONLY)
+    """A lock on the folder, see ``lock_folder``."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise InputError(
-                f"Another run writes into {directory} just now.", "Wait for its end, or choose another output folder."
-            ) from error
-        return None  # some network file systems lock no folders
-    return descriptor
+        return lock_folder(directory)
+    except BlockingIOError as error:
+        raise InputError(
+            f"Another run writes into {directory} just now.", "Wait for its end, or choose another output folder."
+        ) from error
 
 
 def _is_open_on(descriptor: int, directory: Path) -> bool:

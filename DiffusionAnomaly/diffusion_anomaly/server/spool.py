@@ -19,12 +19,7 @@ from types import TracebackType
 
 from ..client.wire import ImageHeader
 from ..errors import InputError
-from ..io.files import folder_error
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ..io.files import folder_error, lock_folder
 
 JOBS = "jobs"
 # Of a job: the voxels, and anomaly map, masks, reconstruction and report beside them.
@@ -192,15 +187,8 @@ class VoxelFile:
 
 
 def _locked(folder: Path) -> int | None:
-    """A lock on the folder that ends with the process; None where there are none."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
+    """A lock on the folder, see ``lock_folder``."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise InputError(
-            f"Another server uses {folder} just now ({error.strerror}).", "End it, or choose another folder."
-        ) from error
-    return descriptor
+        return lock_folder(folder)
+    except BlockingIOError as error:
+        raise InputError(f"Another server uses {folder} just now.", "End it, or choose another folder.") from error

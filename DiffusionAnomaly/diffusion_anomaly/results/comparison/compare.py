@@ -162,6 +162,19 @@ class Comparison:
         return sum(change.kind == kind for change in self.changes)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One of the two scans on the current one's grid: its findings by rank, their numbers in each voxel, its scores,
+    where it was looked at, and its threshold.
+    """
+
+    findings: list[Finding]
+    labels: np.ndarray
+    scores: np.ndarray
+    seen: np.ndarray
+    threshold: float
+
+
 def compare(prior: Exam, current: Exam) -> Comparison:
     """Lay the prior scan on the current one and match the findings.
 
@@ -194,10 +207,13 @@ def compare(prior: Exam, current: Exam) -> Comparison:
     _restore_lost(prior_labels, findings[0], current.scan, found.transform)
     warnings += _of_two_heads(prior, current, moved, seen)
     groups = _groups(prior_labels, _array(labels[1]), findings, current.scan)
-    scores = _array(prior_map), _array(current.anomaly_map)
-    visible = seen, _array(current.brain) != 0
-    both = (prior_labels, _array(labels[1])), scores, visible, (prior.threshold, current.threshold)
-    changes = [_change(*group, findings, *both, current.scan, found.transform) for group in groups]
+    sides = (
+        _Side(findings[0], prior_labels, _array(prior_map), seen, prior.threshold),
+        _Side(
+            findings[1], _array(labels[1]), _array(current.anomaly_map), _array(current.brain) != 0, current.threshold
+        ),
+    )
+    changes = [_change(*group, sides, current.scan, found.transform) for group in groups]
     frame = BrainFrame.of(current.brain)
     if frame is not None:
         changes = [replace(change, place=frame.place(change.centroid_ras)) for change in changes]
@@ -348,11 +364,7 @@ def _groups(
 def _change(
     prior: Sequence[int],
     current: Sequence[int],
-    findings: tuple[list[Finding], list[Finding]],
-    labels: tuple[np.ndarray, np.ndarray],
-    scores: tuple[np.ndarray, np.ndarray],
-    seen: tuple[np.ndarray, np.ndarray],
-    thresholds: tuple[float, float],
+    sides: tuple[_Side, _Side],
     grid: sitk.Image,
     transform: sitk.Transform,
 ) -> Change:
@@ -360,21 +372,22 @@ def _change(
 
     Args:
         prior, current: numbers of its findings.
-        findings: of both scans, by rank.
-        labels, scores, seen: of both scans on the current grid.
-        thresholds: of both.
+        sides: the prior scan and the current one.
+        grid, transform: of the current scan, and from its points to the prior one's.
     """
-    members = [findings[0][number - 1] for number in prior], [findings[1][number - 1] for number in current]
-    volumes = [sum(finding.volume_ml for finding in side) for side in members]
+    groups = prior, current
+    members = [[side.findings[number - 1] for number in group] for side, group in zip(sides, groups, strict=True)]
+    volumes = [sum(finding.volume_ml for finding in listed) for listed in members]
     own = 1 if current else 0
-    place = np.isin(labels[own], (prior, current)[own])
-    shown = [float(np.mean(there[place])) if place.any() else 0.0 for there in seen]
+    place = np.isin(sides[own].labels, groups[own])
+    shown = [float(np.mean(side.seen[place])) if place.any() else 0.0 for side in sides]
     highest = [
-        float(values[place].max()) if share >= LEAST_SEEN else None for values, share in zip(scores, shown, strict=True)
+        float(side.scores[place].max()) if share >= LEAST_SEEN else None
+        for side, share in zip(sides, shown, strict=True)
     ]
-    for side, listed in enumerate(members):  # interpolation flattens a peak; a finding's own voxels know it
+    for which, listed in enumerate(members):  # interpolation flattens a peak; a finding's own voxels know it
         if listed:
-            highest[side] = max(finding.peak_score for finding in listed)
+            highest[which] = max(finding.peak_score for finding in listed)
     weights = [finding.volume_ml for finding in members[own]]
     points = [
         finding.centroid_ras if own else _as_ras(_moved_back(finding.centroid_ras, transform))
@@ -383,7 +396,7 @@ def _change(
     x, y, z = np.average(points, axis=0, weights=weights)
     touched = np.flatnonzero(place.any(axis=tuple(axis for axis in range(3) if axis != _slice_axis(grid))))
     return Change(
-        kind=_kind(volumes, shown, highest, thresholds),
+        kind=_kind(volumes, shown, highest, [side.threshold for side in sides]),
         current=tuple(current),
         prior=tuple(prior),
         current_ml=volumes[1],
