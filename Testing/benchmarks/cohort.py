@@ -3,10 +3,10 @@
     python -m Testing.benchmarks cohort                          # 40 and 400 scans, made of the sample
     python -m Testing.benchmarks cohort --scans 40 --workers 2 --threads 1 --method restore --output results
 
-Each number of scans is run by ``detect``, by ``cohort`` in one process and by ``cohort`` with workers, one after the
-other in this run, and again by ``cohort`` when all is done, which is what going on costs. The scans are copies of one.
-Memory is the largest peak of any process that a run started, and what all of them
-held together at most.
+Each number of scans is run by ``detect``, by ``cohort`` in one process and by ``cohort`` with one and with several
+workers, one after the other in this run, and again by ``cohort`` when all is done, which is what going on costs. Few
+scans are also given to a ``detect`` of their own each, as a script without the cohort would. The scans are copies of
+one. Memory is the largest peak of any process that a run started, and what all of them held together at most.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import SimpleITK as sitk
 
 from diffusion_anomaly.cohort.actors import is_installed
 from diffusion_anomaly.io.outputs import prepare_folder, publish
@@ -34,6 +35,7 @@ from . import measure
 from .measure import GIBIBYTE, say, table
 
 FILE = "benchmark-cohort.json"
+MOST_ALONE = 40  # scans that are also given to a process each
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,43 +55,55 @@ def main(arguments: Sequence[str]) -> int:
 
 def compare(asked: argparse.Namespace, folder: Path, count: int) -> list[dict[str, Any]]:
     """All ways to run so many scans."""
-    scans = folder / "scans"
+    scans, scan = folder / "scans", folder / "scan.nii.gz"
     scans.mkdir()
+    sitk.WriteImage(thick(sitk.ReadImage(str(asked.scan)), asked.slice_spacing), str(scan))
     for number in range(count):
-        shutil.copyfile(asked.scan, scans / f"scan-{number:04d}_flair.nii.gz")
+        shutil.copyfile(scan, scans / f"scan-{number:04d}_flair.nii.gz")
     options = ["--method", asked.method, "--device", asked.device, "--force"]
-    cohort = ["cohort", scans, folder / "one", *options, "--workers", "0", "--threads", str(asked.threads)]
-    runs: dict[str, list[Any]] = {
-        "detect": ["detect", *sorted(scans.iterdir()), "--output", folder / "detect", *options],
-        "cohort, this process": cohort,
-        "cohort, going on": cohort,
-    }
+    one = ["cohort", scans, folder / "one", *options, "--workers", "0", "--threads", asked.threads]
+    paths = sorted(scans.iterdir())
+    runs: dict[str, list[list[Any]]] = {}
+    if count <= MOST_ALONE:
+        alone = [["detect", path, "--output", folder / "alone" / path.name, *options] for path in paths]
+        runs["detect, a process a scan"] = alone
+    runs["detect"] = [["detect", *paths, "--output", folder / "detect", *options]]
+    runs["cohort, this process"] = runs["cohort, going on"] = [one]
     if is_installed():
-        sizes = ["--workers", str(asked.workers), "--threads", str(asked.threads)]
-        runs[f"cohort, {counted(asked.workers, 'worker')}"] = ["cohort", scans, folder / "workers", *options, *sizes]
-    return [{"run": name} | run(command, asked.threads) for name, command in runs.items()]
+        for workers in dict.fromkeys((1, asked.workers)):
+            output = folder / f"workers-{workers}"
+            sizes = ["--workers", workers, "--threads", asked.threads]
+            runs[f"cohort, {counted(workers, 'worker')}"] = [["cohort", scans, output, *options, *sizes]]
+    return [{"run": name} | run(commands, asked.threads) for name, commands in runs.items()]
 
 
-def run(command: Sequence[object], threads: int) -> dict[str, float]:
-    """One run from start to finish, with the memory of all processes below it."""
+def thick(image: sitk.Image, spacing: float) -> sitk.Image:
+    """A scan with slices so many mm apart, each the mean over its thickness, as a clinical 2-D sequence gives them."""
+    factor = max(1, round(spacing / image.GetSpacing()[2]))
+    return sitk.Cast(sitk.BinShrink(image, (1, 1, factor)), image.GetPixelID())
+
+
+def run(commands: Sequence[Sequence[object]], threads: int) -> dict[str, float]:
+    """Commands one after the other from start to finish, with the memory of all processes below them."""
     environment = {**measure.environment(), "OMP_NUM_THREADS": str(threads)}
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffusion_anomaly", *map(str, command)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    watch = _Memory(process.pid)
-    _, complaints = process.communicate()
-    watch.stop()
-    if process.returncode != 0:
-        raise RuntimeError(f"{command[0]} ended with {process.returncode}: {complaints.decode(errors='replace')}")
-    return {
-        "seconds": time.perf_counter() - start,
-        "largest_gib": watch.largest / GIBIBYTE,
-        "together_gib": watch.together / GIBIBYTE,
-    }
+    largest = together = 0
+    for command in commands:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "diffusion_anomaly", *map(str, command)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        watch = _Memory(process.pid)
+        _, complaints = process.communicate()
+        watch.stop()
+        largest, together = max(largest, watch.largest), max(together, watch.together)
+        if process.returncode != 0:
+            text = complaints.decode(errors="replace")
+            raise RuntimeError(f"{command[0]} ended with {process.returncode}: {text}")
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "largest_gib": largest / GIBIBYTE, "together_gib": together / GIBIBYTE}
 
 
 class _Memory(threading.Thread):
@@ -130,6 +144,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--scan", type=Path, default=measure.SAMPLE, help="default: the sample scan")
+    add(
+        "--slice-spacing",
+        type=float,
+        default=5.0,
+        metavar="MM",
+        help="of the scans; slices are averaged to it; default: 5",
+    )
     add("--scans", type=int, nargs="+", default=[40, 400], help="how many; default: 40 400")
     add("--method", default="intensity", help="default: intensity, whose cost is that of all else")
     add("--device", default="cpu")
