@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 # Controls, invisible and direction-changing characters, halves of characters, private ones, separators of lines.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_NOT_ASCII = re.compile("[^ -~]")
 _NO_FILE = re.compile(r'[<>:"/\\|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?=\.|$)", re.IGNORECASE)
 LINES = "\n\t"
@@ -29,15 +30,14 @@ def printable(text: object, keep: str = "") -> str:
     >>> printable("a\x1b[31m.nii")
     'a\\x1b[31m.nii'
     """
-    text = str(text)
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _HIDDEN and character not in keep
-        else character
-        for character in text
-    )
+
+    def replace(found: re.Match[str]) -> str:
+        character = found[0]
+        if character in keep or unicodedata.category(character) not in _HIDDEN:
+            return character
+        return character.encode("unicode_escape").decode("ascii")
+
+    return _NOT_ASCII.sub(replace, str(text))  # a report is megabytes of base64
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
