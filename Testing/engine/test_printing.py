@@ -9,6 +9,7 @@ from dataclasses import replace
 from io import BytesIO
 
 import pytest
+from PIL import Image
 from pypdf import PdfReader
 
 from diffusion_anomaly.io.volume import Scan
@@ -54,7 +55,8 @@ def test_every_contrast_is_named_and_shown(small_result: Result) -> None:
     assert "FLAIR, the same with the anomaly map and the mask's outline, T1ce, T2." in text_of(three)
     # By their shapes: a pair in the one, four side by side in the other; what is longer is the colour bar.
     shapes = [
-        [image.image.size for page in PdfReader(BytesIO(pdf)).pages for image in page.images] for pdf in (one, three)
+        [Image.open(BytesIO(image.data)).size for page in PdfReader(BytesIO(pdf)).pages for image in page.images]
+        for pdf in (one, three)
     ]
     pair, strip = (max(ratio for w, h in sizes if (ratio := w / h) < 15) for sizes in shapes)
     assert strip == pytest.approx(2 * pair, rel=0.02)

@@ -247,6 +247,9 @@ class _Sheets:
             faint: of each row whether it is told in passing.
             written: titles of the columns that hold words, which begin at the left.
         """
+        from matplotlib.table import Table
+        from matplotlib.transforms import Bbox
+
         used = [column for column in range(len(titles)) if any(row[column] for row in rows)]
         letters = [max(len(titles[c]), *(len(row[c]) for row in rows)) for c in used]
         letters = [min(n, WIDE if titles[c] in written else NARROW) for n, c in zip(letters, used, strict=True)]
@@ -261,23 +264,25 @@ class _Sheets:
             height = ROW * (len(part) + 1)
             axes = self.page.add_axes((LEFT, self._top - height, WIDTH, height))
             axes.set_axis_off()
-            drawn = axes.table(
-                part,
-                colLabels=names,
-                colWidths=[(n + 2) / total for n in letters],
-                bbox=(0, 0, 1, 1),  # type: ignore[arg-type]
-            )
+            drawn = Table(axes, bbox=Bbox.unit())
+            for n, row in enumerate([names, *part]):
+                colour = SOFT if n == 0 or faint[done + n - 1] else INK
+                for column, text in enumerate(row):
+                    cell = drawn.add_cell(
+                        n,
+                        column,
+                        width=(letters[column] + 2) / total,
+                        height=1 / (len(part) + 1),
+                        text=text,
+                        loc="left" if column == 0 or names[column] in written else "right",
+                        facecolor=GROUND if n == 0 else "white",
+                        edgecolor=LINES,
+                    )
+                    cell.set_linewidth(0.4)
+                    cell.PAD = 0.8 / (letters[column] + 2)
+                    cell.set_text_props(parse_math=False, color=colour, fontsize=size)
             drawn.auto_set_font_size(False)
-            drawn.set_fontsize(size)
-            for (row, column), cell in drawn.get_celld().items():
-                cell.set(linewidth=0.4, edgecolor=LINES)
-                cell.PAD = 0.8 / (letters[column] + 2)
-                text = cell.get_text()
-                text.set(parse_math=False, ha="left" if column == 0 or names[column] in written else "right")
-                cell._loc = text.get_ha()
-                if row == 0:
-                    cell.set_facecolor(GROUND)
-                text.set_color(SOFT if row == 0 or faint[done + row - 1] else INK)
+            axes.add_table(drawn)
             self._top -= height
             done += len(part)
         self._top -= GAP
