@@ -220,6 +220,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/dicom/__init__.py
   diffusion_anomaly/results/dicom/again.py
   diffusion_anomaly/results/dicom/context.py
+  diffusion_anomaly/results/dicom/encapsulated_pdf.py
   diffusion_anomaly/results/dicom/parametric_map.py
   diffusion_anomaly/results/dicom/report.py
   diffusion_anomaly/results/dicom/segmentation.py

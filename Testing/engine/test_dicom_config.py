@@ -19,7 +19,7 @@ from diffusion_anomaly.dicom_network.config import (
     read_config,
 )
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.results.dicom import KINDS
+from diffusion_anomaly.results.dicom import DEFAULT_KINDS
 
 pytest.importorskip("yaml", reason="needs the extra dicom-node")
 
@@ -91,7 +91,14 @@ destinations:
     assert (config.listen.tls.certificate, config.listen.tls.key) == (str(tmp_path / "a.pem"), str(Path(key)))
     assert there["pacs"].tls == config.listen.tls
     assert (there["back"].folder, there["web"].authorities) == (str(tmp_path / "out"), str(tmp_path / "ca.pem"))
-    assert [tuple(one.objects) for one in there.values()] == [KINDS] * 3
+    assert [tuple(one.objects) for one in there.values()] == [DEFAULT_KINDS] * 3
+    assert "report" not in DEFAULT_KINDS and not config.wants_pdf
+
+
+def test_a_destination_may_want_the_report(tmp_path: Path) -> None:
+    text = f"{PLAIN}destinations: {{back: {{folder: out, objects: [findings, report]}}, other: {{folder: b}}}}\n"
+    config = read(tmp_path, text)
+    assert list(config.destinations["back"].objects) == ["findings", "report"] and config.wants_pdf
 
 
 @pytest.mark.parametrize(

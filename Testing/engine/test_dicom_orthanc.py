@@ -18,6 +18,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
+from pypdf import PdfReader
 
 import dicoms
 from diffusion_anomaly.cli import main as cli
@@ -237,6 +238,37 @@ def test_results_are_stored_by_dicomweb(
         archive.send(name, "anomaly")
         pacs.wait_for(lambda: node.store.jobs(DONE))
     assert archive.modalities(name) == ["MR", "MR", "SEG", "SR"]
+
+
+def test_the_report_comes_back_where_a_destination_wants_it(
+    archive: Any, study: tuple[str, str, list[Dataset]], config: NodeConfig, detector: Detector
+) -> None:
+    uid, name, files = study
+    there = replace(config.destinations["pacs"], objects=["findings", "report"])
+    with pacs.running(replace(config, destinations={"pacs": there}), detector) as node:
+        archive.send(name, "anomaly")
+        (job,) = pacs.wait_for(lambda: node.store.jobs(DONE))
+        assert archive.modalities(name) == ["DOC", "MR", "MR", "SR"]
+        report = results_in(archive, name)["DOC"]
+        # It comes back with the study, and starts nothing.
+        archive.send(name, "anomaly")
+        pacs.wait_for(lambda: sum(len(job.record.others) for job in node.store.jobs(DONE)) == 2)
+        assert archive.modalities(name) == ["DOC", "MR", "MR", "SR"]
+    assert report == dcmread(job.results / "dicom" / "report.dcm")
+    assert (report.StudyInstanceUID, report.PatientID) == (uid, uid[-12:])
+    images = {str(data.SOPInstanceUID) for data in files}
+    assert {str(item.ReferencedSOPInstanceUID) for item in report.SourceInstanceSequence} == images
+    pages = PdfReader(BytesIO(report.EncapsulatedDocument)).pages
+    assert f"study {uid}" in " ".join(pages[0].extract_text().split())
+
+
+def test_the_report_is_stored_by_dicomweb_where_it_is_named(
+    archive: Any, study: tuple[str, str, list[Dataset]], model: Path
+) -> None:
+    uid, name, _ = study
+    command = ["dicom-web", archive.web, "--study", uid, "--object", "report", "--model", str(model), "--device", "cpu"]
+    assert cli.main(command) == 0
+    assert archive.modalities(name) == ["DOC", "MR", "MR"]
 
 
 @pytest.mark.parametrize("by", ["--study", "--patient-id"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from highdicom.sr import srread
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import generate_uid
+from pydicom.uid import EncapsulatedPDFStorage, generate_uid
+from pypdf import PdfReader
 
 import dicoms
 import phantom
@@ -30,7 +32,7 @@ from diffusion_anomaly.detection.provenance import describe_input
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import Scan, read_volume
 from diffusion_anomaly.results import redrawing
-from diffusion_anomaly.results.dicom import again
+from diffusion_anomaly.results.dicom import again, check_source
 from diffusion_anomaly.results.findings import segment
 from diffusion_anomaly.results.result import Result
 from diffusion_anomaly.worker import probe, protocol
@@ -343,15 +345,15 @@ def test_the_same_result_has_the_same_uids_and_another_has_others(
 
     def uids(result: Result) -> list[str]:
         found = []
-        for data in result.to_dicom().values():
+        for data in result.to_dicom(pdf=True).values():
             data.walk(lambda _, element: found.append(str(element.value)) if element.VR == "UI" else None)
         return found
 
     assert uids(first) == uids(later)
-    made = {data.SOPInstanceUID for data in first.to_dicom().values()}
-    assert len(made) == 3
+    made = {data.SOPInstanceUID for data in first.to_dicom(pdf=True).values()}
+    assert len(made) == 4
     for other in (first.at(2.5), replace(first, provenance={**first.provenance, "method": "another"})):
-        assert not made & {data.SOPInstanceUID for data in other.to_dicom().values()}
+        assert not made & {data.SOPInstanceUID for data in other.to_dicom(pdf=True).values()}
     tracked = {item.TrackingUID for item in first.to_dicom()["segmentation"].SegmentSequence}
     assert len(tracked) == 3
 
@@ -359,7 +361,8 @@ def test_the_same_result_has_the_same_uids_and_another_has_others(
 def test_bytes_are_the_same_when_a_result_is_written_twice(tmp_path: Path, result_of: Callable[..., Result]) -> None:
     result = result_of(series(tmp_path / "scan", "classic"))
     for name in ("a", "b"):
-        result.save(tmp_path / name, dicom=True)
+        result.save(tmp_path / name, dicom_pdf=True)
+    assert (tmp_path / "a" / "dicom" / "report.dcm").is_file()
     for file in (tmp_path / "a" / "dicom").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / "dicom" / file.name).read_bytes()
 
@@ -373,7 +376,7 @@ def test_names_in_any_character_set_arrive_whole(
 ) -> None:
     about = {"SpecificCharacterSet": charset, "PatientName": name, "StudyDescription": name[:6]}
     dicoms.write(tmp_path / "scan", dicoms.classic(dicoms.voxels(SHAPE), **about))
-    for data in reread(result_of(tmp_path / "scan").to_dicom(), tmp_path).values():
+    for data in reread(result_of(tmp_path / "scan").to_dicom(pdf=True), tmp_path).values():
         assert (str(data.PatientName), data.StudyDescription) == (name, name[:6])
 
 
@@ -386,7 +389,7 @@ def test_values_that_are_none_are_left_out_and_nothing_is_printed(
         data.add_new("PatientWeight", "DS", "80")
         data["PatientWeight"]._value = "80,5"
     dicoms.write(tmp_path / "scan", files)
-    objects = reread(result_of(tmp_path / "scan").to_dicom(), tmp_path)
+    objects = reread(result_of(tmp_path / "scan").to_dicom(pdf=True), tmp_path)
     for data in objects.values():
         assert (data.PatientName, data.PatientSex, data.StudyTime, data.PatientBirthDate) == ("Doe", "", "", "")
         assert "PatientWeight" not in data
@@ -422,6 +425,59 @@ def test_without_findings_there_is_a_report_that_says_so_and_no_segmentation(
     assert [one.value for one in whole.get_measurements()][:2] == [0, 0]
     result_of(folder).save(tmp_path / "out")
     assert not (tmp_path / "out" / "dicom").exists()
+
+
+@pytest.mark.parametrize("kind", ["classic", "enhanced", "CR", "DX", "nothing found"])
+def test_the_report_is_a_pdf_of_the_scans_study(tmp_path: Path, result_of: Callable[..., Result], kind: str) -> None:
+    folder = series(tmp_path / "scan", "classic" if kind == "nothing found" else kind)
+    sources = {data.SOPInstanceUID: data for data in map(dcmread, sorted(folder.iterdir()))}
+    result = result_of(folder, found=kind != "nothing found")
+    objects = reread(result.to_dicom(pdf=True), tmp_path)
+    data = objects["report"]
+    assert (data.SOPClassUID, data.Modality) == (EncapsulatedPDFStorage, "DOC")
+    assert (data.ConversionType, data.MIMETypeOfEncapsulatedDocument) == ("WSD", "application/pdf")
+    for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "StudyID", "StudyDate"):
+        assert data[keyword] == objects["findings"][keyword]
+    assert data.StudyInstanceUID == next(iter(sources.values())).StudyInstanceUID
+    references = {item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for item in data.SourceInstanceSequence}
+    assert references == {uid: one.SOPClassUID for uid, one in sources.items()}
+    assert len(data.EncapsulatedDocument) % 2 == 0
+    assert 0 <= len(data.EncapsulatedDocument) - data.EncapsulatedDocumentLength <= 1
+    pages = PdfReader(BytesIO(data.EncapsulatedDocument[: data.EncapsulatedDocumentLength]), strict=True).pages
+    text = " ".join(" ".join(page.extract_text() for page in pages).split())
+    assert "For research use only. Not for diagnosis." in text and result.name in text
+    assert data.BurnedInAnnotation == "YES"  # what the scan is called
+    assert ("3 findings" in text) == (kind != "nothing found")
+    assert data.SeriesDescription == "Anomaly report, research use only"
+    assert (data.SeriesNumber, data.VerificationFlag) == (404, "UNVERIFIED")
+
+
+def test_the_report_comes_only_where_it_is_asked_for(tmp_path: Path, result_of: Callable[..., Result]) -> None:
+    result = result_of(series(tmp_path / "scan", "classic"))
+    written = result.save(tmp_path / "out", dicom_pdf=True)
+    assert {kind for kind in written if kind.startswith("dicom")} == {
+        "dicom_segmentation",
+        "dicom_anomaly_map",
+        "dicom_findings",
+        "dicom_report",
+    }
+    assert written["dicom_report"] == tmp_path / "out" / "dicom" / "report.dcm"
+    assert "report" not in result.to_dicom()
+    result.save(tmp_path / "out", dicom=True)  # which takes the place of the earlier one
+    assert not written["dicom_report"].exists() and written["dicom_findings"].exists()
+
+
+def test_the_report_shows_all_contrasts_and_refers_to_the_first_ones_series(
+    tmp_path: Path, result_of: Callable[..., Result]
+) -> None:
+    result = result_of(series(tmp_path / "scan", "classic"))
+    other = dicoms.classic(dicoms.voxels(SHAPE, 1), SeriesInstanceUID="1.2.3.99", SeriesDescription="T1")
+    both = {**result.scan.channels, "T1": read_volume(dicoms.write(tmp_path / "t1", other))}
+    data = replace(result, scan=Scan(both)).to_dicom(pdf=True)["report"]
+    text = " ".join(page.extract_text() for page in PdfReader(BytesIO(data.EncapsulatedDocument)).pages)
+    assert "mask's outline, T1." in " ".join(text.split())
+    named = {item.ReferencedSOPInstanceUID for item in data.SourceInstanceSequence}
+    assert named == {data.SOPInstanceUID for data in map(dcmread, (tmp_path / "scan").iterdir())}
 
 
 def test_a_source_that_is_gone_or_changed_costs_the_dicom_objects_alone(
@@ -481,6 +537,17 @@ def test_without_highdicom_the_error_says_what_to_install(
         result.to_dicom()
 
 
+def test_without_matplotlib_the_report_alone_is_refused(
+    tmp_path: Path, result_of: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = result_of(series(tmp_path / "scan", "classic"))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert len(result.to_dicom()) == 3
+    with pytest.raises(InputError, match="The report as a PDF needs the package matplotlib"):
+        check_source(result.scan.reference, pdf=True)  # which is asked before anything is computed
+
+
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
 def test_a_series_without_uids_cannot_be_referred_to(
     tmp_path: Path, result_of: Callable[..., Result], keyword: str
@@ -503,8 +570,9 @@ def head(tmp_path: Path, scans: Path) -> Path:
 def test_the_command_writes_them_beside_the_other_results(
     tmp_path: Path, head: Path, scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["detect", str(head), "--output", str(tmp_path / "out"), "--method", "intensity", "--dicom"]
+    command = ["detect", str(head), "--output", str(tmp_path / "out"), "--method", "intensity", "--dicom-pdf"]
     assert cli.main([*command, "--mask", str(scans / "brain.nii.gz")]) == 0
+    assert (tmp_path / "out" / "dicom" / "report.dcm").is_file()
     assert str(tmp_path / "out" / "dicom" / "segmentation.dcm") in capsys.readouterr().out.replace("\n", "")
     seg = segread(tmp_path / "out" / "dicom" / "segmentation.dcm")
     volume = seg.get_volume(combine_segments=True, skip_overlap_checks=True)
@@ -532,8 +600,9 @@ def test_what_cannot_be_written_is_refused_before_anything_is_computed(
 ) -> None:
     monkeypatch.setattr(Detector, "__call__", lambda *_, **__: pytest.fail("it was computed"))
     source = head if scan == "dicom" else scans / "scan.nii.gz"
-    command = ["detect", str(source), "--output", str(tmp_path / "out"), "--method", "intensity", "--dicom"]
-    assert cli.main([*command, *options]) == 2
+    command = ["detect", str(source), "--output", str(tmp_path / "out"), "--method", "intensity"]
+    for asked_for in ("--dicom", "--dicom-pdf"):
+        assert cli.main([*command, asked_for, *options]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
@@ -557,11 +626,13 @@ def test_an_independent_validator_finds_no_error(
         folder = dicoms.write(tmp_path / "scan", files)
     else:
         folder = series(tmp_path / "scan", kind)
-    for name, data in result_of(folder, found=found).to_dicom().items():
+    for name, data in result_of(folder, found=found).to_dicom(pdf=True).items():
         path = dicoms.save(data, tmp_path / f"{name}.dcm")
         checked = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
         lines = (checked.stdout + checked.stderr).splitlines()
-        assert any(line in ("Segmentation", "ParametricMap", "Comprehensive3DSR") for line in lines), lines
+        assert any(
+            line in ("Segmentation", "ParametricMap", "Comprehensive3DSR", "EncapsulatedPDF") for line in lines
+        ), lines
         assert not [line for line in lines if line.startswith("Error")]
 
 
@@ -572,15 +643,17 @@ def test_highdicom_is_not_imported_before_something_is_written() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_a_job_of_the_worker_asks_for_them_too(tmp_path: Path, head: Path, scans: Path) -> None:
+@pytest.mark.parametrize("field", ["dicom", "dicom_pdf"])
+def test_a_job_of_the_worker_asks_for_them_too(tmp_path: Path, head: Path, scans: Path, field: str) -> None:
     about = {"input": str(head), "output": "results", "method": "intensity", "mask": str(scans / "brain.nii.gz")}
-    options = {"options": {"device": "cpu"}, "dicom": True}
+    options = {"options": {"device": "cpu"}, field: True}
     (tmp_path / "job.json").write_text(json.dumps({"schema_version": 2, **about, **options}))
     worker = Worker(tmp_path)
     assert worker.end() == 0
     (result,) = worker.of(protocol.Result)
     worker.close()
     assert segread(result.files["dicom_segmentation"]).segment_numbers
+    assert ("dicom_report" in result.files) == (field == "dicom_pdf")
 
 
 def asked(folder: Path, result: Result, series_of: Path, threshold: float, turned: bool = False) -> Path:

@@ -39,7 +39,7 @@ def dicom_node(
     from ..results.dicom import check_installed
 
     asked = read_config(config)
-    check_installed()
+    check_installed(asked.wants_pdf)
     options: dict[str, Any] = dict(asked.detection)
     options["method"] = options.get("method") or method_of(options.get("model"))
     detector = Detector(Options(**options))
@@ -73,7 +73,11 @@ def dicom_web(
     keep_back: Annotated[bool, typer.Option("--no-store", help="Do not send the results back.")] = False,
     objects: Annotated[
         list[str] | None,
-        typer.Option("--object", metavar="KIND", help="Send segmentation, anomaly_map or findings alone; repeatable."),
+        typer.Option(
+            "--object",
+            metavar="KIND",
+            help="Send only this: segmentation, anomaly_map, findings, or report, a PDF; repeatable.",
+        ),
     ] = None,
     user: Annotated[str | None, typer.Option(help="For basic authentication.")] = None,
     password_variable: Annotated[
@@ -103,16 +107,16 @@ def dicom_web(
     from ..dicom_network.config import Destination
     from ..dicom_network.one_study import look_at
     from ..dicom_network.web import WebClient
-    from ..results.dicom import KINDS, check_installed
+    from ..results.dicom import DEFAULT_KINDS, KINDS, check_installed
 
     given = {"StudyInstanceUID": study, "PatientID": patient_id, "AccessionNumber": accession}
     filters = {name: value for name, value in given.items() if value is not None}
     if not filters:
         raise InputError("No study is named.", "Give --study and its UID, --patient-id or --accession.")
-    wanted = objects or list(KINDS)
+    wanted = objects or list(DEFAULT_KINDS)
     if unknown := [name for name in wanted if name not in KINDS]:
         raise InputError(f"There is no object {unknown[0]!r}.", f"Known are {', '.join(KINDS)}.")
-    check_installed()
+    check_installed("report" in wanted)
     options = Options(
         method=method or method_of(model),
         model=model,

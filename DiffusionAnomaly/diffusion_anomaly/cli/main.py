@@ -173,6 +173,9 @@ def detect(
         bool,
         typer.Option("--dicom", help="Also write DICOM objects for the scan's study; all scans must come from DICOM."),
     ] = False,
+    dicom_pdf: Annotated[
+        bool, typer.Option("--dicom-pdf", help="As --dicom, with the report as a PDF among them.")
+    ] = False,
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Leave the scan's name out of provenance and report.")
     ] = False,
@@ -247,6 +250,7 @@ def detect(
                 channels=sources,
                 in_order=channels_from is not None,
                 dicom=dicom,
+                dicom_pdf=dicom_pdf,
             )
             for scan, folder, title in zip(scans, folders, distinct_titles(scans), strict=True)
         ]

@@ -45,7 +45,7 @@ class Forwarder:
 
     def do(self, job: Job, lines: EventLines, stop: Stop) -> None:
         """See ``Workbench``."""
-        if job.dicom:
+        if job.dicom or job.dicom_pdf:
             raise InputError("A server's results are not written as DICOM objects here.", "Export the segmentation.")
         start = time.monotonic()
         reports = Reports(lines, stop)

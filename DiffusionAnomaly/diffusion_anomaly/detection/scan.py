@@ -14,7 +14,7 @@ from ..io.records import result_in_place_of_scan
 from ..io.sources import read_brain
 from ..io.volume import Scan, read_volume
 from ..models.declaration import IMAGE
-from ..results.dicom import KINDS, check_source
+from ..results.dicom import check_source, wanted_kinds
 from ..results.result import Progress, Result, Started
 from ..results.saving import file_names, keep_other_scans, save
 from .detector import Detector
@@ -35,6 +35,7 @@ class ScanRequest:
         channels: where each channel comes from, by its name, for a model that knows several contrasts.
         in_order: whether the volumes of the one file ``scan`` are the model's channels, in its order.
         dicom: whether the results are written as DICOM objects too.
+        dicom_pdf: whether they are, and the report as an encapsulated PDF with them.
     """
 
     scan: Path
@@ -47,6 +48,7 @@ class ScanRequest:
     channels: Mapping[str, ChannelSource] = field(default_factory=dict)
     in_order: bool = False
     dicom: bool = False
+    dicom_pdf: bool = False
 
     @property
     def scans(self) -> list[Path]:
@@ -124,13 +126,13 @@ def run_scan(
             first = next(iter(sources.values())).path if sources else request.scan
             kept = detector.plan.channels if detector.plan.asked.keep_reconstruction else []
             whole = detector.plan.bundle.region == IMAGE
-            objects = KINDS if request.dicom else ()
+            objects = wanted_kinds(request.dicom, request.dicom_pdf)
             earlier = folder.replaced(file_names(str(first), kept, whole, objects).values())
             scan = _read(detector, request, sources, note)
             if not request.overwrite:
                 keep_other_scans(earlier, scan.reference.sha256, request.output)
-            if request.dicom:
-                check_source(scan.reference, detector.plan.asked.anonymous)
+            if objects:
+                check_source(scan.reference, detector.plan.asked.anonymous, request.dicom_pdf)
             brain = None if request.brain is None else read_brain(request.brain, scan.reference)
             listener.stage("read", 1, 1)
             result = detector(
@@ -143,7 +145,7 @@ def run_scan(
             if about:
                 result = replace(result, provenance={**result.provenance, **about})
             listener.stage("write", 0, 1)
-            files = save(result, folder, dicom=request.dicom)
+            files = save(result, folder, dicom=request.dicom, dicom_pdf=request.dicom_pdf)
     except KeyboardInterrupt:
         became = "its results are complete" if folder.published else "nothing was written"
         raise Cancelled(f"Stopped by the user; for {request.scan}, {became}.") from None

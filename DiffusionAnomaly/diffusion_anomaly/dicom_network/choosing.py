@@ -64,7 +64,12 @@ def choose_sources(
 
 
 def request_of(
-    study: str, images: Path, sources: Mapping[str, ChannelSource], results: Path, overwrite: bool = False
+    study: str,
+    images: Path,
+    sources: Mapping[str, ChannelSource],
+    results: Path,
+    overwrite: bool = False,
+    pdf: bool = False,
 ) -> ScanRequest:
     """What to read and write of a study whose series are chosen.
 
@@ -74,6 +79,7 @@ def request_of(
         sources: as ``choose_sources`` found them.
         results: folder for the results, DICOM among them.
         overwrite: whether those of another scan make room.
+        pdf: whether the report is one of the DICOM objects.
     """
     several = len(sources) > 1
     return ScanRequest(
@@ -84,6 +90,7 @@ def request_of(
         overwrite=overwrite,
         channels=sources if several else {},
         dicom=True,
+        dicom_pdf=pdf,
     )
 
 

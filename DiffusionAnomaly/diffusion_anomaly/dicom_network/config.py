@@ -16,7 +16,7 @@ from ..detection.planning import Options
 from ..errors import InputError
 from ..io.typed_json import checked, kind_of
 from ..options import check_number, shown
-from ..results.dicom import KINDS
+from ..results.dicom import DEFAULT_KINDS, KINDS
 from ..text import printable
 
 INSTALL = "pip install 'diffusion-anomaly[dicom-node]'"
@@ -104,7 +104,7 @@ class Destination:
         password_variable, token_variable: environment variables that hold its password or bearer token.
         authorities: PEM file of who may sign its certificate; None takes those that Requests knows.
         folder: into which a folder a study is put, with the file ``.complete`` last.
-        objects: which results: ``segmentation``, ``anomaly_map``, ``findings``.
+        objects: which results: ``segmentation``, ``anomaly_map``, ``findings``, ``report``.
     """
 
     ae_title: str | None = None
@@ -118,7 +118,7 @@ class Destination:
     token_variable: str | None = None
     authorities: str | None = None
     folder: str | None = None
-    objects: Sequence[str] = KINDS
+    objects: Sequence[str] = DEFAULT_KINDS
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,11 @@ class NodeConfig:
     delete_done_after_days: float | None = None
     retry: Retry = field(default_factory=Retry)
     log: str | None = None
+
+    @property
+    def wants_pdf(self) -> bool:
+        """Whether some destination gets the report as a PDF."""
+        return any("report" in destination.objects for destination in self.destinations.values())
 
 
 def read_config(path: Path) -> NodeConfig:

@@ -32,19 +32,22 @@ class Looker:
         store: where the studies are.
         series: for a contrast the description that its series has.
         retry: when a detection that failed for something that may pass is tried again.
+        pdf: whether the report is written as a DICOM object too.
 
     Raises:
         InputError: when ``series`` names a contrast that the model does not know.
     """
 
-    def __init__(self, detector: Detector, store: Store, series: Mapping[str, str], retry: Retry) -> None:
+    def __init__(
+        self, detector: Detector, store: Store, series: Mapping[str, str], retry: Retry, pdf: bool = False
+    ) -> None:
         known = {name.casefold() for name in detector.plan.channels}
         if unknown := [name for name in series if name.casefold() not in known]:
             raise InputError(
                 f"The model {detector.plan.bundle.name} does not know {', '.join(unknown)}, which series names.",
                 f"It knows {', '.join(detector.plan.channels)}.",
             )
-        self._detector, self._store, self._series, self._retry = detector, store, series, retry
+        self._detector, self._store, self._series, self._retry, self._pdf = detector, store, series, retry, pdf
         self._patience = Patience(retry)
 
     def look(self) -> bool:
@@ -120,7 +123,7 @@ class Looker:
             return False
         for name, one in series.items():
             log.info("%s: %s is series %s (%s)", job.name, name, one.uid, counted(one.images, "image"))
-        request = request_of(job.record.study, job.images, sources, job.results, overwrite=True)
+        request = request_of(job.record.study, job.images, sources, job.results, overwrite=True, pdf=self._pdf)
         result, _ = run_scan(self._detector, request, Silent())
         job.record.made_of = made_of
         # Warnings may show what a header says of the series; they are in the report.

@@ -44,7 +44,7 @@ class Node:
         self.store = Store(Path(config.folder), config.least_free_mb * 1e6)
         try:
             self._arrivals = Arrivals()
-            self._looker = Looker(detector, self.store, config.series, config.retry)
+            self._looker = Looker(detector, self.store, config.series, config.retry, config.wants_pdf)
             self._sender = Sender(self.store, config.destinations, calling_title(config), config.retry)
             self._watcher = config.watch and Watcher(config.watch, self.store, self._arrivals, config.complete_after_s)
             self.receiver = config.listen and Receiver(config.listen, self.store, self._arrivals)

@@ -54,7 +54,8 @@ def look_at(
         sources, _, notes = choose_sources(images, channels, {})
     for note in notes:
         listener.warning(note)
-    result, files = run_scan(detector, request_of(study, images, sources, folder / "results"), listener)
+    request = request_of(study, images, sources, folder / "results", pdf="report" in objects)
+    result, files = run_scan(detector, request, listener)
     listener.stage("write", 1, 1)
     stored = [path for name in dicom_names(objects) if (path := files.get(name)) is not None]
     for path in stored:

@@ -69,6 +69,21 @@ class Shown:
     reviews: Mapping[int, str] = field(default_factory=dict)
     comments: Mapping[int, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, result: Result) -> Shown:
+        """A detection's result as it is, without anything that a reader said."""
+        return cls(
+            result.name,
+            result.scan.reference.image,
+            result.anomaly_map,
+            result.mask,
+            result.brain,
+            result.findings,
+            result.threshold,
+            result.provenance,
+            channels={name: volume.image for name, volume in result.scan.channels.items()},
+        )
+
     @property
     def left(self) -> list[Finding]:
         """The findings that were not rejected."""
@@ -86,28 +101,13 @@ def write_report(result: Result, path: Path | str) -> None:
 
 def render_report(result: Result) -> str:
     """The page of a detection, as HTML text."""
-    return render(
-        Shown(
-            result.name,
-            result.scan.reference.image,
-            result.anomaly_map,
-            result.mask,
-            result.brain,
-            result.findings,
-            result.threshold,
-            result.provenance,
-            channels={name: volume.image for name, volume in result.scan.channels.items()},
-        )
-    )
+    return render(Shown.of(result))
 
 
 def render(shown: Shown) -> str:
     """A page as HTML text."""
     min_area = shown.provenance["options"].get("min_area")
-    view, *others = (
-        SliceView(image, shown.anomaly_map, shown.mask, shown.brain, min_area is not None)
-        for image in (shown.scan, *list(shown.channels.values())[1:])
-    )
+    view, *others = views(shown)
     threshold, findings, provenance = shown.threshold, shown.findings, shown.provenance
     slices = choose_slices(view, threshold)
     peak = float(view.peaks().max())
@@ -118,7 +118,7 @@ def render(shown: Shown) -> str:
         "provenance": provenance,
         "method": title_of(provenance["method"]),
         "model": model_line(provenance["model"]),
-        "date": datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC"),
+        "date": date_line(provenance),
         "warnings": provenance["warnings"],
         "findings": findings[:FINDINGS_SHOWN],
         "names": shown.names,
@@ -137,7 +137,7 @@ def render(shown: Shown) -> str:
         "peak": peak,
         "threshold": threshold,
         "coloured_from": coloured_from(threshold),
-        "extrapolated": _extrapolated(provenance.get("calibration_end"), peak, threshold),
+        "extrapolated": extrapolated(provenance.get("calibration_end"), peak, threshold),
         "score": provenance["score"]["value"],
         "pictures": draw_slices(view, slices, threshold, top),
         "channels": list(shown.channels) if others else [],
@@ -150,12 +150,21 @@ def render(shown: Shown) -> str:
     return render_page(Path(__file__).with_name(TEMPLATE), values, {})
 
 
+def views(shown: Shown) -> list[SliceView]:
+    """What is shown as slices, a view a contrast."""
+    is_picture = shown.provenance["options"].get("min_area") is not None
+    return [
+        SliceView(image, shown.anomaly_map, shown.mask, shown.brain, is_picture)
+        for image in (shown.scan, *list(shown.channels.values())[1:])
+    ]
+
+
 def title_of(method: str) -> str:
     """A method's title; its name if it is none that this version offers, as in a report of a newer one's results."""
     return METHODS[method].title if method in METHODS else method
 
 
-def _extrapolated(end: object, peak: float, threshold: float) -> str:
+def extrapolated(end: object, peak: float, threshold: float) -> str:
     """What is to be said of scores that the calibration table does not reach; empty where there are none.
 
     Args:
@@ -171,6 +180,11 @@ def _extrapolated(end: object, peak: float, threshold: float) -> str:
 
 def model_line(model: Mapping[str, Any] | None) -> str:
     return "no model" if model is None else f"{model['name']} {model['version']}"
+
+
+def date_line(provenance: Mapping[str, Any]) -> str:
+    """When the anomaly map was made."""
+    return datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC")
 
 
 def record_rows(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -118,7 +118,9 @@ class Result:
         }
         return replace(self, mask=mask, findings=findings, threshold=threshold, provenance=provenance)
 
-    def save(self, directory: Path | str, overwrite: bool = False, dicom: bool = False) -> dict[str, Path]:
+    def save(
+        self, directory: Path | str, overwrite: bool = False, dicom: bool = False, dicom_pdf: bool = False
+    ) -> dict[str, Path]:
         """Write all files of a detection, see ``saving.save``.
 
         Args:
@@ -126,6 +128,7 @@ class Result:
             overwrite: whether the result of another scan may make room; one of this scan always does.
             dicom: whether the mask, the anomaly map and the findings are written as DICOM objects too, for a scan that
                 was read from DICOM.
+            dicom_pdf: whether they are, and the report as a PDF in DICOM with them.
 
         Raises:
             InputError: when something else is in the way, or something cannot be written. Also when no DICOM objects
@@ -133,17 +136,20 @@ class Result:
         """
         from .saving import save
 
-        return save(self, directory, overwrite, dicom)
+        return save(self, directory, overwrite, dicom, dicom_pdf)
 
-    def to_dicom(self) -> dict[str, Dataset]:
+    def to_dicom(self, pdf: bool = False) -> dict[str, Dataset]:
         """Segmentation, parametric map and structured report, see ``dicom.to_dicom``.
+
+        Args:
+            pdf: whether the report is made too, as an encapsulated PDF.
 
         Raises:
             InputError: when the scan was not read from DICOM, or its files are gone or changed.
         """
         from .dicom import to_dicom
 
-        return to_dicom(self)
+        return to_dicom(self, pdf)
 
     def __repr__(self) -> str:
         total = sized(sum(finding.size for finding in self.findings), self.unit)

@@ -16,7 +16,7 @@ from ..io.outputs import OutputFolder
 from ..io.records import record
 from ..io.volume import write_like
 from ..text import distinct_names
-from .dicom import KINDS, dicom_names, to_dicom_files
+from .dicom import dicom_names, to_dicom_files, wanted_kinds
 from .findings import write_findings_csv, write_findings_json
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ def keep_other_scans(earlier: Mapping[str, Mapping[str, Any]], sha256: str, fold
 
 
 def save(
-    result: Result, directory: Path | str | OutputFolder, overwrite: bool = False, dicom: bool = False
+    result: Result,
+    directory: Path | str | OutputFolder,
+    overwrite: bool = False,
+    dicom: bool = False,
+    dicom_pdf: bool = False,
 ) -> dict[str, Path]:
     """Write all files of a detection.
 
@@ -99,12 +103,13 @@ def save(
             and nothing else. Who gives an ``OutputFolder`` has seen to whose result makes room.
         overwrite: whether the result of another scan may make room too.
         dicom: whether DICOM objects that belong to the scan's series are written too, see ``results.dicom``.
+        dicom_pdf: whether they are, and the report as an encapsulated PDF with them.
 
     Returns:
         The paths of ``heat`` (the anomaly map), ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
         ``findings_json``, ``report`` and ``provenance``, and of the pseudo-healthy reconstruction where that was kept:
         ``healed``, or ``healed_<channel>`` of several. With ``dicom`` also ``dicom_anomaly_map``, ``dicom_findings``
-        and, unless nothing was found, ``dicom_segmentation``.
+        and, unless nothing was found, ``dicom_segmentation``; with ``dicom_pdf`` also ``dicom_report``.
 
     Raises:
         InputError: when a file that is no earlier result, or another scan's result, is in the way, or something cannot
@@ -116,16 +121,16 @@ def save(
         sources = [volume.source for volume in result.scan.channels.values() if volume.source]
         with OutputFolder(directory, sources) as folder:
             if not overwrite:
-                earlier = folder.replaced(_file_names_of(result, KINDS if dicom else ()).values())
+                earlier = folder.replaced(_file_names_of(result, wanted_kinds(dicom, dicom_pdf)).values())
                 keep_other_scans(earlier, result.scan.reference.sha256, folder.path)
-            return save(result, folder, dicom=dicom)
+            return save(result, folder, dicom=dicom, dicom_pdf=dicom_pdf)
     volume = result.scan.reference
     made = result.reconstruction or {}
     objects: dict[str, bytes] = {}
     failure: EngineError | None = None
-    if dicom:
+    if dicom or dicom_pdf:
         try:
-            objects = to_dicom_files(result)
+            objects = to_dicom_files(result, dicom_pdf)
         except EngineError as error:  # a detection is not lost over it
             failure = error
     names = _file_names_of(result, objects)

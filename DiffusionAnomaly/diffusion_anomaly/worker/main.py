@@ -224,6 +224,7 @@ class DetectorWorkbench:
             overwrite=job.overwrite,
             channels=channels,
             dicom=job.dicom,
+            dicom_pdf=job.dicom_pdf,
         )
         found, files = run_scan(self.detector(options), request, listener, open_folder)
         listener.stage("write", 1, 1)

@@ -63,6 +63,7 @@ class Job:
         channels: for a model of several contrasts, each one's file by the channel's name, instead of ``input``.
         overwrite: whether the result of another scan in ``output`` may make room.
         dicom: whether the results are written as DICOM objects too.
+        dicom_pdf: whether they are, and the report as an encapsulated PDF with them.
     """
 
     input: str
@@ -75,6 +76,7 @@ class Job:
     channels: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
     dicom: bool = False
+    dicom_pdf: bool = False
 
 
 def write_job(job: Job, directory: Path | str) -> Path:

@@ -25,9 +25,7 @@ pytest.importorskip("pynetdicom", reason="needs the extra dicom-node")
 pacs = pytest.importorskip("pacs")
 
 from diffusion_anomaly.dicom_network.choosing import choose_sources  # noqa: E402
-from diffusion_anomaly.dicom_network.config import (  # noqa: E402
-    NodeConfig,
-)
+from diffusion_anomaly.dicom_network.config import Destination, NodeConfig  # noqa: E402
 from diffusion_anomaly.dicom_network.looking import MOST_STARTS, Looker  # noqa: E402
 from diffusion_anomaly.dicom_network.node import Node  # noqa: E402
 from diffusion_anomaly.dicom_network.store import DONE, QUARANTINE, QUEUE, SENDING, Store  # noqa: E402
@@ -50,6 +48,19 @@ def test_a_study_comes_back_with_results_that_refer_to_it(config: NodeConfig, de
     referred = {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
     assert referred == {data.SOPInstanceUID for data in files}
     assert len(seg.SegmentSequence) == 1
+
+
+@pytest.mark.parametrize("objects", [["findings"], ["findings", "report"]])
+def test_the_report_is_written_where_a_destination_wants_it(
+    config: NodeConfig, detector: Detector, tmp_path: Path, objects: list[str]
+) -> None:
+    there = {"one": Destination(folder=str(tmp_path / "out"), objects=objects)}
+    with pacs.running(replace(config, destinations=there), detector) as node:
+        pacs.send(pacs.scan_files(generate_uid()), node.receiver.port)
+        (job,) = pacs.wait_for(ended(node))
+    assert job.state == DONE
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*/*.dcm")) == objects
+    assert (job.results / "dicom" / "report.dcm").is_file() == ("report" in objects)
 
 
 def test_the_same_study_again_does_nothing_and_one_with_a_new_image_is_looked_at_again(

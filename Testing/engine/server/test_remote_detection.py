@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ import pytest
 import SimpleITK as sitk
 
 from diffusion_anomaly.cli import main as cli
+from diffusion_anomaly.client.forwarding import Forwarder
+from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.records import is_whole
 from diffusion_anomaly.worker import protocol
+from diffusion_anomaly.worker.channel import EventLines, Stop
 from workers import ENGINE, Worker, make_job, wait_until
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -254,6 +258,15 @@ def test_the_panels_client_serves_and_tells_what_fails(server: Served, token: Pa
         assert finished.exit_code == protocol.ExitCode.MODEL
     else:  # the same bytes
         assert worker.of(protocol.Result)
+
+
+@pytest.mark.parametrize("field", ["dicom", "dicom_pdf"])
+def test_the_panels_client_refuses_dicom_before_anything_is_read(tmp_path: Path, field: str) -> None:
+    job = replace(protocol.Job("nothing.nrrd", str(tmp_path / "out")), **{field: True})
+    stop = Stop()
+    with pytest.raises(InputError, match="not written as DICOM"):
+        Forwarder("https://127.0.0.1:1", "").do(job, EventLines(-1, stop), stop)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_client_imports_no_torch() -> None:

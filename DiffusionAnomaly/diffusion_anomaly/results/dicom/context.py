@@ -176,7 +176,7 @@ class Context:
             setattr(data, f"{start}Time", self.when.strftime("%H%M%S"))
         for item in data.ContributingEquipmentSequence:
             item.ContributionDateTime = self.when.strftime("%Y%m%d%H%M%S")
-        if data.Modality != "SR":
+        if "DimensionOrganizationSequence" in data:
             self._finish_image(data)
         return data
 
@@ -191,15 +191,15 @@ class Context:
         uid = self.uid(f"dimensions of {data.Modality}")
         for item in (*data.DimensionOrganizationSequence, *data.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid
-        data.SourceImageSequence = [_reference(image) for image in self.instances()]
-        data.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [_reference(image) for image in self.instances()]
+        data.SourceImageSequence = [reference(image) for image in self.instances()]
+        data.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [reference(image) for image in self.instances()]
         images = {f"{_STAND_IN}{number}": image for number, image in enumerate(self.source.images, start=1)}
         groups = (*data.SharedFunctionalGroupsSequence, *data.PerFrameFunctionalGroupsSequence)
         for item in (item for group in groups for item in group.get("DerivationImageSequence", ())):
-            for reference in item.SourceImageSequence:
-                image = images.get(str(reference.ReferencedSOPInstanceUID))  # segments share their references
+            for named in item.SourceImageSequence:
+                image = images.get(str(named.ReferencedSOPInstanceUID))  # segments share their references
                 if image is not None:
-                    reference.update(_reference(image, with_frame=True))
+                    named.update(reference(image, with_frame=True))
 
     def instances(self) -> Iterator[SourceImage]:
         """An image of every file of the source."""
@@ -211,7 +211,8 @@ def short(text: str) -> str:
     return "".join(letter if letter.isprintable() and letter != "\\" else "?" for letter in text)[:_LONGEST_TEXT]
 
 
-def _reference(image: SourceImage, with_frame: bool = False) -> Dataset:
+def reference(image: SourceImage, with_frame: bool = False) -> Dataset:
+    """An item that refers to an image, or to its frame where it is one of several."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.sop_class, image.uid
     if with_frame and image.frame is not None:
