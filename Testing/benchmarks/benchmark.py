@@ -4,6 +4,7 @@
     python -m Testing.benchmarks --model DIR --slices 8 --device cuda --output results
     python -m Testing.benchmarks memory              # peak memory of a scan of 512 x 512 x 300 voxels
     python -m Testing.benchmarks cohort              # many scans: workers against one process, see `cohort`
+    python -m Testing.benchmarks large-cohort        # thousands of scans: what is not detection, see `large_cohort`
     python -m Testing.benchmarks compare --against CHECKOUT   # faster than another version? see `compare`
     python -m Testing.benchmarks rescan SCAN... -o OUT        # changes seen where nothing changed: see `rescan`
 
@@ -49,7 +50,7 @@ from diffusion_anomaly.models.package import open_bundle
 from diffusion_anomaly.registry import METHODS
 from diffusion_anomaly.system import choose_device, device_name, versions
 
-from . import cohort, compare, measure, options, rescan, robustness, roundtrip, steps, trajectories
+from . import cohort, compare, large_cohort, measure, options, rescan, robustness, roundtrip, steps, trajectories
 from .measure import say
 from .memory import child, memory
 from .speed import speed
@@ -59,6 +60,7 @@ LARGE = (512, 512, 300)
 OTHERS = {
     "cohort": cohort.main,
     "compare": compare.main,
+    "large-cohort": large_cohort.main,
     "rescan": rescan.main,
     "robustness": robustness.main,
     "roundtrip": roundtrip.main,
