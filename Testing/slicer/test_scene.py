@@ -234,6 +234,8 @@ def test_two_results_mark_their_own_thresholds_and_take_their_colours_along(
     scene: Any, scan: Any, tmp_path: Path
 ) -> None:
     first, second = load(scene, scan, tmp_path / "1"), load(scene, scan, tmp_path / "2")
+    names = [nodes.anomalyMap.GetDisplayNode().GetColorNode().GetName() for nodes in (first, second)]
+    assert names == ["Anomaly score", "Anomaly score 2"]
     before = coloursOf(first)
     results.applyThreshold(second, results.liveThresholdOf(second), 2.9, 0.0)
     assert np.array_equal(coloursOf(first), before) and not np.array_equal(coloursOf(second), before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import qt
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..scene.livethreshold import LiveThreshold, Thresholded
     from ..scene.results import ResultNodes
 
-NAME, COMMENT = 0, 5  # columns
+PLACE, COMMENT = 4, 5  # columns
 
 
 class Owner(Protocol):
@@ -51,7 +51,7 @@ class FindingsPanel:
         self.history = History()
         self._place: tuple[str, list[int]] | None = None  # the selected finding's anomaly map and highest voxel
         titles = [_("Name"), _("Review"), _("Size"), _("Peak"), _("Place"), _("Comment")]
-        self._table = Table(self._ui.findingsTable, titles)
+        self._table = Table(self._ui.findingsTable, titles, wide=(PLACE, COMMENT))
         # Not only clicks: the arrow keys move through the list too.
         self._ui.findingsTable.connect("currentCellChanged(int,int,int,int)", self._onCurrent)
         self._ui.findingsTable.connect("cellClicked(int,int)", self.jumpTo)
@@ -110,6 +110,7 @@ class FindingsPanel:
         nodes, found = self._owner.nodes(), self._owner.found
         ui = self._ui
         if nodes is None or found is None:
+            said = {}
             say(ui.summaryLabel, "")
             self._table.show([])
         else:
@@ -131,6 +132,7 @@ class FindingsPanel:
             rejected = {finding for finding, one in said.items() if one.state == review.REJECTED}
             say(ui.summaryLabel, findingsTable.summary(found.findings, live.unit, rejected))
         row = self.row
+        say(ui.findingLabel, self._inWords(row, said))
         with silent(ui.findingsTable):
             if row >= 0:
                 ui.findingsTable.setCurrentCell(row, 0)
@@ -214,6 +216,18 @@ class FindingsPanel:
         text = self._ask(_("Comment on a finding"), _("Comment (leave it empty to take it away):"), before)
         if text is not None:
             self.comment(text)
+
+    def _inWords(self, row: int, said: Mapping[int, review.Review]) -> str:
+        """The selected finding: where it lies, and the whole comment; a cell of the list may be too narrow for both."""
+        nodes, found = self._owner.nodes(), self._owner.found
+        if nodes is None or found is None or not 0 <= row < len(found.findings):
+            return ""
+        finding = found.findings[row]
+        line = _("Finding {number}: {place}.").format(
+            number=finding.id, place=findingsTable.inWords(finding, nodes.anomalyMap)
+        )
+        comment = said.get(finding.id, review.Review()).comment
+        return line if not comment else "\n".join([line, _("Comment: {comment}").format(comment=comment)])
 
     def _review(self, **said: str) -> None:
         row, nodes, found = self.row, self._owner.nodes(), self._owner.found

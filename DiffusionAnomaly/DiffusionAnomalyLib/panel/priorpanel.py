@@ -12,7 +12,7 @@ from diffusion_anomaly.errors import EngineError
 from ..process.qtprocess import QtProcess
 from ..process.workspace import Workspace
 from ..progresstext import plain
-from ..scene import comparing
+from ..scene import comparing, patients
 from ..scene.comparing import Comparing, ComparisonNodes
 from ..scene.results import ResultNodes, resultsIn
 from ..translation import tr as _
@@ -73,8 +73,13 @@ class PriorPanel:
         if current is None or prior is None or self._running is not None:
             return
         self._problem = ""
+        doubt = patients.doubt(prior.inputNode, current.inputNode)
+        if doubt and not self._isMeant(doubt):
+            return
         try:
-            self._running = Comparing(prior, current, slicer.app.temporaryPath, QtProcess(), self._onFinished)
+            self._running = Comparing(
+                prior, current, slicer.app.temporaryPath, QtProcess(), self._onFinished, samePatient=bool(doubt)
+            )
         except EngineError as error:
             self._problem = str(error)
         self._context.refreshSoon()
@@ -117,6 +122,12 @@ class PriorPanel:
         if not hasOthers and shown is None:
             return _("Load the prior scan of the patient and run it too, with the same model.")
         return "" if shown is None else "\n".join(shown.statistics.get("warnings", []))
+
+    @staticmethod
+    def _isMeant(doubt: str) -> bool:
+        """Pseudonyms of one patient may differ too: the user knows."""
+        text = _("{doubt} Compare them all the same, as two exams of one patient?").format(doubt=doubt)
+        return slicer.util.confirmOkCancelDisplay(plain(text), _("Two patients"))
 
     def _onOpened(self, collapsed: bool = False) -> None:
         self._context.refreshSoon()

@@ -42,7 +42,7 @@ def mapColors(anomalyMap: Any) -> Any:
         return node
     scene = anomalyMap.GetScene()
     node = slicer.vtkMRMLColorTableNode()
-    node.SetName(_("{name} colours").format(name=anomalyMap.GetName()))
+    node.SetName(_nameForColors(scene))
     node.SetTypeToUser()
     node.SetAttribute("Category", "Continuous")
     node.SetAttribute(attributes.ROLE, "colors")
@@ -56,6 +56,16 @@ def mapColors(anomalyMap: Any) -> Any:
     node = scene.AddNode(node)
     anomalyMap.SetNodeReferenceID(COLORS, node.GetID())
     return node
+
+
+def _nameForColors(scene: Any) -> str:
+    """Short, since it stands in Slicer's selectors of colours; a number tells the maps of a scene apart."""
+    taken = {node.GetName() for node in views.nodesOf(scene, "vtkMRMLColorTableNode")}
+    name, number = _("Anomaly score"), 1
+    while name in taken:
+        number += 1
+        name = _("Anomaly score {number}").format(number=number)
+    return name
 
 
 def showAnomalyMap(node: Any, threshold: float) -> None:
