@@ -117,10 +117,11 @@ class FindingsPanel:
             live = self._owner.live(nodes)
             names = self._names()
             said = review.reviewsOf(nodes.table, live, found) if nodes.table is not None else {}
+            states = {state: review.inWords(state) for state in review.STATES}
             rows = [
                 (
                     names.get(finding.id, str(finding.id)),
-                    review.inWords(one.state) if (one := said.get(finding.id, review.Review())).state else "",
+                    states[(one := said.get(finding.id, review.Review())).state],
                     findingsTable.sizeInWords(finding.size, live.unit),
                     f"{finding.peak_score:.2f}",
                     finding.place or findingsTable.inWords(finding, nodes.anomalyMap),

@@ -109,10 +109,8 @@ def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:
     columns = [node.GetTable().GetColumnByName(axis) for axis in (RIGHT, ANTERIOR, SUPERIOR)]
     if None in columns or node.GetNumberOfRows() != len(found.findings):
         return False
-    return all(
-        np.allclose([column.GetValue(row) for column in columns], centre(finding, anomalyMap), atol=1e-3)
-        for row, finding in enumerate(found.findings)
-    )
+    told = [[column.GetValue(row) for column in columns] for row in range(node.GetNumberOfRows())]
+    return np.allclose(told, [centre(finding, anomalyMap) for finding in found.findings], atol=1e-3)
 
 
 def setName(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
