@@ -106,6 +106,12 @@ class FindingsPanel:
         """Another result will be shown, or none."""
         self._place = None
 
+    def deselect(self) -> None:
+        """No finding is selected any more, and none has a box around it."""
+        self.forget()
+        selection.unmark(self._scene)
+        self.refresh()
+
     def refresh(self) -> None:
         nodes, found = self._owner.nodes(), self._owner.found
         ui = self._ui

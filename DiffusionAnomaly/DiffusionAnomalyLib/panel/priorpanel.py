@@ -12,12 +12,12 @@ from diffusion_anomaly.errors import EngineError
 from ..process.qtprocess import QtProcess
 from ..process.workspace import Workspace
 from ..progresstext import plain
-from ..scene import comparing, patients
+from ..scene import comparing, patients, views
 from ..scene.comparing import Comparing, ComparisonNodes
 from ..scene.results import ResultNodes, resultsIn
 from ..translation import tr as _
 from .context import PanelContext
-from .qthelpers import Combo, Table, say
+from .qthelpers import Combo, Table, fitSlices, say
 from .resultpanel import ResultPanel
 
 
@@ -141,10 +141,12 @@ class PriorPanel:
         self._problem = problem
         if made is not None and made.nodes is not None:
             comparing.show(self._context.scene, made.nodes)
+            fitSlices([views.SCAN_VIEW, views.MAP_VIEW])  # both exams at one scale
         self._context.refreshSoon()
 
     def _onCurrent(self, row: int, column: int, previousRow: int, previousColumn: int) -> None:
         if row >= 0 and (shown := self._comparison()) is not None:
+            self._results.findings.deselect()  # a box around another place would mislead
             comparing.jumpTo(self._context.scene, shown, row)
 
     def _onOpenPage(self, checked: bool = False) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import qt
+import slicer
 
 from ..progresstext import plain, shortened
 
 LONGEST_IN_CELL = 24
-LONGEST_WRAPPED = 60  # about three lines of a narrow column
+LONGEST_WRAPPED, MOST_LINES = 60, 3  # of a narrow column
+
+WRAPPED_MARGIN = 4  # pixels of a cell above and below its text, together
 
 
 @contextmanager
@@ -28,6 +31,14 @@ def say(label: Any, text: str) -> None:
     """Show a text; without one, the label takes no room."""
     label.setText(text)
     label.setVisible(bool(text))
+
+
+def fitSlices(names: Iterable[str]) -> None:
+    """Let slice views of these names, where there are such, show the whole of what they show."""
+    manager = slicer.app.layoutManager()
+    for widget in map(manager.sliceWidget, names) if manager is not None else ():
+        if widget is not None:
+            widget.fitSliceToBackground()
 
 
 class Combo:
@@ -68,8 +79,8 @@ class Table:
         widget: the ``QTableWidget``.
         titles: of the columns.
         rowsShown: the table is as high as its rows are, up to so many; None leaves its height to the form.
-        wide: columns that share the room that is left, and whose texts are wrapped; by default the last one alone,
-            which is not.
+        wide: columns that share the room that is left, and whose texts are wrapped to a few lines; by default the last
+            one alone, which is not.
     """
 
     def __init__(
@@ -86,7 +97,9 @@ class Table:
             mode = qt.QHeaderView.Stretch if column in self._longest else qt.QHeaderView.ResizeToContents
             widget.horizontalHeader().setSectionResizeMode(column, mode)
         if wide:
-            widget.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+            lines = widget.verticalHeader()
+            lines.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+            lines.setMaximumSectionSize(MOST_LINES * widget.fontMetrics().height() + WRAPPED_MARGIN)
 
     def show(self, rows: Sequence[Sequence[str]]) -> None:
         """Show rows; nothing is done when they are shown already."""

@@ -27,7 +27,7 @@ from ..scene.watching import SceneWatch
 from ..translation import tr as _
 from .context import PanelContext
 from .findingspanel import FindingsPanel
-from .qthelpers import say, silent
+from .qthelpers import fitSlices, say, silent
 
 if TYPE_CHECKING:
     from ..process.jobqueue import Entry
@@ -74,6 +74,8 @@ class ResultPanel:
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
         self._surface.connect("timeout()", self._showSlow)
+        # The panel is as wide before a run as it is after one.
+        self._ui.noResultLabel.setMinimumWidth(self._ui.resultFrame.minimumSizeHint.width())
         self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", attributes.ROLE, results.ANOMALY_MAP)
         # Not currentNodeChanged: while nodes come and go, as in an import, the selector goes through others by itself.
         self._ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self._onResult)
@@ -247,11 +249,7 @@ class ResultPanel:
         isBeside, isPicture = parameters.output.sideBySide, attributes.isPicture(nodes.anomalyMap)
         views.arrange(self._scene, nodes.anomalyMap, isBeside, nodes.inputNode if isPicture else None)
         display.showInSlices(self._scene, nodes.inputNode, nodes.anomalyMap, parameters.output.opacity)
-        manager = slicer.app.layoutManager()
-        toFit = [views.MAP_VIEW] * isBeside + [views.SCAN_VIEW] * isPicture
-        for widget in map(manager.sliceWidget, toFit) if manager is not None else ():
-            if widget is not None:
-                widget.fitSliceToBackground()
+        fitSlices([views.MAP_VIEW] * isBeside + [views.SCAN_VIEW] * isPicture)
 
     def _showOverlays(self, nodes: ResultNodes) -> None:
         """All that lies over the scan, unless it is hidden or the scan shows another frame than it belongs to."""
