@@ -25,7 +25,7 @@ FILMS = SHARED / "chest-xray" / "kermany-pneumonia-128.npz"
 OTHER_CONTRAST = SHARED / "open-ms" / "patient26" / "T1.nii.gz"  # of the sample scan's patient, on its grid
 
 # Of the sample scan, k j i. Painted: a lesion that the prior exam does not have yet, and a mass with its bright rim.
-NEW = np.s_[88:96, 120:132, 108:120]
+NEW, NEW_RADIUS_MM = (92, 126, 114), 6.0
 MASS, RADIUS_MM = (102, 128, 62), (14.0, 20.0)
 
 
@@ -38,6 +38,7 @@ class DiffusionAnomalyPicturesTest(panelcase.PicturesCase):
         self.panel.detection._command = self.panel.detection._environment = None  # the real worker
         slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
         self.parameters.output.show3D = self.parameters.output.sideBySide = False
+        self.ui.priorCollapsibleButton.collapsed = True
         self.settle()
 
     def load(self, name: str, path: Path | None = None) -> Any:
@@ -45,6 +46,14 @@ class DiffusionAnomalyPicturesTest(panelcase.PicturesCase):
         self.parameters.inputVolume = scan
         self.settle()
         return scan
+
+    @staticmethod
+    def distance(scan: Any, centre: tuple[int, int, int]) -> np.ndarray:
+        """Of each voxel to a place, in voxels of 1 mm, but a lesion is no ball."""
+        grid = np.indices(slicer.util.arrayFromVolume(scan).shape)
+        k, j, i = (index - at for index, at in zip(grid, centre, strict=True))
+        uneven = 1 + 0.15 * np.sin(k / 4) * np.cos(j / 5) + 0.1 * np.sin(i / 3 + j / 4)
+        return np.sqrt(k**2 + j**2 + i**2) * uneven
 
     def paint(self, scan: Any, where: np.ndarray, brightness: float) -> None:
         """Let a place look as bright as that share of the scan's brightest."""
@@ -65,6 +74,7 @@ class DiffusionAnomalyPicturesTest(panelcase.PicturesCase):
         self.run_(600)
         findings = self.panel.results.findings
         assert self.ui.findingsTable.rowCount > 3
+        self.ui.show3DCheckBox.checked = True
         findings.name(0, "frontal, right")
         findings.judge("accepted")
         findings.go(1)
@@ -90,9 +100,7 @@ class DiffusionAnomalyPicturesTest(panelcase.PicturesCase):
             array += np.random.default_rng(spot).normal(0, 0.01 * array.max(), array.shape) * (array > 0)
             slicer.util.updateVolumeFromArray(scan, array)
             if spot:
-                where = np.zeros(array.shape, bool)
-                where[NEW] = True
-                self.paint(scan, where, 1.0)
+                self.paint(scan, self.distance(scan, NEW) < NEW_RADIUS_MM, 1.0)
             self.run_(600)
         self.ui.priorCollapsibleButton.collapsed = False
         self.settle()
@@ -102,6 +110,10 @@ class DiffusionAnomalyPicturesTest(panelcase.PicturesCase):
         kinds = [self.ui.changesTable.item(row, 0).text() for row in range(self.ui.changesTable.rowCount)]
         assert {"new", "unchanged"} <= set(kinds), kinds
         self.ui.changesTable.setCurrentCell(kinds.index("new"), 0)
+        self.settle()
+        assert self.panel.results.findings.row == -1 and not self.ui.findingLabel.visible
+        red, beside = (slicer.app.layoutManager().sliceWidget(name).mrmlSliceNode() for name in ("Red", "AnomalyMap"))
+        assert red.GetFieldOfView()[1] == beside.GetFieldOfView()[1]
         self.showSection(self.ui.priorCollapsibleButton)
         self.take("panel-prior.png")
 
@@ -130,11 +142,7 @@ class DiffusionAnomalyPicturesTest(panelcase.PicturesCase):
     @unittest.skipUnless(OTHER_CONTRAST.exists(), "the second contrast is not there")
     def test_three_contrasts_of_one_head(self) -> None:
         flair = self.load("patient_FLAIR")
-        grid = np.indices(slicer.util.arrayFromVolume(flair).shape)
-        k, j, i = (index - at for index, at in zip(grid, MASS, strict=True))
-        distance = np.sqrt(k**2 + j**2 + i**2) * (
-            1 + 0.15 * np.sin(k / 4) * np.cos(j / 5) + 0.1 * np.sin(i / 3 + j / 4)
-        )
+        distance = self.distance(flair, MASS)
         brain = slicer.util.arrayFromVolume(flair) > 0
         inner, outer = ((distance < radius) & brain for radius in RADIUS_MM)
         for name, shown in (("patient_T1c", inner & (distance > RADIUS_MM[0] - 4)), ("patient_T1", inner & False)):

@@ -23,6 +23,7 @@ EARLIER_COLORS = "DiffusionAnomaly heat"  # by name, in scenes of versions whose
 COLORS = f"{attributes.PREFIX}Colors"  # a node reference
 SHOWN_BELOW = f"{attributes.PREFIX}ShowBelow"
 
+LEGEND_SHARE, LEGEND_PIXELS = 0.3, 120  # the height of the colour scale: of its view, and at most
 COUNT = 256  # of colours
 MARK = 4  # colours below the threshold that are white: a line on the scale, and around what is in the mask
 DIMMED = 0.25  # brightness of colours that are not shown
@@ -167,7 +168,6 @@ def showLegend(node: Any, shown: bool) -> None:
         legend.SetTitleText(_("Score"))
         legend.SetLabelFormat("%.0f")
         legend.SetNumberOfLabels(round(SHOWN_TO - SHOWN_FROM) + 1)
-        legend.SetSize(0.06, 0.3)
         legend.SetPosition(0.96, 0.5)
         for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
             text.SetFontSize(12)
@@ -175,8 +175,13 @@ def showLegend(node: Any, shown: bool) -> None:
         return
     legend.SetVisibility(shown)
     view = _viewOfLegend(node.GetScene(), node)
-    if view is not None and legend.GetViewNodeIDs() != (view,):
-        legend.SetViewNodeIDs((view,))
+    if view is not None:
+        # Slicer scales the letters with the height: in a view as large as the window they would cover the scan.
+        height = min(LEGEND_SHARE, LEGEND_PIXELS / max(1, node.GetScene().GetNodeByID(view).GetDimensions()[1]))
+        if abs(legend.GetSize()[1] - height) > 1e-3:
+            legend.SetSize(0.2 * height, height)
+        if legend.GetViewNodeIDs() != (view,):
+            legend.SetViewNodeIDs((view,))
 
 
 def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
