@@ -69,7 +69,7 @@ def test_findings_of_a_film_have_areas(
         ({"score": {"value": None, "title": "mean"}}, ""),
         (
             {"method": "restore", "score": {"value": 0.12345, "title": "mean difference", "healthy_range": None}},
-            "The whole scan: mean difference 0.123.",
+            "The whole scan, median of its slices: mean difference 0.123.",
         ),
         (
             {
@@ -85,7 +85,7 @@ def test_findings_of_a_film_have_areas(
                 "method": "unsupervised",
                 "score": {"value": 9.0, "title": "mean KL divergence", "healthy_range": {"mean": 4.0, "upper": 6.0}},
             },
-            "The whole scan: mean KL divergence 9; scans that the model knows have 2 to 6.",
+            "The whole scan, median of its slices: mean KL divergence 9; scans that the model knows have 2 to 6.",
         ),
     ],
 )

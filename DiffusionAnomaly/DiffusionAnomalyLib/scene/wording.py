@@ -35,8 +35,8 @@ def score(value: float, document: Mapping[str, Any], unit: str = "ml") -> str:
 def wholeImage(document: Mapping[str, Any]) -> str:
     """What a method says of a scan as a whole, beside the places in it; empty of a run that said nothing.
 
-    >>> wholeImage({"method": "guided", "score": {"value": 1.25, "title": "classifier's log-odds of disease"}})
-    "The whole scan: classifier's log-odds of disease 1.25; above 0, the classifier finds disease more likely than not."
+    >>> wholeImage({"score": {"value": 0.00371, "title": "mean probability of a lesion"}})
+    'The whole scan, median of its slices: mean probability of a lesion 0.00371.'
 
     Args:
         document: how the map was made, with the score, what it is, and the range of it in scans that the model knows.
@@ -46,7 +46,7 @@ def wholeImage(document: Mapping[str, Any]) -> str:
     if not isinstance(value, (int, float)) or not title:
         return ""
     isPicture = (document.get("options") or {}).get("min_area") is not None
-    whole = _("The whole picture") if isPicture else _("The whole scan")
+    whole = _("The whole picture") if isPicture else _("The whole scan, median of its slices")
     line = _("{whole}: {title} {value:.3g}").format(whole=whole, title=title, value=value)
     if usual := told.get("healthy_range"):
         low, high = 2 * float(usual["mean"]) - float(usual["upper"]), float(usual["upper"])
