@@ -18,10 +18,12 @@ PATIENT_ID, BIRTH_DATE = "PatientID", "PatientBirthDate"  # DICOM keywords
 def identityOf(node: Any) -> dict[str, str]:
     """What tells the patient of a volume from others, by DICOM keyword; empty for a volume that is not from DICOM."""
     scene = node.GetScene()
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene) if scene is not None else None
+    hierarchy = None if scene is None else slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    if hierarchy is None or not item:
+        return {}
     constants = slicer.vtkMRMLSubjectHierarchyConstants
-    patient = hierarchy.GetItemAncestorAtLevel(item, constants.GetDICOMLevelPatient()) if item else 0
+    patient = hierarchy.GetItemAncestorAtLevel(item, constants.GetDICOMLevelPatient())
     if not patient:
         return {}
     said = {
