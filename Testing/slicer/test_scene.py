@@ -215,6 +215,11 @@ def test_the_colour_scale_is_no_larger_in_a_large_view(scene: Any, scan: Any, tm
         display.showLegend(nodes.anomalyMap, True)
         legend = scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode")
         assert legend.GetSize()[1] * height == pytest.approx(expected)
+    legend.SetSize(0.1, 0.5)
+    for height in (1600, 800):
+        view.SetDimensions(height, height, 1)
+        display.showLegend(nodes.anomalyMap, True)
+        assert legend.GetSize() == (0.1, 0.5)  # as the user wants it
 
 
 def coloursOf(nodes: results.ResultNodes) -> np.ndarray:

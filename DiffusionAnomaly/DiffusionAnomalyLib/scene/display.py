@@ -23,6 +23,7 @@ EARLIER_COLORS = "DiffusionAnomaly heat"  # by name, in scenes of versions whose
 COLORS = f"{attributes.PREFIX}Colors"  # a node reference
 SHOWN_BELOW = f"{attributes.PREFIX}ShowBelow"
 
+LEGEND_HEIGHT = f"{attributes.PREFIX}Height"  # of a colour scale, as it was last given it here
 LEGEND_SHARE, LEGEND_PIXELS = 0.3, 120  # the height of the colour scale: of its view, and at most
 COUNT = 256  # of colours
 MARK = 4  # colours below the threshold that are white: a line on the scale, and around what is in the mask
@@ -176,12 +177,22 @@ def showLegend(node: Any, shown: bool) -> None:
     legend.SetVisibility(shown)
     view = _viewOfLegend(node.GetScene(), node)
     if view is not None:
-        # Slicer scales the letters with the height: in a view as large as the window they would cover the scan.
-        height = min(LEGEND_SHARE, LEGEND_PIXELS / max(1, node.GetScene().GetNodeByID(view).GetDimensions()[1]))
-        if abs(legend.GetSize()[1] - height) > 1e-3:
-            legend.SetSize(0.2 * height, height)
+        _sizeLegend(legend, node.GetScene().GetNodeByID(view).GetDimensions()[1])
         if legend.GetViewNodeIDs() != (view,):
             legend.SetViewNodeIDs((view,))
+
+
+def _sizeLegend(legend: Any, viewHeight: int) -> None:
+    """Slicer scales the letters with the scale: in a view as large as the window they would cover the scan.
+
+    A size that the user has given it is the user's.
+    """
+    height = min(LEGEND_SHARE, LEGEND_PIXELS / max(1, viewHeight))
+    given = legend.GetAttribute(LEGEND_HEIGHT)
+    isOurs = given is None or abs(legend.GetSize()[1] - float(given)) < 1e-6
+    if isOurs and given != repr(height):
+        legend.SetSize(0.2 * height, height)
+        legend.SetAttribute(LEGEND_HEIGHT, repr(height))
 
 
 def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:
