@@ -126,6 +126,24 @@ class DiffusionAnomalyFindingsTest(panelcase.PanelCase):
         self.press("N")
         assert "Comment" not in self.ui.findingLabel.text and self.ui.findingLabel.text.startswith("Finding 2: ")
 
+    def test_a_rejected_finding_leaves_the_surface(self) -> None:
+        self.addTwo()
+        nodes = self.run_()
+        self.ui.show3DCheckBox.checked = True
+        self.addCleanup(setattr, self.ui.show3DCheckBox, "checked", False)
+        self.settle()
+        name = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+
+        def points() -> int:
+            surface = nodes.segmentation.GetSegmentation().GetNthSegment(0).GetRepresentation(name)
+            return surface.GetNumberOfPoints() if surface is not None else 0
+
+        whole = points()
+        self.press("X")
+        self.waitFor(lambda: 0 < points() < whole, 10)
+        self.press("Z")
+        self.waitFor(lambda: points() == whole, 10)
+
     def test_one_key_hides_all_that_lies_over_the_scan(self) -> None:
         self.addTwo()
         nodes = self.run_()

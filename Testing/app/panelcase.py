@@ -136,7 +136,8 @@ class PicturesCase(PanelCase):
         self.settle()
 
     def take(self, name: str) -> None:
-        """Keep a picture of the window."""
+        """Keep a picture of the window; surfaces are made anew half a second after a change."""
+        self.settle()
         self.settle()
         PICTURES.mkdir(exist_ok=True)
         assert slicer.util.mainWindow().grab().save(str(PICTURES / name))

@@ -381,3 +381,20 @@ def test_damaged_names_are_named_and_kept_and_the_others_are_used(nodes: ResultN
     assert findingsTable.problemWithNames(nodes.table).startswith("6 saved names of ")
     findingsTable.setName(nodes.table, nodes.anomalyMap, reader.live, reader.found, 0, "other")
     assert json.loads(nodes.table.GetAttribute(findingsTable.NAMES)) == [[good[0], "other"], *bad]
+
+
+def test_a_surface_goes_with_the_mask_that_it_was_made_of(nodes: ResultNodes) -> None:
+    reader, history = Reader(nodes), History()
+    history.record(nodes, "threshold")
+    reader.at(2.5)
+
+    def goesWith(change: Any) -> bool:
+        segmentation.showSurface(nodes.segmentation, True)
+        change()
+        return not segmentation.isSurfaceShown(nodes.segmentation)
+
+    assert not goesWith(lambda: reader.says(OTHER, state=ACCEPTED, comment="seen"))
+    assert goesWith(lambda: reader.says(OTHER, state=REJECTED))
+    assert goesWith(lambda: reader.says(OTHER, state=UNDECIDED))
+    assert goesWith(lambda: results.restore(nodes, reader.live, reader.found, history.step(nodes)))
+    assert nodes.threshold == 3.0

@@ -188,8 +188,6 @@ class ResultPanel:
             return
         # Only what the anomaly map says is in force; the slider shows it, and keeps no threshold of its own.
         self.findings.history.record(nodes, "threshold")
-        for node in nodes.outlines:
-            node.RemoveClosedSurfaceRepresentation()
         self.changed(results.applyThreshold(nodes, self.live(nodes), threshold, nodes.minVolumeMl))
 
     def mayWriteOver(self, nodes: ResultNodes) -> bool:

@@ -221,6 +221,7 @@ def applyThreshold(nodes: ResultNodes, live: LiveThreshold, threshold: float, mi
     What was edited by hand is written over, see ``keepEdits``; what was rejected stays out of the mask.
     """
     found = _kept(nodes, live, live.at(threshold, minVolumeMl))
+    _dropSurfaces(nodes)
     _fill(nodes, live, found)
     for node in nodes.all:
         node.SetDisableModifiedEvent(True)  # no view shows an attribute, but all are drawn anew for each
@@ -421,6 +422,7 @@ def _refill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> Thre
     whole = replace(found, mask=(found.labels > 0).astype(np.uint8))
     now = _kept(nodes, live, whole)
     if not np.array_equal(now.mask, found.mask):
+        _dropSurfaces(nodes)
         if nodes.labelMap is not None:
             segmentation.patchLabelMap(nodes.labelMap, live, found.mask, now.mask)
         if nodes.segmentation is not None:
@@ -428,6 +430,12 @@ def _refill(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> Thre
     if nodes.table is not None:
         fillTable(nodes.table, nodes.anomalyMap, live, now)
     return now
+
+
+def _dropSurfaces(nodes: ResultNodes) -> None:
+    """Those of another mask; whoever shows them has them made anew, which takes seconds for a whole brain."""
+    for node in nodes.outlines:
+        node.RemoveClosedSurfaceRepresentation()
 
 
 def _kept(nodes: ResultNodes, live: LiveThreshold, found: Thresholded) -> Thresholded:
