@@ -244,6 +244,18 @@ def test_a_scan_that_changed_is_done_again_and_one_that_was_only_copied_is_not(f
     assert made is not None and made["input"]["sha256"] == sha256_of(folder / "b.nii.gz")
 
 
+def test_pages_of_scans_are_left_out_on_request_and_results_without_them_count(folder: Path, head: Path) -> None:
+    run(folder)
+    shutil.copy(head / "lesion.nii.gz", folder / "b.nii.gz")
+    run(folder, heard := Heard(), reports=False)
+    out = folder / "out"
+    assert heard.begun == [(1, 1)]
+    assert (out / "results/P1-1/report.html").exists() and not (out / "results/P1-2/report.html").exists()
+    assert [row["report"] for row in read_csv(out / "scans.csv")] == ["results/P1-1/report.html", ""]
+    run(folder, heard := Heard())
+    assert heard.begun == [(0, 2)]
+
+
 def test_other_settings_are_refused_and_made_anew_when_asked_for(folder: Path) -> None:
     run(folder)
     with pytest.raises(InputError, match=r"2 results .* threshold was the model's own, and is 1\.5 now.*--overwrite"):
