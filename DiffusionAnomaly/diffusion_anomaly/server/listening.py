@@ -1,4 +1,4 @@
-"""uvicorn with what it leaves to others: a time for headers, connections an address, a time for handshakes.
+"""uvicorn with what it leaves to others: times for handshakes, headers and slow readers, and connections an address.
 
 One process and one thread answer; detections are in processes of their own, the disk in threads.
 """
@@ -9,11 +9,14 @@ import asyncio
 import contextlib
 import functools
 import logging
+import signal
 import socket
 import ssl
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,20 @@ from ..errors import InputError
 from .app import make_app
 from .certificate import INSTALL
 from .jobs import Board
-from .limits import Limits
+from .limits import Limits, Pace
 from .offer import Offer
 from .slots import COMMAND, Slot, SlotRunner
 from .spool import Spool
-from .tokens import Tokens
+from .tokens import Tokens, User
 
 log = logging.getLogger(__name__)
 
 TOKENS = "tokens.json"
-_SWEEP_SECONDS = 1.0
+_SWEEP_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 3
+_THREADS = 32  # for the disk; asyncio's own number is too small on a machine of few cores
+# Bytes of an answer that wait here for a slow reader, or its connection would end with much of it unread.
+_MOST_WAITING, _FEW_WAITING = 1 << 16, 1 << 14
 _MOST_HEADERS = 1 << 14  # bytes
 
 
@@ -80,6 +86,14 @@ async def serve(
     except ImportError:
         raise InputError("The server needs packages that are not installed.", f"Install them: {INSTALL}") from None
 
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
+    # uvicorn leaves asyncio's minute, in which whoever says nothing holds a file descriptor.
+    waits = {"ssl_handshake_timeout": limits.header_seconds}
+    if sys.version_info >= (3, 11):
+        waits["ssl_shutdown_timeout"] = _SHUTDOWN_SECONDS
+    loop.create_server = functools.partial(loop.create_server, **waits)  # type: ignore[method-assign]
+
     tokens = Tokens(spool.folder / TOKENS)
     board = Board(spool, limits)
     config = uvicorn.Config(
@@ -94,35 +108,69 @@ async def serve(
         server_header=False,
         limit_concurrency=limits.connections,
         h11_max_incomplete_event_size=_MOST_HEADERS,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=2 * _SHUTDOWN_SECONDS,
     )
     config.load()
     config.ssl = context
-    server = uvicorn.Server(config)
-    loop = asyncio.get_running_loop()
-    # uvicorn leaves asyncio's minute, in which whoever says nothing holds a file descriptor.
-    waits = {"ssl_handshake_timeout": limits.header_seconds}
-    if sys.version_info >= (3, 11):
-        waits["ssl_shutdown_timeout"] = _SHUTDOWN_SECONDS
-    loop.create_server = functools.partial(loop.create_server, **waits)  # type: ignore[method-assign]
+
+    class Server(uvicorn.Server):
+        """Which ends what runs before it waits for connections to end."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            board.close()
+            late = loop.call_later(_SHUTDOWN_SECONDS, _abort, self)
+            await asyncio.gather(super().shutdown(sockets), _ended(work))
+            late.cancel()
+
+    server = Server(config)
     work = [asyncio.create_task(SlotRunner(slot, board, command).run()) for slot in slots]
-    work.append(asyncio.create_task(_sweep(board, tokens)))
+    work.append(asyncio.create_task(_sweep(board, tokens, server)))
     work.append(asyncio.create_task(_tell_when_started(server, on_started)))
+    _end_on_hang_up(server)
     try:
         await server.serve(sockets=[listener])
     finally:
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
-        for connection in list(server.server_state.connections):  # whose other end does not say goodbye
-            connection.transport.abort()
+        await _ended(work)
+        _abort(server)  # connections whose other end does not say goodbye
         await asyncio.sleep(0)
 
 
-async def _sweep(board: Board, tokens: Tokens) -> None:
+async def _ended(work: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in work:
+        task.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
+
+
+def _abort(server: Any, users: Callable[[User | None], bool] = lambda user: True) -> None:
+    """Cut connections, whatever they are doing.
+
+    Args:
+        server: uvicorn's.
+        users: of whom; None where nobody was let in yet.
+    """
+    for connection in list(server.server_state.connections):
+        if users(connection.user):
+            connection.transport.abort()
+
+
+def _end_on_hang_up(server: Any) -> None:
+    """uvicorn takes two signals; the end of its terminal is the third that ends a server."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is None or threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(hang_up) != signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(hang_up, setattr, server, "should_exit", True)
+
+
+async def _sweep(board: Board, tokens: Tokens, server: Any) -> None:
+    """Again and again: jobs that nobody may or will ask for go, and connections of tokens that were revoked."""
     while True:
         try:
-            board.sweep(tokens.knows)
+            known = await asyncio.to_thread(tokens.users)
+            # First those that were told why in the last round.
+            _abort(server, lambda user, known=known: user is not None and user not in known)
+            await board.sweep(known.__contains__)
         except Exception:
             log.exception("the jobs were not looked through")
         await asyncio.sleep(_SWEEP_SECONDS)
@@ -135,17 +183,27 @@ async def _tell_when_started(server: Any, on_started: Callable[[Any], None]) -> 
 
 
 def _protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's protocol of a connection, with a time in which a request must have begun, and a place an address."""
+    """uvicorn's protocol of a connection, with a time for requests to begin and for answers to be read, and so many
+    connections an address.
+    """
     from uvicorn.protocols.http.h11_impl import H11Protocol  # type: ignore[import-not-found]
 
     addresses: Counter[str] = Counter()
 
     class Bounded(H11Protocol):  # type: ignore[misc, valid-type]
         _deadline: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None
         _address = ""
+
+        @property
+        def user(self) -> User | None:
+            """Whose the request is that came last."""
+            return self.scope["state"].get("user") if self.scope else None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._pace = Pace(limits.stall_seconds, limits.least_rate, self.loop.time)
+            _keep_little(transport)
             self._address = str((self.client or ("", 0))[0])
             addresses[self._address] += 1
             if addresses[self._address] > limits.connections_an_address:
@@ -158,6 +216,7 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
             if addresses[self._address] <= 0:
                 del addresses[self._address]
             self._met()
+            self._is_read()
             super().connection_lost(error)
 
         def handle_events(self) -> None:
@@ -170,6 +229,22 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
             super().on_response_complete()
             if self.cycle.response_complete:  # else the next request was there already
                 self._expect_request()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._pace.waits()
+            some = (_MOST_WAITING - _FEW_WAITING) / limits.least_rate
+            self._reading = self.loop.call_later(self._pace.left + some, self._too_slow)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._pace.goes_on(_MOST_WAITING - _FEW_WAITING)
+            self._is_read()
+
+        def _is_read(self) -> None:
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
 
         def _expect_request(self) -> None:
             self._met()
@@ -185,6 +260,16 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
                 self.transport.abort()
 
     return Bounded
+
+
+def _keep_little(transport: Any) -> None:
+    """Have little of an answer wait for its reader, here and in the operating system."""
+    transport.set_write_buffer_limits(_MOST_WAITING, _FEW_WAITING)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        with contextlib.suppress(OSError):  # it is gone already
+            transport.get_extra_info("socket").setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * _MOST_WAITING
+            )
 
 
 def server_folder(folder: Path) -> Path:
