@@ -177,9 +177,23 @@ class Connection:
         if gzipped:
             headers["Content-Encoding"] = "gzip"
         try:
-            self._json("PUT", f"/jobs/{job}/inputs/{number}", data=pieces, headers=headers, stop=stop)
+            self._json(
+                "PUT",
+                f"/jobs/{job}/inputs/{number}",
+                data=pieces,
+                headers=headers,
+                stop=stop,
+                broken=lambda: self._ask(job, stop),
+            )
         except _ThereAlready:  # it arrived, and the answer was lost
             return
+
+    def _ask(self, job: str, stop: Stop) -> None:
+        """Raise why a job has failed, if it has. A server that refuses half a body cuts the connection with it."""
+        error = self._json("GET", f"/jobs/{job}", stop=stop).get("error")
+        if isinstance(error, dict):
+            code, what, hint = (str(error.get(key, "")) for key in ("code", "what", "hint"))
+            raise error_of(code, self._says(what), hint)
 
     def events(self, job: str, stop: Stop) -> Iterator[dict[str, Any]]:
         """What the job tells, each event once, across broken connections; None between two for a word that is none."""
@@ -278,9 +292,10 @@ class Connection:
         *,
         stop: Stop,
         data: Callable[[], Iterable[bytes]] | None = None,
+        broken: Callable[[], None] = lambda: None,
         **keywords: Any,
     ) -> Iterator[requests.Response]:
-        """One request, tried again while the server is not reached or busy."""
+        """One request, tried again while the server is not reached or busy, unless ``broken`` raises then."""
         since, tries = time.monotonic(), 0
         while True:
             stop()
@@ -319,6 +334,8 @@ class Connection:
                 raise failure if isinstance(failure, EngineError) else self._unreachable(failure)
             self._pause(tries, stop)
             tries += 1
+            if not isinstance(failure, EngineError):
+                broken()
 
     def _refusal(self, answer: requests.Response) -> EngineError:
         """What a server's refusal means."""

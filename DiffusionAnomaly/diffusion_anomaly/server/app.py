@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..client.wire import PREFIX, WIRE_VERSION, Order, order_of
-from ..errors import NO_SPACE, DiskFull, EngineError, InputError
+from ..errors import NO_SPACE, EngineError, InputError
 from ..io.typed_json import parse
 from ..models.package import Bundle
+from ..worker.protocol import Failure
 from .bodies import receive_voxels, small_body
 from .certificate import INSTALL
 from .gate import Gate
@@ -60,6 +61,7 @@ def make_app(board: Board, tokens: Tokens, offer: Offer, limits: Limits) -> Gate
     for method, path, answer in (
         ("GET", f"{PREFIX}/models", answers.models),
         ("POST", f"{PREFIX}/jobs", answers.open_job),
+        ("GET", _JOB, answers.state),
         ("PUT", f"{_JOB}/inputs/{{number}}", answers.take_input),
         ("GET", f"{_JOB}/events", answers.events),
         ("GET", f"{_JOB}/results/{{kind}}", answers.result),
@@ -99,6 +101,12 @@ class Answers:
             raise (DISK_FULL if error.errno in NO_SPACE else FAILED) from error
         log.info("job %s of %s: %d MB, %s", job.name, user.name, order.bytes // 10**6, bundle.name)
         return _json({"job": job.name, "inputs": len(order.inputs)}, 201)
+
+    async def state(self, name: str, request: Request) -> Response:
+        """What a job is doing, and why it has failed if it has."""
+        job = self._job_of(request, name)
+        error = None if job.failure is None else _refusal_of(job.failure).to_json()["error"]
+        return _json({"state": job.state.value, "error": error})
 
     async def take_input(self, name: str, number: str, request: Request) -> Response:
         """Take the voxels of an image; with the last of them the job waits for its turn."""
@@ -198,13 +206,18 @@ def _input_number(job: Job, number: str) -> int:
     if index >= len(job.order.inputs):
         raise NOT_FOUND
     if job.failure is not None:
-        status = DISK_FULL.status if job.failure.code == DiskFull.code else 409
-        raise Refusal(status, job.failure.code, job.failure.what, job.failure.hint)
+        raise _refusal_of(job.failure)
     if index in job.received:
         raise Refusal(409, "there_already", "This input is there already.")
     if index in job.arriving or job.state is not State.RECEIVING:
         raise Refusal(409, "busy", "This input is on its way already.")
     return index
+
+
+def _refusal_of(failure: Failure) -> Refusal:
+    """What is answered to whoever goes on with a job that has failed."""
+    status = DISK_FULL.status if failure.code == DISK_FULL.code else 409
+    return Refusal(status, failure.code, failure.what, failure.hint)
 
 
 async def _stream(job: Job, after: int, heartbeat: float) -> AsyncIterator[str]:
