@@ -26,6 +26,7 @@ import SimpleITK as sitk
 
 from diffusion_anomaly.client.connection import Connection, Server
 from diffusion_anomaly.client.running import Delivered, Image, run_on_server
+from diffusion_anomaly.client.wire import MASK, SCAN
 from diffusion_anomaly.server.certificate import fingerprint, own_certificate, server_context
 from diffusion_anomaly.server.limits import Limits
 from diffusion_anomaly.server.listening import TOKENS, bind, serve
@@ -33,7 +34,7 @@ from diffusion_anomaly.server.offer import Offer
 from diffusion_anomaly.server.slots import Slot
 from diffusion_anomaly.server.spool import JOBS, Spool
 from diffusion_anomaly.server.tokens import Tokens
-from workers import wait_until
+from workers import make_job, wait_until
 
 SECONDS = 60.0
 
@@ -238,6 +239,13 @@ def small_image(value: int = 7) -> Image:
     image = sitk.GetImageFromArray(np.full((3, 4, 5), value, np.int16))
     image.SetSpacing((1.5, 2.5, 3.5))
     return Image.of(image)
+
+
+def job_images(folder: Path) -> list[Image]:
+    """Scan and brain mask of ``workers.make_job``, which a real worker takes with ``side`` of ``overrides``."""
+    make_job(folder)
+    names = {"scan": SCAN, "brain": MASK}
+    return [Image.of(sitk.ReadImage(str(folder / f"{name}.nrrd")), kind) for name, kind in names.items()]
 
 
 def order_json(**changes: Any) -> dict[str, Any]:

@@ -18,14 +18,13 @@ import SimpleITK as sitk
 
 from diffusion_anomaly.errors import DiskFull
 from diffusion_anomaly.worker.protocol import Progress, Started
-from workers import make_job, wait_until
+from workers import wait_until
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("cryptography", reason="needs the extra serve")
 
 import servers
 from diffusion_anomaly.client.running import Delivered, Image
-from diffusion_anomaly.client.wire import MASK
 from servers import QUICK, SECONDS, Served, detect, request
 
 if TYPE_CHECKING:
@@ -120,11 +119,7 @@ def test_a_job_whose_upload_met_a_full_disk_says_so_until_it_is_deleted(on_disk:
 def test_a_disk_that_runs_full_while_results_are_written_fails_the_job(
     disk: Path, offer: Offer, tmp_path: Path, begins: str, but: int
 ) -> None:
-    folder = make_job(tmp_path / "job")
-    images = [
-        Image.of(sitk.ReadImage(str(folder / "scan.nrrd"))),
-        Image.of(sitk.ReadImage(str(folder / "brain.nrrd")), MASK),
-    ]
+    images = servers.job_images(tmp_path / "job")
     ballast: list[Path] = []
 
     def tell(event: object) -> None:
