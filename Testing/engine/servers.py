@@ -42,7 +42,7 @@ STANDIN = """
 import hashlib, json, queue, shutil, sys, threading, time
 from pathlib import Path
 from diffusion_anomaly.worker.protocol import (
-    CANCEL_LINE, Failure, Finished, Progress, Result, Started, encode, job_of, read_job)
+    CANCEL_LINE, Failure, Finished, Progress, Result, Started, Warned, encode, job_of, read_job)
 
 jobs, cancelled = queue.Queue(), threading.Event()
 
@@ -67,6 +67,9 @@ def run(folder):
     if job.options.get("steps") == 666:
         import os
         os._exit(9)
+    if job.options.get("steps") == 777:
+        for number in range(10):
+            say(Warned(f"{number} " + "x" * 800_000))
     for done in range(11):
         say(Progress("detect", done, 10, 0.0))
         if cancelled.wait(hundredths / 1000):

@@ -194,6 +194,7 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
         _deadline: asyncio.TimerHandle | None = None
         _reading: asyncio.TimerHandle | None = None
         _address = ""
+        _unread = 0  # bytes of an answer, when it was last too much of it
 
         @property
         def user(self) -> User | None:
@@ -233,12 +234,13 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
         def pause_writing(self) -> None:
             super().pause_writing()
             self._pace.waits()
-            some = (_MOST_WAITING - _FEW_WAITING) / limits.least_rate
-            self._reading = self.loop.call_later(self._pace.left + some, self._too_slow)
+            self._unread = self.transport.get_write_buffer_size()
+            late = self._pace.left + self._unread / limits.least_rate
+            self._reading = self.loop.call_later(late, self._too_slow)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._pace.goes_on(_MOST_WAITING - _FEW_WAITING)
+            self._pace.goes_on(self._unread - self.transport.get_write_buffer_size())
             self._is_read()
 
         def _is_read(self) -> None:
