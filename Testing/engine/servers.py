@@ -308,3 +308,52 @@ def opened(served: Served, token: str, **changes: Any) -> str:
     status, answer = served.ask(request("POST", "/v1/jobs", token, body))
     assert status == 201, answer
     return json.loads(answer.partition(b"\r\n\r\n")[2])["job"]
+
+
+def finished(served: Served, token: str, size: int) -> str:
+    """A job with a result of so many bytes."""
+    voxels = bytes(size)
+    job = opened(served, token, size=[1000, 100, size // 100_000], sha256=hashlib.sha256(voxels).hexdigest())
+    assert served.ask(request("PUT", f"/v1/jobs/{job}/inputs/0", token, voxels))[0] == 200
+    served.ask(request("GET", f"/v1/jobs/{job}/events", token, Connection="close"))  # until it is over
+    return job
+
+
+@contextlib.contextmanager
+def narrow(served: Served) -> Iterator[ssl.SSLSocket]:
+    """A connection of which the operating system keeps little for its reader."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+    plain.settimeout(SECONDS)
+    with plain:
+        plain.connect(("127.0.0.1", served.port))
+        with context.wrap_socket(plain, suppress_ragged_eofs=True) as encrypted:
+            yield encrypted
+
+
+def read(reader: ssl.SSLSocket, rate: float = 1e9, most: int = 1 << 62, pause: float = 0.0) -> int:
+    """Bytes that come until the connection ends or there are enough, taken at so many a second after a pause."""
+    time.sleep(pause)
+    start, came = time.monotonic(), 0
+    try:
+        while came < most and (piece := reader.recv(1 << 14)):
+            came += len(piece)
+            time.sleep(max(0.0, start + came / rate - time.monotonic()))
+    except OSError:  # cut
+        pass
+    return came
+
+
+def open_results(served: Served) -> list[str]:
+    """Files of results that this process, in which the server runs, has open; also those that were deleted."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(descriptor.readlink())
+        except OSError:  # closed meanwhile
+            continue
+        if str(served.folder / "jobs") in target:
+            found.append(target)
+    return found

@@ -118,16 +118,16 @@ class Answers:
         except WrongBody as error:
             raise Refusal(422, "bad_input", f"The scan did not arrive as it was sent: {error}.") from error
         except OSError as error:
-            if job.state is not State.RECEIVING:  # its folder went meanwhile
-                raise NOT_FOUND from error
+            if job.failure is not None:  # dropped meanwhile, and with it the folder
+                raise _refusal_of(job.failure) from error
             refusal = DISK_FULL if error.errno in NO_SPACE else FAILED
             log.error("job %s failed: %s", job.name, error.strerror or error)
             await self._board.fail(job, refusal.code, refusal.what, refusal.hint)
             raise refusal from error
         finally:
             job.arriving.discard(index)
-        if job.state is not State.RECEIVING:  # dropped meanwhile, and with it the folder
-            raise NOT_FOUND
+        if job.failure is not None:  # dropped meanwhile
+            raise _refusal_of(job.failure)
         job.received.add(index)
         missing = [other for other in range(len(job.order.inputs)) if other not in job.received]
         if not missing:

@@ -165,12 +165,14 @@ def _end_on_hang_up(server: Any) -> None:
 
 async def _sweep(board: Board, tokens: Tokens, server: Any) -> None:
     """Again and again: jobs that nobody may or will ask for go, and connections of tokens that were revoked."""
+    revoked: set[User] = set()
     while True:
         try:
             known = await asyncio.to_thread(tokens.users)
-            # First those that were told why in the last round.
-            _abort(server, lambda user, known=known: user is not None and user not in known)
+            # A round later than the jobs, so that whoever follows their events hears why.
+            _abort(server, (revoked - known).__contains__)
             await board.sweep(known.__contains__)
+            revoked = {connection.user for connection in server.server_state.connections} - known - {None}
         except Exception:
             log.exception("the jobs were not looked through")
         await asyncio.sleep(_SWEEP_SECONDS)

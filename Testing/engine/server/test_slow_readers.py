@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import socket
-import ssl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +18,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("cryptography", reason="needs the extra serve")
 
 import servers
-from servers import QUICK, SECONDS, Served, request
+from servers import QUICK, SECONDS, Served, finished, narrow, open_results, read, request
 
 if TYPE_CHECKING:
     from diffusion_anomaly.server.offer import Offer
@@ -37,46 +33,10 @@ def served(tmp_path: Path, offer: Offer) -> Iterator[Served]:
         yield server
 
 
-@contextmanager
-def narrow(served: Served) -> Iterator[ssl.SSLSocket]:
-    """A connection of which the operating system keeps little for its reader."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
-    plain.settimeout(SECONDS)
-    with plain:
-        plain.connect(("127.0.0.1", served.port))
-        with context.wrap_socket(plain, suppress_ragged_eofs=True) as encrypted:
-            yield encrypted
-
-
-def finished(served: Served, token: str, size: int = LARGE) -> str:
-    """A job with a result of so many bytes."""
-    voxels = bytes(size)
-    job = servers.opened(served, token, size=[1000, 100, size // 100_000], sha256=hashlib.sha256(voxels).hexdigest())
-    assert served.ask(request("PUT", f"/v1/jobs/{job}/inputs/0", token, voxels))[0] == 200
-    served.ask(request("GET", f"/v1/jobs/{job}/events", token, Connection="close"))  # until it is over
-    return job
-
-
-def open_results(served: Served) -> list[str]:
-    """Files of results that this process, in which the server runs, has open; also those that were deleted."""
-    found = []
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(descriptor.readlink())
-        except OSError:  # closed meanwhile
-            continue
-        if str(served.folder / "jobs") in target:
-            found.append(target)
-    return found
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_reader_that_takes_nothing_holds_no_result(served: Served) -> None:
     token = served.tokens.add("anna")
-    job = finished(served, token)
+    job = finished(served, token, LARGE)
     with narrow(served) as reader:
         reader.sendall(request("GET", f"/v1/jobs/{job}/results/heat", token))
         wait_until(lambda: bool(open_results(served)), SECONDS)
@@ -91,7 +51,7 @@ def test_a_reader_that_takes_nothing_holds_no_result(served: Served) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_reader_that_takes_a_little_now_and_then_is_cut_too(served: Served) -> None:
     token = served.tokens.add("anna")
-    job = finished(served, token)
+    job = finished(served, token, LARGE)
     with narrow(served) as reader:
         reader.sendall(request("GET", f"/v1/jobs/{job}/results/heat", token))
         start = time.monotonic()
@@ -122,16 +82,3 @@ def test_a_reader_of_events_that_takes_nothing_is_cut_and_holds_no_slot(served: 
         assert read(reader, pause=9.0) < 8_000_000
     # Whoever reads finds all of it.
     assert len(served.ask(request("GET", f"/v1/jobs/{job}/events", token, Connection="close"))[1]) > 8_000_000
-
-
-def read(reader: ssl.SSLSocket, rate: float = 1e9, most: int = 1 << 62, pause: float = 0.0) -> int:
-    """Bytes that come until the connection ends or there are enough, taken at so many a second after a pause."""
-    time.sleep(pause)
-    start, came = time.monotonic(), 0
-    try:
-        while came < most and (piece := reader.recv(1 << 14)):
-            came += len(piece)
-            time.sleep(max(0.0, start + came / rate - time.monotonic()))
-    except OSError:  # cut
-        pass
-    return came
