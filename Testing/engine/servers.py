@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.client.connection import Connection, Server
+from diffusion_anomaly.client.address import Server
+from diffusion_anomaly.client.connection import Connection
 from diffusion_anomaly.client.running import Delivered, Image, run_on_server
 from diffusion_anomaly.client.wire import MASK, SCAN
 from diffusion_anomaly.server.certificate import fingerprint, own_certificate, server_context

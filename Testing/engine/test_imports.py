@@ -59,7 +59,7 @@ WINGS = (
 FOR_SLICER = {
     f"{ENGINE}.{name}"
     for name in (
-        "client.connection",
+        "client.address",
         "client.wire",
         "detection.input_checks",
         "errors",
@@ -172,6 +172,13 @@ def test_what_slicer_imports_never_loads_torch(engine: dict[str, list[Import]]) 
     loaded = loaded_by(FOR_SLICER, engine)
     assert loaded >= FOR_SLICER
     assert violations({name: engine[name] for name in loaded}, HEAVY, at_load_only=True) == []
+
+
+def test_what_slicer_imports_loads_requests_when_a_scan_is_sent_alone(engine: dict[str, list[Import]]) -> None:
+    loaded = loaded_by(FOR_SLICER, engine)
+    assert violations({name: engine[name] for name in loaded}, {"requests"}, at_load_only=True) == []
+    imports = read(modules_under(MODULE_FOLDER / "DiffusionAnomalyLib", "DiffusionAnomalyLib"))
+    assert violations(imports, {"requests"}, at_load_only=True) == []
 
 
 def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dict[str, list[Import]]) -> None:

@@ -20,6 +20,7 @@ from ..io.files import write_error
 from ..text import PrintableFormatter, counted
 from .arguments import as_folder
 from .console import err, out, plain
+from .remote import PORT
 
 _LOG = "server.log"
 _LOG_BYTES, _LOG_FILES = 10_000_000, 5
@@ -43,7 +44,7 @@ def serve(
     ] = None,
     list_tokens: Annotated[bool, typer.Option("--list-tokens", help="Print who has a token, and serve not.")] = False,
     address: Annotated[str, typer.Option(help="Of the network card; 0.0.0.0 is all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = PORT,
     certificate: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Default: one that is made, to be pinned.")
     ] = None,

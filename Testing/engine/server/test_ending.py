@@ -20,7 +20,8 @@ from workers import ENGINE, EXTRA_METHODS
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("cryptography", reason="needs the extra serve")
 
-from diffusion_anomaly.client.connection import Connection, Server
+from diffusion_anomaly.client.address import Server
+from diffusion_anomaly.client.connection import Connection
 from diffusion_anomaly.server.listening import TOKENS
 from diffusion_anomaly.server.spool import JOBS
 from diffusion_anomaly.server.tokens import Tokens
