@@ -168,13 +168,19 @@ def _offered(entry: Mapping[str, Any]) -> BundleSummary:
     grid = declared.get("grid", declared.get("grid3d"))
     spacing = grid.get("spacing") if isinstance(grid, dict) else 0
     quality = declared.get("quality")
-    texts = {key: str(entry.get(key, "")) for key in ("name", "version", "method", "modality", "license")}
+    name, version, method, modality, licence = (
+        str(entry.get(key, "")) for key in ("name", "version", "method", "modality", "license")
+    )
     return BundleSummary(
+        name=name,
         path=Path(),
+        version=version,
+        method=method,
+        modality=modality,
         orientation=str(declared.get("orientation", "")),
         spacing=float(spacing) if isinstance(spacing, int | float) and abs(spacing) < _MOST_SPACING else 0.0,
+        license=licence,
         quality=quality if isinstance(quality, dict) else {},
-        **texts,
     )
 
 

@@ -201,7 +201,7 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
         @property
         def user(self) -> User | None:
             """Whose the request is that came last."""
-            return self.scope["state"].get("user") if self.scope else None
+            return (self.scope or {}).get("state", {}).get("user")
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
