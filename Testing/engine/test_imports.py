@@ -189,7 +189,12 @@ def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dic
             "dicom_network.receiving",
             "dicom_network.web",
         },
-        ("fastapi", "starlette", "uvicorn", "cryptography"): {"server.app", "server.certificate", "server.listening"},
+        ("fastapi", "starlette", "uvicorn", "cryptography"): {
+            "server.app",
+            "server.certificate",
+            "server.connections",
+            "server.listening",
+        },
     }
     for packages, users in extras.items():
         assert violations(engine, set(packages), at_load_only=True) == []
