@@ -12,8 +12,9 @@ import typer
 
 from ..errors import InputError
 from ..io.outputs import OutputFolder, keep_out_of
-from .arguments import MinVolume, Model, Settings, Threshold, as_folder, method_of, parse_settings
+from .arguments import Model, Settings, Threshold, as_folder, method_of, parse_settings
 from .console import Terminal, err, out, plain
+from .rethreshold import SMALLEST_ML
 
 if TYPE_CHECKING:
     from ..detection.detector import Detector
@@ -40,10 +41,15 @@ def compare(
     model: Model = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     threshold: Threshold = None,
-    min_volume: MinVolume = 0.05,
+    min_volume: Annotated[
+        float | None, typer.Option(metavar="ML", help="Smaller findings are dropped; default: 0.05.")
+    ] = None,
     settings: Settings = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Look at a scan that the model seems not to know, with a warning.")
+        bool,
+        typer.Option(
+            "--force", help="Also scans that the model seems not to know, or of two patients by their headers."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of other scans too.")] = False,
 ) -> None:
@@ -68,15 +74,16 @@ def compare(
             model=model,
             device=device,
             threshold=threshold,
-            min_volume_ml=min_volume,
+            min_volume_ml=SMALLEST_ML if min_volume is None else min_volume,
             overrides=parse_settings(settings or []),
             force=force,
         )
     )
+    _check(detector, prior, current, force)
     given = [(prior, "prior", prior_result), (current, "current", current_result)]
     with OutputFolder(output, [prior, current]) as folder:
         folder.check(files.NAMES)
-        exams = [_exam(detector, scan, output / name, result, overwrite) for scan, name, result in given]
+        exams = [_exam(detector, scan, output / name, result, overwrite, min_volume) for scan, name, result in given]
         comparison = comparing.compare(*exams)
         if not overwrite:
             _keep_others(folder, comparison)
@@ -84,6 +91,25 @@ def compare(
     _show(comparison)
     out.print(plain(written["comparison.html"]))
     err.print(plain(f"{time.perf_counter() - start:.0f} s"))
+
+
+def _check(detector: Detector, prior: Path, current: Path, force: bool) -> None:
+    """Refuse what cannot be compared, before anything is computed.
+
+    Raises:
+        InputError: for a model of pictures, and for scans of two patients by their headers unless forced.
+    """
+    from ..io.volume import read_volume
+    from ..models.declaration import IMAGE
+    from ..results.comparison.compare import two_patients
+
+    if detector.plan.bundle.region == IMAGE:
+        raise InputError(
+            f"{detector.plan.bundle.name} looks at pictures, and pictures are not compared.", "Choose another model."
+        )
+    differ = two_patients(*(read_volume(scan).identity for scan in (prior, current)))
+    if differ and not force:
+        raise InputError(differ, "If they are of one all the same, say --force.")
 
 
 def _keep_others(folder: OutputFolder, comparison: Comparison) -> None:
@@ -105,7 +131,9 @@ def _keep_others(folder: OutputFolder, comparison: Comparison) -> None:
                 )
 
 
-def _exam(detector: Detector, scan: Path, folder: Path, result: Path | None, overwrite: bool) -> Exam:
+def _exam(
+    detector: Detector, scan: Path, folder: Path, result: Path | None, overwrite: bool, min_volume: float | None
+) -> Exam:
     """What was found in a scan, or is found in it now."""
     from ..detection.scan import ScanRequest, run_scan
     from ..io.volume import read_volume
@@ -114,7 +142,8 @@ def _exam(detector: Detector, scan: Path, folder: Path, result: Path | None, ove
 
     if result is not None:
         exam, threshold = read_exam(result, read_volume(scan)), detector.plan.asked.threshold
-        return exam if threshold is None else replace(exam, threshold=threshold)
+        least = exam.min_volume_ml if min_volume is None else min_volume
+        return replace(exam, threshold=exam.threshold if threshold is None else threshold, min_volume_ml=least)
     with Terminal() as listener:
         listener.begin(scan, several=True)
         begun = time.perf_counter()
