@@ -37,6 +37,7 @@ from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.scan import ScanRequest
 from diffusion_anomaly.errors import InputError, MemoryExhausted, ModelError
 from diffusion_anomaly.io.contrasts import ChannelSource
+from diffusion_anomaly.io.files import write_error
 from diffusion_anomaly.io.records import content_of, sha256_of
 
 ENGINE = Path(cli.__file__).parents[2]
@@ -384,6 +385,7 @@ def test_what_every_scan_would_meet_ends_the_run(
 def test_failures_are_known_by_what_the_operating_system_said(number: int, kind: str) -> None:
     told = InputError("It could not be written.")
     told.__cause__ = OSError(number, "said so")
+    assert failure_of(write_error(Path("out/heat.nii.gz"), OSError(errno.EFBIG, "File too large"))).kind == "bad_input"
     assert failure_of(told).kind == kind
     assert failure_of(MemoryExhausted("gone")).kind == "out_of_memory"
     assert failure_of(ValueError("a fault")).kind == "internal"
@@ -567,6 +569,12 @@ def test_the_command_runs_a_table_and_tells_in_json_lines(folder: Path, capsys: 
     assert cli.main([str(word) for word in (*arguments, "--threshold", "9")]) == 2
 
 
+def test_the_command_leaves_out_pages_of_scans(folder: Path) -> None:
+    arguments = ["cohort", folder / "scans.csv", folder / "out", "--method", "intensity", "--force", "--workers", "0"]
+    assert cli.main([*map(str, arguments), "--no-report"]) == 0
+    assert {path.suffix for path in (folder / "out/results").glob("*/*")} == {".gz", ".csv", ".json"}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -574,6 +582,7 @@ def test_the_command_runs_a_table_and_tells_in_json_lines(folder: Path, capsys: 
         (["--pattern", "*.mha"], "is a file, and a pattern"),
         (["--participant-label", "01"], "is not looked at as a BIDS data set"),
         (["--workers", "0", "--ray-address", "auto"], "A Ray cluster was named"),
+        (["--ray-address", "ray://head:10001"], "is for clients outside of a Ray cluster"),
     ],
 )
 def test_the_command_says_what_does_not_go_together(

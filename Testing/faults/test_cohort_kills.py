@@ -28,7 +28,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def _record(place: Path) -> None:
-    files = {path.name: sha256(path.read_bytes()).hexdigest() for path in place.iterdir() if "json.gz" not in path.name}
+    files = {path.name: sha256(path.read_bytes()).hexdigest() for path in place.iterdir()}
     files.pop("provenance.json", None)
     record({"cohort": {}, "files_sha256": files})(place / "provenance.json")
 

@@ -28,7 +28,8 @@ INSTALL = "pip install 'diffusion-anomaly[cohort]'"
 # What crosses is names and numbers; Ray would take a third of the machine's memory for it. This is its least.
 _STORE_BYTES = 80 << 20
 _MOST_STARTS = 3  # in a row that may die before any was ready
-_LOOK_SECONDS, _SILENT_SECONDS = 5.0, 30.0  # between two questions to Ray, and without an answer until it is lost
+_LOOK_SECONDS = 5.0  # between two questions to Ray whether it is there
+_SILENT_SECONDS = 45.0  # without an answer until it is lost; after 60 Ray ends its driver itself, without a word
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Workers:
         count: None takes one for each GPU, or as many as the processors' cores allow.
         threads: of each; None takes the cores divided by the workers, or four.
         gpus: of each: 0 for a detector on the CPU, None where it depends on whether there are any.
-        address: of a Ray cluster, such as ``auto`` or ``host:6379``; None for this machine.
+        address: of a Ray cluster, such as ``auto`` or ``host:6379``; None for this machine. This process has to run on
+            one of its machines.
     """
 
     count: int | None = None
@@ -104,6 +106,11 @@ class RayPool:
             # An exception that Ctrl-C raises in the middle of Ray's own start ends the process with corrupted memory.
             # A cluster that does not answer takes minutes, in which it must be heard.
             address = asked.address or os.environ.get("RAY_ADDRESS")
+            if address and address.startswith("ray://"):
+                raise InputError(
+                    f"{address} is for clients outside of a Ray cluster, which a cohort cannot be.",
+                    "Run it on a machine of the cluster, with the address auto.",
+                )
             with contextlib.nullcontext() if address else uninterrupted():
                 import ray  # type: ignore[import-not-found]
 
@@ -277,7 +284,9 @@ class _Pulse(threading.Thread):
                 self._answered = time.monotonic()
 
     def stop(self) -> None:
+        """Ask no more; a question that is under way is waited for a little, as Ray is about to be closed."""
         self._end.set()
+        self.join(_LOOK_SECONDS)
 
 
 def sizes_of(asked: Workers, there: Mapping[str, float]) -> tuple[int, int, float]:

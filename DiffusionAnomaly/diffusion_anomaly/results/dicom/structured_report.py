@@ -48,7 +48,7 @@ _SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 _CENTRE_PIXEL = [Code(f"centre-{axis}", SCHEME, f"Centre, {axis} of the image, from 0") for axis in ("column", "row")]
 
 
-def make_report(context: Context, anomaly_map: Dataset, segmentation: Dataset | None) -> Dataset:
+def make_structured_report(context: Context, anomaly_map: Dataset, segmentation: Dataset | None) -> Dataset:
     """The report on a result.
 
     Args:
