@@ -4,6 +4,7 @@
 #   make test      lint, then all tests, and how much of the engine they run
 #   make test-slicer SLICER=/path/to/Slicer   the panel's tests inside a full Slicer (5.12 or newer)
 #   make bench-slicer SLICER=/path/to/Slicer  how quick the panel is inside a full Slicer
+#   make panel-pictures  the documentation's pictures of the panel, from those that the tests inside Slicer have taken
 #   make lint      ruff (lint and format) and pyright
 #   make format    what ruff can mend by itself
 #   make docs      the documentation's site, into build/site; `make docs-serve` shows it while it is written
@@ -32,7 +33,7 @@ TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 
 SAMPLE := Resources/SampleData/open-ms-patient26-FLAIR.nii.gz
 CHECKED := DiffusionAnomaly training examples Testing docs
 
-.PHONY: demo test test-slicer bench-slicer lint format docs docs-serve faults bench figures clean
+.PHONY: demo test test-slicer bench-slicer panel-pictures lint format docs docs-serve faults bench figures clean
 
 demo: $(VENV)/engine.installed
 	$(BIN)/diffusion-anomaly detect $(SAMPLE) --output demo
@@ -56,6 +57,10 @@ test-slicer:
 	    "import slicer.testing; slicer.testing.runUnitTest(['$(CURDIR)/Testing/app'], '$$name')"; \
 	  then summary="$$summary\n$$name: passed"; else summary="$$summary\n$$name: FAILED"; failed=yes; fi; \
 	done; printf "$$summary\n"; test -z "$$failed"
+
+# After `make test-slicer`: its pictures, with few colours so that they are small.
+panel-pictures:
+	$(BIN)/python Testing/documentation/panel_pictures.py
 
 bench-slicer:
 	@test -n "$(SLICER)" || { echo "Say where Slicer is: make bench-slicer SLICER=/path/to/Slicer"; exit 2; }

@@ -266,11 +266,12 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
         self._watch(entry, tell, onFinished)
         return entry
 
-    def compare(self, prior: ResultNodes, current: ResultNodes) -> ComparisonNodes:
+    def compare(self, prior: ResultNodes, current: ResultNodes, *, samePatient: bool = False) -> ComparisonNodes:
         """Register two exams of one patient, match their findings, and show them side by side; waits for it.
 
         Args:
             prior, current: results in the scene, such as ``detect`` gives them, with their brain masks.
+            samePatient: compare them also where their DICOM headers say that they are of two patients.
 
         Returns:
             The prior scan and map on the current scan's grid, and the table of what is new, grown, shrunk or gone.
@@ -280,7 +281,7 @@ class DiffusionAnomalyLogic(ScriptedLoadableModuleLogic):
         """
         from diffusion_anomaly.errors import InputError
 
-        comparing = Comparing(prior, current, slicer.app.temporaryPath, QtProcess())
+        comparing = Comparing(prior, current, slicer.app.temporaryPath, QtProcess(), samePatient=samePatient)
         try:
             while not comparing.isOver:
                 comparing.tick()

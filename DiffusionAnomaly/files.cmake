@@ -45,6 +45,7 @@ set(MODULE_PYTHON_SCRIPTS
   DiffusionAnomalyLib/scene/folders.py
   DiffusionAnomalyLib/scene/history.py
   DiffusionAnomalyLib/scene/livethreshold.py
+  DiffusionAnomalyLib/scene/patients.py
   DiffusionAnomalyLib/scene/reporting.py
   DiffusionAnomalyLib/scene/results.py
   DiffusionAnomalyLib/scene/review.py

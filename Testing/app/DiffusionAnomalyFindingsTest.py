@@ -110,6 +110,22 @@ class DiffusionAnomalyFindingsTest(panelcase.PanelCase):
         self.press("A")
         assert self.text(0, 1) == "accepted" and slicer.util.arrayFromVolume(nodes.labelMap).sum() == whole
 
+    def test_a_long_comment_is_whole_below_the_list_and_makes_no_row_high(self) -> None:
+        self.addTwo()
+        self.run_()
+        text = "word " * 60 + "end"
+        self.panel.results.findings.comment(text)
+        self.settle()
+        assert self.ui.findingLabel.text.endswith(f"Comment: {text}") and self.ui.findingLabel.visible
+        heights = [self.table.rowHeight(row) for row in range(2)]
+        assert heights[0] <= 3 * self.table.fontMetrics().height() + 4
+        header = self.table.horizontalHeader()
+        assert abs(header.sectionSize(4) - header.sectionSize(5)) <= 2  # place and comment share what is left
+        assert sum(header.sectionSize(column) for column in range(6)) <= self.table.viewport().width
+        assert self.table.item(0, 5).toolTip() == text
+        self.press("N")
+        assert "Comment" not in self.ui.findingLabel.text and self.ui.findingLabel.text.startswith("Finding 2: ")
+
     def test_one_key_hides_all_that_lies_over_the_scan(self) -> None:
         self.addTwo()
         nodes = self.run_()

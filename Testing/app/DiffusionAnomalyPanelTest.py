@@ -335,6 +335,29 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.settle()
         assert not self.ui.runButton.enabled and "not the brain" in self.ui.messageLabel.text
 
+    def test_exams_of_two_patients_are_asked_about_before_they_are_compared(self) -> None:
+        hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
+        for number, name in enumerate(("2024", "2025")):
+            scan = self.addScan(name)
+            patient = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), f"patient {number}")
+            hierarchy.SetItemAttribute(patient, "DICOM.PatientID", f"P{number}")
+            hierarchy.SetItemParent(hierarchy.GetItemByDataNode(scan), hierarchy.CreateStudyItem(patient, "study"))
+            self.run_()
+        self.ui.priorCollapsibleButton.collapsed = False
+        self.settle()
+        asked: list[str] = []
+        real = slicer.util.confirmOkCancelDisplay
+        self.addCleanup(setattr, slicer.util, "confirmOkCancelDisplay", real)
+        for answer in (False, True):
+            slicer.util.confirmOkCancelDisplay = lambda text, title, answer=answer: asked.append(text) or answer
+            self.ui.compareButton.click()
+            self.settle()
+            assert "2024 and 2025 are of two patients by their patient ID." in asked[-1]
+            # The stand-in gives no brain mask: where the user insists, that is what the comparison lacks next.
+            assert ("without the brain mask" in self.ui.priorLabel.text) == answer
+        assert len(asked) == 2
+        self.ui.priorCollapsibleButton.collapsed = True
+
     def test_two_quick_clicks_are_one_request(self) -> None:
         self.useStandIn(seconds=3)
         self.addScan()

@@ -11,26 +11,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import qt
 import slicer
 
 import panelcase  # as a module: unittest would run an imported case class as well
 from DiffusionAnomalyLib.process import dependencies
 from DiffusionAnomalyLib.scene import reporting
 
-PICTURES = panelcase.HERE.parent / "output"
-WINDOW = (1500, 1000)
-
 
 @unittest.skipIf(dependencies.missing(), "the Python packages of the worker are not installed in this Slicer")
-class DiffusionAnomalyTutorialTest(panelcase.PanelCase):
+class DiffusionAnomalyTutorialTest(panelcase.PicturesCase):
     """What a new user does in the first ten minutes."""
 
     def test_the_tutorial(self) -> None:
         detection = self.panel.detection
         detection._command = detection._environment = None  # the real worker
         slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
-        slicer.util.mainWindow().resize(*WINDOW)
 
         self.ui.sampleDataLabel.linkActivated.emit("sample")
         self.settle()
@@ -71,18 +66,3 @@ class DiffusionAnomalyTutorialTest(panelcase.PanelCase):
         assert "frontal, right" in page.read_text(encoding="utf-8")
         assert not reporting.isAsRun(nodes) and self.ui.saveReportButton.enabled
         self.assertNoTorch()
-
-    def showSection(self, section: object) -> None:
-        """Scroll the module panel to one of its parts."""
-        self.settle()
-        above = section.parent()  # type: ignore[attr-defined]
-        while above is not None and not above.inherits("QScrollArea"):
-            above = above.parent()
-        if above is not None:
-            place = section.mapTo(above.widget(), qt.QPoint(0, 0))  # type: ignore[attr-defined]
-            above.verticalScrollBar().setValue(place.y())
-        self.settle()
-
-    def take(self, name: str) -> None:
-        PICTURES.mkdir(exist_ok=True)
-        assert slicer.util.mainWindow().grab().save(str(PICTURES / name))

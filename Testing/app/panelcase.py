@@ -10,10 +10,13 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import qt
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
 
 HERE = Path(__file__).resolve().parent
+PICTURES = HERE.parent / "output"
+WINDOW, PANEL_WIDTH = (1360, 860), 500
 
 
 class PanelCase(ScriptedLoadableModuleTest):
@@ -102,3 +105,38 @@ class PanelCase(ScriptedLoadableModuleTest):
     def assertNoTorch(self) -> None:
         """This module has imported neither; another extension may have."""
         assert {"torch", "monai"} & set(sys.modules) == self._loaded
+
+
+class PicturesCase(PanelCase):
+    """Takes pictures of the window on the way, with as little of Slicer around panel and views as may be."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for show in (
+            slicer.util.setApplicationLogoVisible,
+            slicer.util.setDataProbeVisible,
+            slicer.util.setModuleHelpSectionVisible,
+            slicer.util.setStatusBarVisible,
+        ):
+            show(False)
+            self.addCleanup(show, True)
+        window = slicer.util.mainWindow()
+        window.resize(*WINDOW)
+        window.resizeDocks([slicer.util.findChild(window, "PanelDockWidget")], [PANEL_WIDTH], qt.Qt.Horizontal)
+
+    def showSection(self, section: Any) -> None:
+        """Scroll the module panel to one of its parts."""
+        self.settle()
+        above = section.parent()
+        while above is not None and not above.inherits("QScrollArea"):
+            above = above.parent()
+        if above is not None:
+            place = section.mapTo(above.widget(), qt.QPoint(0, 0))
+            above.verticalScrollBar().setValue(place.y())
+        self.settle()
+
+    def take(self, name: str) -> None:
+        """Keep a picture of the window."""
+        self.settle()
+        PICTURES.mkdir(exist_ok=True)
+        assert slicer.util.mainWindow().grab().save(str(PICTURES / name))

@@ -8,11 +8,19 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 import phantom
 from diffusion_anomaly.cli import console
 from diffusion_anomaly.errors import InputError
-from diffusion_anomaly.results.findings import findings_table, segment, write_findings_csv, write_findings_json
+from diffusion_anomaly.results.findings import (
+    MOST_SPARSE,
+    findings_table,
+    segment,
+    segment_arrays,
+    write_findings_csv,
+    write_findings_json,
+)
 
 COLUMNS = [
     "id",
@@ -72,6 +80,25 @@ def test_a_score_and_its_usual_range_are_told_in_words() -> None:
     assert console._score_in_words(score) == "Whole-image score 1.23: log-odds"
     known = {**score, "healthy_range": {"mean": 2.0, "upper": 3.0}}
     assert console._score_in_words(known) == "Whole-image score 1.23: log-odds; of known scans 1 to 3"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.015, 0.03, 0.4, 1.0])
+def test_components_are_the_same_whether_few_or_many_voxels_are_marked(share):
+    random = np.random.default_rng(0)
+    array = random.uniform(0.5, 1.0, (14, 23, 31)).astype(np.float32) * (random.random((14, 23, 31)) < share)
+    array[[0, 0, -1, -1], [0, -1, 0, -1], [0, -1, 0, -1]] = 3.0  # corners are no neighbours around the edge
+    assert (np.count_nonzero(array) > MOST_SPARSE * array.size) == (share > 0.02)
+    image = phantom.on_grid(array, phantom.grid(array.shape[::-1], (1.0, 1.0, 1.0)))
+    expected, count = ndimage.label(array > 0, np.ones((3, 3, 3)))
+    mask, labels, findings = segment_arrays(image, 0.1, min_volume_ml=0)
+    assert len(findings) == count and np.array_equal(mask, array > 0)
+    pairs = set(zip(expected.ravel().tolist(), labels.ravel().tolist(), strict=True))
+    assert len(pairs) == count + (share < 1)  # each component has one label, and each label one component
+    for finding in findings:
+        own = np.argwhere(labels == finding.id)[:, ::-1]
+        assert finding.bounding_box == (tuple(own.min(axis=0)), tuple(own.max(axis=0)))
+        assert finding.volume_ml == pytest.approx(len(own) / 1000)
+        assert finding.peak_score == array[labels == finding.id].max()
 
 
 def test_the_centroid_is_in_ras_millimetres_in_every_orientation():

@@ -16,7 +16,7 @@ import jobs
 import mrmlscene
 from diffusion_anomaly.errors import InputError
 from DiffusionAnomalyLib.process.process import PipeProcess
-from DiffusionAnomalyLib.scene import comparing, display, results, views
+from DiffusionAnomalyLib.scene import comparing, display, patients, results, views
 from DiffusionAnomalyLib.scene.results import Place, ResultNodes
 from DiffusionAnomalyLib.scene.watching import SceneWatch
 
@@ -55,9 +55,11 @@ def both(scene: Any, tmp_path: Path) -> tuple[ResultNodes, ResultNodes]:
     return exam(scene, tmp_path, "2024", STAYS, GOES), exam(scene, tmp_path, "2025", STAYS, COMES)
 
 
-def compared(both: tuple[ResultNodes, ResultNodes], folder: Path) -> comparing.ComparisonNodes:
+def compared(
+    both: tuple[ResultNodes, ResultNodes], folder: Path, *, samePatient: bool = False
+) -> comparing.ComparisonNodes:
     work = folder / "work"
-    task = comparing.Comparing(*both, work, PipeProcess())
+    task = comparing.Comparing(*both, work, PipeProcess(), samePatient=samePatient)
     jobs.wait(lambda: task.isOver, task.tick)
     assert task.problem == "" and task.nodes is not None, task.problem
     assert not list(work.iterdir())
@@ -158,3 +160,51 @@ def test_what_cannot_be_compared_is_refused(scene: Any, both: tuple[ResultNodes,
     with pytest.raises(InputError, match=r"without the brain mask"):
         comparing.Comparing(prior, current, tmp_path / "work", PipeProcess())
     assert mrmlscene.nodeIds(scene) == before and not list((tmp_path / "work").iterdir())
+
+
+def belongsTo(scene: Any, node: Any, patient: str, born: str = "") -> None:
+    """Put a volume where Slicer puts one from its DICOM database."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    constants = slicer.vtkMRMLSubjectHierarchyConstants
+    item = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), f"the patient of {node.GetName()}")
+    if patient:
+        hierarchy.SetItemAttribute(item, constants.GetDICOMPatientIDAttributeName(), patient)
+    if born:
+        hierarchy.SetItemAttribute(item, constants.GetDICOMPatientBirthDateAttributeName(), born)
+    study = hierarchy.CreateStudyItem(item, "study")
+    hierarchy.CreateItem(study, node)
+
+
+@pytest.mark.parametrize(
+    ("prior", "current", "what"),
+    [
+        (("A1", "19700101"), ("B2", "19700101"), "patient ID"),
+        (("A1", "19700101"), ("A1", "19700102"), "date of birth"),
+        (("A1", "19700101"), ("B2", "19700102"), "patient ID and date of birth"),
+        (("a1 ", ""), ("A1", "19700101"), ""),
+        (("", ""), ("B2", "19700101"), ""),
+    ],
+)
+def test_two_patients_are_told_by_what_dicom_says_of_both(
+    scene: Any, tmp_path: Path, prior: tuple[str, str], current: tuple[str, str], what: str
+) -> None:
+    scans = [mrmlscene.addScan(scene, jobs.scan(), tmp_path, name) for name in ("2024", "2025")]
+    assert patients.identityOf(scans[0]) == {} and patients.doubt(*scans) == ""
+    for scan, about in zip(scans, (prior, current), strict=True):
+        belongsTo(scene, scan, *about)
+    assert patients.doubt(*scans) == (f"2024 and 2025 are of two patients by their {what}." if what else "")
+
+
+def test_exams_of_two_patients_are_compared_only_where_the_user_insists_and_the_doubt_stays(
+    scene: Any, both: tuple[ResultNodes, ResultNodes], tmp_path: Path
+) -> None:
+    for nodes, patient in zip(both, ("A1", "B2"), strict=True):
+        belongsTo(scene, nodes.inputNode, patient)
+    before = mrmlscene.nodeIds(scene)
+    with pytest.raises(InputError, match=r"2024 and 2025 are of two patients by their patient ID"):
+        comparing.Comparing(*both, tmp_path / "work", PipeProcess())
+    assert mrmlscene.nodeIds(scene) == before and not (tmp_path / "work").exists()
+    made = compared(both, tmp_path, samePatient=True)
+    doubt = "The two scans are of two patients by their PatientID."
+    assert doubt in made.statistics["warnings"] and doubt in made.page.GetText()
+    assert not any(patient in json.dumps(made.statistics) for patient in ("A1", "B2"))

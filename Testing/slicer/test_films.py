@@ -16,7 +16,7 @@ import packages
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.io.sources import read
-from DiffusionAnomalyLib.scene import findingsTable, results, volumes, wording
+from DiffusionAnomalyLib.scene import attributes, findingsTable, results, volumes, wording
 from DiffusionAnomalyLib.scene.results import Place, Wanted
 
 SHAPE = (1, 60, 50)
@@ -57,3 +57,37 @@ def test_findings_of_a_film_have_areas(
     assert f"1 finding of {size}, " in findingsTable.summary([finding], live.unit)
     assert "healthy pixels" in wording.score(shown.threshold, {}, live.unit)
     assert shown.table.GetColumnUnitLabel(findingsTable.VOLUME) == unit
+    assert attributes.isPicture(shown.anomalyMap)
+    told = wording.wholeImage(attributes.document(shown.anomalyMap))
+    assert told.startswith("The whole picture: mean difference to ordinary tissue ")
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({}, ""),
+        ({"score": {"value": None, "title": "mean"}}, ""),
+        (
+            {"method": "restore", "score": {"value": 0.12345, "title": "mean difference", "healthy_range": None}},
+            "The whole scan, median of its slices: mean difference 0.123.",
+        ),
+        (
+            {
+                "method": "guided",
+                "options": {"min_area": 25.0},
+                "score": {"value": -2.5, "title": "classifier's log-odds of disease", "healthy_range": None},
+            },
+            "The whole picture: classifier's log-odds of disease -2.5; above 0, the classifier finds disease more "
+            "likely than not.",
+        ),
+        (
+            {
+                "method": "unsupervised",
+                "score": {"value": 9.0, "title": "mean KL divergence", "healthy_range": {"mean": 4.0, "upper": 6.0}},
+            },
+            "The whole scan, median of its slices: mean KL divergence 9; scans that the model knows have 2 to 6.",
+        ),
+    ],
+)
+def test_the_score_of_the_whole_image_is_told_in_words(document: dict[str, Any], expected: str) -> None:
+    assert wording.wholeImage(document) == expected

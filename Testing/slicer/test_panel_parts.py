@@ -63,6 +63,12 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         panel.setParameters(chosen)
         assert standins.said(ui.messageLabel) == "Choose a volume."
 
+        def shown():
+            frames = ui.noResultLabel, ui.resultChoiceFrame, ui.resultFrame
+            return [frame.setVisible.call_args.args[0] for frame in frames]
+
+        assert shown() == [True, False, False] and "After a run" in standins.said(ui.noResultLabel)
+
         chosen.inputVolume = mrmlscene.addScan(scene, jobs.scan(), folder, "patient")
         chosen.method.name = "intensity"
         panel.refresh()
@@ -114,6 +120,16 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         assert ui.resultsCollapsibleButton.collapsed is False and ui.methodCollapsibleButton.collapsed is True
         assert ui.queueTable.setVisible.call_args.args[0] is False  # a single run that went well
         panel.refresh()
+        assert shown() == [False, True, True]
+        panel.results.show(None)
+        panel.refresh()
+        assert shown() == [True, True, False] and standins.said(ui.noResultLabel) == "Choose a result."
+        panel.results.show(nodes)
+        panel.results.findings.jumpTo(0)
+        panel.results.findings.comment("c" * 200)
+        panel.refresh()
+        place, comment = standins.said(ui.findingLabel).splitlines()
+        assert place.startswith("Finding 1: ") and comment == "Comment: " + "c" * 200
         assert "1 finding of" in standins.said(ui.summaryLabel) and "stand-in" in standins.said(ui.warningLabel)
         panel.results.setThreshold(4.5)
         assert nodes.threshold == 4.5 and "No finding" in standins.said(ui.summaryLabel)

@@ -16,8 +16,8 @@ from DiffusionAnomalyLib.detection import Detection, Request
 from DiffusionAnomalyLib.process.environment import Question
 from DiffusionAnomalyLib.process.process import PipeProcess
 from DiffusionAnomalyLib.process.workspace import PREFIX
-from DiffusionAnomalyLib.scene import findingsTable, results
-from DiffusionAnomalyLib.scene.reporting import ReportDrawing, isAsRun
+from DiffusionAnomalyLib.scene import findingsTable, results, review
+from DiffusionAnomalyLib.scene.reporting import Asked, ReportDrawing, isAsRun
 from DiffusionAnomalyLib.scene.results import ResultNodes
 from DiffusionAnomalyLib.settings import MemorySettings
 
@@ -95,3 +95,21 @@ def test_a_question_that_is_given_up_gets_no_answer() -> None:
     question.close()
     question.tick()
     assert answers == []
+
+
+def test_what_a_process_is_asked_says_what_it_does_with_the_answer(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Asked("report", lambda workspace: None, tmp_path, PipeProcess(), lambda problem: None)  # type: ignore[abstract]
+
+
+def test_damaged_reviews_are_told_in_the_report(nodes: ResultNodes, tmp_path: Path) -> None:
+    nodes.table.SetAttribute(review.REVIEWS, '[{"state": "rejected"}]')
+    findingsTable.setName(
+        nodes.table,
+        nodes.anomalyMap,
+        *(live := results.liveThresholdOf(nodes), results.findingsOf(nodes, live)),
+        0,
+        "a",
+    )
+    drawn(nodes, tmp_path / "report.html")
+    assert "1 saved reviews of" in (tmp_path / "report.html").read_text("utf-8")

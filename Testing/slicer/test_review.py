@@ -324,3 +324,60 @@ def test_results_of_scenes_saved_before_there_were_reviews_open(scene: Any, node
     reader.says(ARTEFACT, state=REJECTED)
     assert reader.state(ARTEFACT) == REJECTED
     assert volumes.problemWith(nodes.anomalyMap)
+
+
+def damaged(text: str) -> str:
+    """A saved list of reviews of which the first is as it was and the others are not."""
+    good = json.loads(text)[0]
+    return json.dumps(
+        [
+            good,
+            {**good, "voxels": good["voxels"][:8]},
+            {**good, "box": [[0, 1], [0, 1]]},
+            {**good, "box": [[-3, 1], [0, 1], [0, 1]]},
+            {**good, "state": "perhaps"},
+            {name: value for name, value in good.items() if name != "threshold"},
+            "nothing",
+            7,
+        ]
+    )
+
+
+def test_damaged_reviews_are_named_and_kept_and_the_others_are_used(nodes: ResultNodes) -> None:
+    reader = Reader(nodes).says(LESION, state=REJECTED, comment="motion")
+    assert review.problemWith(nodes.table) == ""
+    text = damaged(nodes.table.GetAttribute(review.REVIEWS))
+    nodes.table.SetAttribute(review.REVIEWS, text)
+    reader = Reader(nodes)
+    assert not reader.at(3.0).marked(LESION) and reader.state(LESION) == REJECTED
+    said = review.problemWith(nodes.table)
+    assert said.startswith("7 saved reviews of ") and review.REVIEWS in said
+    reader.says(ARTEFACT, state=ACCEPTED)
+    assert json.loads(nodes.table.GetAttribute(review.REVIEWS))[2:] == json.loads(text)[1:]
+    assert reader.state(ARTEFACT) == ACCEPTED and review.problemWith(nodes.table) == said
+
+
+@pytest.mark.parametrize("text", ['[{"state": "rejec', "{}", "7", "null", "[" * 100_000])
+def test_reviews_of_which_nothing_can_be_read_are_kept_as_they_are(nodes: ResultNodes, text: str) -> None:
+    nodes.table.SetAttribute(review.REVIEWS, text)
+    nodes.table.SetAttribute(findingsTable.NAMES, text)
+    reader = Reader(nodes)
+    assert reader.marked(LESION) and review.problemWith(nodes.table) and findingsTable.problemWithNames(nodes.table)
+    reader.says(LESION, state=ACCEPTED)
+    findingsTable.setName(nodes.table, nodes.anomalyMap, reader.live, reader.found, reader.row(LESION), "old")
+    for attribute in (review.REVIEWS, findingsTable.NAMES):
+        kept = json.loads(nodes.table.GetAttribute(attribute))[1]
+        assert (kept if isinstance(kept, str) else json.dumps(kept)) == text
+    assert reader.state(LESION) == ACCEPTED and reader.column("Name")[reader.row(LESION)] == "old"
+
+
+def test_damaged_names_are_named_and_kept_and_the_others_are_used(nodes: ResultNodes) -> None:
+    reader = Reader(nodes)
+    findingsTable.setName(nodes.table, nodes.anomalyMap, reader.live, reader.found, 0, "first")
+    (good,) = json.loads(nodes.table.GetAttribute(findingsTable.NAMES))
+    bad = [[[1, 2], "two"], [[1, 2, "3"], "three"], [[1, 2, 3]], [[1, 2, 3], 4], 5, [[1, 2, 3], "a", "b"]]
+    nodes.table.SetAttribute(findingsTable.NAMES, json.dumps([*bad, good]))
+    assert findingsTable.namesOf(nodes.table, reader.live, reader.found) == {1: "first"}
+    assert findingsTable.problemWithNames(nodes.table).startswith("6 saved names of ")
+    findingsTable.setName(nodes.table, nodes.anomalyMap, reader.live, reader.found, 0, "other")
+    assert json.loads(nodes.table.GetAttribute(findingsTable.NAMES)) == [[good[0], "other"], *bad]

@@ -203,6 +203,20 @@ def test_the_colour_scale_comes_and_goes_and_leaves_with_the_result(scene: Any, 
     assert scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode") is None
 
 
+def test_the_colour_scale_is_no_larger_in_a_large_view(scene: Any, scan: Any, tmp_path: Path) -> None:
+    nodes = load(scene, scan, tmp_path)
+    composite, view = slicer.vtkMRMLSliceCompositeNode(), slicer.vtkMRMLSliceNode()
+    for node in (composite, view):
+        node.SetLayoutName("Red")
+    composite, view = scene.AddNode(composite), scene.AddNode(view)
+    display.showInSlices(scene, scan, nodes.anomalyMap)
+    for height, expected in ((300, 90), (800, 120), (1600, 120)):
+        view.SetDimensions(height, height, 1)
+        display.showLegend(nodes.anomalyMap, True)
+        legend = scene.GetFirstNodeByClass("vtkMRMLColorLegendDisplayNode")
+        assert legend.GetSize()[1] * height == pytest.approx(expected)
+
+
 def coloursOf(nodes: results.ResultNodes) -> np.ndarray:
     table = nodes.anomalyMap.GetDisplayNode().GetColorNode().GetLookupTable()
     return np.array([table.GetTableValue(index)[:3] for index in range(256)])
@@ -234,6 +248,8 @@ def test_two_results_mark_their_own_thresholds_and_take_their_colours_along(
     scene: Any, scan: Any, tmp_path: Path
 ) -> None:
     first, second = load(scene, scan, tmp_path / "1"), load(scene, scan, tmp_path / "2")
+    names = [nodes.anomalyMap.GetDisplayNode().GetColorNode().GetName() for nodes in (first, second)]
+    assert names == ["Anomaly score", "Anomaly score 2"]
     before = coloursOf(first)
     results.applyThreshold(second, results.liveThresholdOf(second), 2.9, 0.0)
     assert np.array_equal(coloursOf(first), before) and not np.array_equal(coloursOf(second), before)

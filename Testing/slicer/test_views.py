@@ -49,10 +49,10 @@ def view(scene: Any, name: str, scan: Any = None) -> Any:
     return composite
 
 
-def result(scene: Any, scan: Any, folder: Path) -> ResultNodes:
+def result(scene: Any, scan: Any, folder: Path, slices: slice = slice(2, 5)) -> ResultNodes:
     image = volumes.imageOf(scan)
     scores = np.zeros(image.GetSize()[::-1], np.float32)
-    scores[2:5, 3:8, 4:9] = 3.5
+    scores[slices, 3:8, 4:9] = 3.5
     return results.loadResults(scene, Place.of(scan), mrmlscene.writeResults(folder, scores, image))
 
 
@@ -165,7 +165,7 @@ def test_the_scan_is_shown_alone_beside_the_map_and_all_comes_back(
         node.SetLayoutName(name)
         slices[name] = scene.AddNode(node).GetID()
     for isBeside in (True, False, True):
-        views.sideBySide(scene, nodes.anomalyMap, isBeside)
+        views.arrange(scene, nodes.anomalyMap, isBeside)
         display.showInSlices(scene, scan, nodes.anomalyMap)
         results.outlineOnly(scene, nodes)
         outline = nodes.segmentation.GetDisplayNode()
@@ -228,3 +228,58 @@ def test_a_closed_watch_leaves_no_observer(scene: Any) -> None:
     watch = SceneWatch(scene)
     watch.close()
     assert bool(scene.HasObserver(scene.NodeAboutToBeRemovedEvent)) == before
+
+
+def addSlice(scene: Any, name: str, orientation: str) -> Any:
+    node = slicer.vtkMRMLSliceNode()
+    node.SetLayoutName(name)
+    node = scene.AddNode(node)
+    slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
+    node.SetOrientation(orientation)
+    return node
+
+
+def axesOf(sliceNode: Any) -> np.ndarray:
+    return slicer.util.arrayFromVTKMatrix(sliceNode.GetSliceToRAS())[:3, :3].copy()
+
+
+@pytest.mark.parametrize("normal", [0, 1, 2])
+def test_a_picture_has_one_view_that_lies_in_its_plane_and_all_comes_back(
+    scene: Any, red: Any, tmp_path: Path, normal: int
+) -> None:
+    layout = scene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(FOUR_UP)
+    slices = [addSlice(scene, *about) for about in ((views.SCAN_VIEW, "Axial"), (views.MAP_VIEW, "Axial"))]
+    before = [axesOf(one) for one in slices]
+    image = jobs.scan()[:, :, 4:5]
+    directions = np.roll(np.eye(3), normal, axis=0)  # the picture's plane lies across another axis each time
+    image.SetDirection(directions.ravel().tolist())
+    film = mrmlscene.addScan(scene, image, tmp_path, "film")
+    nodes = result(scene, film, tmp_path / "result", slice(0, 1))
+    for beside, wanted in ((False, views.ONE_VIEW), (True, views.PICTURE_BESIDE), (False, views.ONE_VIEW)):
+        views.arrange(scene, nodes.anomalyMap, beside, film)
+        display.showInSlices(scene, film, nodes.anomalyMap)
+        assert layout.GetViewArrangement() == wanted and views.isSideBySide(scene) == beside
+        assert red.GetForegroundVolumeID() == (None if beside else nodes.anomalyMap.GetID())
+        for one in slices:
+            assert abs(axesOf(one)[:, 2] @ directions[:, 2]) == pytest.approx(1.0)
+
+    other = result(scene, mrmlscene.addScan(scene, jobs.scan(), tmp_path, "head"), tmp_path / "other")
+    views.handOver(scene, nodes.anomalyMap, other.anomalyMap)
+    display.hideAnomalyMap(scene, nodes.anomalyMap)
+    views.arrange(scene, other.anomalyMap, False)
+    assert layout.GetViewArrangement() == FOUR_UP
+    assert all(np.allclose(axesOf(one), axes) for one, axes in zip(slices, before, strict=True))
+
+
+def test_a_layout_that_the_user_has_chosen_since_stays(scene: Any, scan: Any, red: Any, tmp_path: Path) -> None:
+    layout = scene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(FOUR_UP)
+    nodes = result(scene, scan, tmp_path / "result")
+    views.arrange(scene, nodes.anomalyMap, True)
+    layout.SetViewArrangement(CONVENTIONAL)
+    views.handOver(scene, nodes.anomalyMap, None)
+    assert layout.GetViewArrangement() == CONVENTIONAL
+    views.arrange(scene, nodes.anomalyMap, True)
+    views.handOver(scene, nodes.anomalyMap, None)
+    assert layout.GetViewArrangement() == CONVENTIONAL

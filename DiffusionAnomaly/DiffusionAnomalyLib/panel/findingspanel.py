@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import qt
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..scene.livethreshold import LiveThreshold, Thresholded
     from ..scene.results import ResultNodes
 
-NAME, COMMENT = 0, 5  # columns
+PLACE, COMMENT = 4, 5  # columns
 
 
 class Owner(Protocol):
@@ -51,7 +51,7 @@ class FindingsPanel:
         self.history = History()
         self._place: tuple[str, list[int]] | None = None  # the selected finding's anomaly map and highest voxel
         titles = [_("Name"), _("Review"), _("Size"), _("Peak"), _("Place"), _("Comment")]
-        self._table = Table(self._ui.findingsTable, titles)
+        self._table = Table(self._ui.findingsTable, titles, wide=(PLACE, COMMENT))
         # Not only clicks: the arrow keys move through the list too.
         self._ui.findingsTable.connect("currentCellChanged(int,int,int,int)", self._onCurrent)
         self._ui.findingsTable.connect("cellClicked(int,int)", self.jumpTo)
@@ -106,20 +106,28 @@ class FindingsPanel:
         """Another result will be shown, or none."""
         self._place = None
 
+    def deselect(self) -> None:
+        """No finding is selected any more, and none has a box around it."""
+        self.forget()
+        selection.unmark(self._scene)
+        self.refresh()
+
     def refresh(self) -> None:
         nodes, found = self._owner.nodes(), self._owner.found
         ui = self._ui
         if nodes is None or found is None:
+            said = {}
             say(ui.summaryLabel, "")
             self._table.show([])
         else:
             live = self._owner.live(nodes)
             names = self._names()
             said = review.reviewsOf(nodes.table, live, found) if nodes.table is not None else {}
+            states = {state: review.inWords(state) for state in review.STATES}
             rows = [
                 (
                     names.get(finding.id, str(finding.id)),
-                    review.inWords(one.state) if (one := said.get(finding.id, review.Review())).state else "",
+                    states[(one := said.get(finding.id, review.Review())).state],
                     findingsTable.sizeInWords(finding.size, live.unit),
                     f"{finding.peak_score:.2f}",
                     finding.place or findingsTable.inWords(finding, nodes.anomalyMap),
@@ -131,6 +139,7 @@ class FindingsPanel:
             rejected = {finding for finding, one in said.items() if one.state == review.REJECTED}
             say(ui.summaryLabel, findingsTable.summary(found.findings, live.unit, rejected))
         row = self.row
+        say(ui.findingLabel, self._inWords(row, said))
         with silent(ui.findingsTable):
             if row >= 0:
                 ui.findingsTable.setCurrentCell(row, 0)
@@ -214,6 +223,18 @@ class FindingsPanel:
         text = self._ask(_("Comment on a finding"), _("Comment (leave it empty to take it away):"), before)
         if text is not None:
             self.comment(text)
+
+    def _inWords(self, row: int, said: Mapping[int, review.Review]) -> str:
+        """The selected finding: where it lies, and the whole comment; a cell of the list may be too narrow for both."""
+        nodes, found = self._owner.nodes(), self._owner.found
+        if nodes is None or found is None or not 0 <= row < len(found.findings):
+            return ""
+        finding = found.findings[row]
+        line = _("Finding {number}: {place}.").format(
+            number=finding.id, place=findingsTable.inWords(finding, nodes.anomalyMap)
+        )
+        comment = said.get(finding.id, review.Review()).comment
+        return line if not comment else "\n".join([line, _("Comment: {comment}").format(comment=comment)])
 
     def _review(self, **said: str) -> None:
         row, nodes, found = self.row, self._owner.nodes(), self._owner.found

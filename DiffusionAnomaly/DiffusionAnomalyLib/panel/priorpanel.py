@@ -12,12 +12,12 @@ from diffusion_anomaly.errors import EngineError
 from ..process.qtprocess import QtProcess
 from ..process.workspace import Workspace
 from ..progresstext import plain
-from ..scene import comparing
+from ..scene import comparing, patients, views
 from ..scene.comparing import Comparing, ComparisonNodes
 from ..scene.results import ResultNodes, resultsIn
 from ..translation import tr as _
 from .context import PanelContext
-from .qthelpers import Combo, Table, say
+from .qthelpers import Combo, Table, fitSlices, say
 from .resultpanel import ResultPanel
 
 
@@ -73,8 +73,13 @@ class PriorPanel:
         if current is None or prior is None or self._running is not None:
             return
         self._problem = ""
+        doubt = patients.doubt(prior.inputNode, current.inputNode)
+        if doubt and not self._isMeant(doubt):
+            return
         try:
-            self._running = Comparing(prior, current, slicer.app.temporaryPath, QtProcess(), self._onFinished)
+            self._running = Comparing(
+                prior, current, slicer.app.temporaryPath, QtProcess(), self._onFinished, samePatient=bool(doubt)
+            )
         except EngineError as error:
             self._problem = str(error)
         self._context.refreshSoon()
@@ -118,6 +123,12 @@ class PriorPanel:
             return _("Load the prior scan of the patient and run it too, with the same model.")
         return "" if shown is None else "\n".join(shown.statistics.get("warnings", []))
 
+    @staticmethod
+    def _isMeant(doubt: str) -> bool:
+        """Pseudonyms of one patient may differ too: the user knows."""
+        text = _("{doubt} Compare them all the same, as two exams of one patient?").format(doubt=doubt)
+        return slicer.util.confirmOkCancelDisplay(plain(text), _("Two patients"))
+
     def _onOpened(self, collapsed: bool = False) -> None:
         self._context.refreshSoon()
 
@@ -130,10 +141,12 @@ class PriorPanel:
         self._problem = problem
         if made is not None and made.nodes is not None:
             comparing.show(self._context.scene, made.nodes)
+            fitSlices([views.SCAN_VIEW, views.MAP_VIEW])  # both exams at one scale
         self._context.refreshSoon()
 
     def _onCurrent(self, row: int, column: int, previousRow: int, previousColumn: int) -> None:
         if row >= 0 and (shown := self._comparison()) is not None:
+            self._results.findings.deselect()  # a box around another place would mislead
             comparing.jumpTo(self._context.scene, shown, row)
 
     def _onOpenPage(self, checked: bool = False) -> None:

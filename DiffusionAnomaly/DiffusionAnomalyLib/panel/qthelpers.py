@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import qt
+import slicer
 
 from ..progresstext import plain, shortened
 
 LONGEST_IN_CELL = 24
+LONGEST_WRAPPED, MOST_LINES = 60, 3  # of a narrow column
+
+WRAPPED_MARGIN = 4  # pixels of a cell above and below its text, together
 
 
 @contextmanager
@@ -27,6 +31,14 @@ def say(label: Any, text: str) -> None:
     """Show a text; without one, the label takes no room."""
     label.setText(text)
     label.setVisible(bool(text))
+
+
+def fitSlices(names: Iterable[str]) -> None:
+    """Let slice views of these names, where there are such, show the whole of what they show."""
+    manager = slicer.app.layoutManager()
+    for widget in map(manager.sliceWidget, names) if manager is not None else ():
+        if widget is not None:
+            widget.fitSliceToBackground()
 
 
 class Combo:
@@ -65,21 +77,29 @@ class Table:
 
     Args:
         widget: the ``QTableWidget``.
-        titles: of the columns; the last one takes the room that is left.
+        titles: of the columns.
         rowsShown: the table is as high as its rows are, up to so many; None leaves its height to the form.
+        wide: columns that share the room that is left, and whose texts are wrapped to a few lines; by default the last
+            one alone, which is not.
     """
 
-    def __init__(self, widget: Any, titles: Sequence[str], rowsShown: int | None = None) -> None:
+    def __init__(
+        self, widget: Any, titles: Sequence[str], rowsShown: int | None = None, wide: Sequence[int] = ()
+    ) -> None:
         self._widget = widget
         self._rows: list[tuple[str, ...]] = []
         self._rowsShown = rowsShown
+        self._longest = dict.fromkeys(wide, LONGEST_WRAPPED) or {len(titles) - 1: None}
         widget.setColumnCount(len(titles))
         widget.setHorizontalHeaderLabels(list(titles))
         widget.verticalHeader().setVisible(False)
         for column in range(len(titles)):
-            isLast = column == len(titles) - 1
-            mode = qt.QHeaderView.Stretch if isLast else qt.QHeaderView.ResizeToContents
+            mode = qt.QHeaderView.Stretch if column in self._longest else qt.QHeaderView.ResizeToContents
             widget.horizontalHeader().setSectionResizeMode(column, mode)
+        if wide:
+            lines = widget.verticalHeader()
+            lines.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+            lines.setMaximumSectionSize(MOST_LINES * widget.fontMetrics().height() + WRAPPED_MARGIN)
 
     def show(self, rows: Sequence[Sequence[str]]) -> None:
         """Show rows; nothing is done when they are shown already."""
@@ -91,8 +111,9 @@ class Table:
             self._widget.setRowCount(len(wanted))
             for row, texts in enumerate(wanted):
                 for column, text in enumerate(texts):
-                    # A long text would push the other columns out of sight; the last column is as wide as may be.
-                    item = qt.QTableWidgetItem(text if column == len(texts) - 1 else shortened(text, LONGEST_IN_CELL))
+                    # A long text would push the other columns, or the other rows, out of sight.
+                    longest = self._longest.get(column, LONGEST_IN_CELL)
+                    item = qt.QTableWidgetItem(text if longest is None else shortened(text, longest))
                     item.setToolTip(plain(text))
                     self._widget.setItem(row, column, item)
         if self._rowsShown is not None:

@@ -14,6 +14,7 @@ from ..scene import (
     display,
     findingsTable,
     results,
+    review,
     segmentation,
     selection,
     sequences,
@@ -26,7 +27,7 @@ from ..scene.watching import SceneWatch
 from ..translation import tr as _
 from .context import PanelContext
 from .findingspanel import FindingsPanel
-from .qthelpers import say, silent
+from .qthelpers import fitSlices, say, silent
 
 if TYPE_CHECKING:
     from ..process.jobqueue import Entry
@@ -41,6 +42,13 @@ SURFACE_DELAY_MS = 500
 def farthest(peak: float, threshold: float) -> float:
     """Where the threshold slider ends: above all scores, and not below the threshold in force."""
     return max(min(math.floor(max(peak, display.SHOWN_TO)) + 1.0, HIGHEST), threshold)
+
+
+def _nothing(hasAny: bool) -> str:
+    """What stands in place of a result."""
+    if hasAny:
+        return _("Choose a result.")
+    return _("After a run: the anomaly map over the scan, with its threshold, the list of findings, and exports.")
 
 
 class ResultPanel:
@@ -66,6 +74,8 @@ class ResultPanel:
         self._surface.setSingleShot(True)
         self._surface.setInterval(SURFACE_DELAY_MS)
         self._surface.connect("timeout()", self._showSlow)
+        # The panel is as wide before a run as it is after one.
+        self._ui.noResultLabel.setMinimumWidth(self._ui.resultFrame.minimumSizeHint.width())
         self._ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", attributes.ROLE, results.ANOMALY_MAP)
         # Not currentNodeChanged: while nodes come and go, as in an import, the selector goes through others by itself.
         self._ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self._onResult)
@@ -105,6 +115,7 @@ class ResultPanel:
         parameters.result = nodes.anomalyMap if nodes is not None else None
         for other in results.resultsIn(self._scene):
             if nodes is None or other.anomalyMap is not nodes.anomalyMap:
+                views.handOver(self._scene, other.anomalyMap, None if nodes is None else nodes.anomalyMap)
                 display.hideAnomalyMap(self._scene, other.anomalyMap)
         if nodes is not None:
             self._ui.resultsCollapsibleButton.collapsed = False
@@ -136,22 +147,28 @@ class ResultPanel:
     def refresh(self, parameters: Any) -> None:
         nodes = self.nodes()
         self._watch.follow(None if nodes is None else nodes.inputNode)
+        hasAny = nodes is not None or bool(results.resultsIn(self._scene))
+        self._ui.resultChoiceFrame.setVisible(hasAny)
+        self._ui.resultFrame.setVisible(nodes is not None)
+        say(self._ui.noResultLabel, _nothing(hasAny) if nodes is None else "")
         with silent(self._ui.resultSelector):
             self._ui.resultSelector.setCurrentNode(parameters.result)
         for widget in self._controls():
             widget.setEnabled(nodes is not None)
         if nodes is None:
-            say(self._ui.warningLabel, "")
-            say(self._ui.scoreLabel, "")
             selection.unmark(self._scene)
             self.findings.refresh()
             return
-        self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None)
+        isPicture = attributes.isPicture(nodes.anomalyMap)
+        self._ui.show3DCheckBox.setEnabled(nodes.segmentation is not None and not isPicture)
+        say(self._ui.imageScoreLabel, wording.wholeImage(attributes.document(nodes.anomalyMap)))
         display.showBelow(nodes.anomalyMap, parameters.output.belowThreshold, nodes.threshold)
         if (shown := nodes.anomalyMap.GetVolumeDisplayNode()) is not None:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
         doubts = [results.keepTogether(nodes), results.otherFrame(nodes), *attributes.warnings(nodes.anomalyMap)]
+        if nodes.table is not None:
+            doubts += [review.problemWith(nodes.table), findingsTable.problemWithNames(nodes.table)]
         say(self._ui.warningLabel, "\n".join(filter(None, doubts)))
         self._showOverlays(nodes)
         if self.found is None or self._isStale(nodes):
@@ -229,13 +246,10 @@ class ResultPanel:
         """The layout that is wanted, with the result in it."""
         if (parameters := self._context.parameters) is None:
             return
-        isBeside = parameters.output.sideBySide
-        views.sideBySide(self._scene, nodes.anomalyMap, isBeside)
+        isBeside, isPicture = parameters.output.sideBySide, attributes.isPicture(nodes.anomalyMap)
+        views.arrange(self._scene, nodes.anomalyMap, isBeside, nodes.inputNode if isPicture else None)
         display.showInSlices(self._scene, nodes.inputNode, nodes.anomalyMap, parameters.output.opacity)
-        manager = slicer.app.layoutManager()
-        widget = manager.sliceWidget(views.MAP_VIEW) if isBeside and manager is not None else None
-        if widget is not None:
-            widget.fitSliceToBackground()
+        fitSlices([views.MAP_VIEW] * isBeside + [views.SCAN_VIEW] * isPicture)
 
     def _showOverlays(self, nodes: ResultNodes) -> None:
         """All that lies over the scan, unless it is hidden or the scan shows another frame than it belongs to."""

@@ -84,6 +84,11 @@ def document(node: Any) -> dict[str, Any]:
     return json.loads(text) if text else {}
 
 
+def isPicture(node: Any) -> bool:
+    """Whether a result is of a single picture, such as a film, whose findings have areas."""
+    return (document(node).get("options") or {}).get("min_area") is not None
+
+
 def algorithm(document: Mapping[str, Any]) -> str:
     """What made a result, in a line."""
     model = document.get("model") or {}

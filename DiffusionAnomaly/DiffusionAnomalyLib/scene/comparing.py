@@ -22,7 +22,7 @@ from diffusion_anomaly.errors import InputError
 from ..process.process import WorkerProcess
 from ..process.workspace import Workspace
 from ..translation import tr as _
-from . import attributes, display, findingsTable, reporting, results, views
+from . import attributes, display, findingsTable, patients, reporting, results, views
 from .results import ResultNodes, removeNode
 from .volumes import ijkToRas
 
@@ -68,12 +68,13 @@ class Comparing(reporting.Asked):
     Args:
         prior, current: the results.
         temporaryFolder, process, onFinished: as of ``Asked``.
+        samePatient: the user says that both are of one patient although their DICOM headers say otherwise.
 
     Attributes:
         nodes: what was made, once it is there.
 
     Raises:
-        InputError: when the scene lacks what it needs, or both are the same.
+        InputError: when the scene lacks what it needs, both are the same, or they are of two patients.
     """
 
     def __init__(
@@ -83,12 +84,17 @@ class Comparing(reporting.Asked):
         temporaryFolder: Path | str,
         process: WorkerProcess,
         onFinished: Callable[[str], None] = lambda problem: None,
+        *,
+        samePatient: bool = False,
     ) -> None:
         if prior.inputNode is current.inputNode:
             raise InputError(
                 _("Both results are of {name}.").format(name=current.inputNode.GetName()),
                 _("Choose the results of two exams."),
             )
+        doubt = patients.doubt(prior.inputNode, current.inputNode)
+        if doubt and not samePatient:
+            raise InputError(doubt, _("Choose two exams of one patient."))
         self._prior, self._current = prior, current
         self.nodes: ComparisonNodes | None = None
 
@@ -176,7 +182,7 @@ def show(scene: Any, nodes: ComparisonNodes, opacity: float = display.OPACITY) -
     """The prior exam in one view, the current one in the view beside it, linked, each with its anomaly map."""
     current = nodes.current
     views.remember(scene, current.anomalyMap)
-    views.sideBySide(scene, current.anomalyMap, True)
+    views.arrange(scene, current.anomalyMap, True)
     display.showInSlices(scene, current.inputNode, current.anomalyMap, opacity)
     for composite in views.sliceComposites(scene):
         if composite.GetLayoutName() == views.SCAN_VIEW and nodes.scan is not None:

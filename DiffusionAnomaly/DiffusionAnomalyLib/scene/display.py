@@ -23,6 +23,7 @@ EARLIER_COLORS = "DiffusionAnomaly heat"  # by name, in scenes of versions whose
 COLORS = f"{attributes.PREFIX}Colors"  # a node reference
 SHOWN_BELOW = f"{attributes.PREFIX}ShowBelow"
 
+LEGEND_SHARE, LEGEND_PIXELS = 0.3, 120  # the height of the colour scale: of its view, and at most
 COUNT = 256  # of colours
 MARK = 4  # colours below the threshold that are white: a line on the scale, and around what is in the mask
 DIMMED = 0.25  # brightness of colours that are not shown
@@ -42,7 +43,7 @@ def mapColors(anomalyMap: Any) -> Any:
         return node
     scene = anomalyMap.GetScene()
     node = slicer.vtkMRMLColorTableNode()
-    node.SetName(_("{name} colours").format(name=anomalyMap.GetName()))
+    node.SetName(_nameForColors(scene))
     node.SetTypeToUser()
     node.SetAttribute("Category", "Continuous")
     node.SetAttribute(attributes.ROLE, "colors")
@@ -56,6 +57,16 @@ def mapColors(anomalyMap: Any) -> Any:
     node = scene.AddNode(node)
     anomalyMap.SetNodeReferenceID(COLORS, node.GetID())
     return node
+
+
+def _nameForColors(scene: Any) -> str:
+    """Short, since it stands in Slicer's selectors of colours; a number tells the maps of a scene apart."""
+    taken = {node.GetName() for node in views.nodesOf(scene, "vtkMRMLColorTableNode")}
+    name, number = _("Anomaly score"), 1
+    while name in taken:
+        number += 1
+        name = _("Anomaly score {number}").format(number=number)
+    return name
 
 
 def showAnomalyMap(node: Any, threshold: float) -> None:
@@ -157,7 +168,6 @@ def showLegend(node: Any, shown: bool) -> None:
         legend.SetTitleText(_("Score"))
         legend.SetLabelFormat("%.0f")
         legend.SetNumberOfLabels(round(SHOWN_TO - SHOWN_FROM) + 1)
-        legend.SetSize(0.06, 0.3)
         legend.SetPosition(0.96, 0.5)
         for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
             text.SetFontSize(12)
@@ -165,8 +175,13 @@ def showLegend(node: Any, shown: bool) -> None:
         return
     legend.SetVisibility(shown)
     view = _viewOfLegend(node.GetScene(), node)
-    if view is not None and legend.GetViewNodeIDs() != (view,):
-        legend.SetViewNodeIDs((view,))
+    if view is not None:
+        # Slicer scales the letters with the height: in a view as large as the window they would cover the scan.
+        height = min(LEGEND_SHARE, LEGEND_PIXELS / max(1, node.GetScene().GetNodeByID(view).GetDimensions()[1]))
+        if abs(legend.GetSize()[1] - height) > 1e-3:
+            legend.SetSize(0.2 * height, height)
+        if legend.GetViewNodeIDs() != (view,):
+            legend.SetViewNodeIDs((view,))
 
 
 def _viewOfLegend(scene: Any, anomalyMap: Any) -> str | None:

@@ -90,11 +90,15 @@ def saveFindings(nodes: ResultNodes, path: Path | str) -> None:
         "heat": SCORE_UNIT,
         "threshold": nodes.threshold,
         "min_volume_ml": nodes.minVolumeMl,
-        "warnings": attributes.warnings(nodes.anomalyMap),
+        "warnings": [*attributes.warnings(nodes.anomalyMap), *filter(None, [_unread(nodes)])],
         "findings": rows,
         "provenance": made,
     }
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _unread(nodes: ResultNodes) -> str:
+    return "" if nodes.table is None else review.problemWith(nodes.table)
 
 
 def problemWithDicom(nodes: ResultNodes, fileOf: Callable[[str], str] | None) -> str:

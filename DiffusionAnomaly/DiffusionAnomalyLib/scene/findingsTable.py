@@ -109,19 +109,18 @@ def isInPlace(node: Any, anomalyMap: Any, found: Thresholded) -> bool:
     columns = [node.GetTable().GetColumnByName(axis) for axis in (RIGHT, ANTERIOR, SUPERIOR)]
     if None in columns or node.GetNumberOfRows() != len(found.findings):
         return False
-    return all(
-        np.allclose([column.GetValue(row) for column in columns], centre(finding, anomalyMap), atol=1e-3)
-        for row, finding in enumerate(found.findings)
-    )
+    told = [[column.GetValue(row) for column in columns] for row in range(node.GetNumberOfRows())]
+    return np.allclose(told, [centre(finding, anomalyMap) for finding in found.findings], atol=1e-3)
 
 
 def setName(node: Any, anomalyMap: Any, live: LiveThreshold, found: Thresholded, row: int, name: str) -> None:
     """Name the finding of a row; an empty name takes the name away."""
     finding = found.findings[row]
-    kept = [entry for entry in _given(node) if _idAt(entry[0], live, found) != finding.id]
+    given, unread = _read(node)
+    kept = [entry for entry in given if _idAt(entry[0], live, found) != finding.id]
     if cleaned := clean(name):
         kept.append([peakVoxel(finding, live, found), cleaned])
-    node.SetAttribute(NAMES, json.dumps(kept))
+    node.SetAttribute(NAMES, json.dumps([*kept, *unread]))
     fillTable(node, anomalyMap, live, found)
 
 
@@ -204,8 +203,36 @@ def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[
     return line if not rejected else _("{line} {count} rejected.").format(line=line, count=len(rejected))
 
 
+def problemWithNames(node: Any) -> str:
+    """What to say when names that a scene was saved with cannot be read any more; they stay where they are."""
+    count = len(_read(node)[1])
+    if not count:
+        return ""
+    return _(
+        "{count} saved names of {name} are damaged and are not used. They stay in the table's attribute {attribute}."
+    ).format(count=count, name=node.GetName(), attribute=NAMES)
+
+
 def _given(node: Any) -> list[Any]:
-    return json.loads(node.GetAttribute(NAMES) or "[]")
+    return _read(node)[0]
+
+
+def _read(node: Any) -> tuple[list[Any], list[Any]]:
+    """The places with their names, and the entries that are damaged."""
+    text = node.GetAttribute(NAMES) or "[]"
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        entries = [text]
+    entries = entries if isinstance(entries, list) else [entries]
+    whole = [isinstance(entry, list) and _isName(*entry[:2]) and len(entry) == 2 for entry in entries]
+    given = [entry for entry, good in zip(entries, whole, strict=True) if good]
+    return given, [entry for entry, good in zip(entries, whole, strict=True) if not good]
+
+
+def _isName(place: Any = None, name: Any = None) -> bool:
+    isPlace = isinstance(place, list) and len(place) == 3 and all(isinstance(index, int) for index in place)
+    return isPlace and isinstance(name, str)
 
 
 def _idAt(place: Sequence[int], live: LiveThreshold, found: Thresholded) -> int:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from diffusion_anomaly.io.orientation import Orientation
 from diffusion_anomaly.models.declaration import BRAIN
-from diffusion_anomaly.results.findings import Finding, pixel_area, segment, size_unit
+from diffusion_anomaly.results.findings import Finding, pixel_area, segment_arrays, size_unit
 from diffusion_anomaly.results.places import BrainFrame
 
 # One healthy voxel in ten has a higher anomaly score; below, scores are not shown and mean nothing.
@@ -92,10 +92,10 @@ class LiveThreshold:
     def at(self, threshold: float, minVolumeMl: float) -> Thresholded:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
         threshold = max(threshold, LOWEST)
-        mask, labels, findings = segment(self._inBox, threshold, minVolumeMl, min_area=self._minArea)
+        mask, labels, findings = segment_arrays(self._inBox, threshold, minVolumeMl, min_area=self._minArea)
         return Thresholded(
-            sitk.GetArrayViewFromImage(mask).copy(),
-            sitk.GetArrayViewFromImage(labels).copy(),
+            mask,
+            labels,
             [self._inWhole(finding) for finding in findings],
             threshold,
             minVolumeMl if self._minArea is None else self._minArea,

@@ -7,6 +7,7 @@ commented, the page is drawn again from scan and anomaly map of the scene; nothi
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..process.environment import Question
 from ..process.process import WorkerProcess
 from ..process.workspace import Workspace
 from ..translation import tr as _
-from . import attributes, findingsTable, review, sequences
+from . import attributes, findingsTable, patients, review, sequences
 from .results import ResultNodes, findingsOf, liveThresholdOf
 from .volumes import ijkToRas, onGrid
 
@@ -37,7 +38,7 @@ def isAsRun(nodes: ResultNodes) -> bool:
     return not (moved or said or _transformed(nodes) or sequences.analysed(nodes.anomalyMap))
 
 
-class Asked:
+class Asked(ABC):
     """What a process of its own makes of results, in the background.
 
     Args:
@@ -89,9 +90,9 @@ class Asked:
             self._question.close()
             self._workspace.remove()
 
+    @abstractmethod
     def take(self, answer: dict[str, Any]) -> None:
         """Put what was made where it is wanted."""
-        raise NotImplementedError
 
     def end(self, problem: str) -> None:
         """Say that it is over."""
@@ -217,7 +218,7 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
     Args:
         nodes: the result.
         workspace: where to.
-        part: folder in it; empty for the workspace's own.
+        part: folder in it, of an exam that is compared with another; empty for the workspace's own.
         printed: whether the report is to be a PDF.
 
     Raises:
@@ -245,6 +246,8 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         whole[live.box] = rejected
         workspace.writeImage(onGrid(whole, grid), place + redrawing.REJECTED)
     made = attributes.document(nodes.anomalyMap)
+    if nodes.table is not None and (unread := review.problemWith(nodes.table)):
+        made = {**made, "warnings": [*made["warnings"], unread]}
     if transform := _transformed(nodes):
         note = _("Places are in the scan's own coordinates; in the scene it was under the transform {name}.")
         made = {**made, "warnings": [*made["warnings"], note.format(name=transform)]}
@@ -260,5 +263,6 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         {str(number): one.state for number, one in said.items() if one.state != review.UNDECIDED},
         {str(number): one.comment for number, one in said.items() if one.comment},
         printed,
+        patients.digests(nodes.inputNode) if part else {},
     )
     redrawing.write_request(request, folder)

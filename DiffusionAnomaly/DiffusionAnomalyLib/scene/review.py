@@ -12,8 +12,9 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,12 +101,25 @@ def setReview(
     regions = [rest for region in _regions(node) if (rest := region.without(whole, inside)) is not None]
     if state != UNDECIDED or comment:
         regions.append(_Region(state, comment, found.threshold, whole, inside))
-    node.SetAttribute(REVIEWS, json.dumps([region.packed() for region in regions]))
+    node.SetAttribute(REVIEWS, json.dumps([*(region.packed() for region in regions), *_read(node).unread]))
 
 
 def hasReviews(node: Any) -> bool:
     """Whether any finding was reviewed."""
     return bool(_regions(node))
+
+
+def problemWith(node: Any) -> str:
+    """What to say when reviews that a scene was saved with cannot be read any more; empty when all can.
+
+    Those that can are used. The others stay where they are, also when findings are reviewed anew.
+    """
+    count = len(_read(node).unread)
+    if not count:
+        return ""
+    return _(
+        "{count} saved reviews of {name} are damaged and are not used. They stay in the table's attribute {attribute}."
+    ).format(count=count, name=node.GetName(), attribute=REVIEWS)
 
 
 def clean(comment: str) -> str:
@@ -153,8 +167,15 @@ class _Region:
     def unpacked(cls, content: Mapping[str, Any]) -> _Region:
         box = tuple(slice(int(start), int(stop)) for start, stop in content["box"])
         shape = tuple(part.stop - part.start for part in box)
+        count = math.prod(shape)
         bits = np.frombuffer(zlib.decompress(base64.b64decode(content["voxels"])), dtype=np.uint8)
-        voxels = np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(bool)
+        if len(shape) != 3 or min(shape) < 1 or min(part.start for part in box) < 0 or len(bits) != -(-count // 8):
+            msg = f"a box {box} with {len(bits)} bytes of voxels"
+            raise ValueError(msg)
+        if content["state"] not in STATES:
+            msg = f"the state {content['state']!r}"
+            raise ValueError(msg)
+        voxels = np.unpackbits(bits, count=count).reshape(shape).astype(bool)
         return cls(str(content["state"]), str(content["comment"]), float(content["threshold"]), box, voxels)
 
     def inBox(self, live: LiveThreshold) -> _Place | None:
@@ -195,13 +216,41 @@ def _reviewOf(finding: int, regions: list[_Region], live: LiveThreshold, found: 
     return Review(states.pop() if isGrown and isMost else UNDECIDED, comment)
 
 
-def _regions(node: Any) -> list[_Region]:
-    return list(_read(node.GetAttribute(REVIEWS) or "[]"))
+@dataclass(frozen=True)
+class _Reviews:
+    """What is kept with a table.
+
+    Attributes:
+        regions: that can be read.
+        unread: entries that cannot, as they stand there.
+    """
+
+    regions: tuple[_Region, ...]
+    unread: tuple[Any, ...]
 
 
-def _read(text: str) -> Iterator[_Region]:
-    for content in json.loads(text):
-        yield _Region.unpacked(content)
+def _regions(node: Any) -> tuple[_Region, ...]:
+    return _read(node).regions
+
+
+def _read(node: Any) -> _Reviews:
+    return _unpacked(node.GetAttribute(REVIEWS) or "[]")
+
+
+@lru_cache(maxsize=4)  # a step of the threshold asks several times
+def _unpacked(text: str) -> _Reviews:
+    """Another program, or a file that was cut short, may have damaged what a scene was saved with."""
+    regions, unread = [], []
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        entries = [text]
+    for entry in entries if isinstance(entries, list) else [entries]:
+        try:
+            regions.append(_Region.unpacked(entry))
+        except (ValueError, TypeError, KeyError, OverflowError, zlib.error):
+            unread.append(entry)
+    return _Reviews(tuple(regions), tuple(unread))
 
 
 def _boxOf(found: Thresholded, finding: int, live: LiveThreshold) -> tuple[slice, ...]:

@@ -12,6 +12,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import slicer
+import vtk
+
 from . import attributes
 
 SHOWN_BEFORE = f"{attributes.PREFIX}ShownBefore"
@@ -21,7 +25,8 @@ LAYERS = ("Background", "Foreground", "Label")
 SETTINGS = ("ForegroundOpacity", "LabelOpacity", "Compositing", "LinkedControl", "HotLinkedControl")
 
 # Slicer's own layouts have numbers below 100, and those of other extensions often a few hundred.
-SIDE_BY_SIDE = 7340
+SIDE_BY_SIDE, PICTURE_BESIDE = 7340, 7341
+ONE_VIEW = 6  # Slicer's own with the red slice view alone
 SCAN_VIEW, MAP_VIEW = "Red", "AnomalyMap"
 
 
@@ -41,6 +46,17 @@ _SIDE_BY_SIDE = (
     + '<item><view class="vtkMRMLViewNode" singletontag="1"><property name="viewlabel" action="default">1</property>'
     "</view></item></layout></item></layout>"
 )
+
+_PICTURE_BESIDE = (
+    '<layout type="horizontal" split="true">'
+    + _view(SCAN_VIEW, "Axial", "R", "#F34A33")
+    + _view(MAP_VIEW, "Axial", "A", "#FB9D07")
+    + "</layout>"
+)
+_DESCRIPTIONS = {SIDE_BY_SIDE: _SIDE_BY_SIDE, PICTURE_BESIDE: _PICTURE_BESIDE}
+
+# Cosine between a picture and a slice view, from which the view shows the picture as it lies.
+PARALLEL = 1 - 1e-6
 
 
 def sliceComposites(scene: Any) -> list[Any]:
@@ -150,31 +166,59 @@ def chooseLayout(scene: Any, anomalyMap: Any, arrangement: int) -> None:
     if layout is None or layout.GetViewArrangement() == arrangement:
         return
     state = _stateOf(anomalyMap)
-    before = state.get("layout", {}).get("before", layout.GetViewArrangement())
+    now, noted = layout.GetViewArrangement(), state.get("layout", {})
+    before = noted["before"] if noted.get("chosen") == now else now
     state["layout"] = {"before": before, "chosen": arrangement}
     anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
     layout.SetViewArrangement(arrangement)
 
 
-def sideBySide(scene: Any, anomalyMap: Any, wanted: bool) -> None:
-    """Choose the layout with the scan beside the map, or the one that there was; ``showInSlices`` then fills it."""
+def arrange(scene: Any, anomalyMap: Any, beside: bool, picture: Any = None) -> None:
+    """Choose the layout for a result, or the one that there was; ``showInSlices`` then fills it.
+
+    Args:
+        scene: with the views.
+        anomalyMap: of the result.
+        beside: whether the scan is wanted alone in one view, beside the map in another.
+        picture: the scan if it is a single picture: it has one view, since the others could show but its edge.
+    """
     layout = _layoutNode(scene)
     if layout is None:
         return
-    if not layout.IsLayoutDescription(SIDE_BY_SIDE):
-        layout.AddLayoutDescription(SIDE_BY_SIDE, _SIDE_BY_SIDE)
-    isThere = layout.GetViewArrangement() == SIDE_BY_SIDE
-    if wanted and not isThere:
-        chooseLayout(scene, anomalyMap, SIDE_BY_SIDE)
-    elif not wanted and isThere:
+    for number, description in _DESCRIPTIONS.items():
+        if not layout.IsLayoutDescription(number):
+            layout.AddLayoutDescription(number, description)
+    now, noted = layout.GetViewArrangement(), _stateOf(anomalyMap).get("layout", {})
+    alone, besides = (None, SIDE_BY_SIDE) if picture is None else (ONE_VIEW, PICTURE_BESIDE)
+    wanted = besides if beside else alone
+    if wanted != now and isSideBySide(scene):
         putBack(scene, anomalyMap)  # while it is known that the scan's view was emptied here
+    if wanted is not None and wanted != now:
+        chooseLayout(scene, anomalyMap, wanted)
+    elif wanted is None and (now in _DESCRIPTIONS or now == noted.get("chosen")):
         restoreLayout(scene, anomalyMap)
+    if picture is None:
+        _turnBack(scene, anomalyMap)
+    else:
+        _turnTo(scene, anomalyMap, picture)
 
 
 def isSideBySide(scene: Any) -> bool:
     """Whether the scan is shown alone beside the map now."""
     layout = _layoutNode(scene)
-    return layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE
+    return layout is not None and layout.GetViewArrangement() in _DESCRIPTIONS
+
+
+def handOver(scene: Any, earlier: Any, later: Any) -> None:
+    """What was noted of the layout goes from one anomaly map to the next one that is shown, or comes back for none."""
+    if later is None:
+        restoreLayout(scene, earlier)
+        return
+    state, next_ = _stateOf(earlier), _stateOf(later)
+    handed = {name: state.pop(name) for name in ("layout", "turned") if name in state}
+    if handed:
+        earlier.SetAttribute(SHOWN_BEFORE, json.dumps(state))
+        later.SetAttribute(SHOWN_BEFORE, json.dumps({**handed, **next_}))
 
 
 def confine(scene: Any, display: Any) -> None:
@@ -189,6 +233,7 @@ def confine(scene: Any, display: Any) -> None:
 
 def restoreLayout(scene: Any, anomalyMap: Any) -> None:
     """Back to the layout that there was, unless the user has chosen another one since."""
+    _turnBack(scene, anomalyMap)
     layout, state = _layoutNode(scene), _stateOf(anomalyMap)
     chosen = state.pop("layout", None)
     if chosen is None:
@@ -196,6 +241,39 @@ def restoreLayout(scene: Any, anomalyMap: Any) -> None:
     anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
     if layout is not None and layout.GetViewArrangement() == chosen["chosen"]:
         layout.SetViewArrangement(chosen["before"])
+
+
+def _turnTo(scene: Any, anomalyMap: Any, picture: Any) -> None:
+    """Turn the views that show a picture into its plane, and note how they were."""
+    matrix = vtk.vtkMatrix4x4()
+    picture.GetIJKToRASMatrix(matrix)
+    axes = slicer.util.arrayFromVTKMatrix(matrix)[:3, :3]
+    thin = int(np.argmin(picture.GetImageData().GetDimensions()))
+    normal = axes[:, thin] / np.linalg.norm(axes[:, thin])
+    plane = ("Sagittal", "Coronal", "Axial")[int(np.argmax(np.abs(normal)))]
+    state = _stateOf(anomalyMap)
+    for node in nodesOf(scene, "vtkMRMLSliceNode"):
+        if node.GetLayoutName() not in (SCAN_VIEW, MAP_VIEW):
+            continue
+        before = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
+        if abs(before[:3, 2] @ normal) >= PARALLEL:
+            continue
+        state.setdefault("turned", {}).setdefault(node.GetLayoutName(), before.ravel().tolist())
+        node.SetOrientation(plane)
+        node.RotateToVolumePlane(picture)
+    anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
+
+
+def _turnBack(scene: Any, anomalyMap: Any) -> None:
+    """Turn the views back that were turned to show a picture."""
+    state = _stateOf(anomalyMap)
+    turned = state.pop("turned", {})
+    for node in nodesOf(scene, "vtkMRMLSliceNode"):
+        if node.GetLayoutName() in turned:
+            node.GetSliceToRAS().DeepCopy(turned[node.GetLayoutName()])
+            node.UpdateMatrices()
+    if turned:
+        anomalyMap.SetAttribute(SHOWN_BEFORE, json.dumps(state))
 
 
 def _isAlone(scene: Any, composite: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..translation import tr as _
 
+LOG_ODDS = "guided"  # the method whose score is the logarithm of odds
+
 
 def score(value: float, document: Mapping[str, Any], unit: str = "ml") -> str:
     """What a score means: how many healthy voxels look like it.
@@ -28,6 +30,32 @@ def score(value: float, document: Mapping[str, Any], unit: str = "ml") -> str:
     return _("A score of {score:.1f}: about 1 in {count} healthy {points} looks like this.").format(
         score=value, count=_count(value), points=points
     )
+
+
+def wholeImage(document: Mapping[str, Any]) -> str:
+    """What a method says of a scan as a whole, beside the places in it; empty of a run that said nothing.
+
+    >>> wholeImage({"score": {"value": 0.00371, "title": "mean probability of a lesion"}})
+    'The whole scan, median of its slices: mean probability of a lesion 0.00371.'
+
+    Args:
+        document: how the map was made, with the score, what it is, and the range of it in scans that the model knows.
+    """
+    told = document.get("score") or {}
+    value, title = told.get("value"), told.get("title")
+    if not isinstance(value, (int, float)) or not title:
+        return ""
+    isPicture = (document.get("options") or {}).get("min_area") is not None
+    whole = _("The whole picture") if isPicture else _("The whole scan, median of its slices")
+    line = _("{whole}: {title} {value:.3g}").format(whole=whole, title=title, value=value)
+    if usual := told.get("healthy_range"):
+        low, high = 2 * float(usual["mean"]) - float(usual["upper"]), float(usual["upper"])
+        line = _("{line}; scans that the model knows have {low:.3g} to {high:.3g}").format(
+            line=line, low=low, high=high
+        )
+    elif document.get("method") == LOG_ODDS:
+        line = _("{line}; above 0, the classifier finds disease more likely than not").format(line=line)
+    return f"{line}."
 
 
 def _count(value: float) -> str:

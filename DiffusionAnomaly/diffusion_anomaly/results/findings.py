@@ -5,6 +5,7 @@ All that is needed is the anomaly map, so another threshold costs no inference.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,10 @@ from ..io.tables import csv_text
 
 SCHEMA_VERSION = 1
 SCORE_UNIT = "-log10 of the healthy tail probability"
+
+# Share of marked voxels up to which components are looked for among these alone: of 103 x 152 x 164 voxels with 0.2 %
+# marked that takes 4 ms instead of 15 in the whole volume, with 1 % 12 instead of 20, with 5 % 62 instead of 43.
+MOST_SPARSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,18 @@ def segment(
     brain: sitk.Image | None = None,
     min_area: float | None = None,
 ) -> tuple[sitk.Image, sitk.Image, list[Finding]]:
+    """As ``segment_arrays``, with mask and labels as images on the grid of the anomaly map."""
+    mask, labels, findings = segment_arrays(anomaly_map, threshold, min_volume_ml, brain, min_area)
+    return _on_grid(mask, anomaly_map), _on_grid(labels, anomaly_map), findings
+
+
+def segment_arrays(
+    anomaly_map: sitk.Image,
+    threshold: float,
+    min_volume_ml: float = 0.05,
+    brain: sitk.Image | None = None,
+    min_area: float | None = None,
+) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
     """Apply a threshold to an anomaly map and list what is left.
 
     Voxels belong together when they touch by face, edge or corner (26 neighbours): in scans with thick slices
@@ -127,7 +144,7 @@ def segment(
 
     Returns:
         Mask (uint8, 0 or 1), labels (uint16, or uint32 for more than 65535 findings; the value is the
-        finding's id), both on the grid of the anomaly map, and the findings by descending burden.
+        finding's id), both k j i on the grid of the anomaly map, and the findings by descending burden.
 
     Raises:
         InputError: a negative or undefined threshold or volume, or a brain mask on another grid.
@@ -144,19 +161,20 @@ def segment(
                 "Give the mask of the same scan.",
             )
         marked &= sitk.GetArrayViewFromImage(brain) != 0
-    labels = np.zeros(marked.shape, dtype=np.int32)
-    ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
-    count = int(labels.max())
+    places = np.flatnonzero(marked)
+    owners, count = _components(marked, places)
     ranked = sorted(
-        _measure(anomaly_map, labels, count, min_volume_ml, min_area),
+        _measure(anomaly_map, places, owners, count, min_volume_ml, min_area),
         key=lambda finding: (-finding.burden, -finding.peak_score, finding.bounding_box),
     )
     ranks = np.zeros(count + 1, dtype=np.uint16 if len(ranked) <= 65535 else np.uint32)
     for rank, finding in enumerate(ranked, start=1):
         ranks[finding.id] = rank
-    ranked_labels = ranks[labels]
+    labels, mask = np.zeros(marked.shape, ranks.dtype), np.zeros(marked.shape, np.uint8)
+    labels.reshape(-1)[places] = ranks[owners]
+    mask.reshape(-1)[places] = ranks[owners] > 0
     findings = [replace(finding, id=rank) for rank, finding in enumerate(ranked, start=1)]
-    return _on_grid((ranked_labels > 0).astype(np.uint8), anomaly_map), _on_grid(ranked_labels, anomaly_map), findings
+    return mask, labels, findings
 
 
 def findings_table(findings: Sequence[Finding]) -> list[dict[str, int | float | str | None]]:
@@ -216,26 +234,67 @@ def write_findings_json(
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
+def _components(marked: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, int]:
+    """Which voxels belong together.
+
+    Args:
+        marked: bool, k j i.
+        places: of the marked voxels in the flattened array, ascending.
+
+    Returns:
+        The component of each marked voxel, from 1, numbered by their first voxels, and how many there are.
+    """
+    if len(places) > MOST_SPARSE * marked.size:
+        labels = np.zeros(marked.shape, dtype=np.int32)
+        ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
+        return labels.reshape(-1)[places], int(labels.max())
+    from scipy import sparse  # 0.1 s, not at Slicer's start
+    from scipy.sparse import csgraph
+
+    # A border of one voxel, so that no step leads around an edge.
+    padded = tuple(length + 2 for length in marked.shape)
+    inside = np.ravel_multi_index([index + 1 for index in np.unravel_index(places, marked.shape)], padded)
+    numbers = np.zeros(math.prod(padded), dtype=np.int32)  # of the marked voxels, from 1
+    numbers[inside] = np.arange(1, len(places) + 1)
+    pairs = [np.empty((2, 0), dtype=np.int32)]
+    for step in itertools.product((-1, 0, 1), repeat=3):
+        if step > (0, 0, 0):  # the other half of the 26 neighbours has the same pairs
+            neighbours = numbers[inside + int(np.dot(step, (padded[1] * padded[2], padded[2], 1)))]
+            (from_,) = np.nonzero(neighbours)
+            pairs.append(np.stack([from_.astype(np.int32), neighbours[from_] - 1]))
+    edges = np.concatenate(pairs, axis=1)
+    graph = sparse.coo_array((np.ones(edges.shape[1], dtype=bool), tuple(edges)), shape=(len(places), len(places)))
+    count, labels = csgraph.connected_components(graph, directed=False)
+    return labels + 1, int(count)
+
+
 def _measure(
-    anomaly_map: sitk.Image, labels: np.ndarray, count: int, min_volume_ml: float, min_area: float | None
+    anomaly_map: sitk.Image,
+    places: np.ndarray,
+    owners: np.ndarray,
+    count: int,
+    min_volume_ml: float,
+    min_area: float | None,
 ) -> list[Finding]:
-    """A finding for each label that is large enough; its id is the label."""
+    """A finding for each component, see ``_components``, that is large enough; its id is the component's."""
     is_picture = min_area is not None
     least = min_volume_ml if min_area is None else min_area
     voxel = pixel_area(anomaly_map) if is_picture else math.prod(anomaly_map.GetSpacing()) / 1000
     scale = has_scale(anomaly_map.GetSpacing())
     slice_axis = Orientation.of(anomaly_map).axes[0]
     _, row_axis, column_axis = Orientation.stored(anomaly_map).axes
-    places = np.flatnonzero(labels)
-    owners = labels.reshape(-1)[places]
     sizes = np.bincount(owners, minlength=count + 1)
-    scores = sitk.GetArrayViewFromImage(anomaly_map).reshape(-1)[places]
+    values = sitk.GetArrayViewFromImage(anomaly_map)
+    scores = values.reshape(-1)[places]
     means = np.bincount(owners, scores, count + 1) / np.maximum(sizes, 1)
     peaks = np.zeros(count + 1)
     np.maximum.at(peaks, owners, scores)
-    indices = np.unravel_index(places, labels.shape)[::-1]  # i, j, k
+    indices = np.unravel_index(places, values.shape)[::-1]  # i, j, k
     centres = [np.bincount(owners, index, count + 1) / np.maximum(sizes, 1) for index in indices]
-    boxes = ndimage.find_objects(labels)
+    lows, highs = np.full((3, count + 1), max(values.shape)), np.zeros((3, count + 1), dtype=int)
+    for axis, index in enumerate(indices):
+        np.minimum.at(lows[axis], owners, index)
+        np.maximum.at(highs[axis], owners, index)
     findings = []
     for label in range(1, count + 1):
         size = float(sizes[label]) * voxel
@@ -244,8 +303,7 @@ def _measure(
             continue
         index = [float(centre[label]) for centre in centres]
         left, posterior, superior = anomaly_map.TransformContinuousIndexToPhysicalPoint(index)
-        k, j, i = boxes[label - 1]
-        first, last = (i.start, j.start, k.start), (i.stop - 1, j.stop - 1, k.stop - 1)
+        first, last = _corner(lows[:, label]), _corner(highs[:, label])
         findings.append(
             Finding(
                 id=label,
@@ -261,6 +319,11 @@ def _measure(
             )
         )
     return findings
+
+
+def _corner(index: np.ndarray) -> tuple[int, int, int]:
+    i, j, k = index.tolist()
+    return i, j, k
 
 
 def _on_grid(array: np.ndarray, like: sitk.Image) -> sitk.Image:

@@ -46,6 +46,7 @@ class Request:
         reviews: ``accepted`` or ``rejected``, by the findings' ids as text; others are undecided.
         comments: of the user on findings, likewise.
         printed: whether it is to be a PDF instead of a page.
+        identity: for a comparison: digests of what tells patients apart, by DICOM keyword; may be empty.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Request:
     reviews: Mapping[str, str] = field(default_factory=dict)
     comments: Mapping[str, str] = field(default_factory=dict)
     printed: bool = False
+    identity: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def _requested(folder: Path) -> Exam:
         request.threshold,
         request.min_volume_ml,
         model_of(made),
+        request.identity,
         warnings=[str(warning) for warning in made["warnings"]],
     )
 
