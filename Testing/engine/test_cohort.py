@@ -245,6 +245,16 @@ def test_a_scan_that_changed_is_done_again_and_one_that_was_only_copied_is_not(f
     assert made is not None and made["input"]["sha256"] == sha256_of(folder / "b.nii.gz")
 
 
+def test_folders_of_image_files_are_not_taken_for_series(tmp_path: Path, head: Path) -> None:
+    for name in ("p1", "p2"):
+        (tmp_path / name).mkdir()
+        shutil.copy(head / "scan.nii.gz", tmp_path / name / "flair.nii.gz")
+    with pytest.raises(InputError, match=r"p1 holds image files such as flair\.nii\.gz") as refused:
+        list_scans(tmp_path, tmp_path / "out")
+    assert "--pattern '**/*.nii.gz'" in refused.value.hint
+    assert names_of(list_scans(tmp_path, tmp_path / "out", "**/*.nii.gz")) == ["p1-flair", "p2-flair"]
+
+
 def test_pages_of_scans_are_left_out_on_request_and_results_without_them_count(folder: Path, head: Path) -> None:
     run(folder)
     shutil.copy(head / "lesion.nii.gz", folder / "b.nii.gz")

@@ -352,3 +352,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_computed(
     series = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.main(series) == InputError.exit_code
     assert "two patients by their PatientID" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    for name, date in (("a", "20250102"), ("b", "20200101")):
+        for path in (tmp_path / name).iterdir():
+            data = pydicom.dcmread(path)
+            data.PatientID, data.StudyDate = "a", date
+            data.save_as(path)
+    assert cli.main(series) == InputError.exit_code
+    assert "The prior scan is of 20250102, the current one of 20200101" in capsys.readouterr().err

@@ -31,7 +31,7 @@ import psutil
 from .pool import PATH, REPOSITORY, chance_of, environment
 
 TARGETS = {"worker": ("ray::_Worker",), "Ray": ("raylet", "gcs_server"), "driver": ()}
-SHARES = (3, 1, 1)  # how often each is the target
+SHARES = (6, 1, 1)  # how often each is the target
 MARK = "DIFFUSION_ANOMALY_CAMPAIGN"  # environment variable by which all processes of a run are known
 BETWEEN = 7.0  # seconds from one kill to the next, in the mean
 PATIENCE = 180.0  # seconds for a run whose Ray is gone to notice it

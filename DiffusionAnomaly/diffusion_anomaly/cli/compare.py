@@ -18,6 +18,7 @@ from .rethreshold import SMALLEST_ML
 
 if TYPE_CHECKING:
     from ..detection.detector import Detector
+    from ..io.volume import Volume
     from ..results.comparison.compare import Comparison, Exam
 
 
@@ -48,7 +49,8 @@ def compare(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Also scans that the model seems not to know, or of two patients by their headers."
+            "--force",
+            help="Also scans that the model seems not to know, or of two patients or the wrong order by their headers.",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of other scans too.")] = False,
@@ -97,7 +99,8 @@ def _check(detector: Detector, prior: Path, current: Path, force: bool) -> None:
     """Refuse what cannot be compared, before anything is computed.
 
     Raises:
-        InputError: for a model of pictures, and for scans of two patients by their headers unless forced.
+        InputError: for a model of pictures; unless forced, for scans of two patients or in the wrong order, by their
+            headers.
     """
     from ..io.volume import read_volume
     from ..models.declaration import IMAGE
@@ -107,9 +110,29 @@ def _check(detector: Detector, prior: Path, current: Path, force: bool) -> None:
         raise InputError(
             f"{detector.plan.bundle.name} looks at pictures, and pictures are not compared.", "Choose another model."
         )
-    differ = two_patients(*(read_volume(scan).identity for scan in (prior, current)))
-    if differ and not force:
+    volumes = [read_volume(scan) for scan in (prior, current)]
+    if force:
+        return
+    if differ := two_patients(*(volume.identity for volume in volumes)):
         raise InputError(differ, "If they are of one all the same, say --force.")
+    before, after = map(_study_date, volumes)
+    if before and after and before > after:
+        raise InputError(
+            f"The prior scan is of {before}, the current one of {after}, by their headers.",
+            "Give the earlier scan first, or say --force.",
+        )
+
+
+def _study_date(volume: Volume) -> str:
+    """Of a DICOM series, as DICOM writes it; empty where nothing states it."""
+    from ..io.dicom.source import read_source
+
+    if not volume.planes:
+        return ""
+    try:
+        return str(read_source(volume.planes, volume.sha256, volume.source).header.get("StudyDate") or "")
+    except InputError:  # it cannot be referred to, which is no matter here
+        return ""
 
 
 def _keep_others(folder: OutputFolder, comparison: Comparison) -> None:

@@ -149,9 +149,27 @@ def _of_folder(folder: Path, output: Path, pattern: str | None) -> list[CohortSc
             continue
         if pattern is not None or path.is_dir() or suffix_of(path) in _IMAGES:
             paths.append(path)
+    if pattern is None:
+        _check_layout(folder, paths)
     # By the whole way below the folder: another scan that comes later changes no name.
     names = [safe_name("-".join(_parts(path, folder))) for path in paths]
     return [CohortScan(name, path) for name, path in zip(distinct_names(names), paths, strict=True)]
+
+
+def _check_layout(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse folders of image files, as of patients, each of which would be taken for a DICOM series.
+
+    Raises:
+        InputError: naming one, with the pattern that finds its files.
+    """
+    for path in paths:
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        images = [one for one in inside if suffix_of(one) in _IMAGES and one.is_file()]
+        if images:
+            raise InputError(
+                f"{path} holds image files such as {images[0].name}, and a folder without a pattern is a DICOM series.",
+                f"Say which files are scans: --pattern '**/*{suffix_of(images[0])}'.",
+            )
 
 
 def _parts(path: Path, folder: Path) -> Iterator[str]:

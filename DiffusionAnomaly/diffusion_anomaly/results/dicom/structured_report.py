@@ -149,9 +149,9 @@ def _measurements(context: Context, finding: Finding, anomaly_map: Dataset) -> I
 
 def _size(context: Context, size: float) -> Measurement:
     if not context.result.is_picture:
-        return Measurement(codes.SCT.Volume, size, _ML)
+        return Measurement(codes.SCT.Volume, round(size, 3), _ML)
     unit = codes.UCUM.SquareMillimeter if context.result.unit == "mm²" else _PIXELS
-    return Measurement(codes.SCT.Area, size, unit)
+    return Measurement(codes.SCT.Area, round(size, 3), unit)
 
 
 def _algorithm(context: Context) -> AlgorithmIdentification:
