@@ -245,6 +245,15 @@ def test_a_scan_that_changed_is_done_again_and_one_that_was_only_copied_is_not(f
     assert made is not None and made["input"]["sha256"] == sha256_of(folder / "b.nii.gz")
 
 
+def test_columns_that_mean_nothing_are_told(folder: Path) -> None:
+    table = folder / "scans.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("patient", "pateint"), encoding="utf-8")
+    told: list[str] = []
+    list_scans(table, folder / "out", warn=told.append)
+    assert len(told) == 1 and "mean nothing here: pateint. Known are scan, name, patient" in told[0]
+    list_scans(table, folder / "out")  # told to nobody
+
+
 def test_folders_of_image_files_are_not_taken_for_series(tmp_path: Path, head: Path) -> None:
     for name in ("p1", "p2"):
         (tmp_path / name).mkdir()

@@ -173,7 +173,7 @@ def cohort(
                 f"{source} is not looked at as a BIDS data set, and labels or filters were given.",
                 "Leave out one or the other." if pattern else "Leave them out.",
             )
-        return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous)
+        return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous, warn)
 
     _run(scans, output, context, _workers(workers, threads, ray_address), shard, overwrite, json_lines)
 
