@@ -88,6 +88,7 @@ SEED ?= 1
 
 faults: $(VENV)/all.installed
 	$(BIN)/python -m Testing.faults --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES)) --json faults.json
+	$(if $(MINUTES),,$(BIN)/python -m Testing.faults.cohort --seed $(SEED) --json faults-cohort.json)
 
 bench: $(VENV)/all.installed
 	$(BIN)/python -m Testing.benchmarks
@@ -98,7 +99,7 @@ figures: demo $(VENV)/all.installed
 	cp Testing/output/slicer-views.png docs/images/
 
 clean:
-	rm -rf $(VENV) demo faults.json build dist Testing/output DiffusionAnomaly/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo faults.json faults-cohort.json build dist Testing/output DiffusionAnomaly/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: a second run installs nothing until a requirement changes. Torch goes first and alone, so that its index

@@ -76,6 +76,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/cli/serve.py
   diffusion_anomaly/client/__init__.py
   diffusion_anomaly/client/__main__.py
+  diffusion_anomaly/client/address.py
   diffusion_anomaly/client/connection.py
   diffusion_anomaly/client/detector.py
   diffusion_anomaly/client/forwarding.py
@@ -223,8 +224,8 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/dicom/context.py
   diffusion_anomaly/results/dicom/encapsulated_pdf.py
   diffusion_anomaly/results/dicom/parametric_map.py
-  diffusion_anomaly/results/dicom/report.py
   diffusion_anomaly/results/dicom/segmentation.py
+  diffusion_anomaly/results/dicom/structured_report.py
   diffusion_anomaly/results/findings.py
   diffusion_anomaly/results/notebook.py
   diffusion_anomaly/results/pages.py
@@ -238,11 +239,15 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/saving.py
   diffusion_anomaly/server/__init__.py
   diffusion_anomaly/server/app.py
+  diffusion_anomaly/server/bodies.py
   diffusion_anomaly/server/certificate.py
+  diffusion_anomaly/server/connections.py
+  diffusion_anomaly/server/gate.py
   diffusion_anomaly/server/jobs.py
   diffusion_anomaly/server/limits.py
   diffusion_anomaly/server/listening.py
   diffusion_anomaly/server/offer.py
+  diffusion_anomaly/server/refusals.py
   diffusion_anomaly/server/slots.py
   diffusion_anomaly/server/spool.py
   diffusion_anomaly/server/tokens.py

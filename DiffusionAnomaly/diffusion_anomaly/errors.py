@@ -5,7 +5,12 @@ Kept free of every heavy import: Slicer's own process reads the codes from here.
 
 from __future__ import annotations
 
+import errno
+
 from .text import LINES, printable
+
+NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""Numbers by which the operating system says that the disk, or the user's share of it, is full."""
 
 _LONGEST = 2000  # characters of one error that anybody reads
 
@@ -37,6 +42,12 @@ class InputError(EngineError):
 
     code = "bad_input"
     exit_code = 2
+
+
+class DiskFull(InputError):  # noqa: N818 - reads as the event it is
+    """There is no space left where something was to be written."""
+
+    code = "disk_full"
 
 
 class ModelError(EngineError):

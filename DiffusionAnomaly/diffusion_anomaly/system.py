@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import EngineError, InputError, MemoryExhausted
+from .errors import NO_SPACE, DiskFull, EngineError, InputError, MemoryExhausted
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,8 @@ def as_engine_error(error: Exception, hint: str) -> EngineError:
         )
     if isinstance(error, OSError) and error.errno is not None:  # the machine's fault or the user's, not the program's
         where = f"{error.filename}: " if error.filename else ""
-        return InputError(f"{where}{error.strerror}.", "The operating system refused; see to that and try again.")
+        kind = DiskFull if error.errno in NO_SPACE else InputError
+        return kind(f"{where}{error.strerror}.", "The operating system refused; see to that and try again.")
     return EngineError(f"{type(error).__name__}: {error}" if str(error) else reason, hint)
 
 

@@ -61,19 +61,20 @@ def compare(asked: argparse.Namespace, folder: Path, count: int) -> list[dict[st
     for number in range(count):
         shutil.copyfile(scan, scans / f"scan-{number:04d}_flair.nii.gz")
     options = ["--method", asked.method, "--device", asked.device, "--force"]
-    one = ["cohort", scans, folder / "one", *options, "--workers", "0", "--threads", asked.threads]
+    one = [["cohort", scans, folder / "one", *options, "--workers", "0", "--threads", asked.threads]]
     paths = sorted(scans.iterdir())
-    runs: dict[str, list[list[Any]]] = {}
-    if count <= MOST_ALONE:
-        alone = [["detect", path, "--output", folder / "alone" / path.name, *options] for path in paths]
-        runs["detect, a process a scan"] = alone
-    runs["detect"] = [["detect", *paths, "--output", folder / "detect", *options]]
-    runs["cohort, this process"] = runs["cohort, going on"] = [one]
-    if is_installed():
-        for workers in dict.fromkeys((1, asked.workers)):
-            output = folder / f"workers-{workers}"
-            sizes = ["--workers", workers, "--threads", asked.threads]
-            runs[f"cohort, {counted(workers, 'worker')}"] = [["cohort", scans, output, *options, *sizes]]
+    alone = [["detect", path, "--output", folder / "alone" / path.name, *options] for path in paths]
+    runs: dict[str, list[list[Any]]] = {
+        "detect, a process a scan": alone if count <= MOST_ALONE else [],
+        "detect": [["detect", *paths, "--output", folder / "detect", *options]],
+        "cohort, this process": one,
+        "cohort, going on": one,
+    }
+    for workers in dict.fromkeys((1, asked.workers)) if is_installed() else ():
+        sizes = ["--workers", workers, "--threads", asked.threads]
+        output = folder / f"workers-{workers}"
+        runs[f"cohort, {counted(workers, 'worker')}"] = [["cohort", scans, output, *options, *sizes]]
+    runs = {name: runs[name] for name in runs if runs[name] and (not asked.run or name in asked.run)}
     return [{"run": name} | run(commands, asked.threads) for name, commands in runs.items()]
 
 
@@ -156,5 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu")
     add("--workers", type=int, default=2)
     add("--threads", type=int, default=1, help="of each worker, and of the runs in one process")
+    add("--run", action="append", metavar="NAME", help="only this row of the table; repeatable, in the table's order")
     add("--output", type=Path, metavar="DIR", help="also write all numbers there as JSON")
     return parser

@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from diffusion_anomaly.client.connection import Connection, Server
+from diffusion_anomaly.client.address import Server
+from diffusion_anomaly.client.connection import Connection
 from diffusion_anomaly.client.running import Delivered, Image, run_on_server
+from diffusion_anomaly.client.wire import MASK, SCAN
 from diffusion_anomaly.server.certificate import fingerprint, own_certificate, server_context
 from diffusion_anomaly.server.limits import Limits
 from diffusion_anomaly.server.listening import TOKENS, bind, serve
@@ -33,7 +35,7 @@ from diffusion_anomaly.server.offer import Offer
 from diffusion_anomaly.server.slots import Slot
 from diffusion_anomaly.server.spool import JOBS, Spool
 from diffusion_anomaly.server.tokens import Tokens
-from workers import wait_until
+from workers import make_job, wait_until
 
 SECONDS = 60.0
 
@@ -41,7 +43,7 @@ STANDIN = """
 import hashlib, json, queue, shutil, sys, threading, time
 from pathlib import Path
 from diffusion_anomaly.worker.protocol import (
-    CANCEL_LINE, Failure, Finished, Progress, Result, Started, encode, job_of, read_job)
+    CANCEL_LINE, Failure, Finished, Progress, Result, Started, Warned, encode, job_of, read_job)
 
 jobs, cancelled = queue.Queue(), threading.Event()
 
@@ -66,6 +68,9 @@ def run(folder):
     if job.options.get("steps") == 666:
         import os
         os._exit(9)
+    if job.options.get("steps") == 777:
+        for number in range(10):
+            say(Warned(f"{number} " + "x" * 800_000))
     for done in range(11):
         say(Progress("detect", done, 10, 0.0))
         if cancelled.wait(hundredths / 1000):
@@ -240,6 +245,13 @@ def small_image(value: int = 7) -> Image:
     return Image.of(image)
 
 
+def job_images(folder: Path) -> list[Image]:
+    """Scan and brain mask of ``workers.make_job``, which a real worker takes with ``side`` of ``overrides``."""
+    make_job(folder)
+    names = {"scan": SCAN, "brain": MASK}
+    return [Image.of(sitk.ReadImage(str(folder / f"{name}.nrrd")), kind) for name, kind in names.items()]
+
+
 def order_json(**changes: Any) -> dict[str, Any]:
     """An order of a small scan."""
     values = np.zeros(60, np.uint8).tobytes()
@@ -297,3 +309,52 @@ def opened(served: Served, token: str, **changes: Any) -> str:
     status, answer = served.ask(request("POST", "/v1/jobs", token, body))
     assert status == 201, answer
     return json.loads(answer.partition(b"\r\n\r\n")[2])["job"]
+
+
+def finished(served: Served, token: str, size: int) -> str:
+    """A job with a result of so many bytes."""
+    voxels = bytes(size)
+    job = opened(served, token, size=[1000, 100, size // 100_000], sha256=hashlib.sha256(voxels).hexdigest())
+    assert served.ask(request("PUT", f"/v1/jobs/{job}/inputs/0", token, voxels))[0] == 200
+    served.ask(request("GET", f"/v1/jobs/{job}/events", token, Connection="close"))  # until it is over
+    return job
+
+
+@contextlib.contextmanager
+def narrow(served: Served) -> Iterator[ssl.SSLSocket]:
+    """A connection of which the operating system keeps little for its reader."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)
+    plain.settimeout(SECONDS)
+    with plain:
+        plain.connect(("127.0.0.1", served.port))
+        with context.wrap_socket(plain, suppress_ragged_eofs=True) as encrypted:
+            yield encrypted
+
+
+def read(reader: ssl.SSLSocket, rate: float = 1e9, most: int = 1 << 62, pause: float = 0.0) -> int:
+    """Bytes that come until the connection ends or there are enough, taken at so many a second after a pause."""
+    time.sleep(pause)
+    start, came = time.monotonic(), 0
+    try:
+        while came < most and (piece := reader.recv(1 << 14)):
+            came += len(piece)
+            time.sleep(max(0.0, start + came / rate - time.monotonic()))
+    except OSError:  # cut
+        pass
+    return came
+
+
+def open_results(served: Served) -> list[str]:
+    """Files of results that this process, in which the server runs, has open; also those that were deleted."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(descriptor.readlink())
+        except OSError:  # closed meanwhile
+            continue
+        if str(served.folder / "jobs") in target:
+            found.append(target)
+    return found

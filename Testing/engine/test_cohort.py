@@ -37,6 +37,7 @@ from diffusion_anomaly.detection.planning import Options
 from diffusion_anomaly.detection.scan import ScanRequest
 from diffusion_anomaly.errors import InputError, MemoryExhausted, ModelError
 from diffusion_anomaly.io.contrasts import ChannelSource
+from diffusion_anomaly.io.files import write_error
 from diffusion_anomaly.io.records import content_of, sha256_of
 
 ENGINE = Path(cli.__file__).parents[2]
@@ -244,6 +245,37 @@ def test_a_scan_that_changed_is_done_again_and_one_that_was_only_copied_is_not(f
     assert made is not None and made["input"]["sha256"] == sha256_of(folder / "b.nii.gz")
 
 
+def test_columns_that_mean_nothing_are_told(folder: Path) -> None:
+    table = folder / "scans.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("patient", "pateint"), encoding="utf-8")
+    told: list[str] = []
+    list_scans(table, folder / "out", warn=told.append)
+    assert len(told) == 1 and "mean nothing here: pateint. Known are scan, name, patient" in told[0]
+    list_scans(table, folder / "out")  # told to nobody
+
+
+def test_folders_of_image_files_are_not_taken_for_series(tmp_path: Path, head: Path) -> None:
+    for name in ("p1", "p2"):
+        (tmp_path / name).mkdir()
+        shutil.copy(head / "scan.nii.gz", tmp_path / name / "flair.nii.gz")
+    with pytest.raises(InputError, match=r"p1 holds image files such as flair\.nii\.gz") as refused:
+        list_scans(tmp_path, tmp_path / "out")
+    assert "--pattern '**/*.nii.gz'" in refused.value.hint
+    assert names_of(list_scans(tmp_path, tmp_path / "out", "**/*.nii.gz")) == ["p1-flair", "p2-flair"]
+
+
+def test_pages_of_scans_are_left_out_on_request_and_results_without_them_count(folder: Path, head: Path) -> None:
+    run(folder)
+    shutil.copy(head / "lesion.nii.gz", folder / "b.nii.gz")
+    run(folder, heard := Heard(), reports=False)
+    out = folder / "out"
+    assert heard.begun == [(1, 1)]
+    assert (out / "results/P1-1/report.html").exists() and not (out / "results/P1-2/report.html").exists()
+    assert [row["report"] for row in read_csv(out / "scans.csv")] == ["results/P1-1/report.html", ""]
+    run(folder, heard := Heard())
+    assert heard.begun == [(0, 2)]
+
+
 def test_other_settings_are_refused_and_made_anew_when_asked_for(folder: Path) -> None:
     run(folder)
     with pytest.raises(InputError, match=r"2 results .* threshold was the model's own, and is 1\.5 now.*--overwrite"):
@@ -372,6 +404,7 @@ def test_what_every_scan_would_meet_ends_the_run(
 def test_failures_are_known_by_what_the_operating_system_said(number: int, kind: str) -> None:
     told = InputError("It could not be written.")
     told.__cause__ = OSError(number, "said so")
+    assert failure_of(write_error(Path("out/heat.nii.gz"), OSError(errno.EFBIG, "File too large"))).kind == "bad_input"
     assert failure_of(told).kind == kind
     assert failure_of(MemoryExhausted("gone")).kind == "out_of_memory"
     assert failure_of(ValueError("a fault")).kind == "internal"
@@ -555,6 +588,12 @@ def test_the_command_runs_a_table_and_tells_in_json_lines(folder: Path, capsys: 
     assert cli.main([str(word) for word in (*arguments, "--threshold", "9")]) == 2
 
 
+def test_the_command_leaves_out_pages_of_scans(folder: Path) -> None:
+    arguments = ["cohort", folder / "scans.csv", folder / "out", "--method", "intensity", "--force", "--workers", "0"]
+    assert cli.main([*map(str, arguments), "--no-report"]) == 0
+    assert {path.suffix for path in (folder / "out/results").glob("*/*")} == {".gz", ".csv", ".json"}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -562,6 +601,7 @@ def test_the_command_runs_a_table_and_tells_in_json_lines(folder: Path, capsys: 
         (["--pattern", "*.mha"], "is a file, and a pattern"),
         (["--participant-label", "01"], "is not looked at as a BIDS data set"),
         (["--workers", "0", "--ray-address", "auto"], "A Ray cluster was named"),
+        (["--ray-address", "ray://head:10001"], "is for clients outside of a Ray cluster"),
     ],
 )
 def test_the_command_says_what_does_not_go_together(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -188,3 +189,35 @@ def test_a_worker_with_a_detector_does_a_scan(tmp_path: Path, scans: Path) -> No
     )
     assert heard.outcomes["a"].failure is None and ended.finished == 1
     assert (tmp_path / "out/results/a/provenance.json").is_file() and (tmp_path / "out/quality.html").is_file()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up as Linux has them")
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+def test_a_run_whose_ray_is_killed_ends_with_a_reason(tmp_path: Path, victim: str) -> None:
+    """Of a Ray of its own, in a process of its own: Ray's own waiting would never end."""
+    import psutil
+
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "import ray\n"
+        "import test_cohort_workers as here\n"
+        "from diffusion_anomaly.cohort import actors\n"
+        "actors._SILENT_SECONDS = 10.0\n"
+        "ray.cloudpickle.register_pickle_by_value(here)\n"
+        "try:\n"
+        "    here.run(Path(sys.argv[1]), 'wait', count=1)\n"
+        "except here.EngineError as error:\n"
+        "    print(error.what)\n"
+    )
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "DiffusionAnomaly")]
+    command = [sys.executable, "-c", code, str(tmp_path), *paths]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    until = time.monotonic() + PATIENCE
+    while not (tmp_path / "begun-wait").exists() and time.monotonic() < until:
+        assert process.poll() is None
+        time.sleep(0.05)
+    (killed,) = [one for one in psutil.Process(process.pid).children() if one.name() == victim]
+    killed.kill()
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert "Ray, which the workers belong to, has ended or does not answer." in said

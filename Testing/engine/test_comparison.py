@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
+import phantom
 from diffusion_anomaly.cli import main as cli
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
@@ -322,3 +324,38 @@ def test_the_command_refuses_another_scans_result_and_what_is_none(
     assert cli.main(back) == InputError.exit_code
     assert "another prior scan" in capsys.readouterr().err
     assert cli.main([*back, "--overwrite"]) == 0
+
+
+@pytest.mark.usefixtures("signals_stay")
+def test_the_smallest_volume_counts_for_results_that_are_there_too(visits: Path, tmp_path: Path) -> None:
+    results = ["--prior-result", visits / "prior", "--current-result", visits / "current", "--min-volume", 1000]
+    assert command(visits, tmp_path / "out", *results) == 0
+    made = json.loads((tmp_path / "out" / "changes.json").read_text(encoding="utf-8"))
+    assert made["changes"] == [] and made["current"]["min_volume_ml"] == 1000
+
+
+@pytest.mark.usefixtures("signals_stay")
+def test_what_cannot_be_compared_is_refused_before_anything_is_computed(
+    visits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusion_anomaly.detection.scan.run_scan", lambda *_: pytest.fail("a scan was looked at"))
+    films = ["--model", "chest-pneumonia-guided"]
+    assert command(visits, tmp_path / "out", *films) == InputError.exit_code
+    assert "pictures are not compared" in capsys.readouterr().err
+    image = sitk.Cast(sitk.ReadImage(str(visits / "current.nii.gz")), sitk.sitkInt16)
+    for number, name in enumerate("ab"):
+        phantom.write_dicom(tmp_path / name, image, uid=f"1.2.826.0.1.3680043.2.1125.{number}")
+        for path in (tmp_path / name).iterdir():
+            data = pydicom.dcmread(path)
+            data.PatientID = name
+            data.save_as(path)
+    series = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main(series) == InputError.exit_code
+    assert "two patients by their PatientID" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    for name, date in (("a", "20250102"), ("b", "20200101")):
+        for path in (tmp_path / name).iterdir():
+            data = pydicom.dcmread(path)
+            data.PatientID, data.StudyDate = "a", date
+            data.save_as(path)
+    assert cli.main(series) == InputError.exit_code
+    assert "The prior scan is of 20250102, the current one of 20200101" in capsys.readouterr().err

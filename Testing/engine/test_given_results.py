@@ -69,6 +69,20 @@ def threshold(given: Path, output: Path, *more: object) -> int:
 # --- threshold
 
 
+def test_places_are_those_of_the_detection_unless_its_brain_was_changed(place: Path, tmp_path: Path) -> None:
+    def places(output: Path) -> list[str]:
+        return [one["place"] for one in json.loads((output / "findings.json").read_text(encoding="utf-8"))["findings"]]
+
+    shutil.copytree(place / "out", tmp_path / "out")
+    assert threshold(tmp_path / "out" / "heat.nii.gz", tmp_path / "a") == 0
+    assert places(tmp_path / "a")[0] == places(place / "out")[0] != ""
+    sitk.WriteImage(
+        phantom.brain_of(phantom.grid((40, 48, 18), (4.0, 4.0, 7.0))) * 0, str(tmp_path / "out/brain.nii.gz")
+    )
+    assert threshold(tmp_path / "out" / "heat.nii.gz", tmp_path / "b") == 0
+    assert set(places(tmp_path / "b")) == {""}
+
+
 @pytest.mark.parametrize(
     ("given", "kind"),
     [*((f"out/{name}", kind) for name, kind in IMAGES.items() if kind != "anomaly map"), ("out-2/mask.nii.gz", "mask")],

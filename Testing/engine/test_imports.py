@@ -59,7 +59,7 @@ WINGS = (
 FOR_SLICER = {
     f"{ENGINE}.{name}"
     for name in (
-        "client.connection",
+        "client.address",
         "client.wire",
         "detection.input_checks",
         "errors",
@@ -174,6 +174,13 @@ def test_what_slicer_imports_never_loads_torch(engine: dict[str, list[Import]]) 
     assert violations({name: engine[name] for name in loaded}, HEAVY, at_load_only=True) == []
 
 
+def test_what_slicer_imports_loads_requests_when_a_scan_is_sent_alone(engine: dict[str, list[Import]]) -> None:
+    loaded = loaded_by(FOR_SLICER, engine)
+    assert violations({name: engine[name] for name in loaded}, {"requests"}, at_load_only=True) == []
+    imports = read(modules_under(MODULE_FOLDER / "DiffusionAnomalyLib", "DiffusionAnomalyLib"))
+    assert violations(imports, {"requests"}, at_load_only=True) == []
+
+
 def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dict[str, list[Import]]) -> None:
     extras = {
         ("ray", "pyarrow"): {"cohort.actors", "cohort.group"},
@@ -182,7 +189,12 @@ def test_packages_of_an_extra_are_imported_where_they_are_used_alone(engine: dic
             "dicom_network.receiving",
             "dicom_network.web",
         },
-        ("fastapi", "starlette", "uvicorn", "cryptography"): {"server.app", "server.certificate", "server.listening"},
+        ("fastapi", "starlette", "uvicorn", "cryptography"): {
+            "server.app",
+            "server.certificate",
+            "server.connections",
+            "server.listening",
+        },
     }
     for packages, users in extras.items():
         assert violations(engine, set(packages), at_load_only=True) == []

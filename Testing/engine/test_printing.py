@@ -41,6 +41,12 @@ def test_it_gives_each_finding_with_its_place_in_full(shown: Shown) -> None:
     assert "Place, roughly" not in bare  # no column of nothing
 
 
+def test_the_smallest_size_of_a_picture_is_its_area_if_that_is_0_too(shown: Shown) -> None:
+    options = {**shown.provenance["options"], "min_area": 0.0, "min_volume_ml": 0.05}
+    text = text_of(printed(replace(shown, provenance={**shown.provenance, "options": options})))
+    assert "of at least 0 " in text and "0.05" not in text.partition("of at least")[2][:12]
+
+
 def test_what_a_reader_said_is_there_in_full(shown: Shown) -> None:
     comment = "Seen before, " * 20 + "the end."
     said = replace(shown, names={1: "the large one"}, reviews={1: "accepted"}, comments={1: comment})

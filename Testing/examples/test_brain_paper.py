@@ -120,6 +120,12 @@ def test_a_cut_takes_the_brain_that_was_found(patients: Path, tmp_path: Path) ->
     assert cut.brain is not None and phantom.array(sitk.ReadImage(str(cut.brain))).all()
 
 
+def test_a_slice_of_a_scan_of_one_contrast_is_cut_too(patients: Path, tmp_path: Path) -> None:
+    (first, *_) = find_pairs(patients, brain_pattern="*_brain.nii.gz")
+    cut = cut_slice(first, Path("nowhere"), tmp_path)
+    assert not cut.channels and phantom.array(sitk.ReadImage(str(cut.scan))).shape[0] == 1
+
+
 def test_the_configuration_that_ships_names_packages_that_the_command_makes() -> None:
     config = read_yaml(Path(__file__).parents[2] / CONFIG, ComparisonConfig)
     assert {Path(run.model).name for run in (*config.runs, *config.slice_runs)} == {

@@ -31,9 +31,9 @@ import psutil
 from .pool import PATH, REPOSITORY, chance_of, environment
 
 TARGETS = {"worker": ("ray::_Worker",), "Ray": ("raylet", "gcs_server"), "driver": ()}
-SHARES = (3, 1, 1)  # how often each is the target
+SHARES = (6, 1, 1)  # how often each is the target
 MARK = "DIFFUSION_ANOMALY_CAMPAIGN"  # environment variable by which all processes of a run are known
-BETWEEN = 10.0  # seconds from one kill to the next, in the mean
+BETWEEN = 7.0  # seconds from one kill to the next, in the mean
 PATIENCE = 180.0  # seconds for a run whose Ray is gone to notice it
 LONGEST = 1800.0  # seconds for the last run, which nobody disturbs
 LAST_RUNS = 3  # that may be needed when kills are over: a scan that two workers died of is left to the next run
@@ -216,10 +216,13 @@ class _Run:
 
 
 def _title(process: psutil.Process) -> str:
-    """A worker's own title, another process's program."""
+    """A worker's own title, another process's program; of an interpreter what it runs."""
     with contextlib.suppress(psutil.Error):
         line = process.cmdline()
-        return line[0] if line and line[0].startswith("ray::") else process.name()
+        if line and line[0].startswith("ray::"):
+            return line[0]
+        scripts = [Path(word).name for word in line if word.endswith(".py")]
+        return " ".join([process.name(), *scripts])
     return ""
 
 

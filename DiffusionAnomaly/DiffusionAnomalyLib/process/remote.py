@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from diffusion_anomaly.client.connection import Server
+from diffusion_anomaly.client.address import Server
 from diffusion_anomaly.client.wire import VARIABLES
 from diffusion_anomaly.errors import InputError
 
@@ -28,7 +28,7 @@ class RemoteServer:
 
     Attributes:
         name: that the user gave it.
-        address, token, fingerprint: as of ``diffusion_anomaly.client.connection.Server``.
+        address, token, fingerprint: as of ``diffusion_anomaly.client.address.Server``.
         agreed: whether the user has said that scans may go there.
     """
 

@@ -63,6 +63,9 @@ Shard = Annotated[
     str | None, typer.Option(metavar="I/N", help="Do every N-th scan from the I-th on, and no tables: for job arrays.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make results of other settings anew.")]
+NoReport = Annotated[
+    bool, typer.Option("--no-report", help="Write no page of each scan, which takes most of a result's room.")
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
@@ -145,6 +148,7 @@ def cohort(
     ray_address: RayAddress = None,
     shard: Shard = None,
     overwrite: Overwrite = False,
+    no_report: NoReport = False,
     json_lines: JsonEvents = False,
 ) -> None:
     """Find anomalies in all scans of a cohort.
@@ -169,7 +173,7 @@ def cohort(
                 f"{source} is not looked at as a BIDS data set, and labels or filters were given.",
                 "Leave out one or the other." if pattern else "Leave them out.",
             )
-        return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous)
+        return list_scans(Path(os.path.abspath(source)), output, pattern, anonymous, warn)
 
     _run(scans, output, context, _workers(workers, threads, ray_address), shard, overwrite, json_lines)
 
@@ -204,6 +208,7 @@ def bids(
     ray_address: RayAddress = None,
     shard: Shard = None,
     overwrite: Overwrite = False,
+    no_report: NoReport = False,
     json_lines: JsonEvents = False,
 ) -> None:
     """Find anomalies in a BIDS data set, as a BIDS App.
@@ -283,6 +288,7 @@ def _run(
                 workers=workers,
                 shard=part,
                 overwrite=overwrite,
+                reports=not context.params["no_report"],
                 group=group,
             )
         listener.summary(ended)

@@ -12,11 +12,13 @@ import typer
 
 from ..errors import InputError
 from ..io.outputs import OutputFolder, keep_out_of
-from .arguments import MinVolume, Model, Settings, Threshold, as_folder, method_of, parse_settings
+from .arguments import Model, Settings, Threshold, as_folder, method_of, parse_settings
 from .console import Terminal, err, out, plain
+from .rethreshold import SMALLEST_ML
 
 if TYPE_CHECKING:
     from ..detection.detector import Detector
+    from ..io.volume import Volume
     from ..results.comparison.compare import Comparison, Exam
 
 
@@ -40,10 +42,16 @@ def compare(
     model: Model = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     threshold: Threshold = None,
-    min_volume: MinVolume = 0.05,
+    min_volume: Annotated[
+        float | None, typer.Option(metavar="ML", help="Smaller findings are dropped; default: 0.05.")
+    ] = None,
     settings: Settings = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Look at a scan that the model seems not to know, with a warning.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Also scans that the model seems not to know, or of two patients or the wrong order by their headers.",
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of other scans too.")] = False,
 ) -> None:
@@ -68,15 +76,16 @@ def compare(
             model=model,
             device=device,
             threshold=threshold,
-            min_volume_ml=min_volume,
+            min_volume_ml=SMALLEST_ML if min_volume is None else min_volume,
             overrides=parse_settings(settings or []),
             force=force,
         )
     )
+    _check(detector, prior, current, force)
     given = [(prior, "prior", prior_result), (current, "current", current_result)]
     with OutputFolder(output, [prior, current]) as folder:
         folder.check(files.NAMES)
-        exams = [_exam(detector, scan, output / name, result, overwrite) for scan, name, result in given]
+        exams = [_exam(detector, scan, output / name, result, overwrite, min_volume) for scan, name, result in given]
         comparison = comparing.compare(*exams)
         if not overwrite:
             _keep_others(folder, comparison)
@@ -84,6 +93,46 @@ def compare(
     _show(comparison)
     out.print(plain(written["comparison.html"]))
     err.print(plain(f"{time.perf_counter() - start:.0f} s"))
+
+
+def _check(detector: Detector, prior: Path, current: Path, force: bool) -> None:
+    """Refuse what cannot be compared, before anything is computed.
+
+    Raises:
+        InputError: for a model of pictures; unless forced, for scans of two patients or in the wrong order, by their
+            headers.
+    """
+    from ..io.volume import read_volume
+    from ..models.declaration import IMAGE
+    from ..results.comparison.compare import two_patients
+
+    if detector.plan.bundle.region == IMAGE:
+        raise InputError(
+            f"{detector.plan.bundle.name} looks at pictures, and pictures are not compared.", "Choose another model."
+        )
+    volumes = [read_volume(scan) for scan in (prior, current)]
+    if force:
+        return
+    if differ := two_patients(*(volume.identity for volume in volumes)):
+        raise InputError(differ, "If they are of one all the same, say --force.")
+    before, after = map(_study_date, volumes)
+    if before and after and before > after:
+        raise InputError(
+            f"The prior scan is of {before}, the current one of {after}, by their headers.",
+            "Give the earlier scan first, or say --force.",
+        )
+
+
+def _study_date(volume: Volume) -> str:
+    """Of a DICOM series, as DICOM writes it; empty where nothing states it."""
+    from ..io.dicom.source import read_source
+
+    if not volume.planes:
+        return ""
+    try:
+        return str(read_source(volume.planes, volume.sha256, volume.source).header.get("StudyDate") or "")
+    except InputError:  # it cannot be referred to, which is no matter here
+        return ""
 
 
 def _keep_others(folder: OutputFolder, comparison: Comparison) -> None:
@@ -105,7 +154,9 @@ def _keep_others(folder: OutputFolder, comparison: Comparison) -> None:
                 )
 
 
-def _exam(detector: Detector, scan: Path, folder: Path, result: Path | None, overwrite: bool) -> Exam:
+def _exam(
+    detector: Detector, scan: Path, folder: Path, result: Path | None, overwrite: bool, min_volume: float | None
+) -> Exam:
     """What was found in a scan, or is found in it now."""
     from ..detection.scan import ScanRequest, run_scan
     from ..io.volume import read_volume
@@ -114,7 +165,8 @@ def _exam(detector: Detector, scan: Path, folder: Path, result: Path | None, ove
 
     if result is not None:
         exam, threshold = read_exam(result, read_volume(scan)), detector.plan.asked.threshold
-        return exam if threshold is None else replace(exam, threshold=threshold)
+        least = exam.min_volume_ml if min_volume is None else min_volume
+        return replace(exam, threshold=exam.threshold if threshold is None else threshold, min_volume_ml=least)
     with Terminal() as listener:
         listener.begin(scan, several=True)
         begun = time.perf_counter()

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ..results.result import Progress, Result, Started
 
 FINDINGS_SHOWN = 10
+PLACE_WIDTH = 14  # the least, of a column of text beside numbers
+FILE_WIDTH = 200  # of tables that no terminal shows
 FAILED_SHOWN = 20
 SECONDS_BETWEEN_LINES = 0.2
 _STAGES = {
@@ -269,11 +271,10 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
         out.print(Text(f"No finding at an anomaly score of {threshold:.2f} or more."))
         return
     table = RichTable(box=None, pad_edge=False, header_style="bold")
-    size = "volume" if unit == "ml" else "area"
-    for heading in ("finding", f"{size} {unit}", "peak score", "mean score", centre_title(unit), "slices"):
+    for heading in ("finding", unit, "peak", "mean", centre_title(unit), "slices"):  # short, for what follows
         table.add_column(heading, justify="right", no_wrap=True)
     if any(finding.place for finding in findings):
-        table.add_column("place")  # wraps, so that no number is cut
+        table.add_column("place", min_width=PLACE_WIDTH, overflow="fold")  # wraps, so that nothing is cut
     for finding in findings[:FINDINGS_SHOWN]:
         first, last = finding.slices
         table.add_row(
@@ -285,7 +286,7 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
             f"{first}-{last}" if last != first else str(first),
             *([finding.place] if finding.place else []),
         )
-    out.print(table)
+    out.print(table, width=None if out.is_terminal else FILE_WIDTH)
     more = len(findings) - FINDINGS_SHOWN
     if more > 0:
         out.print(Text(f"… and {more} more in findings.csv"))

@@ -12,11 +12,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import EngineError, ModelError
+from ..errors import EngineError, InputError, ModelError
 from ..text import counted, printable
+from . import remote
 from .console import SafeConsole, err, out, plain
 
 if TYPE_CHECKING:
+    from ..client.connection import Connection
     from ..models.package import Bundle, BundleSummary
 
 app = typer.Typer(rich_markup_mode=None)
@@ -26,6 +28,7 @@ _PIPED_WIDTH = 10_000
 # Longer lists of numbers, such as a calibration's, are shown by their ends.
 _LONGEST_LIST = 6
 _ROOM = 60
+_MOST_SPACING = 1000  # mm
 QUALITY_HEADING = "## Measured quality"
 
 
@@ -35,10 +38,27 @@ def models(
     folders: Annotated[
         list[Path] | None, typer.Option("--folder", metavar="DIR", help="Look in this folder too; repeatable.")
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="NAME|URL", help="List what this server offers, such as https://host:8443.")
+    ] = None,
+    token_file: remote.TokenFile = None,
+    fingerprint: remote.Fingerprint = "",
+    authorities: remote.Authorities = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """List model packages; show or verify them."""
+    """List model packages, here or on a server; show or verify those here."""
     if context.invoked_subcommand is not None:
+        if server is not None:
+            raise InputError(
+                f"--server lists what a server offers; {context.invoked_subcommand} looks at packages here.",
+                "Leave out one of them.",
+            )
+        return
+    connection = remote.quiet_connection(server, token_file, fingerprint, authorities)
+    if connection is not None:
+        if folders:
+            raise InputError("--folder is for packages here, --server for those of a server.", "Give one of them.")
+        _list_offered(connection, as_json)
         return
     from ..models.package import available
 
@@ -117,6 +137,53 @@ def verify(
         raise typer.Exit(ModelError.exit_code)
 
 
+def _list_offered(connection: Connection, as_json: bool) -> None:
+    """What a server offers; it is not believed that every entry is of its kind."""
+    try:
+        listed = [entry for entry in connection.models() if isinstance(entry, dict)]
+    finally:
+        connection.close()
+    summaries = [_offered(entry) for entry in listed]
+    if as_json:
+        rows = [
+            {**_plain(summary), "sha256": str(entry.get("sha256", "")), "server": connection.server.name}
+            for summary, entry in zip(summaries, listed, strict=True)
+        ]
+        for row in rows:
+            for here in ("path", "size_mb", "problem"):
+                del row[here]
+        out.print_json(json.dumps(rows), ensure_ascii=True)
+        return
+    _print_table(summaries, with_size=False)
+    out.print()
+    out.print(plain(f"{connection.server.name} offers {counted(len(summaries), 'model')}."))
+    out.print("AP: average precision. To use one: diffusion-anomaly detect --server … --model NAME")
+
+
+def _offered(entry: Mapping[str, Any]) -> BundleSummary:
+    from ..models.package import BundleSummary
+
+    declaration = entry.get("declaration")
+    declared = declaration if isinstance(declaration, dict) else {}
+    grid = declared.get("grid", declared.get("grid3d"))
+    spacing = grid.get("spacing") if isinstance(grid, dict) else 0
+    quality = declared.get("quality")
+    name, version, method, modality, licence = (
+        str(entry.get(key, "")) for key in ("name", "version", "method", "modality", "license")
+    )
+    return BundleSummary(
+        name=name,
+        path=Path(),
+        version=version,
+        method=method,
+        modality=modality,
+        orientation=str(declared.get("orientation", "")),
+        spacing=float(spacing) if isinstance(spacing, int | float) and abs(spacing) < _MOST_SPACING else 0.0,
+        license=licence,
+        quality=quality if isinstance(quality, dict) else {},
+    )
+
+
 def _plain(summary: BundleSummary) -> dict[str, Any]:
     return {**asdict(summary), "path": str(summary.path), "quality": dict(summary.quality)}
 
@@ -125,19 +192,7 @@ def _show_table(summaries: list[BundleSummary]) -> None:
     """One line a package, then what no line has room for."""
     from ..models.package import builtin_directory
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "version", "method", "expects", "licence"):
-        table.add_column(heading, no_wrap=heading != "expects")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("quality")
-    for summary in summaries:
-        if summary.problem:
-            table.add_row(plain(summary.name), "", "", "", "", "", Text("problem, see below", style="red"))
-            continue
-        cells = (summary.name, summary.version, summary.method, _expects(summary), summary.license)
-        table.add_row(*map(plain, cells), _size(summary.size_mb), plain(_headline(summary.quality)))
-    console = out if out.is_terminal else SafeConsole(file=out.file, width=_PIPED_WIDTH)
-    console.print(table, soft_wrap=False)
+    _print_table(summaries)
     out.print()
     for summary in summaries:
         if summary.problem:
@@ -145,6 +200,25 @@ def _show_table(summaries: list[BundleSummary]) -> None:
         elif summary.path.parent != builtin_directory():
             out.print(plain(f"{summary.name} is in {summary.path}"))
     out.print("AP: average precision. All that was measured: diffusion-anomaly models show NAME")
+
+
+def _print_table(summaries: list[BundleSummary], with_size: bool = True) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "version", "method", "expects", "licence"):
+        table.add_column(heading, no_wrap=heading != "expects")
+    if with_size:
+        table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("quality")
+    for summary in summaries:
+        if summary.problem:
+            blank = [""] * (len(table.columns) - 2)
+            table.add_row(plain(summary.name), *blank, Text("problem, see below", style="red"))
+            continue
+        cells = (summary.name, summary.version, summary.method, _expects(summary), summary.license)
+        size = [_size(summary.size_mb)] if with_size else []
+        table.add_row(*map(plain, cells), *size, plain(_headline(summary.quality)))
+    console = out if out.is_terminal else SafeConsole(file=out.file, width=_PIPED_WIDTH)
+    console.print(table, soft_wrap=False)
 
 
 def _size(megabytes: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
     from ..detection.planning import Options
 
 TOKEN_VARIABLE = VARIABLES[1]
+PORT = 8443
+"""Of a server, unless told otherwise."""
 _LONGEST_TOKEN = 1000  # bytes of a file
 
 Address = Annotated[
     str | None,
     typer.Option(
-        "--server", metavar="URL", help="Have this server do the work, such as https://host:8443; the scan goes there."
+        "--server",
+        metavar="NAME|URL",
+        help="Have this server do the work, such as https://host:8443; the scan goes there.",
     ),
 ]
 TokenFile = Annotated[
@@ -39,30 +44,53 @@ Authorities = Annotated[
 def connection_of(
     address: str | None, token_file: Path | None, fingerprint: str, authorities: Path | None
 ) -> Connection | None:
-    """The connection that the options ask for; None where they ask for none.
+    """The connection for scans that the options ask for; None where they ask for none.
 
     Raises:
         InputError: for options without --server, and for a token that is not there.
     """
+    connection = quiet_connection(address, token_file, fingerprint, authorities)
+    if connection is not None:
+        err.print(
+            plain(
+                f"The scan leaves this computer: its voxels and where they lie go to {connection.server.name}; no "
+                "name, file name or DICOM header does."
+            )
+        )
+    return connection
+
+
+def quiet_connection(
+    address: str | None, token_file: Path | None, fingerprint: str, authorities: Path | None
+) -> Connection | None:
+    """The same for what sends no scan."""
     if address is None:
         if token_file or fingerprint or authorities:
             raise InputError("--token-file, --fingerprint and --authorities are for a server.", "Give --server.")
         return None
     try:
-        from ..client.connection import Connection, Server
+        from ..client.address import Server
+        from ..client.connection import Connection
     except ImportError:
         raise InputError(
             "Requests, which talks to servers, is not installed.", "pip install 'diffusion-anomaly[client]'"
         ) from None
     token = os.environ.get(TOKEN_VARIABLE, "") if token_file is None else _token_in(token_file)
-    connection = Connection(Server(address, token, fingerprint, "" if authorities is None else str(authorities)))
-    err.print(
-        plain(
-            f"The scan leaves this computer: its voxels and where they lie go to {connection.server.name}; no name, "
-            "file name or DICOM header does."
-        )
-    )
-    return connection
+    return Connection(Server(_url(address), token, fingerprint, "" if authorities is None else str(authorities)))
+
+
+def _url(address: str) -> str:
+    """An address of which the host's name alone may be given.
+
+    >>> _url("gpu"), _url("gpu:1234"), _url("https://gpu")
+    ('https://gpu:8443', 'https://gpu:1234', 'https://gpu')
+    """
+    if "://" in address:
+        return address
+    try:
+        return f"https://{address}" if urlsplit(f"//{address}").port else f"https://{address}:{PORT}"
+    except ValueError:  # refused with the words for addresses
+        return address
 
 
 def method_of(connection: Connection, model: str | None) -> str:

@@ -14,9 +14,9 @@ import SimpleITK as sitk
 from .. import __version__
 from ..errors import InputError
 from ..io.outputs import OutputFolder
-from ..io.records import ANOMALY_MAP, Recorded, record, recorded
+from ..io.records import ANOMALY_MAP, BRAIN_MASK, DIGESTS, Recorded, kind_of, record, recorded
 from ..io.sources import read_brain
-from ..io.volume import read_anomaly_map, write_like
+from ..io.volume import Volume, read_anomaly_map, write_like
 from ..models.declaration import BRAIN
 from ..options import check_threshold
 from ..results.findings import segment, size_unit, write_findings_csv, write_findings_json
@@ -86,8 +86,9 @@ def rethreshold(
         if min_area is not None and min_volume_ml != SMALLEST_ML:
             raise InputError("Findings in a picture have an area and no volume.", "Give --min-area, not --min-volume.")
         mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
-        if inside is not None and made is not None:
-            findings = with_places(findings, inside, made.content.get("region", BRAIN))
+        frame = inside if made is None or inside is not None else _recorded_brain(made, volume)
+        if frame is not None and made is not None:
+            findings = with_places(findings, frame, made.content.get("region", BRAIN))
         about = {
             "heat": str(anomaly_map.absolute()),
             "heat_sha256": volume.sha256,
@@ -140,6 +141,14 @@ def _recorded_area(made: Recorded | None) -> float | None:
     options = None if made is None else made.content.get("options")
     area = options.get("min_area") if isinstance(options, dict) else None
     return float(area) if isinstance(area, (int, float)) else None
+
+
+def _recorded_brain(made: Recorded, volume: Volume) -> sitk.Image | None:
+    """The brain mask of the result that a map belongs to, for places; None where it is not as it was written."""
+    names = [name for name in made.content[DIGESTS] if kind_of(name) == BRAIN_MASK]
+    if len(names) != 1 or recorded(made.folder / names[0]) is None:
+        return None
+    return read_brain(made.folder / names[0], volume)
 
 
 def _recorded_warnings(made: Recorded | None, scores: np.ndarray, path: Path) -> list[str]:

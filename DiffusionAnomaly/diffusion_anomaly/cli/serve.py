@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -19,6 +20,7 @@ from ..io.files import write_error
 from ..text import PrintableFormatter, counted
 from .arguments import as_folder
 from .console import err, out, plain
+from .remote import PORT
 
 _LOG = "server.log"
 _LOG_BYTES, _LOG_FILES = 10_000_000, 5
@@ -42,7 +44,7 @@ def serve(
     ] = None,
     list_tokens: Annotated[bool, typer.Option("--list-tokens", help="Print who has a token, and serve not.")] = False,
     address: Annotated[str, typer.Option(help="Of the network card; 0.0.0.0 is all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8443,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = PORT,
     certificate: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Default: one that is made, to be pinned.")
     ] = None,
@@ -111,10 +113,9 @@ def serve(
         err.print(plain(f"{counted(len(places), 'slot')} on {where}; {counted(len(tokens.names()), 'token')}."))
         if own:
             err.print("The certificate was made here: clients must be given the fingerprint.")
-        try:
+        with suppress(KeyboardInterrupt):
             asyncio.run(serve_until_stopped(listener, context, spool, offer, [Slot(d, each) for d in places], limits))
-        except KeyboardInterrupt:
-            err.print("Stopped; what was running is gone.")
+        err.print("Stopped; what was running is gone.")
 
 
 def _devices() -> list[str]:
@@ -125,7 +126,10 @@ def _devices() -> list[str]:
 
 
 class _OwnLog(RotatingFileHandler):
-    """Of which every file is its owner's alone, also those after the first."""
+    """Of which every file is its owner's alone, also those after the first. What a full disk does not take is lost."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of the library
+        """Say nothing; stderr has the line too."""
 
     def _open(self) -> TextIOWrapper:
         return cast("TextIOWrapper", open(self.baseFilename, self.mode, encoding=self.encoding, opener=_for_owner))
@@ -137,7 +141,10 @@ def _for_owner(path: str, flags: int) -> int:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """The server's log into a file, of which five of 10 MB are kept, and onto stderr: users and numbers of jobs."""
+    """The server's log into a file, of which five of 10 MB are kept, and onto stderr: users and numbers of jobs.
+
+    A thread writes it, so that no request waits for the disk.
+    """
     try:
         file = _OwnLog(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1, encoding="utf-8")
     except OSError as error:
@@ -149,14 +156,18 @@ def _logged(path: Path) -> Iterator[None]:
     uvicorn.setLevel(logging.ERROR)  # every scanner of ports would be a line
     for handler in handlers:
         handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
-        for one in (logger, uvicorn):
-            one.addHandler(handler)
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    quick, writing = QueueHandler(lines), QueueListener(lines, *handlers)
+    for one in (logger, uvicorn):
+        one.addHandler(quick)
+    writing.start()
     try:
         yield
     finally:
         logger.setLevel(levels[0])
         uvicorn.setLevel(levels[1])
-        for handler in handlers:
-            for one in (logger, uvicorn):
-                one.removeHandler(handler)
+        for one in (logger, uvicorn):
+            one.removeHandler(quick)
+        writing.stop()
+        for handler in (quick, *handlers):
             handler.close()

@@ -11,11 +11,9 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from requests import certs
@@ -24,6 +22,7 @@ from requests.auth import AuthBase
 
 from ..errors import EngineError, InputError
 from ..text import printable
+from .address import Server
 from .wire import PREFIX, Order, error_of
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0  # an event stream says something every 10 seconds
@@ -39,58 +38,6 @@ _BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chunk
 
 Stop = Callable[[], None]
 """Raises when the user wants no more; asked several times a second."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server and how it is known.
-
-    Attributes:
-        address: such as ``https://gpu.example.org:8443``.
-        token: the user's.
-        fingerprint: SHA256 of its certificate, in hexadecimal, with or without colons; empty where an authority vouches
-            for it.
-        authorities: PEM file of who may; empty for those of Requests. Not asked where there is a fingerprint.
-
-    Raises:
-        InputError: for an address that is none, or is not encrypted, and for a fingerprint or a file that is none.
-    """
-
-    address: str
-    token: str
-    fingerprint: str = ""
-    authorities: str = ""
-
-    def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.address.strip())
-            is_whole = bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            is_whole, parts = False, urlsplit("")
-        if parts.scheme != "https" or not is_whole or parts.path.strip("/") or parts.query or parts.username:
-            raise InputError(
-                f"{printable(self.address)!r} is no address of a server.", "Write it as https://HOST:PORT."
-            )
-        pin = re.sub(r"[:\s]", "", self.fingerprint).lower()
-        if pin and not re.fullmatch(r"[0-9a-f]{64}", pin):
-            raise InputError(
-                "The fingerprint is no SHA256.", "Copy the 64 hexadecimal digits that the server printed when it began."
-            )
-        if not self.token.strip() or not self.token.strip().isascii():
-            raise InputError("The token for the server is missing.", "Ask whoever runs the server for one.")
-        if self.authorities and not Path(self.authorities).is_file():
-            raise InputError(f"There is no file {printable(self.authorities)}.", "Give a PEM file of authorities.")
-        object.__setattr__(self, "address", f"https://{parts.netloc}")
-        object.__setattr__(self, "token", self.token.strip())
-        object.__setattr__(self, "fingerprint", pin)
-
-    def __repr__(self) -> str:
-        return f"Server({self.address!r})"  # the token is in no log
-
-    @property
-    def name(self) -> str:
-        """Host and port."""
-        return urlsplit(self.address).netloc
 
 
 class _Bearer(AuthBase):
@@ -177,9 +124,23 @@ class Connection:
         if gzipped:
             headers["Content-Encoding"] = "gzip"
         try:
-            self._json("PUT", f"/jobs/{job}/inputs/{number}", data=pieces, headers=headers, stop=stop)
+            self._json(
+                "PUT",
+                f"/jobs/{job}/inputs/{number}",
+                data=pieces,
+                headers=headers,
+                stop=stop,
+                broken=lambda: self._ask(job, stop),
+            )
         except _ThereAlready:  # it arrived, and the answer was lost
             return
+
+    def _ask(self, job: str, stop: Stop) -> None:
+        """Raise why a job has failed, if it has. A server that refuses half a body cuts the connection with it."""
+        error = self._json("GET", f"/jobs/{job}", stop=stop).get("error")
+        if isinstance(error, dict):
+            code, what, hint = (str(error.get(key, "")) for key in ("code", "what", "hint"))
+            raise error_of(code, self._says(what), hint)
 
     def events(self, job: str, stop: Stop) -> Iterator[dict[str, Any]]:
         """What the job tells, each event once, across broken connections; None between two for a word that is none."""
@@ -278,9 +239,10 @@ class Connection:
         *,
         stop: Stop,
         data: Callable[[], Iterable[bytes]] | None = None,
+        broken: Callable[[], None] = lambda: None,
         **keywords: Any,
     ) -> Iterator[requests.Response]:
-        """One request, tried again while the server is not reached or busy."""
+        """One request, tried again while the server is not reached or busy, unless ``broken`` raises then."""
         since, tries = time.monotonic(), 0
         while True:
             stop()
@@ -319,6 +281,8 @@ class Connection:
                 raise failure if isinstance(failure, EngineError) else self._unreachable(failure)
             self._pause(tries, stop)
             tries += 1
+            if not isinstance(failure, EngineError):
+                broken()
 
     def _refusal(self, answer: requests.Response) -> EngineError:
         """What a server's refusal means."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import Cancelled, EngineError, InputError, MemoryExhausted, ModelError
+from ..errors import Cancelled, DiskFull, EngineError, InputError, MemoryExhausted, ModelError
 from ..io.typed_json import checked, kind_of
 from ..options import shown
 from ..text import printable
@@ -46,7 +46,7 @@ OPTIONS = (
     *("overrides", "keep_reconstruction", "force", "register"),
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ERRORS = {kind.code: kind for kind in (InputError, ModelError, MemoryExhausted, Cancelled)}
+_ERRORS = {kind.code: kind for kind in (InputError, DiskFull, ModelError, MemoryExhausted, Cancelled)}
 
 
 @dataclass(frozen=True)

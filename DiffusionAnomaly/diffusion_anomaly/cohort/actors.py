@@ -6,12 +6,14 @@ it, and hearing that it has died: what is done, and how often, is for the run to
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import importlib.util
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,8 @@ INSTALL = "pip install 'diffusion-anomaly[cohort]'"
 # What crosses is names and numbers; Ray would take a third of the machine's memory for it. This is its least.
 _STORE_BYTES = 80 << 20
 _MOST_STARTS = 3  # in a row that may die before any was ready
+_LOOK_SECONDS = 5.0  # between two questions to Ray whether it is there
+_SILENT_SECONDS = 45.0  # without an answer until it is lost; after 60 Ray ends its driver itself, without a word
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Workers:
         count: None takes one for each GPU, or as many as the processors' cores allow.
         threads: of each; None takes the cores divided by the workers, or four.
         gpus: of each: 0 for a detector on the CPU, None where it depends on whether there are any.
-        address: of a Ray cluster, such as ``auto`` or ``host:6379``; None for this machine.
+        address: of a Ray cluster, such as ``auto`` or ``host:6379``; None for this machine. This process has to run on
+            one of its machines.
     """
 
     count: int | None = None
@@ -89,22 +94,30 @@ class RayPool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._make = make
         self._asked = asked
-        self._actor_of: dict[Any, Any] = {}  # what will be known, by whom
-        self._task_of: dict[Any, Task | None] = {}  # for which task; None while a worker starts
+        # What will be known, by whom and for which task; None while a worker starts.
+        self._actor_of: dict[concurrent.futures.Future[Any], Any] = {}
+        self._task_of: dict[concurrent.futures.Future[Any], Task | None] = {}
         self._free: list[Any] = []
         self._died_at_start = 0
         self._ray: Any = None
         self._mine = False
+        self._pulse: _Pulse | None = None
         try:
             # An exception that Ctrl-C raises in the middle of Ray's own start ends the process with corrupted memory.
             # A cluster that does not answer takes minutes, in which it must be heard.
             address = asked.address or os.environ.get("RAY_ADDRESS")
+            if address and address.startswith("ray://"):
+                raise InputError(
+                    f"{address} is for clients outside of a Ray cluster, which a cohort cannot be.",
+                    "Run it on a machine of the cluster, with the address auto.",
+                )
             with contextlib.nullcontext() if address else uninterrupted():
                 import ray  # type: ignore[import-not-found]
 
                 self._ray, self._mine = ray, not ray.is_initialized()
                 if self._mine:
                     self._connect(address)
+            self._pulse = _Pulse(self._ray)
             self.count, self.threads, self.gpus = self._sizes()
             where = f" of the Ray cluster at {asked.address}" if asked.address else ""
             each = f"{self.gpus:g} GPU and " if self.gpus else ""
@@ -128,15 +141,23 @@ class RayPool:
         self._watch(actor.run.remote(task), actor, task)
 
     def wait(self, seconds: float) -> Sequence[Done]:
+        """Raises EngineError when Ray itself has ended, which its own waiting would never notice."""
         if not self._task_of:
             return ()
-        ready, _ = self._ray.wait(list(self._task_of), num_returns=1, timeout=seconds)
-        more, _ = self._ray.wait(list(self._task_of), num_returns=len(self._task_of), timeout=0)
-        done = (self._collect(reference) for reference in dict.fromkeys((*ready, *more)))
+        first = concurrent.futures.FIRST_COMPLETED
+        ended, _ = concurrent.futures.wait(list(self._task_of), timeout=seconds, return_when=first)
+        if not ended and self._pulse is not None and self._pulse.is_lost:
+            raise EngineError(
+                "Ray, which the workers belong to, has ended or does not answer.",
+                "Out of memory is the usual reason. What is finished stays; the same command goes on there.",
+            )
+        done = (self._collect(future) for future in self._task_of.copy() if future in ended)
         return [entry for entry in done if entry is not None]
 
     def close(self) -> None:
         with uninterrupted():
+            if self._pulse is not None:
+                self._pulse.stop()
             for actor in {*self._free, *self._actor_of.values()}:
                 with contextlib.suppress(Exception):  # Ray may be gone already
                     self._ray.kill(actor, no_restart=True)
@@ -197,14 +218,15 @@ class RayPool:
         self._watch(actor.start.remote(self._make), actor, None)
 
     def _watch(self, reference: Any, actor: Any, task: Task | None) -> None:
-        self._actor_of[reference], self._task_of[reference] = actor, task
+        future = reference.future()
+        self._actor_of[future], self._task_of[future] = actor, task
 
-    def _collect(self, reference: Any) -> Done | None:
+    def _collect(self, future: concurrent.futures.Future[Any]) -> Done | None:
         """What a worker answered; a worker that did not is replaced."""
-        actor, task = self._actor_of.pop(reference), self._task_of.pop(reference)
+        actor, task = self._actor_of.pop(future), self._task_of.pop(future)
         errors = self._ray.exceptions
         try:
-            answer: Any = self._ray.get(reference)
+            answer: Any = future.result()
         except errors.RayTaskError as error:  # it lives, and something that no runner raises was raised
             if task is None:
                 raise EngineError(f"A worker cannot start: {_last_line(error)}.", "") from error
@@ -232,6 +254,39 @@ class RayPool:
             raise answer.as_error()
         self._died_at_start = 0
         return None
+
+
+class _Pulse(threading.Thread):
+    """Asks Ray again and again whether the machine of this process is still one of its own.
+
+    In a thread, because the question is not answered, and never given up, when the process that would is gone.
+
+    Args:
+        ray: connected.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        super().__init__(daemon=True)
+        self._ray, self._node = ray, ray.get_runtime_context().get_node_id()
+        self._end = threading.Event()
+        self._answered, self._gone = time.monotonic(), False
+        self.start()
+
+    @property
+    def is_lost(self) -> bool:
+        return self._gone or time.monotonic() - self._answered > _SILENT_SECONDS
+
+    def run(self) -> None:
+        while not self._end.wait(_LOOK_SECONDS):
+            with contextlib.suppress(Exception):  # no answer is one too
+                nodes = self._ray.nodes()
+                self._gone = not any(node["Alive"] for node in nodes if node["NodeID"] == self._node)
+                self._answered = time.monotonic()
+
+    def stop(self) -> None:
+        """Ask no more; a question that is under way is waited for a little, as Ray is about to be closed."""
+        self._end.set()
+        self.join(_LOOK_SECONDS)
 
 
 def sizes_of(asked: Workers, there: Mapping[str, float]) -> tuple[int, int, float]:

@@ -66,6 +66,7 @@ def run_cohort(
     workers: Workers | None = None,
     shard: tuple[int, int] | None = None,
     overwrite: bool = False,
+    reports: bool = True,
     group: bool = True,
     make: Callable[[], Runner] | None = None,
 ) -> Ended:
@@ -79,6 +80,7 @@ def run_cohort(
         workers: who does it; ``Workers(0)`` is this process, None takes workers where Ray is installed.
         shard: do only this part, counted from 1, of so many, and neither tables nor pages.
         overwrite: whether results of other settings are made anew.
+        reports: whether a page is written of each scan that is done.
         group: whether tables and pages are made at the end.
         make: makes what does the tasks in a worker instead of a detector.
 
@@ -95,7 +97,7 @@ def run_cohort(
         root = next((scan.bids.root for scan in scans if scan.bids is not None), None)
         if root is not None:
             write_dataset(output, root, options.anonymous)
-        todo = plan_tasks(mine, output, settings_of(plan), overwrite)
+        todo = plan_tasks(mine, output, settings_of(plan), overwrite, reports)
         if todo.changed:
             names = listed(todo.changed, _SHOWN)
             listener.warning(f"{counted(len(todo.changed), 'scan')} changed since the last run: {names}; done again.")

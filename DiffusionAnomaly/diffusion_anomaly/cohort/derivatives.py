@@ -68,7 +68,7 @@ For research use only. Not for diagnosis.
 - `*_desc-anomaly_dseg.nii.gz`, `.tsv`: the same, each finding with a label of its own, and what is known of it.
 - `*_anomalymap.nii.gz`: the anomaly score, -log10 of the healthy tail probability. The standard has no name for it.
 - `*_desc-brain_mask.nii.gz`: what was looked at.
-- `results/`: the program's own results with a report and a record of how each was made.
+- `results/`: the program's own results with a record of how each was made and, unless left out, a report.
 - `quality.html`, `scans.csv`, `findings.csv`: over all scans.
 """
 

@@ -122,6 +122,7 @@ def plan_tasks(
     output: Path,
     settings: Mapping[str, Any],
     overwrite: bool = False,
+    report: bool = True,
 ) -> Todo:
     """What is left to do.
 
@@ -133,6 +134,7 @@ def plan_tasks(
         output: its folder.
         settings: of the run, see ``state.settings_of``.
         overwrite: whether results of other settings, and of other commands, make room.
+        report: whether a page is written of each scan that is done.
 
     Raises:
         InputError: when there are results of other settings that are to be kept.
@@ -150,7 +152,7 @@ def plan_tasks(
         again = overwrite
         if there is not None and not other:
             try:
-                same = there.is_of(_request(scan, folder, overwrite))
+                same = there.is_of(_request(scan, folder, overwrite, report))
             except OSError:  # it cannot be read: the run says so
                 same = False
             if same and (export is None or is_exported(folder, export)):
@@ -158,14 +160,14 @@ def plan_tasks(
                 continue
             if same:
                 todo.tasks.append(
-                    Task(scan.name, _request(scan, folder, overwrite), _about(scan, settings), export, True)
+                    Task(scan.name, _request(scan, folder, overwrite, report), _about(scan, settings), export, True)
                 )
                 continue
             todo.changed.append(scan.name)
             again = True
         if other:
             others.append((scan.name, other))
-        todo.tasks.append(Task(scan.name, _request(scan, folder, again), _about(scan, settings), export))
+        todo.tasks.append(Task(scan.name, _request(scan, folder, again, report), _about(scan, settings), export))
     if others and not overwrite:
         name, other = others[0]
         raise InputError(
@@ -236,7 +238,7 @@ def _failed(scan: CohortScan, error: InputError, tries: int) -> Failed:
     return Failed(scan.name, scan.scan, Failure(BAD_INPUT, failure.what, failure.hint), tries)
 
 
-def _request(scan: CohortScan, folder: Path, overwrite: bool) -> ScanRequest:
+def _request(scan: CohortScan, folder: Path, overwrite: bool, report: bool) -> ScanRequest:
     return ScanRequest(
         scan.scan,
         folder,
@@ -246,6 +248,7 @@ def _request(scan: CohortScan, folder: Path, overwrite: bool) -> ScanRequest:
         title=scan.name,
         overwrite=overwrite,
         channels=scan.channels,
+        report=report,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..text import distinct_names, listed, printable, safe_name
 
 CHANNEL_PREFIX = "channel_"
 NAMES_SHOWN = 5
+_COLUMNS = ("scan", "name", "patient", "session", "brain", "series", "frame")
 # What of a folder is taken without a pattern. A header stands for its voxels.
 _IMAGES = {
     *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr"),
@@ -67,7 +68,13 @@ class CohortScan:
     problem: InputError | None = None
 
 
-def list_scans(source: Path, output: Path, pattern: str | None = None, named: bool = False) -> list[CohortScan]:
+def list_scans(
+    source: Path,
+    output: Path,
+    pattern: str | None = None,
+    named: bool = False,
+    warn: Callable[[str], object] = lambda message: None,
+) -> list[CohortScan]:
     """The scans of a folder or a CSV file, by name; an image file is a scan itself.
 
     Args:
@@ -77,6 +84,7 @@ def list_scans(source: Path, output: Path, pattern: str | None = None, named: bo
         output: of the cohort; what lies in it is no scan.
         pattern: which files and folders below the folder are scans; None takes every image file and folder in it.
         named: whether only names that the user has given may be used, because those of files may be a patient's.
+        warn: is told of columns that mean nothing here.
 
     Raises:
         InputError: when there is no scan, or the table cannot be used.
@@ -84,7 +92,7 @@ def list_scans(source: Path, output: Path, pattern: str | None = None, named: bo
     if source.is_file():
         if pattern is not None:
             raise InputError(f"{source} is a file, and a pattern was given.", "A pattern is for a folder.")
-        scans = [_single(source, named)] if suffix_of(source) in _IMAGES else _of_table(source, named)
+        scans = [_single(source, named)] if suffix_of(source) in _IMAGES else _of_table(source, named, warn)
     elif source.is_dir():
         if named:
             raise _unnamed()
@@ -149,9 +157,27 @@ def _of_folder(folder: Path, output: Path, pattern: str | None) -> list[CohortSc
             continue
         if pattern is not None or path.is_dir() or suffix_of(path) in _IMAGES:
             paths.append(path)
+    if pattern is None:
+        _check_layout(folder, paths)
     # By the whole way below the folder: another scan that comes later changes no name.
     names = [safe_name("-".join(_parts(path, folder))) for path in paths]
     return [CohortScan(name, path) for name, path in zip(distinct_names(names), paths, strict=True)]
+
+
+def _check_layout(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse folders of image files, as of patients, each of which would be taken for a DICOM series.
+
+    Raises:
+        InputError: naming one, with the pattern that finds its files.
+    """
+    for path in paths:
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        images = [one for one in inside if suffix_of(one) in _IMAGES and one.is_file()]
+        if images:
+            raise InputError(
+                f"{path} holds image files such as {images[0].name}, and a folder without a pattern is a DICOM series.",
+                f"Say which files are scans: --pattern '**/*{suffix_of(images[0])}'.",
+            )
 
 
 def _parts(path: Path, folder: Path) -> Iterator[str]:
@@ -164,8 +190,12 @@ def _stem(name: str) -> str:
     return name[: -len(suffix_of(name))] if suffix_of(name) else name
 
 
-def _of_table(path: Path, named: bool) -> list[CohortScan]:
+def _of_table(path: Path, named: bool, warn: Callable[[str], object]) -> list[CohortScan]:
     columns, rows = read_table(path, ["scan"], prefix=CHANNEL_PREFIX)
+    unknown = [name for name in columns if name not in _COLUMNS and not name.startswith(CHANNEL_PREFIX)]
+    if unknown:
+        names = listed([printable(name) for name in unknown], NAMES_SHOWN)
+        warn(f"{path} has columns that mean nothing here: {names}. Known are {', '.join(_COLUMNS)}.")
     if named and "name" not in columns:
         raise InputError(f"{path} has no column name.", "Give each scan a name that names no patient.")
     scans = [_of_row(row, path, line) for line, row in rows]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..detection.scan import ScanRequest, Silent, run_scan
-from ..errors import Cancelled, EngineError, InputError, MemoryExhausted, ModelError
+from ..errors import NO_SPACE, Cancelled, DiskFull, EngineError, InputError, MemoryExhausted, ModelError
 from ..system import as_engine_error
 from .derivatives import Export, export
 from .state import COHORT, inputs_of
@@ -27,17 +27,16 @@ _PASSING = {
     for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EWOULDBLOCK", "EBUSY", "EINTR", "EHOSTDOWN", "ENETDOWN")
     if (number := getattr(errno, name, None)) is not None
 }
-_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 BAD_INPUT, MODEL, OUT_OF_MEMORY, INTERNAL = "bad_input", "model", "out_of_memory", "internal"
-INPUT_OUTPUT, DISK_FULL, WORKER_DIED = "input_output", "disk_full", "worker_died"
+INPUT_OUTPUT, DISK_FULL, WORKER_DIED = "input_output", DiskFull.code, "worker_died"
 PASSING = {OUT_OF_MEMORY, INPUT_OUTPUT, WORKER_DIED}
 """Kinds of failures after which another try may succeed."""
 FOR_ALL = {MODEL, DISK_FULL}
 """Kinds that would meet every other scan too."""
 _ERRORS: dict[str, type[EngineError]] = {
-    **{error.code: error for error in (InputError, ModelError, MemoryExhausted, Cancelled)},
-    **dict.fromkeys((INPUT_OUTPUT, DISK_FULL), InputError),
+    **{error.code: error for error in (InputError, DiskFull, ModelError, MemoryExhausted, Cancelled)},
+    INPUT_OUTPUT: InputError,
 }
 
 
@@ -149,7 +148,7 @@ def failure_of(error: Exception) -> Failure:
     numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
     if isinstance(told, MemoryExhausted):
         kind = OUT_OF_MEMORY
-    elif numbers & _NO_SPACE:
+    elif numbers & NO_SPACE:
         kind = DISK_FULL
     elif numbers & _PASSING:
         kind = INPUT_OUTPUT

@@ -36,6 +36,7 @@ class ScanRequest:
         in_order: whether the volumes of the one file ``scan`` are the model's channels, in its order.
         dicom: whether the results are written as DICOM objects too.
         dicom_pdf: whether they are, and the report as an encapsulated PDF with them.
+        report: whether the page is written.
     """
 
     scan: Path
@@ -49,6 +50,7 @@ class ScanRequest:
     in_order: bool = False
     dicom: bool = False
     dicom_pdf: bool = False
+    report: bool = True
 
     @property
     def scans(self) -> list[Path]:
@@ -145,7 +147,7 @@ def run_scan(
             if about:
                 result = replace(result, provenance={**result.provenance, **about})
             listener.stage("write", 0, 1)
-            files = save(result, folder, dicom=request.dicom, dicom_pdf=request.dicom_pdf)
+            files = save(result, folder, dicom=request.dicom, dicom_pdf=request.dicom_pdf, report=request.report)
     except KeyboardInterrupt:
         became = "its results are complete" if folder.published else "nothing was written"
         raise Cancelled(f"Stopped by the user; for {request.scan}, {became}.") from None

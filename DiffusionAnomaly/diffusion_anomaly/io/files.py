@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import EngineError, InputError, MemoryExhausted
+from ..errors import NO_SPACE, DiskFull, EngineError, InputError, MemoryExhausted
 from ..text import safe_name
 
 try:
@@ -126,8 +126,13 @@ def partial_name(path: Path) -> Path:
 def write_error(path: Path, error: OSError) -> EngineError:
     """What to tell the user when the operating system refuses a write."""
     folder = path.parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno == errno.EFBIG:
         return InputError(
+            f"{path} could not be written: it is larger than a file may be there.",
+            "Raise the limit, see ulimit -f, or choose another file system.",
+        )
+    if error.errno in NO_SPACE:
+        return DiskFull(
             f"{path} could not be written: no space left on the disk.",
             "Free some space or choose another output folder.",
         )

@@ -170,7 +170,7 @@ class OutputFolder:
         except OSError as error:
             raise write_error(self.path / Path(str(error.filename or name)).name, error) from error
         except InputError as error:  # the user asked for no hidden folder, so no message names one
-            raise InputError(error.what.replace(str(new), str(self.path)), error.hint) from error
+            raise type(error)(error.what.replace(str(new), str(self.path)), error.hint) from error
         return {name: self.path / name for name in names}
 
     def discard(self) -> None:

@@ -81,14 +81,14 @@ class Recorded:
     @property
     def kind(self) -> str:
         """What the file is, in words."""
-        return _kind_of(self.name)
+        return kind_of(self.name)
 
     @property
     def anomaly_map(self) -> Path | None:
         """The anomaly map that the file belongs to; None where there is not exactly one, as in an evaluation."""
         if self.record == "threshold.json":
             return Path(str(self.content.get("heat", "")))
-        maps = [name for name in self.content[DIGESTS] if _kind_of(name) == ANOMALY_MAP]
+        maps = [name for name in self.content[DIGESTS] if kind_of(name) == ANOMALY_MAP]
         return self.folder / maps[0] if len(maps) == 1 else None
 
     @property
@@ -161,7 +161,7 @@ def _visible(folder: Path) -> list[Path]:
         return []
 
 
-def _kind_of(name: str) -> str:
+def kind_of(name: str) -> str:
     """What a file of a result is, in words; its own name where there are none for it."""
     for ending, kind in _BIDS_KINDS.items():
         if name.partition(".")[0].endswith(ending):

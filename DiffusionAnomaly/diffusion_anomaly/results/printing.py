@@ -31,7 +31,7 @@ from .rendering import (
     draw_slices,
     scale_ticks,
 )
-from .report import date_line, extrapolated, model_line, record_rows, title_of, views
+from .report import date_line, extrapolated, model_line, record_rows, smallest, title_of, views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +85,6 @@ def printed(shown: Shown) -> bytes:
 def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
     """Numbers, warnings and the findings."""
     made = shown.provenance
-    least = made["options"].get("min_area") or made["options"]["min_volume_ml"]
     left = shown.left
     sheets.write("DiffusionAnomaly report", 9, SOFT)
     sheets.write(shown.name, 18, bold=True)
@@ -98,7 +97,7 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
         usual = f"; of known scans {2 * healthy['mean'] - healthy['upper']:.3g} to {healthy['upper']:.3g}"
     peak = float(view.peaks().max())
     facts = [
-        f"{counted(len(left), 'finding')} of at least {least:g} {view.unit}"
+        f"{counted(len(left), 'finding')} of at least {smallest(made):g} {view.unit}"
         + (f"; {rejected} rejected by the reader" if rejected else ""),
         f"{sized(sum(finding.size for finding in left), view.unit)} anomalous; threshold {shown.threshold:.2f}, "
         f"highest score {peak:.2f}",
@@ -112,7 +111,7 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
         sheets.write(f"Warning: {warning}", 9, WARM)
     sheets.space(GAP)
     if not shown.findings:
-        sheets.write(f"No region of at least {least:g} {view.unit} reaches the threshold.", 10, bold=True)
+        sheets.write(f"No region of at least {smallest(made):g} {view.unit} reaches the threshold.", 10, bold=True)
         return
     several = len(view) > 1
     size = "Volume" if view.unit == "ml" else "Area"

@@ -106,7 +106,6 @@ def render_report(result: Result) -> str:
 
 def render(shown: Shown) -> str:
     """A page as HTML text."""
-    min_area = shown.provenance["options"].get("min_area")
     view, *others = views(shown)
     threshold, findings, provenance = shown.threshold, shown.findings, shown.provenance
     slices = choose_slices(view, threshold)
@@ -130,7 +129,7 @@ def render(shown: Shown) -> str:
         "unit": view.unit,
         "sized": sized,
         "centre_title": centre_title,
-        "least": provenance["options"]["min_volume_ml"] if min_area is None else min_area,
+        "least": smallest(provenance),
         "total": sum(finding.size for finding in shown.left),
         "covered": np.count_nonzero(view.brain) * view.voxel_size,
         "region": REGIONS.get(provenance.get("region", BRAIN), "region"),
@@ -157,6 +156,13 @@ def views(shown: Shown) -> list[SliceView]:
         SliceView(image, shown.anomaly_map, shown.mask, shown.brain, is_picture)
         for image in (shown.scan, *list(shown.channels.values())[1:])
     ]
+
+
+def smallest(provenance: Mapping[str, Any]) -> float:
+    """Size in the scan's unit below which a finding was dropped: of a picture an area, else a volume."""
+    options = provenance["options"]
+    area = options.get("min_area")
+    return float(options["min_volume_ml"] if area is None else area)
 
 
 def title_of(method: str) -> str:

@@ -39,7 +39,11 @@ def image_suffix(source: str) -> str:
 
 
 def file_names(
-    source: str, reconstructed: Iterable[str] = (), is_picture: bool = False, dicom: Iterable[str] = ()
+    source: str,
+    reconstructed: Iterable[str] = (),
+    is_picture: bool = False,
+    dicom: Iterable[str] = (),
+    report: bool = True,
 ) -> dict[str, str]:
     """The names of a detection's files by kind, in the order in which they are written.
 
@@ -48,6 +52,7 @@ def file_names(
         reconstructed: channels whose pseudo-healthy reconstruction is kept.
         is_picture: whether the map is drawn over the scan too.
         dicom: kinds of DICOM objects that are written, of ``results.dicom.KINDS``.
+        report: whether there is a page.
     """
     suffix, channels = image_suffix(source), list(reconstructed)
     stems = distinct_names(map(file_stem, channels))
@@ -61,7 +66,7 @@ def file_names(
         "findings_csv": "findings.csv",
         "findings_json": "findings.json",
         **dicom_names(dicom),
-        "report": REPORT,
+        **({"report": REPORT} if report else {}),
         "provenance": PROVENANCE,
     }
 
@@ -91,6 +96,7 @@ def save(
     overwrite: bool = False,
     dicom: bool = False,
     dicom_pdf: bool = False,
+    report: bool = True,
 ) -> dict[str, Path]:
     """Write all files of a detection.
 
@@ -104,6 +110,7 @@ def save(
         overwrite: whether the result of another scan may make room too.
         dicom: whether DICOM objects that belong to the scan's series are written too, see ``results.dicom``.
         dicom_pdf: whether they are, and the report as an encapsulated PDF with them.
+        report: whether the page is written, which takes more room than all else.
 
     Returns:
         The paths of ``heat`` (the anomaly map), ``mask``, ``brain``, of a picture ``overlay``, ``findings_csv``,
@@ -123,7 +130,7 @@ def save(
             if not overwrite:
                 earlier = folder.replaced(_file_names_of(result, wanted_kinds(dicom, dicom_pdf)).values())
                 keep_other_scans(earlier, result.scan.reference.sha256, folder.path)
-            return save(result, folder, dicom=dicom, dicom_pdf=dicom_pdf)
+            return save(result, folder, dicom=dicom, dicom_pdf=dicom_pdf, report=report)
     volume = result.scan.reference
     made = result.reconstruction or {}
     objects: dict[str, bytes] = {}
@@ -133,7 +140,7 @@ def save(
             objects = to_dicom_files(result, dicom_pdf)
         except EngineError as error:  # a detection is not lost over it
             failure = error
-    names = _file_names_of(result, objects)
+    names = _file_names_of(result, objects, report)
     healed = [name for kind, name in names.items() if kind.startswith("healed")]
     published = directory.publish(
         {
@@ -151,7 +158,7 @@ def save(
                 name: lambda path, content=content: _write_bytes(content, path)
                 for name, content in zip(dicom_names(objects).values(), objects.values(), strict=True)
             },
-            names["report"]: lambda path: write_report(result, path),
+            **({names["report"]: lambda path: write_report(result, path)} if report else {}),
             names["provenance"]: record(result.provenance),
         },
     )
@@ -160,8 +167,9 @@ def save(
     return {kind: published[name] for kind, name in names.items()}
 
 
-def _file_names_of(result: Result, dicom: Iterable[str]) -> dict[str, str]:
-    return file_names(result.scan.reference.source, result.reconstruction or {}, result.is_picture, dicom)
+def _file_names_of(result: Result, dicom: Iterable[str], report: bool = True) -> dict[str, str]:
+    """Names of all files; of an earlier result its page too, whether there will be one or not."""
+    return file_names(result.scan.reference.source, result.reconstruction or {}, result.is_picture, dicom, report)
 
 
 def _write_bytes(content: bytes, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the server answers: the gate that every request passes, and one function a request.
+"""What the server answers to whoever the gate lets in: one method a request.
 
 FastAPI is imported when an application is made, since the command line lists its commands without it.
 """
@@ -6,25 +6,24 @@ FastAPI is imported when an application is made, since the command line lists it
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
 import logging
-import math
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..client.wire import PREFIX, WIRE_VERSION, order_of
-from ..errors import EngineError, InputError
+from ..client.wire import PREFIX, WIRE_VERSION, Order, order_of
+from ..errors import NO_SPACE, EngineError, InputError
 from ..io.typed_json import parse
-from ..text import printable
+from ..models.package import Bundle
+from ..worker.protocol import Failure
+from .bodies import receive_voxels, small_body
 from .certificate import INSTALL
-from .jobs import Board, Job, State
-from .limits import Buckets, Limits
+from .gate import Gate
+from .jobs import Board, Job, State, TooMany
+from .limits import Limits
 from .offer import Offer
-from .spool import DiskFull, VoxelFile, WrongBody
+from .refusals import DISK_FULL, FAILED, NOT_FOUND, Refusal
+from .spool import WrongBody
 from .tokens import Tokens, User
 
 if TYPE_CHECKING:
@@ -33,96 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEALTH = f"{PREFIX}/health"
-_BLOCK = 1 << 20  # bytes of a body that go to the disk at a time
-_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_CLOSED = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
-    """A request that is answered with an error.
-
-    Args:
-        status: of HTTP.
-        code, what, hint: as in the event ``error``.
-    """
-
-    def __init__(self, status: int, code: str, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.status, self.code, self.what, self.hint = status, code, what, hint
-
-    @classmethod
-    def of(cls, error: EngineError) -> Refusal:
-        return cls(422, error.code, error.what, error.hint)
-
-
-NOT_FOUND = Refusal(404, "not_found", "There is nothing of that name.")
-UNKNOWN_TOKEN = Refusal(401, "token", "The token is missing, unknown or was revoked.", "Ask for one.")
-DISK_FULL = Refusal(507, "disk_full", "The server's disk is full.", "Try again later, or tell whoever runs it.")
-FAILED = Refusal(500, "internal", "The server failed.", "Tell whoever runs it; its log says more.")
-
-
-class Gate:
-    """Around everything: who asks, how often, and that an answer to a refused request ends its connection.
-
-    Nothing of a request's body has been read when it is refused here.
-
-    Args:
-        app: what is behind it.
-        tokens: who may pass.
-        limits: how often.
-    """
-
-    def __init__(self, app: Any, tokens: Tokens, limits: Limits) -> None:
-        self._app, self._tokens, self._limits = app, tokens, limits
-        self._requests = Buckets(limits.requests_a_second, limits.burst)
-        self._refusals = Buckets(limits.refusals_a_minute / 60, limits.refusals_a_minute)
-        self._at_once: Counter[str] = Counter()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":  # no WebSocket is offered
-            return
-
-        async def closing(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                headers = {name.encode(): value.encode() for name, value in _CLOSED.items()}
-                if message["status"] >= 400:  # its body may not have been read
-                    headers[b"connection"] = b"close"
-                message = {**message, "headers": [*message.get("headers", ()), *headers.items()]}
-            await send(message)
-
-        if scope["path"] == HEALTH and scope["method"] == "GET":
-            await _answer(closing, 200, {"status": "ok"})
-            return
-        user = self._tokens.user_of(_bearer(scope))
-        if user is None:
-            address = str((scope.get("client") or ("", 0))[0])
-            if not self._refusals.take(address):
-                await _refuse(closing, Refusal(429, "busy", "Too many requests without a token."), 60)
-            else:
-                log.warning("refused %s: no or an unknown token", address)
-                await _refuse(closing, UNKNOWN_TOKEN)
-            return
-        if not self._requests.take(user.digest):
-            await _refuse(closing, Refusal(429, "busy", "Too many requests.", "Try again in a second."), 1)
-            return
-        if self._at_once[user.digest] >= self._limits.streams_a_user:
-            await _refuse(closing, Refusal(429, "busy", "Too many requests at once.", "Try again later."), 5)
-            return
-        self._at_once[user.digest] += 1
-        scope.setdefault("state", {})["user"] = user
-        try:
-            await self._app(scope, receive, closing)
-        finally:
-            self._at_once[user.digest] -= 1
-            self._at_once += Counter()  # without zeros
+_JOB = f"{PREFIX}/jobs/{{name}}"
 
 
 def make_app(board: Board, tokens: Tokens, offer: Offer, limits: Limits) -> Gate:
@@ -133,124 +43,149 @@ def make_app(board: Board, tokens: Tokens, offer: Offer, limits: Limits) -> Gate
     """
     try:
         from fastapi import FastAPI, Request  # type: ignore[import-not-found]
-        from fastapi.responses import FileResponse, JSONResponse, StreamingResponse  # type: ignore[import-not-found]
         from starlette.exceptions import HTTPException  # type: ignore[import-not-found]
         from starlette.requests import ClientDisconnect  # type: ignore[import-not-found]
     except ImportError:
         raise InputError("The server needs packages that are not installed.", f"Install them: {INSTALL}") from None
 
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     # Annotations are texts here, which FastAPI looks up in the module.
     globals()["Request"] = Request
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={Refusal: _refused, HTTPException: _unknown, ClientDisconnect: _gone},
+    )
+    answers = Answers(board, offer, limits)
+    for method, path, answer in (
+        ("GET", f"{PREFIX}/models", answers.models),
+        ("POST", f"{PREFIX}/jobs", answers.open_job),
+        ("GET", _JOB, answers.state),
+        ("PUT", f"{_JOB}/inputs/{{number}}", answers.take_input),
+        ("GET", f"{_JOB}/events", answers.events),
+        ("GET", f"{_JOB}/results/{{kind}}", answers.result),
+        ("DELETE", _JOB, answers.delete),
+    ):
+        app.add_api_route(path, answer, methods=[method], response_model=None)
+    return Gate(app, tokens, limits)
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, refusal: Refusal) -> Response:
-        retry = {"retry-after": "5"} if refusal.status in (429, 503) else None
-        return JSONResponse(_error(refusal), refusal.status, headers=retry)
 
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
-        return JSONResponse(_error(NOT_FOUND), error.status_code)
+class Answers:
+    """The requests that there are.
 
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return JSONResponse(_error(NOT_FOUND), 400)  # nobody reads it
+    Args:
+        board: the jobs.
+        offer: the models.
+        limits: of everything.
+    """
 
-    @app.get(f"{PREFIX}/models")
-    async def models() -> Response:
-        return JSONResponse({"version": __version__, "wire": WIRE_VERSION, "models": offer.to_json()})
+    def __init__(self, board: Board, offer: Offer, limits: Limits) -> None:
+        self._board, self._offer, self._limits = board, offer, limits
 
-    @app.post(f"{PREFIX}/jobs")
-    async def post_job(request: Request) -> Response:
+    async def models(self) -> Response:
+        """What is offered."""
+        return _json({"version": __version__, "wire": WIRE_VERSION, "models": self._offer.to_json()})
+
+    async def open_job(self, request: Request) -> Response:
+        """Take an order; the name of the job whose voxels may come now."""
         user: User = request.state.user
-        body = await _small_body(request, limits)
+        body = await small_body(request, self._limits)
+        order, bundle = await asyncio.to_thread(self._checked, body)
+        try:
+            job = await self._board.open(user, order, str(bundle.path))
+        except TooMany:
+            raise Refusal(429, "busy", "There are too many jobs.", "Wait until some are done.") from None
+        except OSError as error:
+            log.error("an order of %s was refused: %s", user.name, error.strerror or error)
+            raise (DISK_FULL if error.errno in NO_SPACE else FAILED) from error
+        log.info("job %s of %s: %d MB, %s", job.name, user.name, order.bytes // 10**6, bundle.name)
+        return _json({"job": job.name, "inputs": len(order.inputs)}, 201)
+
+    async def state(self, name: str, request: Request) -> Response:
+        """What a job is doing, and why it has failed if it has."""
+        job = self._job_of(request, name)
+        error = None if job.failure is None else _refusal_of(job.failure).to_json()["error"]
+        return _json({"state": job.state.value, "error": error})
+
+    async def take_input(self, name: str, number: str, request: Request) -> Response:
+        """Take the voxels of an image; with the last of them the job waits for its turn."""
+        job = self._job_of(request, name)
+        index = _input_number(job, number)
+        job.arriving.add(index)
+        try:
+            await receive_voxels(request, job, index, self._limits)
+        except WrongBody as error:
+            raise Refusal(422, "bad_input", f"The scan did not arrive as it was sent: {error}.") from error
+        except OSError as error:
+            if job.failure is not None:  # dropped meanwhile, and with it the folder
+                raise _refusal_of(job.failure) from error
+            refusal = DISK_FULL if error.errno in NO_SPACE else FAILED
+            log.error("job %s failed: %s", job.name, error.strerror or error)
+            await self._board.fail(job, refusal.code, refusal.what, refusal.hint)
+            raise refusal from error
+        finally:
+            job.arriving.discard(index)
+        if job.failure is not None:  # dropped meanwhile
+            raise _refusal_of(job.failure)
+        job.received.add(index)
+        missing = [other for other in range(len(job.order.inputs)) if other not in job.received]
+        if not missing:
+            await self._board.queue(job)
+        return _json({"missing": missing})
+
+    async def events(self, name: str, request: Request) -> Response:
+        """What a job tells, as it does."""
+        from starlette.responses import StreamingResponse  # type: ignore[import-not-found]
+
+        job = self._job_of(request, name)
+        last = request.headers.get("last-event-id", "0")
+        after = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else 0
+        headers = {"x-accel-buffering": "no"}  # for proxies that would wait for more
+        stream = _stream(job, after, self._limits.heartbeat_seconds)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+    async def result(self, name: str, kind: str, request: Request) -> Response:
+        """A file that a job made."""
+        from starlette.responses import FileResponse  # type: ignore[import-not-found]
+
+        file = self._job_of(request, name).files.get(kind)
+        if file is None:
+            raise NOT_FOUND
+        return FileResponse(file.path, media_type="application/octet-stream", headers={"x-sha256": file.sha256})
+
+    async def delete(self, name: str, request: Request) -> Response:
+        """Stop a job, and delete it."""
+        job = self._job_of(request, name)
+        log.info("job %s deleted by %s", job.name, job.user.name)
+        await self._board.drop(job, "cancelled", "The run was stopped: as asked.")
+        return _json({})
+
+    def _job_of(self, request: Request, name: str) -> Job:
+        job = self._board.of(request.state.user, name)
+        if job is None:
+            raise NOT_FOUND
+        return job
+
+    def _checked(self, body: bytes) -> tuple[Order, Bundle]:
+        """An order, and the package that it means.
+
+        Raises:
+            Refusal: for what is no order, or none for this server.
+        """
         try:
             order = order_of(parse(body))
-            bundle = offer.choose(order.method, order.model, order.model_sha256)
+            bundle = self._offer.choose(order.method, order.model, order.model_sha256)
             _check_options(order.options, bundle.method)
         except EngineError as error:
             raise Refusal.of(error) from error
         except ValueError as error:
             raise Refusal(422, "bad_input", f"The order is no JSON: {error}.") from error
-        if order.bytes > limits.job_bytes:
-            what = f"The scan has {order.bytes / 1e6:.0f} MB of voxels, this server takes {limits.job_bytes / 1e6:.0f}."
+        if order.bytes > self._limits.job_bytes:
+            most = self._limits.job_bytes / 1e6
+            what = f"The scan has {order.bytes / 1e6:.0f} MB of voxels, this server takes {most:.0f}."
             raise Refusal(413, "too_large", what, "Send a smaller scan.")
-        if board.count(user) >= limits.jobs_a_user or len(board) >= limits.jobs:
-            raise Refusal(429, "busy", "There are too many jobs.", "Wait until some are done.")
-        try:
-            job = board.open(user, order, str(bundle.path))
-        except DiskFull as error:
-            log.error("the disk is full: an order of %s was refused", user.name)
-            raise DISK_FULL from error
-        except OSError as error:
-            log.error("no folder can be made: %s", error.strerror or error)
-            raise DISK_FULL from error
-        log.info("job %s of %s: %d MB, %s", job.name, user.name, order.bytes // 10**6, bundle.name)
-        return JSONResponse({"job": job.name, "inputs": len(order.inputs)}, 201)
-
-    @app.put(f"{PREFIX}/jobs/{{name}}/inputs/{{number}}")
-    async def put_input(name: str, number: str, request: Request) -> Response:
-        job = _job_of(board, request, name)
-        index = int(number) if number.isascii() and number.isdigit() and len(number) < 4 else len(job.order.inputs)
-        if index >= len(job.order.inputs):
-            raise NOT_FOUND
-        if index in job.received:
-            raise Refusal(409, "there_already", "This input is there already.")
-        if index in job.arriving or job.state is not State.RECEIVING:
-            raise Refusal(409, "busy", "This input is on its way already.")
-        job.arriving.add(index)
-        try:
-            await _receive(request, job, index, limits)
-        except WrongBody as error:
-            raise Refusal(422, "bad_input", f"The scan did not arrive as it was sent: {error}.") from error
-        except OSError as error:
-            if job.state is not State.RECEIVING:  # its folder went meanwhile
-                raise NOT_FOUND from error
-            refusal = DISK_FULL if error.errno in _NO_SPACE else FAILED
-            board.drop(job, "internal", refusal.what, refusal.hint)
-            log.error("job %s: %s", job.name, error.strerror or error)
-            raise refusal from error
-        finally:
-            job.arriving.discard(index)
-        if job.state is not State.RECEIVING:  # dropped meanwhile, and with it the folder
-            raise NOT_FOUND
-        job.received.add(index)
-        missing = [other for other in range(len(job.order.inputs)) if other not in job.received]
-        if not missing:
-            await board.queue(job)
-        return JSONResponse({"missing": missing})
-
-    @app.get(f"{PREFIX}/jobs/{{name}}/events")
-    async def events(name: str, request: Request) -> Response:
-        job = _job_of(board, request, name)
-        last = request.headers.get("last-event-id", "0")
-        after = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else 0
-        headers = {"x-accel-buffering": "no"}  # for proxies that would wait for more
-        stream = _stream(job, after, limits.heartbeat_seconds)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-
-    @app.get(f"{PREFIX}/jobs/{{name}}/results/{{kind}}")
-    async def result(name: str, kind: str, request: Request) -> Response:
-        file = _job_of(board, request, name).files.get(kind)
-        if file is None:
-            raise NOT_FOUND
-        return FileResponse(file.path, media_type="application/octet-stream", headers={"x-sha256": file.sha256})
-
-    @app.delete(f"{PREFIX}/jobs/{{name}}")
-    async def delete(name: str, request: Request) -> Response:
-        job = _job_of(board, request, name)
-        log.info("job %s deleted by %s", job.name, job.user.name)
-        board.drop(job, "cancelled", "The run was stopped: as asked.")
-        return JSONResponse({})
-
-    return Gate(app, tokens, limits)
-
-
-def _job_of(board: Board, request: Request, name: str) -> Job:
-    job = board.of(request.state.user, name)
-    if job is None:
-        raise NOT_FOUND
-    return job
+        return order, bundle
 
 
 def _check_options(options: Any, method: str) -> None:
@@ -261,55 +196,28 @@ def _check_options(options: Any, method: str) -> None:
     detection_options(WorkerJob("scan", "results", method, options=options))
 
 
-async def _small_body(request: Request, limits: Limits) -> bytes:
-    """A body that is read whole."""
-    body = bytearray()
-    async for piece in _pieces(request, limits, limits.order_bytes):
-        body += piece
-    return bytes(body)
+def _input_number(job: Job, number: str) -> int:
+    """Which input of a job a path means.
+
+    Raises:
+        Refusal: when there is none of that number, or it is not to be sent now.
+    """
+    index = int(number) if number.isascii() and number.isdigit() and len(number) < 4 else len(job.order.inputs)
+    if index >= len(job.order.inputs):
+        raise NOT_FOUND
+    if job.failure is not None:
+        raise _refusal_of(job.failure)
+    if index in job.received:
+        raise Refusal(409, "there_already", "This input is there already.")
+    if index in job.arriving or job.state is not State.RECEIVING:
+        raise Refusal(409, "busy", "This input is on its way already.")
+    return index
 
 
-async def _receive(request: Request, job: Job, index: int, limits: Limits) -> None:
-    """Voxels onto the disk, a block at a time, in a thread."""
-    header = job.order.inputs[index]
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding not in ("identity", "gzip"):
-        raise Refusal(415, "bad_input", f"The encoding {printable(encoding)[:40]} is not known.", "Use gzip or none.")
-    file = await asyncio.to_thread(VoxelFile, job.input_path(index), header, encoding == "gzip")
-    try:
-        block = bytearray()
-        # What does not shrink grows by a little under gzip.
-        async for piece in _pieces(request, limits, header.bytes + header.bytes // 100 + 1024):
-            block += piece
-            if len(block) >= _BLOCK:
-                await asyncio.to_thread(file.write, bytes(block))
-                block.clear()
-        await asyncio.to_thread(file.write, bytes(block))
-        await asyncio.to_thread(file.finish)
-    finally:
-        await asyncio.to_thread(file.discard)
-
-
-async def _pieces(request: Request, limits: Limits, most: int) -> AsyncIterator[bytes]:
-    """A request's body as it comes, neither longer nor slower than it may be."""
-    stated = request.headers.get("content-length", "")
-    too_large = Refusal(413, "too_large", f"The body is larger than {most} bytes.")
-    if stated.isdigit() and int(stated[:19]) > most:
-        raise too_large
-    start, came = time.monotonic(), 0
-    stream = request.stream().__aiter__()
-    while True:
-        late = start + limits.stall_seconds + came / limits.least_rate - time.monotonic()
-        try:
-            piece = await asyncio.wait_for(stream.__anext__(), max(0.0, min(late, limits.stall_seconds)))
-        except StopAsyncIteration:
-            return
-        except asyncio.TimeoutError:
-            raise Refusal(408, "too_slow", "The body comes too slowly.", "Try again.") from None
-        came += len(piece)
-        if came > most:
-            raise too_large
-        yield piece
+def _refusal_of(failure: Failure) -> Refusal:
+    """What is answered to whoever goes on with a job that has failed."""
+    status = DISK_FULL.status if failure.code == DISK_FULL.code else 409
+    return Refusal(status, failure.code, failure.what, failure.hint)
 
 
 async def _stream(job: Job, after: int, heartbeat: float) -> AsyncIterator[str]:
@@ -328,28 +236,21 @@ async def _stream(job: Job, after: int, heartbeat: float) -> AsyncIterator[str]:
             yield ": still here\n\n"
 
 
-def _bearer(scope: Scope) -> str:
-    """The token of a request; empty for none, or for several headers that could mean several."""
-    given = [value for name, value in scope["headers"] if name == b"authorization"]
-    if len(given) != 1:
-        return ""
-    scheme, _, token = given[0].decode("latin-1").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    from starlette.responses import JSONResponse  # type: ignore[import-not-found]
+
+    return JSONResponse(content, status, headers=headers)
 
 
-def _error(refusal: Refusal) -> dict[str, Any]:
-    return {"error": {"code": refusal.code, "what": refusal.what, "hint": refusal.hint}}
+async def _refused(request: Request, refusal: Any) -> Response:
+    retry = {"retry-after": "5"} if refusal.status in (429, 503) else None
+    return _json(refusal.to_json(), refusal.status, retry)
 
 
-async def _refuse(send: Send, refusal: Refusal, retry_after: float | None = None) -> None:
-    headers = [] if retry_after is None else [(b"retry-after", str(math.ceil(retry_after)).encode())]
-    if refusal.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await _answer(send, refusal.status, _error(refusal), headers)
+async def _unknown(request: Request, error: Any) -> Response:
+    """No such path, or no such method there."""
+    return _json(NOT_FOUND.to_json(), error.status_code)
 
 
-async def _answer(send: Send, status: int, content: Any, headers: Any = ()) -> None:
-    body = json.dumps(content).encode()
-    sizes = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*sizes, *headers]})
-    await send({"type": "http.response.body", "body": body})
+async def _gone(request: Request, error: Any) -> Response:
+    return _json(NOT_FOUND.to_json(), 400)  # nobody reads it

@@ -41,6 +41,10 @@ class ResultFile:
     sha256: str
 
 
+class TooMany(Exception):  # noqa: N818 - an answer, not a fault
+    """A user, or all of them, have as many jobs as there may be."""
+
+
 class Job:
     """One detection of one user.
 
@@ -56,6 +60,7 @@ class Job:
         received: numbers of the inputs that are there.
         arriving: numbers of those on their way.
         files: results by kind, once it is done.
+        failure: why there will be none; None as long as there may.
         cancelled: set when it is to end.
         changed: is set and replaced with every event.
     """
@@ -67,6 +72,7 @@ class Job:
         self.received: set[int] = set()
         self.arriving: set[int] = set()
         self.files: dict[str, ResultFile] = {}
+        self.failure: Failure | None = None
         self.cancelled = asyncio.Event()
         self.changed = asyncio.Event()
         self._events: list[tuple[int, str, str]] = []  # number, what it takes the place of, line
@@ -93,7 +99,8 @@ class Job:
     def fail(self, code: str, what: str, hint: str = "") -> None:
         """The end without a result."""
         if self.state is not State.OVER:
-            self.tell(json.loads(encode(Failure(code, what, hint))))
+            self.failure = Failure(code, what, hint)
+            self.tell(json.loads(encode(self.failure)))
             self.move(State.OVER)
 
     def events_after(self, number: int) -> list[tuple[int, str]]:
@@ -102,7 +109,7 @@ class Job:
 
 
 class Board:
-    """All jobs, and the queue in front of the slots.
+    """All jobs, and the queue in front of the slots. What it does on the disk is done in threads.
 
     Whose turn it is: the user with the fewest jobs running, of these the one whose last turn is longest ago; of one
     user's jobs the oldest.
@@ -120,39 +127,38 @@ class Board:
         self._turns: dict[str, int] = {}
         self._turn = 0
         self._has_work = asyncio.Condition()
+        self._opening = asyncio.Lock()  # one after the other, so that each counts those before it
 
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._jobs.values()))
-
-    def count(self, user: User) -> int:
-        """How many jobs a user has."""
-        return sum(job.user == user for job in self._jobs.values())
-
-    def __len__(self) -> int:
-        return len(self._jobs)
 
     def of(self, user: User, name: str) -> Job | None:
         """A user's job; another's is as if it were not there."""
         job = self._jobs.get(name)
         return job if job is not None and job.user == user else None
 
-    def open(self, user: User, order: Order, model: str) -> Job:
+    async def open(self, user: User, order: Order, model: str) -> Job:
         """A new job, whose voxels are still to come.
 
         Raises:
-            DiskFull: when there is no room for it.
-            OSError: when its folder cannot be made.
+            TooMany: when there are as many as there may be.
+            OSError: when there is no room for it, or its folder cannot be made.
         """
-        to_come = [other.order.bytes for other in self if other.state is not State.OVER]
-        self._spool.require_room([*to_come, order.bytes])
-        name, folder = self._spool.make_job()
-        self._jobs[name] = job = Job(name, user, order, folder, model)
-        return job
+        async with self._opening:
+            of_user = sum(job.user == user for job in self)
+            if of_user >= self._limits.jobs_a_user or len(self._jobs) >= self._limits.jobs:
+                raise TooMany
+            to_come = [other.order.bytes for other in self if other.state is not State.OVER]
+            name, folder = await asyncio.to_thread(self._spool.make_job, [*to_come, order.bytes])
+            self._jobs[name] = job = Job(name, user, order, folder, model)
+            return job
 
     async def queue(self, job: Job) -> None:
         """Everything is there: let it wait for a slot."""
         job.move(State.WAITING)
         async with self._has_work:
+            if job.state is not State.WAITING:  # dropped meanwhile
+                return
             self._waiting.setdefault(job.user.digest, deque()).append(job)
             self._tell_places()
             self._has_work.notify()
@@ -170,19 +176,24 @@ class Board:
             self._tell_places()
             return job
 
-    def ended(self, job: Job) -> None:
+    async def ended(self, job: Job) -> None:
         """A slot is done with it; what it was made of is not needed any more."""
         self._running[job.user.digest] -= 1
         self._running += Counter()  # without zeros
         if job.name not in self._jobs or not job.files:
-            remove(job.folder)
-            return
-        for number in job.received:
-            with contextlib.suppress(OSError):  # goes with the folder; a slot must not end for it
-                job.input_path(number).unlink()
+            await asyncio.to_thread(remove, job.folder)
+        else:
+            await asyncio.to_thread(_remove_inputs, job)
 
-    def drop(self, job: Job, code: str, what: str, hint: str = "") -> None:
+    async def fail(self, job: Job, code: str, what: str, hint: str = "") -> None:
+        """End a job whose voxels do not come to lie here; it stays known, so that its user hears why."""
+        job.fail(code, what, hint)
+        await asyncio.to_thread(remove, job.folder)
+
+    async def drop(self, job: Job, code: str, what: str, hint: str = "") -> None:
         """Forget a job and delete what is there of it; a slot that has it ends it first."""
+        if job.name not in self._jobs:
+            return
         was = job.state
         job.cancelled.set()
         job.fail(code, what, hint)
@@ -194,9 +205,14 @@ class Board:
                 del self._waiting[job.user.digest]
             self._tell_places()
         if was is not State.RUNNING:
-            remove(job.folder)
+            await asyncio.to_thread(remove, job.folder)
 
-    def sweep(self, knows: Callable[[User], bool]) -> None:
+    def close(self) -> None:
+        """The server ends, and with it all jobs. Their folders go with the spool."""
+        for job in self:
+            job.fail("cancelled", "The server was stopped.", "Try again when it runs again.")
+
+    async def sweep(self, knows: Callable[[User], bool]) -> None:
         """Drop what nobody may or will ask for any more.
 
         Args:
@@ -207,13 +223,13 @@ class Board:
             age = now - job.since
             if not knows(job.user):
                 log.info("job %s dropped: the token of %s was revoked", job.name, job.user.name)
-                self.drop(job, "cancelled", "The token was revoked.", "Ask for another one.")
+                await self.drop(job, "cancelled", "The token was revoked.", "Ask for another one.")
             elif job.state is State.RECEIVING and age > limits.upload_seconds:
                 log.info("job %s dropped: not all of it came", job.name)
-                self.drop(job, "bad_input", "The scan did not arrive in time.", "Send it again.")
+                await self.drop(job, "bad_input", "The scan did not arrive in time.", "Send it again.")
             elif job.state is State.RUNNING and age > limits.job_seconds:
                 log.info("job %s dropped: it takes too long", job.name)
-                self.drop(
+                await self.drop(
                     job,
                     "bad_input",
                     f"The detection took longer than the {limits.job_seconds / 60:g} minutes that this server allows.",
@@ -221,7 +237,7 @@ class Board:
                 )
             elif job.state is State.OVER and age > limits.keep_seconds:
                 log.info("job %s dropped: nobody took its results", job.name)
-                self.drop(job, "cancelled", "")
+                await self.drop(job, "cancelled", "")
 
     def _next_user(self, running: Mapping[str, int], turns: Mapping[str, int]) -> str:
         return min(self._waiting, key=lambda digest: (running.get(digest, 0), turns.get(digest, 0)))
@@ -240,3 +256,9 @@ class Board:
             for place, job in enumerate(waiting):
                 others = sum(min(length, place + 1) for other, length in lengths.items() if other != digest)
                 job.tell({"event": QUEUED, "ahead": place + others})
+
+
+def _remove_inputs(job: Job) -> None:
+    for number in job.received:
+        with contextlib.suppress(OSError):  # goes with the folder; a slot must not end for it
+            job.input_path(number).unlink()

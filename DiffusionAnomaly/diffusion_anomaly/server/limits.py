@@ -22,8 +22,8 @@ class Limits:
         connections_an_address: of one address at the same time.
         refusals_a_minute: of one address, after which it is told to wait.
         header_seconds: for the request line and the headers.
-        stall_seconds: between two pieces of a body.
-        least_rate: bytes a second of a body, after ``stall_seconds`` of grace.
+        stall_seconds: between two pieces of a body, and in which nothing of an answer is taken.
+        least_rate: bytes a second of a body and of an answer, after ``stall_seconds`` of grace.
         upload_seconds: from the order to the last voxel.
         job_seconds: of a detection.
         keep_seconds: that results which nobody takes are kept.
@@ -49,6 +49,38 @@ class Limits:
     keep_seconds: float = 900.0
     heartbeat_seconds: float = 10.0
     reserve_bytes: int = 500_000_000
+
+
+class Pace:
+    """How long the other end may still keep us waiting: some grace, and time for every byte that went over.
+
+    Time in which we are the slower one does not count, and more than the grace is never saved up.
+
+    >>> now = 0.0
+    >>> pace = Pace(20.0, 1000.0, clock=lambda: now)
+    >>> pace.waits(); now = 15.0; pace.goes_on(1000); pace.left
+    6.0
+    >>> now = 100.0; pace.waits(); now = 103.0; pace.goes_on(0); pace.left
+    3.0
+
+    Args:
+        grace: seconds.
+        rate: bytes a second that are fast enough.
+    """
+
+    def __init__(self, grace: float, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grace, self._rate, self._clock = grace, rate, clock
+        self._since = clock()
+        self.left = grace
+
+    def waits(self) -> None:
+        """From now on we wait for the other end."""
+        self._since = self._clock()
+
+    def goes_on(self, count: int) -> None:
+        """It has taken, or sent, so many bytes."""
+        waited = self._clock() - self._since
+        self.left = max(0.0, min(self._grace, self.left - waited + count / self._rate))
 
 
 class Buckets:

@@ -1,4 +1,4 @@
-"""uvicorn with what it leaves to others: a time for headers, connections an address, a time for handshakes.
+"""uvicorn with what it leaves to others: the bounds of connections, and what ends with it.
 
 One process and one thread answer; detections are in processes of their own, the disk in threads.
 """
@@ -6,32 +6,35 @@ One process and one thread answer; detections are in processes of their own, the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
+import signal
 import socket
 import ssl
 import sys
-from collections import Counter
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .app import make_app
 from .certificate import INSTALL
+from .connections import bounded_protocol
 from .jobs import Board
 from .limits import Limits
 from .offer import Offer
 from .slots import COMMAND, Slot, SlotRunner
 from .spool import Spool
-from .tokens import Tokens
+from .tokens import Tokens, User
 
 log = logging.getLogger(__name__)
 
 TOKENS = "tokens.json"
-_SWEEP_SECONDS = 1.0
+_SWEEP_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 3
+_THREADS = 32  # for the disk; asyncio's own number is too small on a machine of few cores
 _MOST_HEADERS = 1 << 14  # bytes
 
 
@@ -80,11 +83,19 @@ async def serve(
     except ImportError:
         raise InputError("The server needs packages that are not installed.", f"Install them: {INSTALL}") from None
 
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
+    # uvicorn leaves asyncio's minute, in which whoever says nothing holds a file descriptor.
+    waits = {"ssl_handshake_timeout": limits.header_seconds}
+    if sys.version_info >= (3, 11):
+        waits["ssl_shutdown_timeout"] = _SHUTDOWN_SECONDS
+    loop.create_server = functools.partial(loop.create_server, **waits)  # type: ignore[method-assign]
+
     tokens = Tokens(spool.folder / TOKENS)
     board = Board(spool, limits)
     config = uvicorn.Config(
         make_app(board, tokens, offer, limits),
-        http=_protocol(limits),
+        http=bounded_protocol(limits),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -94,35 +105,71 @@ async def serve(
         server_header=False,
         limit_concurrency=limits.connections,
         h11_max_incomplete_event_size=_MOST_HEADERS,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=2 * _SHUTDOWN_SECONDS,
     )
     config.load()
     config.ssl = context
-    server = uvicorn.Server(config)
-    loop = asyncio.get_running_loop()
-    # uvicorn leaves asyncio's minute, in which whoever says nothing holds a file descriptor.
-    waits = {"ssl_handshake_timeout": limits.header_seconds}
-    if sys.version_info >= (3, 11):
-        waits["ssl_shutdown_timeout"] = _SHUTDOWN_SECONDS
-    loop.create_server = functools.partial(loop.create_server, **waits)  # type: ignore[method-assign]
+
+    class Server(uvicorn.Server):
+        """Which ends what runs before it waits for connections to end."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            board.close()
+            late = loop.call_later(_SHUTDOWN_SECONDS, _abort, self)
+            await asyncio.gather(super().shutdown(sockets), _ended(work))
+            late.cancel()
+
+    server = Server(config)
     work = [asyncio.create_task(SlotRunner(slot, board, command).run()) for slot in slots]
-    work.append(asyncio.create_task(_sweep(board, tokens)))
+    work.append(asyncio.create_task(_sweep(board, tokens, server)))
     work.append(asyncio.create_task(_tell_when_started(server, on_started)))
+    _end_on_hang_up(server)
     try:
         await server.serve(sockets=[listener])
     finally:
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
-        for connection in list(server.server_state.connections):  # whose other end does not say goodbye
-            connection.transport.abort()
+        await _ended(work)
+        _abort(server)  # connections whose other end does not say goodbye
         await asyncio.sleep(0)
 
 
-async def _sweep(board: Board, tokens: Tokens) -> None:
+async def _ended(work: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in work:
+        task.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
+
+
+def _abort(server: Any, users: Callable[[User | None], bool] = lambda user: True) -> None:
+    """Cut connections, whatever they are doing.
+
+    Args:
+        server: uvicorn's.
+        users: of whom; None where nobody was let in yet.
+    """
+    for connection in list(server.server_state.connections):
+        if users(connection.user):
+            connection.transport.abort()
+
+
+def _end_on_hang_up(server: Any) -> None:
+    """uvicorn takes two signals; the end of its terminal is the third that ends a server."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is None or threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(hang_up) != signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(hang_up, setattr, server, "should_exit", True)
+
+
+async def _sweep(board: Board, tokens: Tokens, server: Any) -> None:
+    """Again and again: jobs that nobody may or will ask for go, and connections of tokens that were revoked."""
+    revoked: set[User] = set()
     while True:
         try:
-            board.sweep(tokens.knows)
+            known = await asyncio.to_thread(tokens.users)
+            # A round later than the jobs, so that whoever follows their events hears why.
+            _abort(server, (revoked - known).__contains__)
+            await board.sweep(known.__contains__)
+            revoked = {connection.user for connection in server.server_state.connections} - known - {None}
         except Exception:
             log.exception("the jobs were not looked through")
         await asyncio.sleep(_SWEEP_SECONDS)
@@ -132,59 +179,6 @@ async def _tell_when_started(server: Any, on_started: Callable[[Any], None]) -> 
     while not server.started:
         await asyncio.sleep(0.01)
     on_started(server)
-
-
-def _protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's protocol of a connection, with a time in which a request must have begun, and a place an address."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol  # type: ignore[import-not-found]
-
-    addresses: Counter[str] = Counter()
-
-    class Bounded(H11Protocol):  # type: ignore[misc, valid-type]
-        _deadline: asyncio.TimerHandle | None = None
-        _address = ""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._address = str((self.client or ("", 0))[0])
-            addresses[self._address] += 1
-            if addresses[self._address] > limits.connections_an_address:
-                transport.abort()
-                return
-            self._expect_request()
-
-        def connection_lost(self, error: Exception | None) -> None:
-            addresses[self._address] -= 1
-            if addresses[self._address] <= 0:
-                del addresses[self._address]
-            self._met()
-            super().connection_lost(error)
-
-        def handle_events(self) -> None:
-            before = self.cycle
-            super().handle_events()
-            if self.cycle is not before:
-                self._met()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.cycle.response_complete:  # else the next request was there already
-                self._expect_request()
-
-        def _expect_request(self) -> None:
-            self._met()
-            self._deadline = self.loop.call_later(limits.header_seconds, self._too_slow)
-
-        def _met(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _too_slow(self) -> None:
-            with contextlib.suppress(OSError):
-                self.transport.abort()
-
-    return Bounded
 
 
 def server_folder(folder: Path) -> Path:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..client.wire import SCAN
+from ..errors import NO_SPACE, DiskFull
 from ..io.records import sha256_of
 from ..worker import protocol
 from ..worker.protocol import CANCEL_LINE, GRACE_SECONDS, LOG_FILE, run_line
 from .jobs import Board, Job, ResultFile, State
+from .refusals import DISK_FULL, FAILED
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +65,23 @@ class SlotRunner:
                 log.info("job %s of %s begins on %s", job.name, job.user.name, self._slot.device)
                 try:
                     await self._do(job)
-                except Exception:
-                    log.exception("job %s failed", job.name)
-                    job.fail("internal", "The server failed.", "Tell whoever runs it; its log says more.")
+                except Exception as error:  # noqa: BLE001 - a slot goes on
+                    self._failed(job, error)
                     await self._end()
                 finally:
-                    self._board.ended(job)
+                    await self._board.ended(job)
                 log.info("job %s has ended", job.name)
         finally:
             await self._end()
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """What the server itself could not do."""
+        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in NO_SPACE):
+            log.error("job %s failed: the disk is full", job.name)
+            job.fail(DISK_FULL.code, DISK_FULL.what, DISK_FULL.hint)
+        else:
+            log.error("job %s failed", job.name, exc_info=error)
+            job.fail(FAILED.code, FAILED.what, FAILED.hint)
 
     async def _do(self, job: Job) -> None:
         await asyncio.to_thread(_write_job, job, self._slot.device)
@@ -119,14 +129,19 @@ class SlotRunner:
             if event["event"] == protocol.Result.event:
                 result = event
             elif event["event"] == protocol.Failure.event:
-                if event["code"] == "internal":
-                    log.error("job %s: %s", job.name, await asyncio.to_thread(_end_of_log, job.folder))
+                if event["code"] == DISK_FULL.code:  # not the client's, of which the worker speaks
+                    log.error("job %s failed: %s", job.name, event["what"])
+                    event = {**event, "what": DISK_FULL.what, "hint": DISK_FULL.hint}
+                elif event["code"] == FAILED.code:
+                    log.error("job %s failed: %s", job.name, await asyncio.to_thread(_end_of_log, job.folder))
                 job.fail(event["code"], event["what"], event["hint"])
             else:
                 job.tell(event)
 
     async def _deliver(self, job: Job, event: Mapping[str, Any]) -> None:
         files = await asyncio.to_thread(_result_files, job.folder, event["files"])
+        if job.state is State.OVER:  # dropped meanwhile
+            return
         job.files = files
         listed = {
             kind: {"name": file.path.name, "bytes": file.size, "sha256": file.sha256} for kind, file in files.items()

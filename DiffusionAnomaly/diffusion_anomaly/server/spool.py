@@ -7,6 +7,7 @@ when the next one starts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -26,10 +27,6 @@ JOBS = "jobs"
 TIMES_THE_SCAN = 4
 _JOB = re.compile(r"[0-9a-f]{32}")
 _PIECE = 1 << 20  # bytes that are inflated at a time
-
-
-class DiskFull(OSError):  # noqa: N818 - reads as the event it is
-    """There is no room for what was ordered."""
 
 
 class WrongBody(ValueError):  # noqa: N818 - reads as the event it is
@@ -73,28 +70,21 @@ class Spool:
         self._sweep()
         self._unlock()
 
-    def make_job(self) -> tuple[str, Path]:
+    def make_job(self, expected: Iterable[int]) -> tuple[str, Path]:
         """A new job's name, which nobody can guess, and its folder.
 
+        Args:
+            expected: bytes of voxels, a job each, for which and for what is made of them there must be room.
+
         Raises:
-            OSError: when it cannot be made.
+            OSError: when there is none, or the folder cannot be made.
         """
+        if shutil.disk_usage(self._jobs).free < TIMES_THE_SCAN * sum(expected) + self._reserve:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         name = secrets.token_hex(16)
         folder = self._jobs / name
         folder.mkdir(mode=0o700)
         return name, folder
-
-    def require_room(self, expected: Iterable[int]) -> None:
-        """Make sure that the voxels of all jobs, and what is made of them, find room.
-
-        Args:
-            expected: bytes of voxels that are still to come, a job each.
-
-        Raises:
-            DiskFull: when they do not.
-        """
-        if shutil.disk_usage(self._jobs).free < TIMES_THE_SCAN * sum(expected) + self._reserve:
-            raise DiskFull("the server's disk is full")
 
     def _sweep(self) -> None:
         """Delete the folders of jobs; what has another name was put there by somebody else."""
@@ -109,8 +99,16 @@ class Spool:
 
 
 def remove(folder: Path) -> None:
-    """Delete a job's folder. What is still locked, as on Windows, goes at the next start."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete a job's folder. What is still locked, as on Windows, goes at the next start.
+
+    It is renamed first, so that nobody can put a file into it that is on its way at this moment.
+    """
+    going = folder.with_name(secrets.token_hex(16))
+    try:
+        os.rename(folder, going)
+    except OSError:  # it is gone already, or a file in it is open on Windows
+        going = folder
+    shutil.rmtree(going, ignore_errors=True)
 
 
 class VoxelFile:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,7 +45,7 @@ class User:
 
 
 class Tokens:
-    """The users of a file. A file that is not there or damaged lets nobody in.
+    """The users of a file. A file that is not there or damaged lets nobody in. Any thread may ask.
 
     >>> import tempfile
     >>> tokens = Tokens(Path(tempfile.mkdtemp()) / "tokens.json")
@@ -60,23 +61,21 @@ class Tokens:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self._users: dict[str, User] = {}
+        self._lock = threading.Lock()
 
     def user_of(self, token: str) -> User | None:
         """Whose token it is; None for nobody's."""
         if not 0 < len(token) <= _LONGEST:
             return None
-        self._look()
-        return self._users.get(_digest(token))
+        return self._look().get(_digest(token))
 
-    def knows(self, user: User) -> bool:
-        """Whether the user's token is still good."""
-        self._look()
-        return user.digest in self._users
+    def users(self) -> set[User]:
+        """Whose token is good just now."""
+        return set(self._look().values())
 
     def names(self) -> list[str]:
         """Of all users, sorted."""
-        self._look()
-        return sorted(user.name for user in self._users.values())
+        return sorted(user.name for user in self.users())
 
     def add(self, name: str) -> str:
         """A new user's token, which is in no file.
@@ -126,20 +125,21 @@ class Tokens:
             partial.write_text(json.dumps({"tokens": entries}, indent=2) + "\n", encoding="ascii")
         self._seen = None
 
-    def _look(self) -> None:
-        """Read the file again if it is another one now."""
-        seen = None
-        with contextlib.suppress(OSError):
-            status = os.stat(self._path)
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if seen is not None and seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            self._users = {entry["sha256"]: User(entry["name"], entry["sha256"]) for entry in self._entries()}
-        except InputError as error:
-            log.error("nobody is let in: %s", error.what)
-            self._users = {}
+    def _look(self) -> dict[str, User]:
+        """Users by the digest of their token; the file is read again if it is another one now."""
+        with self._lock:
+            seen = None
+            with contextlib.suppress(OSError):
+                status = os.stat(self._path)
+                seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen is None or seen != self._seen:
+                self._seen = seen
+                try:
+                    self._users = {entry["sha256"]: User(entry["name"], entry["sha256"]) for entry in self._entries()}
+                except InputError as error:
+                    log.error("nobody is let in: %s", error.what)
+                    self._users = {}
+            return self._users
 
 
 def _is_entry(entry: Any) -> bool:

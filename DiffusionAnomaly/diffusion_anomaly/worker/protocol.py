@@ -20,7 +20,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import InputError
+from ..errors import NO_SPACE, DiskFull, InputError
 from ..io.typed_json import MAX_BYTES, checked, kind_of, parse
 from ..options import shown
 from ..registry import DEFAULT_METHOD
@@ -93,7 +93,8 @@ def write_job(job: Job, directory: Path | str) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):  # it may never have come into being
             temporary.unlink()
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.", "Choose another folder.") from error
+        kind = DiskFull if error.errno in NO_SPACE else InputError
+        raise kind(f"{path} cannot be written: {error.strerror or error}.", "Choose another folder.") from error
     return path
 
 
@@ -251,7 +252,7 @@ class Failure:
     """The job ended without a result.
 
     Attributes:
-        code: ``bad_input``, ``model``, ``out_of_memory``, ``cancelled`` or ``internal``.
+        code: ``bad_input``, ``disk_full``, ``model``, ``out_of_memory``, ``cancelled`` or ``internal``.
         what: what happened, in one sentence.
         hint: what to do; may be empty.
     """

@@ -15,7 +15,8 @@ from diffusion_anomaly.errors import InputError
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("cryptography", reason="needs the extra serve")
 
-from diffusion_anomaly.client.connection import Connection, Server
+from diffusion_anomaly.client.address import Server
+from diffusion_anomaly.client.connection import Connection
 from diffusion_anomaly.server.tokens import Tokens
 from servers import SECONDS, Served, detect
 

@@ -152,7 +152,11 @@ def test_no_path_leads_anywhere(served: Served) -> None:
             for token in (anna, ben) if "{job}" in path else (anna,):
                 mine = token == anna
                 address = path.format(job=job)
-                if mine and (method, path) in (("DELETE", "/v1/jobs/{job}"), ("PUT", "/v1/jobs/{job}/inputs/0")):
+                if mine and (method, path) in (
+                    ("GET", "/v1/jobs/{job}"),
+                    ("DELETE", "/v1/jobs/{job}"),
+                    ("PUT", "/v1/jobs/{job}/inputs/0"),
+                ):
                     continue  # what its owner may do
                 assert refused(served, request(method, address, token)) in (400, 404, 405)
     assert [path.name for path in served.leftovers] == [job]

@@ -99,12 +99,12 @@ def test_users_take_turns_and_whoever_has_fewest_at_work_goes_first(tmp_path: Pa
             order = order_of(servers.order_json())
             users = {name: User(name, name) for name in ("many", "one", "late")}
             for name in ("many", "many", "many", "one", "many"):
-                await board.queue(board.open(users[name], order, "toy"))
+                await board.queue(await board.open(users[name], order, "toy"))
             taken = [await board.next(), await board.next()]  # two slots
-            board.ended(taken[0])
-            await board.queue(board.open(users["late"], order, "toy"))
+            await board.ended(taken[0])
+            await board.queue(await board.open(users["late"], order, "toy"))
             taken.append(await board.next())  # neither many nor late has one at work, and late never had a turn
-            board.ended(taken[1])
+            await board.ended(taken[1])
             taken += [await board.next(), await board.next(), await board.next()]
             return [job.user.name for job in taken]
 

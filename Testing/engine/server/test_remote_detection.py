@@ -191,6 +191,77 @@ def test_what_is_wrong_is_said_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def listed(*arguments: Any) -> int:
+    return cli.main(["models", *map(str, arguments)])
+
+
+def test_the_models_of_a_server_are_listed(
+    server: Served, token: Path, models: dict[str, Bundle], tmp_path: Path, capsys: Any
+) -> None:
+    asked = remotely(server, token)
+    assert listed(*asked) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].split() == ["name", "version", "method", "expects", "licence", "quality"]
+    assert {line.split()[0] for line in lines[1:3]} == {"toy-intensity", "toy-two"}
+    assert f"127.0.0.1:{server.port} offers 2 models" in shown.out
+    assert "leaves this computer" not in shown.err  # nothing does
+    named = [f"127.0.0.1:{server.port}" if word == server.address else word for word in asked]
+    assert listed(*named, "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == {"toy-intensity", "toy-two"}
+    row, bundle = rows["toy-intensity"], models["one"]
+    assert (row["version"], row["method"], row["sha256"]) == (bundle.version, "intensity", bundle.sha256)
+    assert row["spacing"] == 6.0 and row["server"] == f"127.0.0.1:{server.port}"
+    assert not {"path", "size_mb"} & row.keys()  # of the server
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "said"),
+    [
+        ({"--fingerprint": "0" * 64}, [], "shows another certificate"),
+        ({"--token-file": "wrong"}, [], "unknown or was revoked"),
+        ({"--server": "http://127.0.0.1:1"}, [], "is no address of a server"),
+        ({"--server": "host:port"}, [], "is no address of a server"),
+        ({"--server": ""}, [], "is no address of a server"),
+        ({}, ["--folder", "."], "--folder is for packages here"),
+        ({}, ["show", "flair-localise"], "--server lists what a server offers"),
+    ],
+)
+def test_what_is_wrong_with_a_list_of_a_servers_models_is_said(
+    server: Served, token: Path, tmp_path: Path, changes: dict[str, str], more: list[str], said: str, capsys: Any
+) -> None:
+    (tmp_path / "wrong").write_text("da_wrong", encoding="ascii")
+    given = dict(zip(*[iter(map(str, remotely(server, token)))] * 2, strict=True)) | changes
+    if given["--token-file"] == "wrong":
+        given["--token-file"] = str(tmp_path / "wrong")
+    assert listed(*[word for pair in given.items() for word in pair], *more) == InputError.exit_code
+    assert said in capsys.readouterr().err
+
+
+def test_options_for_a_server_are_refused_without_one(capsys: Any) -> None:
+    assert listed("--fingerprint", "0" * 64) == InputError.exit_code
+    assert "are for a server" in capsys.readouterr().err
+
+
+def test_odd_entries_of_a_servers_list_are_shown_all_the_same(
+    server: Served, token: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from diffusion_anomaly.client.connection import Connection
+
+    odd = [
+        1,
+        {},
+        {"name": "\x1b[31mred", "declaration": {"grid": {"spacing": 10**400}, "quality": [1]}},
+        {"name": ["x"]},
+    ]
+    monkeypatch.setattr(Connection, "models", lambda self: odd)
+    for more in ([], ["--json"]):
+        assert listed(*remotely(server, token), *more) == 0
+        shown = capsys.readouterr().out
+        assert "red" in shown and "\x1b" not in shown
+
+
 def test_the_token_may_be_in_the_environment(
     server: Served, token: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -117,14 +117,15 @@ def cut_slice(pair: Pair, brains: Path, folder: Path) -> Pair:
     reference = read_mask(pair.reference, scan)
     brain = read_mask(pair.brain or brains / f"{pair.name}.nii.gz", scan)
     place = int(np.argmax((sitk.GetArrayViewFromImage(reference) > 0).sum(axis=(1, 2))))
-    images = {name: read_volume(path).image for name, path in pair.channels.items()}
+    channels = pair.channels or {"scan": pair.scan}
+    images = {name: read_volume(path).image for name, path in channels.items()}
     images |= {"mask": reference, "brain": brain}
     prepare_folder(folder)
     files = {name: folder / f"{pair.name}_{name}.nii.gz" for name in images}
     for name, image in images.items():
         sitk.WriteImage(image[:, :, place : place + 1], str(files[name]))
     mask, inside = files.pop("mask"), files.pop("brain")
-    return Pair(pair.name, next(iter(files.values())), mask, inside, files)
+    return Pair(pair.name, next(iter(files.values())), mask, inside, files if pair.channels else {})
 
 
 def _evaluated(pairs: Sequence[Pair], runs: Sequence[Run], folder: Path, resamples: int) -> dict[str, Any]:

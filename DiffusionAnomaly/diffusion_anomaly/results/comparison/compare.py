@@ -269,16 +269,23 @@ def _of_two_results(prior: Exam, current: Exam) -> list[str]:
             f"The prior scan was looked at with {prior.model or 'no model'}, the current one with "
             f"{current.model or 'no model'}: differences may be the models'. Run both with one."
         )
-    one, other = prior.identity, current.identity
-    differ = [
-        key for key in ("PatientID", "PatientBirthDate") if key in one and key in other and one[key] != other[key]
-    ]
-    if differ:
-        notes.append(f"The two scans are of two patients by their {' and '.join(differ)}.")
+    if differ := two_patients(prior.identity, current.identity):
+        notes.append(differ)
     for exam, which in ((prior, "prior"), (current, "current")):
         if exam.warnings:
             notes.append(f"The result of the {which} scan is in doubt: {' '.join(exam.warnings)}")
     return notes
+
+
+def two_patients(prior: Mapping[str, str], current: Mapping[str, str]) -> str:
+    """In what the headers say of two patients, in a sentence; empty where they do not.
+
+    Args:
+        prior, current: see ``Exam.identity``.
+    """
+    known = [key for key in ("PatientID", "PatientBirthDate") if key in prior and key in current]
+    differ = [key for key in known if prior[key] != current[key]]
+    return f"The two scans are of two patients by their {' and '.join(differ)}." if differ else ""
 
 
 def _seen(prior: Exam, moved: Callable[[sitk.Image, int], sitk.Image]) -> np.ndarray:

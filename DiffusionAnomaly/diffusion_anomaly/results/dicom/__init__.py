@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from ..result import Result
 
 FOLDER = "dicom"
-KINDS = ("segmentation", "anomaly_map", "findings", "report")
-DEFAULT_KINDS = KINDS[:3]
+DEFAULT_KINDS = ("segmentation", "anomaly_map", "findings")
+KINDS = (*DEFAULT_KINDS, "report")
+"""``findings`` is the structured report, ``report`` the PDF."""
 _NEEDED = {"highdicom": "Writing DICOM", "matplotlib": "The report as a PDF"}
 
 
@@ -114,8 +115,8 @@ def to_dicom(result: Result, pdf: bool = False) -> dict[str, Dataset]:
     with _quiet(volume):
         from .context import Context
         from .parametric_map import make_parametric_map
-        from .report import make_report
         from .segmentation import MOST_SEGMENTS, make_segmentation
+        from .structured_report import make_structured_report
 
         if len(result.findings) > MOST_SEGMENTS:
             raise InputError(
@@ -128,7 +129,7 @@ def to_dicom(result: Result, pdf: bool = False) -> dict[str, Dataset]:
         if result.findings:
             made["segmentation"] = make_segmentation(context)
         made["anomaly_map"] = make_parametric_map(context)
-        made["findings"] = make_report(context, made["anomaly_map"], made.get("segmentation"))
+        made["findings"] = make_structured_report(context, made["anomaly_map"], made.get("segmentation"))
         if pdf:
             from .encapsulated_pdf import make_encapsulated_pdf
 

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from .context import Context
 
 MOST_SEGMENTS = 65535
-_COLOUR = CIELabColor.from_string("orangered")
+# In turn, so that neighbours in a viewer's list are told apart.
+_COLOURS = [
+    CIELabColor.from_string(name)
+    for name in ("orangered", "gold", "deepskyblue", "limegreen", "magenta", "cyan", "orange", "violet")
+]
 
 
 def make_segmentation(context: Context) -> Dataset:
@@ -40,7 +44,7 @@ def make_segmentation(context: Context) -> Dataset:
                 tracking_uid=uid,
                 tracking_id=name,
                 anatomic_regions=[context.region] if context.region else None,
-                display_color=_COLOUR,
+                display_color=_COLOURS[(finding.id - 1) % len(_COLOURS)],
             )
         )
     made = Segmentation(

@@ -48,7 +48,7 @@ _SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
 _CENTRE_PIXEL = [Code(f"centre-{axis}", SCHEME, f"Centre, {axis} of the image, from 0") for axis in ("column", "row")]
 
 
-def make_report(context: Context, anomaly_map: Dataset, segmentation: Dataset | None) -> Dataset:
+def make_structured_report(context: Context, anomaly_map: Dataset, segmentation: Dataset | None) -> Dataset:
     """The report on a result.
 
     Args:
@@ -149,9 +149,9 @@ def _measurements(context: Context, finding: Finding, anomaly_map: Dataset) -> I
 
 def _size(context: Context, size: float) -> Measurement:
     if not context.result.is_picture:
-        return Measurement(codes.SCT.Volume, size, _ML)
+        return Measurement(codes.SCT.Volume, round(size, 3), _ML)
     unit = codes.UCUM.SquareMillimeter if context.result.unit == "mm²" else _PIXELS
-    return Measurement(codes.SCT.Area, size, unit)
+    return Measurement(codes.SCT.Area, round(size, 3), unit)
 
 
 def _algorithm(context: Context) -> AlgorithmIdentification:
