@@ -164,11 +164,14 @@ class Board:
             self._has_work.notify()
 
     async def next(self) -> Job:
-        """The job whose turn it is, when there is one."""
+        """The job whose turn it is, when there is one; never one that is over."""
         async with self._has_work:
-            await self._has_work.wait_for(lambda: bool(self._waiting))
-            digest = self._next_user(self._running, self._turns)
-            job = self._take(digest)
+            while True:
+                await self._has_work.wait_for(lambda: bool(self._waiting))
+                digest = self._next_user(self._running, self._turns)
+                job = self._take(digest)
+                if job.state is not State.OVER:  # as all are when the server ends
+                    break
             self._turn += 1
             self._turns[digest] = self._turn
             self._running[digest] += 1

@@ -133,10 +133,16 @@ async def serve(
 
 
 async def _ended(work: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks, and wait until they have ended."""
-    for task in work:
-        task.cancel()
-    await asyncio.gather(*work, return_exceptions=True)
+    """Cancel tasks, and wait until they have ended.
+
+    Before Python 3.12 ``asyncio.wait_for`` loses a cancellation that comes as what it waits for is done; a task that
+    has not ended a while later is cancelled again.
+    """
+    pending = set(work)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=2 * _SHUTDOWN_SECONDS)
 
 
 def _abort(server: Any, users: Callable[[User | None], bool] = lambda user: True) -> None:

@@ -173,6 +173,7 @@ class SlotRunner:
         return self._process
 
     async def _end(self) -> None:
+        """End the process: it is asked first, and killed when it takes too long or the slot itself is to end."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -180,9 +181,13 @@ class SlotRunner:
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), GRACE_SECONDS)
-        except (asyncio.TimeoutError, asyncio.CancelledError):
+        except asyncio.TimeoutError:
             _kill(process)
             await process.wait()
+        except asyncio.CancelledError:
+            _kill(process)
+            await process.wait()
+            raise
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
