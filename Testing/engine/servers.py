@@ -70,6 +70,9 @@ def run(folder):
     if job.options.get("steps") == 888:  # neither says nor hears anything any more, and goes on
         os.close(1)
         time.sleep(1000)
+    if job.options.get("steps") == 555:
+        say(Failure("disk_full", "The disk with /secret/results is full.", "Make room on it."))
+        return 2
     if job.options.get("steps") == 777:
         for number in range(10):
             say(Warned(f"{number} " + "x" * 800_000))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..client.wire import PREFIX
 from .limits import Buckets, Limits
-from .refusals import UNKNOWN_TOKEN, Refusal
+from .refusals import Refusal, unknown_token
 from .tokens import Tokens, User
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Gate:
             await _refuse(send, Refusal(429, "busy", "Too many requests without a token."), 60)
         else:
             log.warning("refused %s: no or an unknown token", address)
-            await _refuse(send, UNKNOWN_TOKEN)
+            await _refuse(send, unknown_token())
 
 
 def _closing(send: Send) -> Send:
