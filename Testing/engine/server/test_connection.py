@@ -137,8 +137,24 @@ def test_a_file_of_tokens_that_is_damaged_lets_nobody_in(tmp_path: Path, kept: s
     assert tokens.user_of(token) is not None
     (tmp_path / "tokens.json").write_text(kept, encoding="ascii")
     assert tokens.user_of(token) is None
-    with pytest.raises(InputError):
-        tokens.add("ben")
+    for asks in (tokens.users, tokens.names, lambda: tokens.add("ben")):
+        for _ in range(2):
+            with pytest.raises(InputError):
+                asks()
+
+
+def test_a_file_of_tokens_that_is_gone_lets_nobody_in_and_takes_no_token_back(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    tokens = Tokens(path)
+    assert tokens.users() == set() and tokens.names() == []  # none was made yet
+    token = tokens.add("anna")
+    user = tokens.user_of(token)
+    path.rename(tmp_path / "moved.json")
+    assert tokens.user_of(token) is None
+    with pytest.raises(InputError, match="is gone"):
+        tokens.users()
+    (tmp_path / "moved.json").rename(path)
+    assert tokens.users() == {user}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../anna", "x" * 41, "anna\n", ".hidden"])
