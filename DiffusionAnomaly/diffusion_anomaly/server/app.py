@@ -99,6 +99,8 @@ class Answers:
         except OSError as error:
             log.error("an order of %s was refused: %s", user.name, error.strerror or error)
             raise refusal_of(error) from error
+        if job.failure is not None:  # dropped meanwhile
+            raise _refusal_of_failure(job.failure)
         log.info("job %s of %s: %d MB, %s", job.name, user.name, order.bytes // 10**6, bundle.name)
         return _json({"job": job.name, "inputs": len(order.inputs)}, 201)
 

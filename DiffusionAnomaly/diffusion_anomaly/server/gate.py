@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections import Counter
@@ -53,7 +52,7 @@ class Gate:
         if scope["path"] == HEALTH and scope["method"] == "GET":
             await _answer(send, 200, {"status": "ok"})
             return
-        user = await asyncio.to_thread(self._tokens.user_of, _bearer(scope))
+        user = await self._tokens.find_user(_bearer(scope))
         if user is None:
             await self._refuse_stranger(str((scope.get("client") or ("", 0))[0]), send)
         elif not self._requests.take(user.digest):

@@ -172,13 +172,13 @@ async def _sweep(board: Board, tokens: Tokens, server: Any) -> None:
     while True:
         try:
             try:
-                known = await asyncio.to_thread(tokens.users)
+                known = await tokens.find_users()
             except InputError:  # logged; whose token was taken back is not known, and nothing is deleted for it
-                await board.sweep(lambda user: True)
+                board.sweep(lambda user: True)
             else:
                 # A round later than the jobs, so that whoever follows their events hears why.
                 _abort(server, (revoked - known).__contains__)
-                await board.sweep(known.__contains__)
+                board.sweep(known.__contains__)
                 revoked = {connection.user for connection in server.server_state.connections} - known - {None}
         except Exception:
             log.exception("the jobs were not looked through")

@@ -6,6 +6,7 @@ request, so that a token that was revoked is refused at once.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import re
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -65,6 +67,8 @@ class Tokens:
         self._trouble = ""  # that was last logged
         self._users: dict[str, User] = {}
         self._lock = threading.Lock()
+        # Of its own: those of the event loop may all be waiting for a slow disk to take voxels.
+        self._thread = ThreadPoolExecutor(1, "tokens")
 
     def user_of(self, token: str) -> User | None:
         """Whose token it is; None for nobody's, and for each while the file cannot be read."""
@@ -82,6 +86,14 @@ class Tokens:
             InputError: when that is not known, since the file is damaged, cannot be read, or is gone.
         """
         return set(self._look().values())
+
+    async def find_user(self, token: str) -> User | None:
+        """As ``user_of``, in a thread for this alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.user_of, token)
+
+    async def find_users(self) -> set[User]:
+        """As ``users``, in a thread for this alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.users)
 
     def names(self) -> list[str]:
         """Of all users, sorted.
