@@ -40,7 +40,7 @@ from workers import make_job, wait_until
 SECONDS = 60.0
 
 STANDIN = """
-import hashlib, json, queue, shutil, sys, threading, time
+import hashlib, json, os, queue, shutil, sys, threading, time
 from pathlib import Path
 from diffusion_anomaly.worker.protocol import (
     CANCEL_LINE, Failure, Finished, Progress, Result, Started, Warned, encode, job_of, read_job)
@@ -66,8 +66,13 @@ def run(folder):
     say(Started("cpu", "stand-in", "0.1.0", 10))
     hundredths = job.options.get("seed", 0) % 10_000
     if job.options.get("steps") == 666:
-        import os
         os._exit(9)
+    if job.options.get("steps") == 888:  # neither says nor hears anything any more, and goes on
+        os.close(1)
+        time.sleep(1000)
+    if job.options.get("steps") == 555:
+        say(Failure("disk_full", "The disk with /secret/results is full.", "Make room on it."))
+        return 2
     if job.options.get("steps") == 777:
         for number in range(10):
             say(Warned(f"{number} " + "x" * 800_000))
@@ -303,9 +308,9 @@ def in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return results
 
 
-def opened(served: Served, token: str, **changes: Any) -> str:
+def opened(served: Served, token: str, options: dict[str, Any] | None = None, **changes: Any) -> str:
     """A job's name that waits for its voxels."""
-    body = json.dumps(order_json(**changes)).encode()
+    body = json.dumps({**order_json(**changes), "options": options or {}}).encode()
     status, answer = served.ask(request("POST", "/v1/jobs", token, body))
     assert status == 201, answer
     return json.loads(answer.partition(b"\r\n\r\n")[2])["job"]

@@ -102,6 +102,7 @@ def serve(
     pair = certificates.own_certificate(folder, address) if certificate is None or key is None else (certificate, key)
     context = certificates.server_context(*pair)
     offer = Offer(models or ())
+    users = len(tokens.names())
     places = [device for device in (devices or _devices()) for _ in range(slots)]
     each = threads or max(1, (os.cpu_count() or 1) // len(places))
     limits = Limits(job_bytes=job_mb * 10**6, job_seconds=job_minutes * 60, keep_seconds=keep_minutes * 60)
@@ -110,7 +111,7 @@ def serve(
         out.print(plain(f"https://{shown}:{listener.getsockname()[1]}"))
         out.print(plain(f"fingerprint {certificates.fingerprint(pair[0])}"))
         where = ", ".join(dict.fromkeys(places))
-        err.print(plain(f"{counted(len(places), 'slot')} on {where}; {counted(len(tokens.names()), 'token')}."))
+        err.print(plain(f"{counted(len(places), 'slot')} on {where}; {counted(users, 'token')}."))
         if own:
             err.print("The certificate was made here: clients must be given the fingerprint.")
         with suppress(KeyboardInterrupt):

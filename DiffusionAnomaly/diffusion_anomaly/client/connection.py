@@ -274,14 +274,14 @@ class Connection:
                     return
                 with answer:
                     refusal = self._refusal(answer)
-                if answer.status_code not in _PASSING:
+                if answer.status_code not in _PASSING and not isinstance(refusal, _Busy):
                     raise refusal
                 failure = refusal
             if time.monotonic() - since > (self._patience if self._answered else min(self._patience, FIRST_SECONDS)):
                 raise failure if isinstance(failure, EngineError) else self._unreachable(failure)
             self._pause(tries, stop)
             tries += 1
-            if not isinstance(failure, EngineError):
+            if not isinstance(failure, EngineError) or isinstance(failure, _Busy):
                 broken()
 
     def _refusal(self, answer: requests.Response) -> EngineError:
@@ -289,13 +289,16 @@ class Connection:
         try:
             said = self._parsed(_body(answer))["error"]
             code, what, hint = (str(said[key]) for key in ("code", "what", "hint"))
-        except (EngineError, KeyError, TypeError, requests.RequestException):
-            return InputError(
-                f"{self.server.name} answered with HTTP status {answer.status_code}.",
-                "Is it a server of this program? A proxy may be between.",
-            )
+        except (EngineError, KeyError, TypeError, requests.RequestException) as error:
+            what = f"{self.server.name} answered with HTTP status {answer.status_code}."
+            # A server that ends a connection with a body unread may cut its own answer short.
+            if answer.status_code == HTTPStatus.CONFLICT and isinstance(error, requests.RequestException):
+                return _Busy(what)
+            return InputError(what, "Is it a server of this program? A proxy may be between.")
         if code == "there_already":
             return _ThereAlready(what)
+        if code == "busy" and answer.status_code == HTTPStatus.CONFLICT:
+            return _Busy(self._says(what), hint)
         if answer.status_code == HTTPStatus.NOT_FOUND:
             return InputError(
                 f"The server {self.server.name} does not know the job any more.",
@@ -340,6 +343,15 @@ class Connection:
 
 class _ThereAlready(EngineError):  # noqa: N818 - what the server says
     """An upload whose answer was lost."""
+
+
+class _Busy(EngineError):  # noqa: N818 - what the server says
+    """The upload is on its way already.
+
+    Said to one that is sent again until the server has noticed that the first one's connection broke, for up to the 20
+    ``stall_seconds`` of its limits. Also an answer of that status which was cut short, so that the job has to be asked
+    what is wrong.
+    """
 
 
 def _body(answer: requests.Response) -> bytes:

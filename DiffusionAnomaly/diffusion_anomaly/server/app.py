@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..client.wire import PREFIX, WIRE_VERSION, Order, order_of
-from ..errors import NO_SPACE, EngineError, InputError
+from ..errors import DiskFull, EngineError, InputError
 from ..io.typed_json import parse
 from ..models.package import Bundle
 from ..worker.protocol import Failure
@@ -22,7 +22,7 @@ from .gate import Gate
 from .jobs import Board, Job, State, TooMany
 from .limits import Limits
 from .offer import Offer
-from .refusals import DISK_FULL, FAILED, NOT_FOUND, Refusal
+from .refusals import Refusal, disk_full, not_found, refusal_of
 from .spool import WrongBody
 from .tokens import Tokens, User
 
@@ -98,14 +98,16 @@ class Answers:
             raise Refusal(429, "busy", "There are too many jobs.", "Wait until some are done.") from None
         except OSError as error:
             log.error("an order of %s was refused: %s", user.name, error.strerror or error)
-            raise (DISK_FULL if error.errno in NO_SPACE else FAILED) from error
+            raise refusal_of(error) from error
+        if job.failure is not None:  # dropped meanwhile
+            raise _refusal_of_failure(job.failure)
         log.info("job %s of %s: %d MB, %s", job.name, user.name, order.bytes // 10**6, bundle.name)
         return _json({"job": job.name, "inputs": len(order.inputs)}, 201)
 
     async def state(self, name: str, request: Request) -> Response:
         """What a job is doing, and why it has failed if it has."""
         job = self._job_of(request, name)
-        error = None if job.failure is None else _refusal_of(job.failure).to_json()["error"]
+        error = None if job.failure is None else _refusal_of_failure(job.failure).to_json()["error"]
         return _json({"state": job.state.value, "error": error})
 
     async def take_input(self, name: str, number: str, request: Request) -> Response:
@@ -119,15 +121,15 @@ class Answers:
             raise Refusal(422, "bad_input", f"The scan did not arrive as it was sent: {error}.") from error
         except OSError as error:
             if job.failure is not None:  # dropped meanwhile, and with it the folder
-                raise _refusal_of(job.failure) from error
-            refusal = DISK_FULL if error.errno in NO_SPACE else FAILED
+                raise _refusal_of_failure(job.failure) from error
+            refusal = refusal_of(error)
             log.error("job %s failed: %s", job.name, error.strerror or error)
             await self._board.fail(job, refusal.code, refusal.what, refusal.hint)
             raise refusal from error
         finally:
             job.arriving.discard(index)
         if job.failure is not None:  # dropped meanwhile
-            raise _refusal_of(job.failure)
+            raise _refusal_of_failure(job.failure)
         job.received.add(index)
         missing = [other for other in range(len(job.order.inputs)) if other not in job.received]
         if not missing:
@@ -151,7 +153,7 @@ class Answers:
 
         file = self._job_of(request, name).files.get(kind)
         if file is None:
-            raise NOT_FOUND
+            raise not_found()
         return FileResponse(file.path, media_type="application/octet-stream", headers={"x-sha256": file.sha256})
 
     async def delete(self, name: str, request: Request) -> Response:
@@ -164,7 +166,7 @@ class Answers:
     def _job_of(self, request: Request, name: str) -> Job:
         job = self._board.of(request.state.user, name)
         if job is None:
-            raise NOT_FOUND
+            raise not_found()
         return job
 
     def _checked(self, body: bytes) -> tuple[Order, Bundle]:
@@ -204,9 +206,9 @@ def _input_number(job: Job, number: str) -> int:
     """
     index = int(number) if number.isascii() and number.isdigit() and len(number) < 4 else len(job.order.inputs)
     if index >= len(job.order.inputs):
-        raise NOT_FOUND
+        raise not_found()
     if job.failure is not None:
-        raise _refusal_of(job.failure)
+        raise _refusal_of_failure(job.failure)
     if index in job.received:
         raise Refusal(409, "there_already", "This input is there already.")
     if index in job.arriving or job.state is not State.RECEIVING:
@@ -214,9 +216,9 @@ def _input_number(job: Job, number: str) -> int:
     return index
 
 
-def _refusal_of(failure: Failure) -> Refusal:
+def _refusal_of_failure(failure: Failure) -> Refusal:
     """What is answered to whoever goes on with a job that has failed."""
-    status = DISK_FULL.status if failure.code == DISK_FULL.code else 409
+    status = disk_full().status if failure.code == DiskFull.code else 409
     return Refusal(status, failure.code, failure.what, failure.hint)
 
 
@@ -249,8 +251,8 @@ async def _refused(request: Request, refusal: Any) -> Response:
 
 async def _unknown(request: Request, error: Any) -> Response:
     """No such path, or no such method there."""
-    return _json(NOT_FOUND.to_json(), error.status_code)
+    return _json(not_found().to_json(), error.status_code)
 
 
 async def _gone(request: Request, error: Any) -> Response:
-    return _json(NOT_FOUND.to_json(), 400)  # nobody reads it
+    return _json(not_found().to_json(), 400)  # nobody reads it

@@ -64,6 +64,10 @@ async def _pieces(request: Request, limits: Limits, most: int) -> AsyncIterator[
         request: whose body is still to come.
         limits: how slow it may be.
         most: bytes that it may have.
+
+    Raises:
+        Refusal: when it is, or says that it will be, longer than that, and when it comes too slowly.
+        ClientDisconnect: of Starlette, when the connection ends before the body does.
     """
     stated = request.headers.get("content-length", "")
     too_large = Refusal(413, "too_large", f"The body is larger than {most} bytes.")

@@ -11,7 +11,10 @@ from typing import Any
 from .limits import Limits, Pace
 from .tokens import User
 
-# Bytes of an answer that wait here for a slow reader, or its connection would end with much of it unread.
+# Bytes of an answer: sending pauses while more than the first wait here for their reader, and goes on at the second. A
+# connection that is closed after its answer has 3 seconds (_SHUTDOWN_SECONDS of listening.py) for what still waits. At
+# the least rate, 50 kB a second, 64 KiB take 1.3; the 512 KiB that asyncio lets wait over TLS would take 10, and be cut
+# off. The second is a quarter of the first, as in asyncio.
 _MOST_WAITING, _FEW_WAITING = 1 << 16, 1 << 14
 
 
@@ -24,10 +27,10 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
     addresses: Counter[str] = Counter()
 
     class Bounded(H11Protocol):  # type: ignore[misc, valid-type]
-        _deadline: asyncio.TimerHandle | None = None
-        _reading: asyncio.TimerHandle | None = None
+        _request_deadline: asyncio.TimerHandle | None = None
+        _read_deadline: asyncio.TimerHandle | None = None
         _address = ""
-        _unread = 0  # bytes of an answer, when it was last too much of it
+        _unread = 0  # bytes of an answer that waited for their reader when sending was last paused
 
         @property
         def user(self) -> User | None:
@@ -49,15 +52,15 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
             addresses[self._address] -= 1
             if addresses[self._address] <= 0:
                 del addresses[self._address]
-            self._met()
-            self._is_read()
+            self._cancel_request_deadline()
+            self._cancel_read_deadline()
             super().connection_lost(error)
 
         def handle_events(self) -> None:
             before = self.cycle
             super().handle_events()
             if self.cycle is not before:
-                self._met()
+                self._cancel_request_deadline()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -69,26 +72,26 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
             self._pace.waits()
             self._unread = self.transport.get_write_buffer_size()
             late = self._pace.left + self._unread / limits.least_rate
-            self._reading = self.loop.call_later(late, self._too_slow)
+            self._read_deadline = self.loop.call_later(late, self._too_slow)
 
         def resume_writing(self) -> None:
             super().resume_writing()
             self._pace.goes_on(self._unread - self.transport.get_write_buffer_size())
-            self._is_read()
+            self._cancel_read_deadline()
 
-        def _is_read(self) -> None:
-            if self._reading is not None:
-                self._reading.cancel()
-                self._reading = None
+        def _cancel_read_deadline(self) -> None:
+            if self._read_deadline is not None:
+                self._read_deadline.cancel()
+                self._read_deadline = None
 
         def _expect_request(self) -> None:
-            self._met()
-            self._deadline = self.loop.call_later(limits.header_seconds, self._too_slow)
+            self._cancel_request_deadline()
+            self._request_deadline = self.loop.call_later(limits.header_seconds, self._too_slow)
 
-        def _met(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+        def _cancel_request_deadline(self) -> None:
+            if self._request_deadline is not None:
+                self._request_deadline.cancel()
+                self._request_deadline = None
 
         def _too_slow(self) -> None:
             with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import Any
 
 from ..client.wire import PREFIX
 from .limits import Buckets, Limits
-from .refusals import UNKNOWN_TOKEN, Refusal
+from .refusals import Refusal, unknown_token
 from .tokens import Tokens, User
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Gate:
         if scope["path"] == HEALTH and scope["method"] == "GET":
             await _answer(send, 200, {"status": "ok"})
             return
-        user = await asyncio.to_thread(self._tokens.user_of, _bearer(scope))
+        user = await self._tokens.find_user(_bearer(scope))
         if user is None:
             await self._refuse_stranger(str((scope.get("client") or ("", 0))[0]), send)
         elif not self._requests.take(user.digest):
@@ -77,7 +76,7 @@ class Gate:
             await _refuse(send, Refusal(429, "busy", "Too many requests without a token."), 60)
         else:
             log.warning("refused %s: no or an unknown token", address)
-            await _refuse(send, UNKNOWN_TOKEN)
+            await _refuse(send, unknown_token())
 
 
 def _closing(send: Send) -> Send:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,10 +20,12 @@ from typing import Any
 from ..client.wire import QUEUED, Order
 from ..worker.protocol import Failure, encode
 from .limits import Limits
-from .spool import Spool, remove
+from .spool import TIMES_THE_SCAN, Spool, remove
 from .tokens import User
 
 log = logging.getLogger(__name__)
+
+_REMOVALS = 4  # folders that are deleted at a time when nobody waits for it
 
 
 class State(Enum):
@@ -127,7 +132,8 @@ class Board:
         self._turns: dict[str, int] = {}
         self._turn = 0
         self._has_work = asyncio.Condition()
-        self._opening = asyncio.Lock()  # one after the other, so that each counts those before it
+        # Of their own, or many slow ones would keep the other threads from whoever sends voxels.
+        self._removals = ThreadPoolExecutor(_REMOVALS, "removal")
 
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._jobs.values()))
@@ -138,20 +144,30 @@ class Board:
         return job if job is not None and job.user == user else None
 
     async def open(self, user: User, order: Order, model: str) -> Job:
-        """A new job, whose voxels are still to come.
+        """A new job, whose voxels are still to come. It is over already if it was dropped while its folder was made.
 
         Raises:
             TooMany: when there are as many as there may be.
             OSError: when there is no room for it, or its folder cannot be made.
         """
-        async with self._opening:
-            of_user = sum(job.user == user for job in self)
-            if of_user >= self._limits.jobs_a_user or len(self._jobs) >= self._limits.jobs:
-                raise TooMany
-            to_come = [other.order.bytes for other in self if other.state is not State.OVER]
-            name, folder = await asyncio.to_thread(self._spool.make_job, [*to_come, order.bytes])
-            self._jobs[name] = job = Job(name, user, order, folder, model)
-            return job
+        free = await asyncio.to_thread(self._spool.free)
+        # Nothing is awaited until the job has its place: each counts those before it, and none waits for another.
+        of_user = sum(job.user == user for job in self)
+        if of_user >= self._limits.jobs_a_user or len(self._jobs) >= self._limits.jobs:
+            raise TooMany
+        to_come = sum(other.order.bytes for other in self if other.state is not State.OVER)
+        if free < TIMES_THE_SCAN * (to_come + order.bytes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        name, folder = self._spool.new_job()
+        self._jobs[name] = job = Job(name, user, order, folder, model)
+        try:
+            await asyncio.to_thread(folder.mkdir, 0o700)
+        except BaseException:
+            self._jobs.pop(name, None)
+            raise
+        if name not in self._jobs:  # dropped meanwhile
+            await asyncio.to_thread(remove, folder)
+        return job
 
     async def queue(self, job: Job) -> None:
         """Everything is there: let it wait for a slot."""
@@ -164,11 +180,14 @@ class Board:
             self._has_work.notify()
 
     async def next(self) -> Job:
-        """The job whose turn it is, when there is one."""
+        """The job whose turn it is, when there is one; never one that is over."""
         async with self._has_work:
-            await self._has_work.wait_for(lambda: bool(self._waiting))
-            digest = self._next_user(self._running, self._turns)
-            job = self._take(digest)
+            while True:
+                await self._has_work.wait_for(lambda: bool(self._waiting))
+                digest = self._next_user(self._running, self._turns)
+                job = self._take(digest)
+                if job.state is not State.OVER:  # as all are when the server ends
+                    break
             self._turn += 1
             self._turns[digest] = self._turn
             self._running[digest] += 1
@@ -192,8 +211,18 @@ class Board:
 
     async def drop(self, job: Job, code: str, what: str, hint: str = "") -> None:
         """Forget a job and delete what is there of it; a slot that has it ends it first."""
+        if self._forget(job, code, what, hint):
+            await asyncio.to_thread(remove, job.folder)
+
+    def _drop_soon(self, job: Job, code: str, what: str, hint: str = "") -> None:
+        """As ``drop``, without waiting until everything is deleted."""
+        if self._forget(job, code, what, hint):
+            self._removals.submit(remove, job.folder)
+
+    def _forget(self, job: Job, code: str, what: str, hint: str) -> bool:
+        """End a job, and take it off the board; whether its folder is to be deleted, which else a slot does."""
         if job.name not in self._jobs:
-            return
+            return False
         was = job.state
         job.cancelled.set()
         job.fail(code, what, hint)
@@ -204,16 +233,15 @@ class Board:
             if not waiting:
                 del self._waiting[job.user.digest]
             self._tell_places()
-        if was is not State.RUNNING:
-            await asyncio.to_thread(remove, job.folder)
+        return was is not State.RUNNING
 
     def close(self) -> None:
         """The server ends, and with it all jobs. Their folders go with the spool."""
         for job in self:
             job.fail("cancelled", "The server was stopped.", "Try again when it runs again.")
 
-    async def sweep(self, knows: Callable[[User], bool]) -> None:
-        """Drop what nobody may or will ask for any more.
+    def sweep(self, knows: Callable[[User], bool]) -> None:
+        """Drop what nobody may or will ask for any more. It waits for nothing: folders are deleted by and by.
 
         Args:
             knows: whether a user's token is still good.
@@ -223,13 +251,13 @@ class Board:
             age = now - job.since
             if not knows(job.user):
                 log.info("job %s dropped: the token of %s was revoked", job.name, job.user.name)
-                await self.drop(job, "cancelled", "The token was revoked.", "Ask for another one.")
+                self._drop_soon(job, "cancelled", "The token was revoked.", "Ask for another one.")
             elif job.state is State.RECEIVING and age > limits.upload_seconds:
                 log.info("job %s dropped: not all of it came", job.name)
-                await self.drop(job, "bad_input", "The scan did not arrive in time.", "Send it again.")
+                self._drop_soon(job, "bad_input", "The scan did not arrive in time.", "Send it again.")
             elif job.state is State.RUNNING and age > limits.job_seconds:
                 log.info("job %s dropped: it takes too long", job.name)
-                await self.drop(
+                self._drop_soon(
                     job,
                     "bad_input",
                     f"The detection took longer than the {limits.job_seconds / 60:g} minutes that this server allows.",
@@ -237,7 +265,7 @@ class Board:
                 )
             elif job.state is State.OVER and age > limits.keep_seconds:
                 log.info("job %s dropped: nobody took its results", job.name)
-                await self.drop(job, "cancelled", "")
+                self._drop_soon(job, "cancelled", "")
 
     def _next_user(self, running: Mapping[str, int], turns: Mapping[str, int]) -> str:
         return min(self._waiting, key=lambda digest: (running.get(digest, 0), turns.get(digest, 0)))

@@ -133,10 +133,16 @@ async def serve(
 
 
 async def _ended(work: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks, and wait until they have ended."""
-    for task in work:
-        task.cancel()
-    await asyncio.gather(*work, return_exceptions=True)
+    """Cancel tasks, and wait until they have ended.
+
+    Before Python 3.12 ``asyncio.wait_for`` loses a cancellation that comes as what it waits for is done; a task that
+    has not ended a while later is cancelled again.
+    """
+    pending = set(work)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=2 * _SHUTDOWN_SECONDS)
 
 
 def _abort(server: Any, users: Callable[[User | None], bool] = lambda user: True) -> None:
@@ -165,11 +171,15 @@ async def _sweep(board: Board, tokens: Tokens, server: Any) -> None:
     revoked: set[User] = set()
     while True:
         try:
-            known = await asyncio.to_thread(tokens.users)
-            # A round later than the jobs, so that whoever follows their events hears why.
-            _abort(server, (revoked - known).__contains__)
-            await board.sweep(known.__contains__)
-            revoked = {connection.user for connection in server.server_state.connections} - known - {None}
+            try:
+                known = await tokens.find_users()
+            except InputError:  # logged; whose token was taken back is not known, and nothing is deleted for it
+                board.sweep(lambda user: True)
+            else:
+                # A round later than the jobs, so that whoever follows their events hears why.
+                _abort(server, (revoked - known).__contains__)
+                board.sweep(known.__contains__)
+                revoked = {connection.user for connection in server.server_state.connections} - known - {None}
         except Exception:
             log.exception("the jobs were not looked through")
         await asyncio.sleep(_SWEEP_SECONDS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import DiskFull, EngineError
+from ..errors import NO_SPACE, DiskFull, EngineError
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault
-    """A request that is answered with an error.
+    """A request that is answered with an error. One is made anew each time, since raising it gives it a traceback.
 
     Args:
         status: of HTTP.
@@ -29,7 +29,27 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault
         return {"error": {"code": self.code, "what": self.what, "hint": self.hint}}
 
 
-NOT_FOUND = Refusal(404, "not_found", "There is nothing of that name.")
-UNKNOWN_TOKEN = Refusal(401, "token", "The token is missing, unknown or was revoked.", "Ask for one.")
-DISK_FULL = Refusal(507, DiskFull.code, "The server's disk is full.", "Try again later, or tell whoever runs it.")
-FAILED = Refusal(500, "internal", "The server failed.", "Tell whoever runs it; its log says more.")
+def not_found() -> Refusal:
+    """There is no such path, method, job, input or result."""
+    return Refusal(404, "not_found", "There is nothing of that name.")
+
+
+def unknown_token() -> Refusal:
+    """Whoever asks is nobody's user."""
+    return Refusal(401, "token", "The token is missing, unknown or was revoked.", "Ask for one.")
+
+
+def disk_full() -> Refusal:
+    """A write met a full disk, or would."""
+    return Refusal(507, DiskFull.code, "The server's disk is full.", "Try again later, or tell whoever runs it.")
+
+
+def failed() -> Refusal:
+    """Something that is not the client's fault and not said to it."""
+    return Refusal(500, "internal", "The server failed.", "Tell whoever runs it; its log says more.")
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What whoever met an error of the server's own is told: that the disk is full, or that the server failed."""
+    is_full = isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in NO_SPACE)
+    return disk_full() if is_full else failed()

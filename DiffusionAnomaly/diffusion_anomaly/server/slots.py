@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..client.wire import SCAN
-from ..errors import NO_SPACE, DiskFull
+from ..errors import DiskFull
 from ..io.records import sha256_of
 from ..worker import protocol
 from ..worker.protocol import CANCEL_LINE, GRACE_SECONDS, LOG_FILE, run_line
 from .jobs import Board, Job, ResultFile, State
-from .refusals import DISK_FULL, FAILED
+from .refusals import disk_full, failed, refusal_of
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +76,12 @@ class SlotRunner:
 
     def _failed(self, job: Job, error: Exception) -> None:
         """What the server itself could not do."""
-        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in NO_SPACE):
+        refusal = refusal_of(error)
+        if refusal.code == DiskFull.code:
             log.error("job %s failed: the disk is full", job.name)
-            job.fail(DISK_FULL.code, DISK_FULL.what, DISK_FULL.hint)
         else:
             log.error("job %s failed", job.name, exc_info=error)
-            job.fail(FAILED.code, FAILED.what, FAILED.hint)
+        job.fail(refusal.code, refusal.what, refusal.hint)
 
     async def _do(self, job: Job) -> None:
         await asyncio.to_thread(_write_job, job, self._slot.device)
@@ -129,10 +129,10 @@ class SlotRunner:
             if event["event"] == protocol.Result.event:
                 result = event
             elif event["event"] == protocol.Failure.event:
-                if event["code"] == DISK_FULL.code:  # not the client's, of which the worker speaks
+                if event["code"] == DiskFull.code:  # not the client's, of which the worker speaks
                     log.error("job %s failed: %s", job.name, event["what"])
-                    event = {**event, "what": DISK_FULL.what, "hint": DISK_FULL.hint}
-                elif event["code"] == FAILED.code:
+                    event = {**event, **disk_full().to_json()["error"]}
+                elif event["code"] == failed().code:
                     log.error("job %s failed: %s", job.name, await asyncio.to_thread(_end_of_log, job.folder))
                 job.fail(event["code"], event["what"], event["hint"])
             else:
@@ -173,6 +173,7 @@ class SlotRunner:
         return self._process
 
     async def _end(self) -> None:
+        """End the process: it is asked first, and killed when it takes too long or the slot itself is to end."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -180,9 +181,13 @@ class SlotRunner:
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), GRACE_SECONDS)
-        except (asyncio.TimeoutError, asyncio.CancelledError):
+        except asyncio.TimeoutError:
             _kill(process)
             await process.wait()
+        except asyncio.CancelledError:
+            _kill(process)
+            await process.wait()
+            raise
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -7,14 +7,12 @@ when the next one starts.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -70,21 +68,18 @@ class Spool:
         self._sweep()
         self._unlock()
 
-    def make_job(self, expected: Iterable[int]) -> tuple[str, Path]:
-        """A new job's name, which nobody can guess, and its folder.
-
-        Args:
-            expected: bytes of voxels, a job each, for which and for what is made of them there must be room.
+    def free(self) -> int:
+        """Bytes of the disk that jobs may take.
 
         Raises:
-            OSError: when there is none, or the folder cannot be made.
+            OSError: when the disk does not say.
         """
-        if shutil.disk_usage(self._jobs).free < TIMES_THE_SCAN * sum(expected) + self._reserve:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return shutil.disk_usage(self._jobs).free - self._reserve
+
+    def new_job(self) -> tuple[str, Path]:
+        """A new job's name, which nobody can guess, and its folder, which is still to be made."""
         name = secrets.token_hex(16)
-        folder = self._jobs / name
-        folder.mkdir(mode=0o700)
-        return name, folder
+        return name, self._jobs / name
 
     def _sweep(self) -> None:
         """Delete the folders of jobs; what has another name was put there by somebody else."""

@@ -6,7 +6,7 @@ request, so that a token that was revoked is refused at once.
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import hashlib
 import json
 import logging
@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -45,7 +46,10 @@ class User:
 
 
 class Tokens:
-    """The users of a file. A file that is not there or damaged lets nobody in. Any thread may ask.
+    """The users of a file. Any thread may ask.
+
+    A file that is damaged, cannot be read or is gone lets nobody in, but takes nobody's token back: ``users`` raises
+    then, so that what belongs to users is kept until it is put right.
 
     >>> import tempfile
     >>> tokens = Tokens(Path(tempfile.mkdtemp()) / "tokens.json")
@@ -59,23 +63,45 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None  # of the file that the users are from
+        self._trouble = ""  # that was last logged
         self._users: dict[str, User] = {}
         self._lock = threading.Lock()
+        # Of its own: those of the event loop may all be waiting for a slow disk to take voxels.
+        self._thread = ThreadPoolExecutor(1, "tokens")
 
     def user_of(self, token: str) -> User | None:
-        """Whose token it is; None for nobody's."""
+        """Whose token it is; None for nobody's, and for each while the file cannot be read."""
         if not 0 < len(token) <= _LONGEST:
             return None
-        return self._look().get(_digest(token))
+        try:
+            return self._look().get(_digest(token))
+        except InputError:  # logged
+            return None
 
     def users(self) -> set[User]:
-        """Whose token is good just now."""
+        """Whose token is good just now.
+
+        Raises:
+            InputError: when that is not known, since the file is damaged, cannot be read, or is gone.
+        """
         return set(self._look().values())
 
+    async def find_user(self, token: str) -> User | None:
+        """As ``user_of``, in a thread for this alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.user_of, token)
+
+    async def find_users(self) -> set[User]:
+        """As ``users``, in a thread for this alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.users)
+
     def names(self) -> list[str]:
-        """Of all users, sorted."""
-        return sorted(user.name for user in self.users())
+        """Of all users, sorted.
+
+        Raises:
+            InputError: when the file is damaged or cannot be read.
+        """
+        return sorted(entry["name"] for entry in self._entries())
 
     def add(self, name: str) -> str:
         """A new user's token, which is in no file.
@@ -103,15 +129,26 @@ class Tokens:
         return True
 
     def _entries(self) -> list[dict[str, Any]]:
-        """The file's content.
+        """The file's content; nothing where there is no file yet.
 
         Raises:
             InputError: when it is damaged or cannot be read.
         """
         try:
+            return self._read()
+        except InputError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The file's content.
+
+        Raises:
+            InputError: when it is damaged, cannot be read, or is not there.
+        """
+        try:
             content = parse(self._path.read_bytes())
-        except FileNotFoundError:
-            return []
         except (OSError, ValueError) as error:
             raise InputError(f"{self._path} cannot be read: {error}.", "Put it right, or move it away.") from error
         entries = content.get("tokens") if isinstance(content, dict) else None
@@ -126,20 +163,35 @@ class Tokens:
         self._seen = None
 
     def _look(self) -> dict[str, User]:
-        """Users by the digest of their token; the file is read again if it is another one now."""
+        """Users by the digest of their token; the file is read again if it is another one now.
+
+        Raises:
+            InputError: when it is damaged or cannot be read, and when it was there and is gone; logged once.
+        """
         with self._lock:
-            seen = None
-            with contextlib.suppress(OSError):
-                status = os.stat(self._path)
-                seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if seen is None or seen != self._seen:
-                self._seen = seen
-                try:
-                    self._users = {entry["sha256"]: User(entry["name"], entry["sha256"]) for entry in self._entries()}
-                except InputError as error:
+            try:
+                self._look_again()
+            except InputError as error:
+                if error.what != self._trouble:
                     log.error("nobody is let in: %s", error.what)
-                    self._users = {}
+                self._trouble = error.what
+                raise
+            self._trouble = ""
             return self._users
+
+    def _look_again(self) -> None:
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            if self._seen is None and not self._users:  # no token was made yet
+                return
+            raise InputError(f"{self._path} is gone.", "Put it back, or end the server.") from None
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be read: {error}.", "Put it right.") from error
+        seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if seen != self._seen:
+            self._users = {entry["sha256"]: User(entry["name"], entry["sha256"]) for entry in self._read()}
+            self._seen = seen  # after it was read, or a failure would be taken for a file without users
 
 
 def _is_entry(entry: Any) -> bool:

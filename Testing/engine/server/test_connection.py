@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from diffusion_anomaly.errors import InputError
+from workers import wait_until
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("cryptography", reason="needs the extra serve")
@@ -18,7 +22,28 @@ pytest.importorskip("cryptography", reason="needs the extra serve")
 from diffusion_anomaly.client.address import Server
 from diffusion_anomaly.client.connection import Connection
 from diffusion_anomaly.server.tokens import Tokens
-from servers import SECONDS, Served, detect
+from servers import QUICK, SECONDS, Served, detect, opened, request
+
+if TYPE_CHECKING:
+    from diffusion_anomaly.server.offer import Offer
+
+
+@pytest.mark.parametrize("megabytes", [1, 20])
+def test_an_upload_goes_on_that_broke_without_the_server_noticing(tmp_path: Path, offer: Offer, megabytes: int) -> None:
+    limits = replace(QUICK, stall_seconds=2.0, job_bytes=100_000_000)
+    voxels = bytes(megabytes * 1_000_000)
+    with Served(tmp_path / "server", offer, limits) as served:
+        server = served.server()
+        size, sha256 = [1000, 100, 10 * megabytes], hashlib.sha256(voxels).hexdigest()
+        job = opened(served, server.token, size=size, sha256=sha256)
+        path = f"/v1/jobs/{job}/inputs/0"
+        with served.raw() as half_open:  # from which nothing comes any more, not even its end
+            half_open.sendall(request("PUT", path, server.token, voxels[:1000], content_length=str(len(voxels))))
+            wait_until(lambda: any(path.suffix == ".part" for path in served.leftovers), SECONDS)
+            connection = Connection(server, 30.0)
+            connection.send(job, 0, lambda: iter([voxels]), False, lambda: None)
+            assert any(event.get("event") == "result" for event in connection.events(job, lambda: None))
+            connection.close()
 
 
 class Proxy:
@@ -137,8 +162,24 @@ def test_a_file_of_tokens_that_is_damaged_lets_nobody_in(tmp_path: Path, kept: s
     assert tokens.user_of(token) is not None
     (tmp_path / "tokens.json").write_text(kept, encoding="ascii")
     assert tokens.user_of(token) is None
-    with pytest.raises(InputError):
-        tokens.add("ben")
+    for asks in (tokens.users, tokens.names, lambda: tokens.add("ben")):
+        for _ in range(2):
+            with pytest.raises(InputError):
+                asks()
+
+
+def test_a_file_of_tokens_that_is_gone_lets_nobody_in_and_takes_no_token_back(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    tokens = Tokens(path)
+    assert tokens.users() == set() and tokens.names() == []  # none was made yet
+    token = tokens.add("anna")
+    user = tokens.user_of(token)
+    path.rename(tmp_path / "moved.json")
+    assert tokens.user_of(token) is None
+    with pytest.raises(InputError, match="is gone"):
+        tokens.users()
+    (tmp_path / "moved.json").rename(path)
+    assert tokens.users() == {user}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../anna", "x" * 41, "anna\n", ".hidden"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,18 +16,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diffusion_anomaly.errors import Cancelled
-from workers import ENGINE, EXTRA_METHODS
+from workers import ENGINE, EXTRA_METHODS, wait_until
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("cryptography", reason="needs the extra serve")
 
 from diffusion_anomaly.client.address import Server
 from diffusion_anomaly.client.connection import Connection
+from diffusion_anomaly.client.wire import order_of
+from diffusion_anomaly.server.jobs import Board, State
 from diffusion_anomaly.server.listening import TOKENS
-from diffusion_anomaly.server.spool import JOBS
-from diffusion_anomaly.server.tokens import Tokens
+from diffusion_anomaly.server.spool import JOBS, Spool
+from diffusion_anomaly.server.tokens import Tokens, User
 from diffusion_anomaly.worker.protocol import Started
-from servers import SECONDS, detect, in_threads, job_images
+from servers import QUICK, SECONDS, Served, detect, in_threads, job_images, opened, order_json, request
 
 if TYPE_CHECKING:
     from diffusion_anomaly.server.offer import Offer
@@ -149,3 +152,31 @@ def test_a_server_that_is_asked_to_end_does_so_cleanly(
     assert list((tmp_path / "out").iterdir()) == []
     assert b"Traceback" not in process.stderr and b"ERROR" not in process.stderr
     assert b"Stopped" in process.stderr
+
+
+def test_a_server_ends_while_a_slot_waits_for_its_worker_to_end(tmp_path: Path, offer: Offer) -> None:
+    with Served(tmp_path / "server", offer, slots=1) as served:
+        token = served.tokens.add("anna")
+        for steps in (888, 1):  # a worker that closes its output and stays, and a job that waits
+            job = opened(served, token, options={"steps": steps})
+            assert served.ask(request("PUT", f"/v1/jobs/{job}/inputs/0", token, bytes(60)))[0] == 200
+        wait_until(lambda: bool(served.noted()), SECONDS)
+        time.sleep(0.5)  # of the three seconds in which it may end by itself
+        start = time.monotonic()
+    assert time.monotonic() - start < 10.0
+    assert served.noted() == ["begin 0"]
+    assert served.leftovers == []
+
+
+def test_a_job_that_the_end_of_the_server_has_failed_is_nobodys_turn(tmp_path: Path) -> None:
+    async def look() -> None:
+        with Spool(tmp_path / "server", 0) as spool:
+            board = Board(spool, QUICK)
+            job = await board.open(User("anna", "0" * 64), order_of(order_json()), "toy")
+            await board.queue(job)
+            board.close()
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(board.next(), 0.2)
+            assert job.state is State.OVER
+
+    asyncio.run(look())

@@ -1,8 +1,12 @@
-"""A file system that really runs full under the server: it is said, nothing half is left, and smaller scans go on."""
+"""A disk that runs full under the server: it is said, nothing half is left, and smaller scans go on.
+
+First with writes that fail as on a full disk, then on a file system that really runs full, which root alone can mount.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import subprocess
@@ -25,6 +29,8 @@ pytest.importorskip("cryptography", reason="needs the extra serve")
 
 import servers
 from diffusion_anomaly.client.running import Delivered, Image
+from diffusion_anomaly.server.refusals import refusal_of
+from diffusion_anomaly.server.spool import VoxelFile
 from servers import QUICK, SECONDS, Served, detect, request
 
 if TYPE_CHECKING:
@@ -34,9 +40,59 @@ MEGABYTE = 1_000_000
 FULL = "The server's disk is full"
 
 
+def test_a_write_that_meets_a_full_disk_fails_that_job_alone(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, connection = served.tokens.add("ben"), served.connection("anna")
+    job = servers.opened(served, token)
+    with monkeypatch.context() as full:
+        full.setattr(VoxelFile, "write", no_space)
+        with pytest.raises(DiskFull, match=FULL):
+            detect(connection, tmp_path / "out")
+        status, answer = served.ask(request("PUT", f"/v1/jobs/{job}/inputs/0", token, bytes(60)))
+        assert status == 507 and FULL.encode() in answer
+    wait_until(lambda: not served.leftovers, SECONDS)
+    state = json.loads(served.ask(request("GET", f"/v1/jobs/{job}", token))[1].partition(b"\r\n\r\n")[2])
+    assert (state["state"], state["error"]["code"]) == ("over", "disk_full")
+    assert served.ask(request("PUT", f"/v1/jobs/{job}/inputs/0", token, bytes(60)))[0] == 507
+    assert detect(connection, tmp_path / "again")
+
+
+def test_a_worker_that_meets_a_full_disk_fails_that_job_in_the_servers_words(served: Served, tmp_path: Path) -> None:
+    connection = served.connection()
+    with pytest.raises(DiskFull, match=FULL) as failed:
+        detect(connection, tmp_path / "out", steps=555)
+    assert "/secret" not in str(failed.value)
+    assert list((tmp_path / "out").iterdir()) == []
+    wait_until(lambda: not served.leftovers, SECONDS)
+    assert detect(connection, tmp_path / "again")
+
+
+def test_a_slot_whose_job_cannot_be_written_says_so_and_goes_on(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = served.connection()
+    with monkeypatch.context() as full:
+        full.setattr("diffusion_anomaly.server.slots.protocol.write_job", no_space)
+        with pytest.raises(DiskFull, match=FULL):
+            detect(connection, tmp_path / "out")
+    assert detect(connection, tmp_path / "again")
+
+
+def test_every_refusal_is_one_of_its_own() -> None:
+    error = OSError(errno.ENOSPC, "full")
+    first, second = refusal_of(error), refusal_of(error)
+    assert first is not second and (first.status, first.code) == (507, "disk_full")
+    assert (refusal_of(OSError(errno.EIO, "broken")).status, refusal_of(DiskFull("full")).status) == (500, 507)
+
+
+def no_space(*arguments: object, **keywords: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 48 MB."""
+    """A file system of its own, of 48 MB; for whoever may mount one."""
     if sys.platform != "linux":
         pytest.skip("only Linux has tmpfs")
     folder = tmp_path / "disk"

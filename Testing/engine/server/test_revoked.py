@@ -21,6 +21,7 @@ pytest.importorskip("cryptography", reason="needs the extra serve")
 
 import servers
 from diffusion_anomaly.client.running import Image
+from diffusion_anomaly.server.listening import TOKENS
 from servers import QUICK, SECONDS, Served, detect, finished, narrow, open_results, read, request
 
 if TYPE_CHECKING:
@@ -121,3 +122,29 @@ def test_a_stream_of_events_is_told_and_ends(served: Served) -> None:
             told += piece
         assert time.monotonic() - start < SOON
     assert b"The token was revoked" in told
+
+
+@pytest.mark.parametrize("kept", ["", '{"tokens": [', None])
+def test_a_file_of_tokens_that_cannot_be_read_revokes_nothing(
+    served: Served, kept: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    token, gone = served.tokens.add("anna"), served.tokens.add("ben")
+    job, result = servers.opened(served, token), finished(served, token, 100_000)
+    dropped = servers.opened(served, gone)
+    path = served.folder / TOKENS
+    good, aside = path.read_bytes(), path.with_suffix(".aside")
+    if kept is None:
+        path.rename(aside)
+    else:
+        path.write_text(kept, encoding="ascii")
+    time.sleep(2.0)  # four rounds of looking for tokens that were revoked
+    assert served.ask(request("GET", f"/v1/jobs/{job}", token))[0] == 401
+    if kept is None:
+        aside.rename(path)
+    else:
+        path.write_bytes(good)
+    assert served.ask(request("PUT", f"/v1/jobs/{job}/inputs/0", token, bytes(60)))[0] == 200
+    assert served.ask(request("GET", f"/v1/jobs/{result}/results/heat", token, Connection="close"))[0] == 200
+    assert sum("nobody is let in" in record.getMessage() for record in caplog.records) == 1
+    served.tokens.revoke("ben")  # which is still heeded
+    gone_soon(lambda: not any(dropped in str(path) for path in served.leftovers))

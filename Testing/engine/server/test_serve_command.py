@@ -51,6 +51,17 @@ def test_what_is_wrong_is_said(
     assert not list((tmp_path / "server").iterdir())
 
 
+def test_a_server_does_not_begin_with_tokens_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cryptography", reason="needs the extra serve")
+    (tmp_path / TOKENS).write_text('{"tokens": [', encoding="ascii")
+    for options in (["--port", "0", "--device", "cpu"], ["--list-tokens"]):
+        assert cli.main(["serve", str(tmp_path), *options]) == InputError.exit_code
+        said = capsys.readouterr()
+        assert "tokens.json cannot be read" in said.err and not said.out
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
 def test_every_file_of_the_log_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_LOG_BYTES", 200)
