@@ -22,7 +22,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,7 @@ BETWEEN = 7.0  # seconds from one kill to the next, in the mean
 PATIENCE = 180.0  # seconds for a run whose Ray is gone to notice it
 LONGEST = 1800.0  # seconds for the last run, which nobody disturbs
 LAST_RUNS = 3  # that may be needed when kills are over: a scan that two workers died of is left to the next run
-SETTLING = 60.0  # seconds in which the processes of an ended run have to be gone
+SETTLING = 180.0  # seconds in which the processes of the last run have to be gone; agents of Ray take two minutes
 
 
 @dataclass
@@ -77,6 +77,7 @@ def campaign(folder: Path, scans: int, kills: int, seed: int) -> Account:
     chance = chance_of("cohort", seed)
     table = make_scans(folder, scans)
     output, account = folder / "cohort", Account()
+    runs: list[_Run] = []
     moments = _moments(chance)
     while sum(account.kills.values()) < kills and len(account.records) < scans:
         with _Run(table, output, folder) as run:
@@ -93,7 +94,7 @@ def campaign(folder: Path, scans: int, kills: int, seed: int) -> Account:
                 _say(f"{sum(account.kills.values())} kills, {len(account.records)} of {scans} scans: {target}")
                 if target != "worker" and not run.wait(PATIENCE):
                     account.faults.append(f"the run went on for {PATIENCE:.0f} s after its {target} was killed")
-        _settle(run, account)
+        runs.append(run)
         account.told.update(run.told())
     for _ in range(LAST_RUNS):
         with _Run(table, output, folder) as run:
@@ -101,12 +102,13 @@ def campaign(folder: Path, scans: int, kills: int, seed: int) -> Account:
             if not run.wait(LONGEST):
                 account.faults.append(f"the last run did not end in {LONGEST:.0f} s")
                 break
-        _settle(run, account)
+        runs.append(run)
         account.told.update(run.told())
         if run.status == 0:
             break
     else:
         account.faults.append(f"{LAST_RUNS} runs that nobody disturbed did not bring it to its end: {run.complaints()}")
+    _settle(runs, account)
     account.look(output)
     account.faults += [*_of_results(output, scans, account), *_of_tables(output, scans)]
     return account
@@ -226,13 +228,13 @@ def _title(process: psutil.Process) -> str:
     return ""
 
 
-def _settle(run: _Run, account: Account) -> None:
-    """What a run has started is gone soon after it, whatever ended it."""
+def _settle(runs: Sequence[_Run], account: Account) -> None:
+    """What the runs have started is gone soon after the last of them, whatever ended them."""
     deadline = time.monotonic() + SETTLING
-    while (left := run.processes()) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    while (left := [process for run in runs for process in run.processes()]) and time.monotonic() < deadline:
+        time.sleep(1.0)
     if left:
-        account.faults.append(f"{len(left)} processes outlive their run: {', '.join(map(_title, left))}")
+        account.faults.append(f"{len(left)} processes outlive their runs: {', '.join(map(_title, left))}")
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
