@@ -53,7 +53,7 @@ def connection_of(
     if connection is not None:
         err.print(
             plain(
-                f"The scan leaves this computer: its voxels and where they lie go to {connection.server.name}; no "
+                f"The scan will leave this computer: its voxels and where they lie go to {connection.server.name}; no "
                 "name, file name or DICOM header does."
             )
         )
@@ -76,7 +76,8 @@ def quiet_connection(
             "Requests, which talks to servers, is not installed.", "pip install 'diffusion-anomaly[client]'"
         ) from None
     token = os.environ.get(TOKEN_VARIABLE, "") if token_file is None else _token_in(token_file)
-    return Connection(Server(_url(address), token, fingerprint, "" if authorities is None else str(authorities)))
+    server = Server(_url(address), token, fingerprint, "" if authorities is None else str(authorities))
+    return Connection(server, on_silence=lambda message: err.print(plain(message, "yellow")))
 
 
 def _url(address: str) -> str:

@@ -71,12 +71,19 @@ class Connection:
     Args:
         server: which one.
         patience: seconds to go on trying when it does not answer.
+        on_silence: is told, once each time, that a server that has answered does so no more and is asked again.
     """
 
-    def __init__(self, server: Server, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        server: Server,
+        patience: float = PATIENCE_SECONDS,
+        on_silence: Callable[[str], object] = lambda message: None,
+    ) -> None:
         self.server = server
         self._patience = patience
-        self._answered = False
+        self._on_silence = on_silence
+        self._answered, self._silent = False, False
         self._session = requests.Session()
         # Requests would let its environment take the place of True.
         self._verify: bool | str = False if server.fingerprint else server.authorities or certs.where()
@@ -85,7 +92,7 @@ class Connection:
 
     def another(self) -> Connection:
         """A connection to the same server, for another thread."""
-        other = Connection(self.server, self._patience)
+        other = Connection(self.server, self._patience, self._on_silence)
         other._answered = self._answered
         return other
 
@@ -165,6 +172,7 @@ class Connection:
                 broken = self._unreachable(error)
             if time.monotonic() - since > self._patience:
                 raise broken
+            self._tell_silence()
             self._pause(tries, stop)
             tries += 1
 
@@ -267,7 +275,7 @@ class Connection:
             except requests.RequestException as error:
                 raise self._unreachable(error) from error
             else:
-                self._answered = True
+                self._answered, self._silent = True, False
                 if answer.status_code < 300:
                     with answer:
                         yield answer
@@ -279,10 +287,18 @@ class Connection:
                 failure = refusal
             if time.monotonic() - since > (self._patience if self._answered else min(self._patience, FIRST_SECONDS)):
                 raise failure if isinstance(failure, EngineError) else self._unreachable(failure)
+            if not isinstance(failure, EngineError):
+                self._tell_silence()
             self._pause(tries, stop)
             tries += 1
             if not isinstance(failure, EngineError) or isinstance(failure, _Busy):
                 broken()
+
+    def _tell_silence(self) -> None:
+        """Say that the server is silent, unless that was said of this silence or it has never answered."""
+        if self._answered and not self._silent:
+            self._silent = True
+            self._on_silence(f"{self.server.name} does not answer; it is asked again for {self._patience:.0f} s.")
 
     def _refusal(self, answer: requests.Response) -> EngineError:
         """What a server's refusal means."""

@@ -195,3 +195,19 @@ def test_the_file_of_tokens_holds_none_and_is_its_owners(tmp_path: Path) -> None
     assert (tmp_path / "tokens.json").stat().st_mode & 0o077 == 0
     with pytest.raises(InputError, match="has a token already"):
         tokens.add("anna")
+
+
+def test_a_server_that_falls_silent_is_told_once_and_one_that_never_answered_is_not(
+    tmp_path: Path, offer: Offer
+) -> None:
+    told: list[str] = []
+    with Served(tmp_path / "server", offer) as served:
+        server = served.server()
+        connection = Connection(server, 2.0, told.append)
+        assert connection.models() and told == []
+    with pytest.raises(InputError):
+        connection.models()
+    assert told == [f"{server.name} does not answer; it is asked again for 2 s."]
+    with pytest.raises(InputError):
+        Connection(server, 1.0, told.append).models()
+    assert len(told) == 1

@@ -205,7 +205,7 @@ def test_the_models_of_a_server_are_listed(
     assert lines[0].split() == ["name", "version", "method", "expects", "licence", "quality"]
     assert {line.split()[0] for line in lines[1:3]} == {"toy-intensity", "toy-two"}
     assert f"127.0.0.1:{server.port} offers 2 models" in shown.out
-    assert "leaves this computer" not in shown.err  # nothing does
+    assert "leave this computer" not in shown.err  # nothing does
     named = [f"127.0.0.1:{server.port}" if word == server.address else word for word in asked]
     assert listed(*named, "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
@@ -272,7 +272,7 @@ def test_the_token_may_be_in_the_environment(
     pinned = ["--server", server.address, "--fingerprint", ":".join(re.findall("..", server.fingerprint.upper()))]
     inputs = [scan / "scan.nii.gz", "--mask", scan / "brain.nii.gz", "--model", "toy-intensity"]
     assert detect(*inputs, "-o", tmp_path / "out", *pinned) == 0
-    assert "leaves this computer" in capsys.readouterr().err
+    assert "will leave this computer" in capsys.readouterr().err
 
 
 def forwarded(server: Served, token: Path, folder: Path, tmp_path: Path, *arguments: str) -> Worker:
