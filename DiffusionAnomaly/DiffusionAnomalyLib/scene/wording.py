@@ -33,22 +33,25 @@ def score(value: float, document: Mapping[str, Any], unit: str = "ml") -> str:
 
 
 def wholeImage(document: Mapping[str, Any]) -> str:
-    """What a method says of a scan as a whole, beside the places in it; empty of a run that said nothing.
+    """What a method says of an image as a whole, beside the places in it; empty where that tells a reader nothing.
 
-    >>> wholeImage({"score": {"value": 0.00371, "title": "mean probability of a lesion"}})
-    'The whole scan, median of its slices: mean probability of a lesion 0.00371.'
+    Of a scan of many slices it is their median, which a lesion in a few of them does not move: it is told only beside
+    what is usual.
+
+    >>> wholeImage({"method": "guided", "score": {"value": 7.53, "title": "log-odds"}, "options": {"min_area": 0.0}})
+    'The whole picture: log-odds 7.53; above 0, the classifier finds disease more likely than not.'
 
     Args:
         document: how the map was made, with the score, what it is, and the range of it in scans that the model knows.
     """
     told = document.get("score") or {}
-    value, title = told.get("value"), told.get("title")
-    if not isinstance(value, (int, float)) or not title:
-        return ""
+    value, title, usual = told.get("value"), told.get("title"), told.get("healthy_range")
     isPicture = (document.get("options") or {}).get("min_area") is not None
+    if not isinstance(value, (int, float)) or not title or not (isPicture or usual):
+        return ""
     whole = _("The whole picture") if isPicture else _("The whole scan, median of its slices")
     line = _("{whole}: {title} {value:.3g}").format(whole=whole, title=title, value=value)
-    if usual := told.get("healthy_range"):
+    if usual:
         low, high = 2 * float(usual["mean"]) - float(usual["upper"]), float(usual["upper"])
         line = _("{line}; scans that the model knows have {low:.3g} to {high:.3g}").format(
             line=line, low=low, high=high
