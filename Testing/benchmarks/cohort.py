@@ -27,6 +27,7 @@ import psutil
 import SimpleITK as sitk
 
 from diffusion_anomaly.cohort.actors import is_installed
+from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.outputs import prepare_folder, publish
 from diffusion_anomaly.io.records import record
 from diffusion_anomaly.text import counted
@@ -74,6 +75,10 @@ def compare(asked: argparse.Namespace, folder: Path, count: int) -> list[dict[st
         sizes = ["--workers", workers, "--threads", asked.threads]
         output = folder / f"workers-{workers}"
         runs[f"cohort, {counted(workers, 'worker')}"] = [["cohort", scans, output, *options, *sizes]]
+    if unknown := [name for name in asked.run or () if name not in runs]:
+        raise InputError(f"There is no row {unknown[0]!r}.", f"Known are {'; '.join(runs)}.")
+    if "cohort, going on" in (asked.run or ()) and "cohort, this process" not in asked.run:
+        raise InputError("Going on is measured after a run in this process.", "Name that row too.")
     runs = {name: runs[name] for name in runs if runs[name] and (not asked.run or name in asked.run)}
     return [{"run": name} | run(commands, asked.threads) for name, commands in runs.items()]
 

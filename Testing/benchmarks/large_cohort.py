@@ -11,7 +11,6 @@ alike. The files of a result but those that differ are links too: what they take
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import tempfile
@@ -90,7 +89,7 @@ def _copy(done: Path, place: Path, scan: Path) -> None:
         if path.name not in (PROVENANCE, FINDINGS):
             os.link(path, place / path.name)
     (place / FINDINGS).write_bytes((done / FINDINGS).read_bytes())
-    made = copy.deepcopy(json.loads((done / PROVENANCE).read_text(encoding="utf-8")))
+    made = json.loads((done / PROVENANCE).read_text(encoding="utf-8"))
     made[COHORT] |= {"name": place.name, "patient": place.name}
     made[COHORT]["inputs"]["stamp"] = stamp(ScanRequest(scan, place, title=place.name))
     (place / PROVENANCE).write_text(json.dumps(made), encoding="utf-8")
