@@ -180,6 +180,25 @@ def test_the_scan_is_shown_alone_beside_the_map_and_all_comes_back(
     assert (state(red), state(green)) == before and layout.GetViewArrangement() == FOUR_UP
 
 
+def test_no_result_after_one_beside_its_scan_leaves_the_views_as_they_were(
+    scene: Any, scan: Any, red: Any, tmp_path: Path
+) -> None:
+    layout = scene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(FOUR_UP)
+    mine = mrmlscene.addScan(scene, jobs.scan(), tmp_path, "fused by the user")
+    red.SetForegroundVolumeID(mine.GetID())
+    red.SetForegroundOpacity(0.25)
+    view(scene, views.MAP_VIEW)
+    before = state(red)
+    nodes = result(scene, scan, tmp_path / "result")
+    views.arrange(scene, nodes.anomalyMap, True)
+    display.showInSlices(scene, scan, nodes.anomalyMap)
+    assert state(red) != before
+    views.handOver(scene, nodes.anomalyMap, None)
+    display.hideAnomalyMap(scene, nodes.anomalyMap)
+    assert state(red) == before and layout.GetViewArrangement() == FOUR_UP
+
+
 def test_a_scan_that_goes_takes_its_map_out_of_the_views(
     scene: Any, scan: Any, red: Any, watch: SceneWatch, tmp_path: Path
 ) -> None:

@@ -210,8 +210,12 @@ def isSideBySide(scene: Any) -> bool:
 
 
 def handOver(scene: Any, earlier: Any, later: Any) -> None:
-    """What was noted of the layout goes from one anomaly map to the next one that is shown, or comes back for none."""
+    """What was noted of the layout goes from one anomaly map to the next one that is shown.
+
+    For none, the views and then the layout show again what they showed before.
+    """
     if later is None:
+        putBack(scene, earlier)  # while it is known that the scan's view was emptied here
         restoreLayout(scene, earlier)
         return
     state, next_ = _stateOf(earlier), _stateOf(later)
