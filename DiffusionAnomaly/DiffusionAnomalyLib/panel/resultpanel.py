@@ -14,7 +14,6 @@ from ..scene import (
     display,
     findingsTable,
     results,
-    review,
     segmentation,
     selection,
     sequences,
@@ -167,9 +166,7 @@ class ResultPanel:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
         doubts = [results.keepTogether(nodes), results.otherFrame(nodes), *attributes.warnings(nodes.anomalyMap)]
-        if nodes.table is not None:
-            doubts += [review.problemWith(nodes.table), findingsTable.problemWithNames(nodes.table)]
-        say(self._ui.warningLabel, "\n".join(filter(None, doubts)))
+        say(self._ui.warningLabel, "\n".join(filter(None, [*doubts, *findingsTable.problemsWith(nodes.table)])))
         self._showOverlays(nodes)
         if self.found is None or self._isStale(nodes):
             self.found = results.findingsOf(nodes, self.live(nodes))

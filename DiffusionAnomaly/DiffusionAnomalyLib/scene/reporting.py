@@ -31,10 +31,14 @@ from .volumes import ijkToRas, onGrid
 
 
 def isAsRun(nodes: ResultNodes) -> bool:
-    """Whether threshold, smallest finding and place are those of the run, and nothing was said of any finding."""
+    """Whether threshold, smallest finding and place are those of the run, and nothing was said of any finding.
+
+    What was said and cannot be read any more counts as said: the page of the run would not tell.
+    """
     made = attributes.document(nodes.anomalyMap)
     moved = (nodes.threshold, nodes.minVolumeMl) != (made["threshold"]["heat"], made["options"]["min_volume_ml"])
     said = nodes.table is not None and (findingsTable.hasNames(nodes.table) or review.hasReviews(nodes.table))
+    said = said or bool(findingsTable.problemsWith(nodes.table))
     return not (moved or said or _transformed(nodes) or sequences.analysed(nodes.anomalyMap))
 
 
@@ -246,8 +250,7 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         whole[live.box] = rejected
         workspace.writeImage(onGrid(whole, grid), place + redrawing.REJECTED)
     made = attributes.document(nodes.anomalyMap)
-    if nodes.table is not None and (unread := review.problemWith(nodes.table)):
-        made = {**made, "warnings": [*made["warnings"], unread]}
+    made = {**made, "warnings": [*made["warnings"], *findingsTable.problemsWith(nodes.table)]}
     if transform := _transformed(nodes):
         note = _("Places are in the scan's own coordinates; in the scene it was under the transform {name}.")
         made = {**made, "warnings": [*made["warnings"], note.format(name=transform)]}
