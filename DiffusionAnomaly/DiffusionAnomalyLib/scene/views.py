@@ -153,11 +153,15 @@ def clear(scene: Any, node: Any) -> None:
 
 
 def releaseScan(scene: Any, scan: Any) -> None:
-    """Before a scan goes: its anomaly maps leave the views, where they would lie over another scan."""
+    """Before a scan goes: its anomaly maps leave the views, where they would lie over another scan.
+
+    The layout that was chosen for them goes too.
+    """
     for composite in sliceComposites(scene):
         shown = scene.GetNodeByID(composite.GetForegroundVolumeID() or "")
         if _isAnomalyMap(shown) and shown.GetNodeReference(attributes.INPUT) is scan:
             putBack(scene, shown)
+            restoreLayout(scene, shown)
 
 
 def chooseLayout(scene: Any, anomalyMap: Any, arrangement: int) -> None:
