@@ -334,7 +334,8 @@ class ResultPanel:
                 if wanted or nodes.segments is not None:
                     results.segmentFindings(self._scene, nodes, self.live(nodes), self.found, wanted)
                     results.outlineOnly(self._scene, nodes if self._overlays is not False else None)
-            wanted = isShown and self._ui.show3DCheckBox.checked
+            isPicture = attributes.isPicture(nodes.anomalyMap)  # flat: the check box is kept for the next scan
+            wanted = isShown and self._ui.show3DCheckBox.checked and not isPicture
             for node in nodes.outlines:
                 wantedOfNode = wanted and node is nodes.outlines[-1]
                 if wantedOfNode != segmentation.isSurfaceShown(node):
