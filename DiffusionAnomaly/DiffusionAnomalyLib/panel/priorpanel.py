@@ -120,7 +120,9 @@ class PriorPanel:
         if current is None:
             return _("Run the current scan first.")
         if attributes.isPicture(current.anomalyMap):
-            return _("{name} is a single picture, and pictures are not compared.").format(name=current.inputNode.GetName())
+            return _("{name} is a single picture, and pictures are not compared.").format(
+                name=current.inputNode.GetName()
+            )
         if not hasOthers and shown is None:
             return _("Load the prior scan of the patient and run it too, with the same model.")
         return "" if shown is None else "\n".join(shown.statistics.get("warnings", []))

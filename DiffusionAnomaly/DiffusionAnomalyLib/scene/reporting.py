@@ -216,7 +216,9 @@ def scanOf(nodes: ResultNodes) -> sitk.Image:
     return onGrid(voxels, ijkToRas(nodes.anomalyMap))
 
 
-def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: bool = False) -> None:
+def write(
+    nodes: ResultNodes, workspace: Workspace, part: str = "", printed: bool = False, key: bytes | None = None
+) -> None:
     """What the engine needs to draw the page, or to compare the result with another exam's.
 
     Args:
@@ -224,6 +226,7 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         workspace: where to.
         part: folder in it, of an exam that is compared with another; empty for the workspace's own.
         printed: whether the report is to be a PDF.
+        key: of a comparison, see ``patients.digests``; without one, nothing tells the patient.
 
     Raises:
         InputError: when the brain mask is not in the scene, or the disk is full.
@@ -266,6 +269,6 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         {str(number): one.state for number, one in said.items() if one.state != review.UNDECIDED},
         {str(number): one.comment for number, one in said.items() if one.comment},
         printed,
-        patients.digests(nodes.inputNode) if part else {},
+        patients.digests(nodes.inputNode, key) if key else {},
     )
     redrawing.write_request(request, folder)
