@@ -124,6 +124,7 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         panel.results.show(None)
         panel.refresh()
         assert shown() == [True, True, False] and standins.said(ui.noResultLabel) == "Choose a result."
+        ui.removeResultButton.setEnabled.assert_called_with(False)
         panel.results.show(nodes)
         panel.results.findings.jumpTo(0)
         panel.results.findings.comment("c" * 200)

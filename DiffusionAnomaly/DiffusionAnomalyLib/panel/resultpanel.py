@@ -152,8 +152,7 @@ class ResultPanel:
         say(self._ui.noResultLabel, _nothing(hasAny) if nodes is None else "")
         with silent(self._ui.resultSelector):
             self._ui.resultSelector.setCurrentNode(parameters.result)
-        for widget in self._controls():
-            widget.setEnabled(nodes is not None)
+        self._ui.removeResultButton.setEnabled(nodes is not None)
         if nodes is None:
             selection.unmark(self._scene)
             self.findings.refresh()
@@ -244,7 +243,10 @@ class ResultPanel:
         isBeside, isPicture = parameters.output.sideBySide, attributes.isPicture(nodes.anomalyMap)
         views.arrange(self._scene, nodes.anomalyMap, isBeside, nodes.inputNode if isPicture else None)
         display.showInSlices(self._scene, nodes.inputNode, nodes.anomalyMap, parameters.output.opacity)
-        fitSlices([views.MAP_VIEW] * isBeside + [views.SCAN_VIEW] * isPicture)
+        if isBeside:
+            fitSlices([views.MAP_VIEW])
+        if isPicture:
+            fitSlices([views.SCAN_VIEW])
 
     def _showOverlays(self, nodes: ResultNodes) -> None:
         """All that lies over the scan, unless it is hidden or the scan shows another frame than it belongs to."""
@@ -272,23 +274,6 @@ class ResultPanel:
     @staticmethod
     def _versionOf(nodes: ResultNodes) -> tuple[str, int]:
         return nodes.anomalyMap.GetID(), nodes.anomalyMap.GetImageData().GetMTime()
-
-    def _controls(self) -> tuple[Any, ...]:
-        ui = self._ui
-        return (
-            ui.opacitySlider,
-            ui.colorSelector,
-            ui.thresholdSlider,
-            ui.resetThresholdButton,
-            ui.show3DCheckBox,
-            ui.findingsTable,
-            ui.legendCheckBox,
-            ui.belowCheckBox,
-            ui.sideBySideCheckBox,
-            ui.segmentsCheckBox,
-            ui.overlaysButton,
-            ui.removeResultButton,
-        )
 
     def _onResult(self, node: Any) -> None:
         self.show(results.resultOf(node))

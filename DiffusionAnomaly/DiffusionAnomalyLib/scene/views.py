@@ -193,8 +193,8 @@ def arrange(scene: Any, anomalyMap: Any, beside: bool, picture: Any = None) -> N
         if not layout.IsLayoutDescription(number):
             layout.AddLayoutDescription(number, description)
     now, noted = layout.GetViewArrangement(), _stateOf(anomalyMap).get("layout", {})
-    alone, besides = (None, SIDE_BY_SIDE) if picture is None else (ONE_VIEW, PICTURE_BESIDE)
-    wanted = besides if beside else alone
+    alone, sideBySide = (None, SIDE_BY_SIDE) if picture is None else (ONE_VIEW, PICTURE_BESIDE)
+    wanted = sideBySide if beside else alone
     if wanted != now and isSideBySide(scene):
         putBack(scene, anomalyMap)  # while it is known that the scan's view was emptied here
     if wanted is not None and wanted != now:
