@@ -303,7 +303,7 @@ class DiffusionAnomalyPanelTest(panelcase.PanelCase):
         self.panel.refresh()
         self.panel.results.show(None)
         self.settle()
-        assert composite.GetForegroundVolumeID() is None and not self.ui.thresholdSlider.enabled
+        assert composite.GetForegroundVolumeID() is None and not self.ui.resultFrame.visible
 
     def test_a_scene_imported_beside_a_result_leaves_it_shown(self) -> None:
         self.addScan("kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ slicer = pytest.importorskip("slicer", reason="needs MRML: pip install slicer-co
 import jobs
 import mrmlscene
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.results import redrawing
 from DiffusionAnomalyLib.process.process import PipeProcess
 from DiffusionAnomalyLib.scene import comparing, display, patients, results, views
 from DiffusionAnomalyLib.scene.results import Place, ResultNodes
@@ -193,6 +195,26 @@ def test_two_patients_are_told_by_what_dicom_says_of_both(
     for scan, about in zip(scans, (prior, current), strict=True):
         belongsTo(scene, scan, *about)
     assert patients.doubt(*scans) == (f"2024 and 2025 are of two patients by their {what}." if what else "")
+
+
+def test_digests_tell_patients_of_one_comparison_apart_and_no_others(
+    scene: Any, both: tuple[ResultNodes, ResultNodes], tmp_path: Path
+) -> None:
+    for nodes in both:
+        belongsTo(scene, nodes.inputNode, "A1", "19700101")
+    told = []
+    for number in range(2):
+        work = tmp_path / f"work {number}"
+        task = comparing.Comparing(*both, work, PipeProcess())
+        prior, current = (
+            json.loads(next(work.rglob(f"{part}/{redrawing.REQUEST}")).read_text("utf-8"))["identity"]
+            for part in ("prior", "current")
+        )
+        task.close()
+        assert prior == current and prior.keys() == {patients.PATIENT_ID, patients.BIRTH_DATE}
+        told.append(prior)
+    plainly = {hashlib.sha256(value.encode()).hexdigest() for value in ("A1", "19700101")}
+    assert len({*told[0].values(), *told[1].values(), *plainly}) == 6
 
 
 def test_exams_of_two_patients_are_compared_only_where_the_user_insists_and_the_doubt_stays(

@@ -77,6 +77,15 @@ def test_without_findings_the_table_has_its_heading(nodes: ResultNodes, tmp_path
     assert json.loads((tmp_path / "a.json").read_text("utf-8"))["findings"] == []
 
 
+def test_damaged_reviews_and_names_are_told_where_the_findings_are_written(nodes: ResultNodes, tmp_path: Path) -> None:
+    nodes.table.SetAttribute(review.REVIEWS, "[7]")
+    nodes.table.SetAttribute(findingsTable.NAMES, "[7, 8]")
+    exporting.saveFindings(nodes, tmp_path / "a.json")
+    told = json.loads((tmp_path / "a.json").read_text("utf-8"))["warnings"][-2:]
+    assert told == findingsTable.problemsWith(nodes.table)
+    assert [one[:16] for one in told] == ["1 saved review o", "2 saved names of"]
+
+
 def test_a_table_of_another_kind_is_refused(nodes: ResultNodes, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither CSV nor JSON"):
         exporting.saveFindings(nodes, tmp_path / "a.xlsx")

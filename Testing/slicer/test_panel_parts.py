@@ -124,6 +124,7 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         panel.results.show(None)
         panel.refresh()
         assert shown() == [True, True, False] and standins.said(ui.noResultLabel) == "Choose a result."
+        ui.removeResultButton.setEnabled.assert_called_with(False)
         panel.results.show(nodes)
         panel.results.findings.jumpTo(0)
         panel.results.findings.comment("c" * 200)
@@ -157,6 +158,67 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         assert panel.results.nodes() is None
         panel.close()
         assert panel.parameters is None and not list((folder / "work").iterdir())
+    print("all of it")
+    """
+    assert runs(code, tmp_path).splitlines()[-1] == "all of it"
+
+
+def test_a_picture_has_no_surface_and_is_no_prior_exam(tmp_path: Path) -> None:
+    code = """
+    import json, sys
+    from pathlib import Path
+    from unittest.mock import MagicMock
+    import numpy as np
+    import slicer, jobs, mrmlscene, standins
+    from DiffusionAnomalyLib.detection import Detection
+    from DiffusionAnomalyLib.panel.panel import Panel
+    from DiffusionAnomalyLib.scene import attributes, results, segmentation
+    from DiffusionAnomalyLib.scene.results import Place
+    from DiffusionAnomalyLib.settings import MemorySettings
+
+    folder = Path(sys.argv[1])
+    with mrmlscene.newScene() as scene:
+        slicer.app = MagicMock()
+        ui = standins.widgets()
+        ui.priorCollapsibleButton.collapsed = ui.overlaysButton.checked = ui.segmentsCheckBox.checked = False
+        ui.show3DCheckBox.checked = True
+        panel = Panel(ui, Detection(scene, folder / "work", settings=MemorySettings()))
+        panel.install.missing = []
+        chosen = standins.parameters(prior=None)
+        panel.setParameters(chosen)
+
+        def result(name, image, **options):
+            scan = mrmlscene.addScan(scene, image, folder, name)
+            scores = np.zeros(image.GetSize()[::-1], np.float32)
+            scores[:3, 3:8, 4:9] = 3.5
+            files = mrmlscene.writeResults(folder / name, scores, image)
+            document = json.loads(files["provenance"].read_text("utf-8"))
+            document["options"].update(options)
+            files["provenance"].write_text(json.dumps(document), "utf-8")
+            return results.loadResults(scene, Place.of(scan), files)
+
+        picture = jobs.scan()[:, :, 4:5]
+        film, other = (result(name, picture, min_area=1.0) for name in ("film", "other film"))
+        prior, current = (result(name, jobs.scan()) for name in ("prior", "current"))
+        assert attributes.isPicture(film.anomalyMap) and not attributes.isPicture(prior.anomalyMap)
+
+        def shown(nodes):
+            ui.priorComboBox.addItem.reset_mock()
+            panel.results.show(nodes)
+            panel.refresh()
+            offered = [call.args[0] for call in ui.priorComboBox.addItem.call_args_list]
+            surface = segmentation.isSurfaceShown(nodes.segmentation)
+            return surface, offered, ui.compareButton.setEnabled.call_args.args[0], standins.said(ui.priorLabel)
+
+        assert shown(current) == (True, ["prior"], True, "")
+        reason = "film is a single picture, and pictures are not compared."
+        assert shown(film) == (False, [], False, reason)
+        for nodes, before in ((film, current), (current, film)):
+            shown(nodes)
+            chosen.prior = before.anomalyMap
+            panel.prior.onCompare()
+            assert panel.prior._running is None and panel.prior._problem == ""
+        panel.close()
     print("all of it")
     """
     assert runs(code, tmp_path).splitlines()[-1] == "all of it"

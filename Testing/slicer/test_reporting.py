@@ -102,14 +102,20 @@ def test_what_a_process_is_asked_says_what_it_does_with_the_answer(tmp_path: Pat
         Asked("report", lambda workspace: None, tmp_path, PipeProcess(), lambda problem: None)  # type: ignore[abstract]
 
 
-def test_damaged_reviews_are_told_in_the_report(nodes: ResultNodes, tmp_path: Path) -> None:
-    nodes.table.SetAttribute(review.REVIEWS, '[{"state": "rejected"}]')
-    findingsTable.setName(
-        nodes.table,
-        nodes.anomalyMap,
-        *(live := results.liveThresholdOf(nodes), results.findingsOf(nodes, live)),
-        0,
-        "a",
-    )
-    drawn(nodes, tmp_path / "report.html")
-    assert "1 saved reviews of" in (tmp_path / "report.html").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("attribute", "text", "said"),
+    [
+        (review.REVIEWS, '[{"state": "rejected"}]', "1 saved review of"),
+        (review.REVIEWS, '[{"state": "rejected"}, 7]', "2 saved reviews of"),
+        (findingsTable.NAMES, '[[[1, 2], "two"]]', "1 saved name of"),
+        (findingsTable.NAMES, "[[[1, 2], 3], 4]", "2 saved names of"),
+    ],
+)
+def test_what_was_said_and_is_damaged_is_told_in_the_report(
+    nodes: ResultNodes, tmp_path: Path, attribute: str, text: str, said: str
+) -> None:
+    nodes.table.SetAttribute(attribute, text)
+    assert not isAsRun(nodes)
+    assert drawn(nodes, tmp_path / "report.html").problem == ""
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert said in page and said not in nodes.report.GetText()

@@ -180,6 +180,25 @@ def test_the_scan_is_shown_alone_beside_the_map_and_all_comes_back(
     assert (state(red), state(green)) == before and layout.GetViewArrangement() == FOUR_UP
 
 
+def test_no_result_after_one_beside_its_scan_leaves_the_views_as_they_were(
+    scene: Any, scan: Any, red: Any, tmp_path: Path
+) -> None:
+    layout = scene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(FOUR_UP)
+    mine = mrmlscene.addScan(scene, jobs.scan(), tmp_path, "fused by the user")
+    red.SetForegroundVolumeID(mine.GetID())
+    red.SetForegroundOpacity(0.25)
+    view(scene, views.MAP_VIEW)
+    before = state(red)
+    nodes = result(scene, scan, tmp_path / "result")
+    views.arrange(scene, nodes.anomalyMap, True)
+    display.showInSlices(scene, scan, nodes.anomalyMap)
+    assert state(red) != before
+    views.handOver(scene, nodes.anomalyMap, None)
+    display.hideAnomalyMap(scene, nodes.anomalyMap)
+    assert state(red) == before and layout.GetViewArrangement() == FOUR_UP
+
+
 def test_a_scan_that_goes_takes_its_map_out_of_the_views(
     scene: Any, scan: Any, red: Any, watch: SceneWatch, tmp_path: Path
 ) -> None:
@@ -270,6 +289,31 @@ def test_a_picture_has_one_view_that_lies_in_its_plane_and_all_comes_back(
     views.arrange(scene, other.anomalyMap, False)
     assert layout.GetViewArrangement() == FOUR_UP
     assert all(np.allclose(axesOf(one), axes) for one, axes in zip(slices, before, strict=True))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_picture_that_goes_takes_its_layout_along(
+    scene: Any, scan: Any, red: Any, watch: SceneWatch, tmp_path: Path, beside: bool
+) -> None:
+    layout = scene.AddNewNodeByClass("vtkMRMLLayoutNode")
+    layout.SetViewArrangement(FOUR_UP)
+    mine = mrmlscene.addScan(scene, jobs.scan(), tmp_path, "fused by the user")
+    red.SetForegroundVolumeID(mine.GetID())
+    red.SetForegroundOpacity(0.25)
+    before = state(red)[1:]
+    view(scene, views.MAP_VIEW)
+    shown = addSlice(scene, views.SCAN_VIEW, "Axial")
+    axes = axesOf(shown)
+    image = jobs.scan()[:, :, 4:5]
+    image.SetDirection(np.roll(np.eye(3), 1, axis=0).ravel().tolist())
+    film = mrmlscene.addScan(scene, image, tmp_path, "film")
+    nodes = result(scene, film, tmp_path / "result", slice(0, 1))
+    views.arrange(scene, nodes.anomalyMap, beside, film)
+    display.showInSlices(scene, film, nodes.anomalyMap)
+    assert layout.GetViewArrangement() != FOUR_UP and not np.allclose(axesOf(shown), axes)
+    scene.RemoveNode(film)
+    assert layout.GetViewArrangement() == FOUR_UP and np.allclose(axesOf(shown), axes)
+    assert state(red)[1:] == before
 
 
 def test_a_layout_that_the_user_has_chosen_since_stays(scene: Any, scan: Any, red: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from diffusion_anomaly.errors import EngineError
 from ..process.qtprocess import QtProcess
 from ..process.workspace import Workspace
 from ..progresstext import plain
-from ..scene import comparing, patients, views
+from ..scene import attributes, comparing, patients, views
 from ..scene.comparing import Comparing, ComparisonNodes
 from ..scene.results import ResultNodes, resultsIn
 from ..translation import tr as _
@@ -48,7 +48,7 @@ class PriorPanel:
         if self._ui.priorCollapsibleButton.collapsed:
             return
         current = self._results.nodes()
-        others = [] if current is None else self._others(current)
+        others = self._others(current)
         items = [(nodes.anomalyMap.GetID(), nodes.inputNode.GetName()) for nodes in others]
         chosen = "" if parameters.prior is None else parameters.prior.GetID()
         if items and chosen not in [key for key, _title in items]:
@@ -69,7 +69,7 @@ class PriorPanel:
         current = self._results.nodes()
         parameters = self._context.parameters
         chosen = None if parameters is None else parameters.prior
-        prior = next((nodes for nodes in self._all() if nodes.anomalyMap is chosen), None)
+        prior = next((nodes for nodes in self._others(current) if nodes.anomalyMap is chosen), None)
         if current is None or prior is None or self._running is not None:
             return
         self._problem = ""
@@ -97,12 +97,12 @@ class PriorPanel:
         for folder in self._opened:
             folder.remove()
 
-    def _all(self) -> list[ResultNodes]:
-        return resultsIn(self._context.scene)
-
-    def _others(self, current: ResultNodes) -> list[ResultNodes]:
-        """Results of other scans, which are not pictures."""
-        return [nodes for nodes in self._all() if nodes.inputNode is not current.inputNode]
+    def _others(self, current: ResultNodes | None) -> list[ResultNodes]:
+        """Results of other scans, which are not pictures; none for a picture."""
+        if current is None or attributes.isPicture(current.anomalyMap):
+            return []
+        others = [nodes for nodes in resultsIn(self._context.scene) if nodes.inputNode is not current.inputNode]
+        return [nodes for nodes in others if not attributes.isPicture(nodes.anomalyMap)]
 
     def _comparison(self) -> ComparisonNodes | None:
         """The last one of the result that is shown."""
@@ -119,6 +119,10 @@ class PriorPanel:
             return self._problem
         if current is None:
             return _("Run the current scan first.")
+        if attributes.isPicture(current.anomalyMap):
+            return _("{name} is a single picture, and pictures are not compared.").format(
+                name=current.inputNode.GetName()
+            )
         if not hasOthers and shown is None:
             return _("Load the prior scan of the patient and run it too, with the same model.")
         return "" if shown is None else "\n".join(shown.statistics.get("warnings", []))

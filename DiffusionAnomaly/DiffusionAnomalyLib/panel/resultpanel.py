@@ -14,7 +14,6 @@ from ..scene import (
     display,
     findingsTable,
     results,
-    review,
     segmentation,
     selection,
     sequences,
@@ -153,8 +152,7 @@ class ResultPanel:
         say(self._ui.noResultLabel, _nothing(hasAny) if nodes is None else "")
         with silent(self._ui.resultSelector):
             self._ui.resultSelector.setCurrentNode(parameters.result)
-        for widget in self._controls():
-            widget.setEnabled(nodes is not None)
+        self._ui.removeResultButton.setEnabled(nodes is not None)
         if nodes is None:
             selection.unmark(self._scene)
             self.findings.refresh()
@@ -167,9 +165,7 @@ class ResultPanel:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
         doubts = [results.keepTogether(nodes), results.otherFrame(nodes), *attributes.warnings(nodes.anomalyMap)]
-        if nodes.table is not None:
-            doubts += [review.problemWith(nodes.table), findingsTable.problemWithNames(nodes.table)]
-        say(self._ui.warningLabel, "\n".join(filter(None, doubts)))
+        say(self._ui.warningLabel, "\n".join(filter(None, [*doubts, *findingsTable.problemsWith(nodes.table)])))
         self._showOverlays(nodes)
         if self.found is None or self._isStale(nodes):
             self.found = results.findingsOf(nodes, self.live(nodes))
@@ -247,7 +243,10 @@ class ResultPanel:
         isBeside, isPicture = parameters.output.sideBySide, attributes.isPicture(nodes.anomalyMap)
         views.arrange(self._scene, nodes.anomalyMap, isBeside, nodes.inputNode if isPicture else None)
         display.showInSlices(self._scene, nodes.inputNode, nodes.anomalyMap, parameters.output.opacity)
-        fitSlices([views.MAP_VIEW] * isBeside + [views.SCAN_VIEW] * isPicture)
+        if isBeside:
+            fitSlices([views.MAP_VIEW])
+        if isPicture:
+            fitSlices([views.SCAN_VIEW])
 
     def _showOverlays(self, nodes: ResultNodes) -> None:
         """All that lies over the scan, unless it is hidden or the scan shows another frame than it belongs to."""
@@ -275,23 +274,6 @@ class ResultPanel:
     @staticmethod
     def _versionOf(nodes: ResultNodes) -> tuple[str, int]:
         return nodes.anomalyMap.GetID(), nodes.anomalyMap.GetImageData().GetMTime()
-
-    def _controls(self) -> tuple[Any, ...]:
-        ui = self._ui
-        return (
-            ui.opacitySlider,
-            ui.colorSelector,
-            ui.thresholdSlider,
-            ui.resetThresholdButton,
-            ui.show3DCheckBox,
-            ui.findingsTable,
-            ui.legendCheckBox,
-            ui.belowCheckBox,
-            ui.sideBySideCheckBox,
-            ui.segmentsCheckBox,
-            ui.overlaysButton,
-            ui.removeResultButton,
-        )
 
     def _onResult(self, node: Any) -> None:
         self.show(results.resultOf(node))
@@ -337,7 +319,8 @@ class ResultPanel:
                 if wanted or nodes.segments is not None:
                     results.segmentFindings(self._scene, nodes, self.live(nodes), self.found, wanted)
                     results.outlineOnly(self._scene, nodes if self._overlays is not False else None)
-            wanted = isShown and self._ui.show3DCheckBox.checked
+            isPicture = attributes.isPicture(nodes.anomalyMap)  # flat: the check box is kept for the next scan
+            wanted = isShown and self._ui.show3DCheckBox.checked and not isPicture
             for node in nodes.outlines:
                 wantedOfNode = wanted and node is nodes.outlines[-1]
                 if wantedOfNode != segmentation.isSurfaceShown(node):

@@ -7,6 +7,7 @@ comes into the scene on the current scan's grid: the prior scan and its anomaly 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,9 @@ class Comparing(reporting.Asked):
         self.nodes: ComparisonNodes | None = None
 
         def prepare(workspace: Workspace) -> None:
+            key = secrets.token_bytes()  # forgotten once both are written
             for part, nodes in (("prior", prior), ("current", current)):
-                reporting.write(nodes, workspace, part)
+                reporting.write(nodes, workspace, part, key=key)
 
         super().__init__("compare", prepare, temporaryFolder, process, onFinished)
 

@@ -90,15 +90,11 @@ def saveFindings(nodes: ResultNodes, path: Path | str) -> None:
         "heat": SCORE_UNIT,
         "threshold": nodes.threshold,
         "min_volume_ml": nodes.minVolumeMl,
-        "warnings": [*attributes.warnings(nodes.anomalyMap), *filter(None, [_unread(nodes)])],
+        "warnings": [*attributes.warnings(nodes.anomalyMap), *findingsTable.problemsWith(nodes.table)],
         "findings": rows,
         "provenance": made,
     }
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _unread(nodes: ResultNodes) -> str:
-    return "" if nodes.table is None else review.problemWith(nodes.table)
 
 
 def problemWithDicom(nodes: ResultNodes, fileOf: Callable[[str], str] | None) -> str:

@@ -203,14 +203,24 @@ def summary(findings: Sequence[Finding], unit: str = "ml", rejected: Collection[
     return line if not rejected else _("{line} {count} rejected.").format(line=line, count=len(rejected))
 
 
+def problemsWith(node: Any) -> list[str]:
+    """What to say of reviews and names that cannot be read any more; empty when all can, and without a table."""
+    return [] if node is None else list(filter(None, [review.problemWith(node), problemWithNames(node)]))
+
+
 def problemWithNames(node: Any) -> str:
     """What to say when names that a scene was saved with cannot be read any more; they stay where they are."""
     count = len(_read(node)[1])
     if not count:
         return ""
-    return _(
-        "{count} saved names of {name} are damaged and are not used. They stay in the table's attribute {attribute}."
-    ).format(count=count, name=node.GetName(), attribute=NAMES)
+    if count == 1:
+        said = _("1 saved name of {name} is damaged and is not used. It stays in the table's attribute {attribute}.")
+    else:
+        said = _(
+            "{count} saved names of {name} are damaged and are not used. They stay in the table's attribute "
+            "{attribute}."
+        )
+    return said.format(count=count, name=node.GetName(), attribute=NAMES)
 
 
 def _given(node: Any) -> list[Any]:

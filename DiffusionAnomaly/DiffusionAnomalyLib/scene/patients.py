@@ -6,6 +6,7 @@ Two exams are compared on the word of whoever chose them. Where both say whose t
 from __future__ import annotations
 
 import hashlib
+import hmac
 from typing import Any
 
 import slicer
@@ -34,19 +35,31 @@ def identityOf(node: Any) -> dict[str, str]:
     return {keyword: value.strip().upper() for keyword, value in said.items() if value and value.strip()}
 
 
-def digests(node: Any) -> dict[str, str]:
-    """The same as digests, which tell patients apart and name none."""
-    return {keyword: hashlib.sha256(value.encode()).hexdigest() for keyword, value in identityOf(node).items()}
+def digests(node: Any, key: bytes) -> dict[str, str]:
+    """The same as digests, which tell the patients of one comparison apart.
+
+    Without the key nobody can find a date of birth by trying all dates.
+
+    Args:
+        node: the volume.
+        key: random, the same for the volumes that are compared, and kept nowhere.
+    """
+    return {
+        keyword: hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
+        for keyword, value in identityOf(node).items()
+    }
 
 
 def doubt(prior: Any, current: Any) -> str:
     """Why two volumes may be of two patients; empty where nothing says so."""
     one, other = identityOf(prior), identityOf(current)
-    titles = {PATIENT_ID: _("patient ID"), BIRTH_DATE: _("date of birth")}
-    shared = titles.keys() & one.keys() & other.keys()
-    differ = [title for keyword, title in titles.items() if keyword in shared and one[keyword] != other[keyword]]
+    differ = {keyword for keyword in one.keys() & other.keys() if one[keyword] != other[keyword]}
     if not differ:
         return ""
-    return _("{prior} and {current} are of two patients by their {what}.").format(
-        prior=prior.GetName(), current=current.GetName(), what=_(" and ").join(differ)
-    )
+    if differ == {PATIENT_ID}:
+        said = _("{prior} and {current} are of two patients by their patient ID.")
+    elif differ == {BIRTH_DATE}:
+        said = _("{prior} and {current} are of two patients by their date of birth.")
+    else:
+        said = _("{prior} and {current} are of two patients by their patient ID and date of birth.")
+    return said.format(prior=prior.GetName(), current=current.GetName())

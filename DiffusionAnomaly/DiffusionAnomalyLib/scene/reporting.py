@@ -31,10 +31,14 @@ from .volumes import ijkToRas, onGrid
 
 
 def isAsRun(nodes: ResultNodes) -> bool:
-    """Whether threshold, smallest finding and place are those of the run, and nothing was said of any finding."""
+    """Whether threshold, smallest finding and place are those of the run, and nothing was said of any finding.
+
+    What was said and cannot be read any more counts as said: the page of the run would not tell.
+    """
     made = attributes.document(nodes.anomalyMap)
     moved = (nodes.threshold, nodes.minVolumeMl) != (made["threshold"]["heat"], made["options"]["min_volume_ml"])
     said = nodes.table is not None and (findingsTable.hasNames(nodes.table) or review.hasReviews(nodes.table))
+    said = said or bool(findingsTable.problemsWith(nodes.table))
     return not (moved or said or _transformed(nodes) or sequences.analysed(nodes.anomalyMap))
 
 
@@ -212,7 +216,9 @@ def scanOf(nodes: ResultNodes) -> sitk.Image:
     return onGrid(voxels, ijkToRas(nodes.anomalyMap))
 
 
-def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: bool = False) -> None:
+def write(
+    nodes: ResultNodes, workspace: Workspace, part: str = "", printed: bool = False, key: bytes | None = None
+) -> None:
     """What the engine needs to draw the page, or to compare the result with another exam's.
 
     Args:
@@ -220,6 +226,7 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         workspace: where to.
         part: folder in it, of an exam that is compared with another; empty for the workspace's own.
         printed: whether the report is to be a PDF.
+        key: of a comparison, see ``patients.digests``; without one, nothing tells the patient.
 
     Raises:
         InputError: when the brain mask is not in the scene, or the disk is full.
@@ -246,8 +253,7 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         whole[live.box] = rejected
         workspace.writeImage(onGrid(whole, grid), place + redrawing.REJECTED)
     made = attributes.document(nodes.anomalyMap)
-    if nodes.table is not None and (unread := review.problemWith(nodes.table)):
-        made = {**made, "warnings": [*made["warnings"], unread]}
+    made = {**made, "warnings": [*made["warnings"], *findingsTable.problemsWith(nodes.table)]}
     if transform := _transformed(nodes):
         note = _("Places are in the scan's own coordinates; in the scene it was under the transform {name}.")
         made = {**made, "warnings": [*made["warnings"], note.format(name=transform)]}
@@ -263,6 +269,6 @@ def write(nodes: ResultNodes, workspace: Workspace, part: str = "", printed: boo
         {str(number): one.state for number, one in said.items() if one.state != review.UNDECIDED},
         {str(number): one.comment for number, one in said.items() if one.comment},
         printed,
-        patients.digests(nodes.inputNode) if part else {},
+        patients.digests(nodes.inputNode, key) if key else {},
     )
     redrawing.write_request(request, folder)

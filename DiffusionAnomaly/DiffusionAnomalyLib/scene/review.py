@@ -117,9 +117,14 @@ def problemWith(node: Any) -> str:
     count = len(_read(node).unread)
     if not count:
         return ""
-    return _(
-        "{count} saved reviews of {name} are damaged and are not used. They stay in the table's attribute {attribute}."
-    ).format(count=count, name=node.GetName(), attribute=REVIEWS)
+    if count == 1:
+        said = _("1 saved review of {name} is damaged and is not used. It stays in the table's attribute {attribute}.")
+    else:
+        said = _(
+            "{count} saved reviews of {name} are damaged and are not used. They stay in the table's attribute "
+            "{attribute}."
+        )
+    return said.format(count=count, name=node.GetName(), attribute=REVIEWS)
 
 
 def clean(comment: str) -> str:

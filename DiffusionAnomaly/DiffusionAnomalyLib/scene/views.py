@@ -153,11 +153,15 @@ def clear(scene: Any, node: Any) -> None:
 
 
 def releaseScan(scene: Any, scan: Any) -> None:
-    """Before a scan goes: its anomaly maps leave the views, where they would lie over another scan."""
+    """Before a scan goes: its anomaly maps leave the views, where they would lie over another scan.
+
+    The layout that was chosen for them goes too.
+    """
     for composite in sliceComposites(scene):
         shown = scene.GetNodeByID(composite.GetForegroundVolumeID() or "")
         if _isAnomalyMap(shown) and shown.GetNodeReference(attributes.INPUT) is scan:
             putBack(scene, shown)
+            restoreLayout(scene, shown)
 
 
 def chooseLayout(scene: Any, anomalyMap: Any, arrangement: int) -> None:
@@ -189,8 +193,8 @@ def arrange(scene: Any, anomalyMap: Any, beside: bool, picture: Any = None) -> N
         if not layout.IsLayoutDescription(number):
             layout.AddLayoutDescription(number, description)
     now, noted = layout.GetViewArrangement(), _stateOf(anomalyMap).get("layout", {})
-    alone, besides = (None, SIDE_BY_SIDE) if picture is None else (ONE_VIEW, PICTURE_BESIDE)
-    wanted = besides if beside else alone
+    alone, sideBySide = (None, SIDE_BY_SIDE) if picture is None else (ONE_VIEW, PICTURE_BESIDE)
+    wanted = sideBySide if beside else alone
     if wanted != now and isSideBySide(scene):
         putBack(scene, anomalyMap)  # while it is known that the scan's view was emptied here
     if wanted is not None and wanted != now:
@@ -210,8 +214,12 @@ def isSideBySide(scene: Any) -> bool:
 
 
 def handOver(scene: Any, earlier: Any, later: Any) -> None:
-    """What was noted of the layout goes from one anomaly map to the next one that is shown, or comes back for none."""
+    """What was noted of the layout goes from one anomaly map to the next one that is shown.
+
+    For none, the views and then the layout show again what they showed before.
+    """
     if later is None:
+        putBack(scene, earlier)  # while it is known that the scan's view was emptied here
         restoreLayout(scene, earlier)
         return
     state, next_ = _stateOf(earlier), _stateOf(later)

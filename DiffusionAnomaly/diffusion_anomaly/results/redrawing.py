@@ -46,7 +46,7 @@ class Request:
         reviews: ``accepted`` or ``rejected``, by the findings' ids as text; others are undecided.
         comments: of the user on findings, likewise.
         printed: whether it is to be a PDF instead of a page.
-        identity: for a comparison: digests of what tells patients apart, by DICOM keyword; may be empty.
+        identity: for a comparison: keyed digests of what tells patients apart, by DICOM keyword; may be empty.
     """
 
     title: str
