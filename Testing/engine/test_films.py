@@ -221,14 +221,14 @@ def test_the_command_line_speaks_of_areas_and_thresholds_again(
     path = saved(tmp_path, "png")
     assert cli.main(["detect", str(path), "-o", str(tmp_path / "out"), "--model", str(bundle.path)]) == 0
     shown = capsys.readouterr().out
-    assert "area pixels" in shown and "centre column, row" in shown and " mm" not in shown
+    assert shown.split()[:3] == ["finding", "pixels", "peak"] and "centre column, row" in shown and " mm" not in shown
     made = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))["score"]
     assert f"\nWhole-image score {made['value']:.3g}: {made['title']}\n" in shown
     assert "brain" not in made["title"]
     heat = tmp_path / "out" / "heat.nii.gz"
     again = ["threshold", str(heat), "--at", "1", "-o", str(tmp_path / "again")]
     assert cli.main(again) == 0
-    assert "area pixels" in capsys.readouterr().out
+    assert capsys.readouterr().out.split()[:3] == ["finding", "pixels", "peak"]
     assert cli.main([*again, "--min-volume", "1"]) == InputError.exit_code
     assert "--min-area" in capsys.readouterr().err
 

@@ -128,8 +128,8 @@ def write_error(path: Path, error: OSError) -> EngineError:
     folder = path.parent
     if error.errno == errno.EFBIG:
         return InputError(
-            f"{path} could not be written: it is larger than a file may be there.",
-            "Raise the limit, see ulimit -f, or choose another file system.",
+            f"{path} could not be written: no space left for a file so large.",
+            "Free some space, raise the limit (ulimit -f), or choose another output folder.",
         )
     if error.errno in NO_SPACE:
         return DiskFull(
