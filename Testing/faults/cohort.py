@@ -33,7 +33,7 @@ from .pool import PATH, REPOSITORY, chance_of, environment
 TARGETS = {"worker": ("ray::_Worker",), "Ray": ("raylet", "gcs_server"), "driver": ()}
 SHARES = (6, 1, 1)  # how often each is the target
 MARK = "DIFFUSION_ANOMALY_CAMPAIGN"  # environment variable by which all processes of a run are known
-BETWEEN = 7.0  # seconds from one kill to the next, in the mean
+BETWEEN = 5.0  # seconds from one kill to the next, in the mean
 PATIENCE = 180.0  # seconds for a run whose Ray is gone to notice it
 LONGEST = 1800.0  # seconds for the last run, which nobody disturbs
 LAST_RUNS = 3  # that may be needed when kills are over: a scan that two workers died of is left to the next run
@@ -123,7 +123,7 @@ def make_scans(folder: Path, count: int) -> Path:
 
     empty = phantom.grid((36, 42, 10), (5.0, 5.0, 12.0))
     sitk.WriteImage(phantom.brain_of(empty), str(folder / "brain.nii.gz"))
-    packages.unsupervised(folder / "toy", options={"steps": 50, "kl_levels": 20, "mask_sigma": 1.0})
+    packages.unsupervised(folder / "toy", options={"steps": 120, "kl_levels": 48, "mask_sigma": 1.0})
     (folder / "scans").mkdir()
     with (folder / "scans.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
