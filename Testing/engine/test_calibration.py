@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffusion_anomaly.detection.calibration import Calibration, false_alarm_ml, threshold_for_false_alarms
+from diffusion_anomaly.detection.calibration import (
+    Calibration,
+    false_alarm_ml,
+    spread_of_scans,
+    threshold_for_false_alarms,
+)
 from diffusion_anomaly.detection.postprocess import postprocess
 from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.models.filters import PostprocessSettings
@@ -102,6 +107,28 @@ def test_a_damaged_calibration_table_is_a_model_error(table: dict) -> None:
 
 
 # --- threshold ----------------------------------------------------------------------------------------------
+
+
+def test_a_further_scan_exceeds_the_spread_of_earlier_ones_no_more_often_than_one_in_ten(
+    rng: np.random.Generator,
+) -> None:
+    exceeded = 0
+    for _ in range(400):
+        # Scans differ in scale, so that voxels of one say little about another.
+        *known, further = (scale * rng.exponential(size=300) for scale in rng.lognormal(0.0, 0.5, 20))
+        spread = spread_of_scans(known)
+        assert spread is not None and spread["scans"] == 19 and spread["heat"] == [1, 2, 3]
+        assert spread["upper"] == sorted(spread["upper"], reverse=True)
+        exceeded += np.mean(further >= 2) > spread["upper"][1]
+    assert 0.02 < exceeded / 400 < 0.14
+
+
+def test_too_few_scans_have_no_spread(rng: np.random.Generator) -> None:
+    scans = [rng.exponential(size=50) for _ in range(9)]
+    empty = np.zeros(0)
+    assert spread_of_scans([*scans[:8], empty]) is None
+    nine = spread_of_scans([*scans, empty])
+    assert nine is not None and nine["upper"][0] == max(np.mean(scores >= 1) for scores in scans)
 
 
 def test_threshold_keeps_the_stated_volume_and_is_the_lowest_that_does(rng: np.random.Generator) -> None:

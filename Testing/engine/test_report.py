@@ -124,6 +124,19 @@ def test_provenance_says_where_the_calibration_table_ends(result: Result) -> Non
     assert result.provenance["calibration_end"] == pytest.approx(table[-1], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("upper", "says"), [(0.00412, "up to one voxel in 240 reaches 3"), (2e-5, "one voxel in 50,000"), (0.0, None)]
+)
+def test_the_spread_of_healthy_scans_is_told_where_it_is_known(upper: float, says: str | None, result: Result) -> None:
+    spread = {"heat": [1, 2, 3], "upper": [0.2, 0.03, upper], "scans": 12}
+    text = render_report(replace(result, provenance={**result.provenance, "calibration_spread": spread}))
+    assert ("single scans differ" in text) == (says is not None)
+    assert says is None or says in text
+    assert "single scans differ" not in render_report(
+        replace(result, provenance={k: v for k, v in result.provenance.items() if k != "calibration_spread"})
+    )
+
+
 def test_a_scan_without_findings_says_so(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

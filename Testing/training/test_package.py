@@ -150,6 +150,18 @@ def test_scores_is_calibrated_on_the_healthy_slices_alone(trained: Workplace, bu
     assert bundle.anomaly["threshold"]["source"] == "half of 14 healthy slices of 2 validation scans"
 
 
+def test_networks_that_learnt_from_no_patient_are_calibrated_on_the_training_scans_too(trained: Workplace) -> None:
+    entries: dict[str, Any] = {"method": "intensity", "stages": {}, "calibrate_on": ["train", "val"]}
+    entries |= {"options": {"reference": 0.4}, "grid": {"size": [20, 20], "spacing": 2.0}}
+    with pytest.raises(SystemExit) as ended:
+        command_line(["package", str(configure(trained, "both", **entries)), "--output", str(trained.folder / "both")])
+    assert not ended.value.code
+    bundle = open_bundle(trained.folder / "both" / "toy")
+    # Both splits are the same folder here.
+    assert bundle.anomaly["calibration"]["source"] == "28 healthy slices of 4 training and validation scans"
+    assert "spread" not in bundle.anomaly["calibration"]  # too few for one
+
+
 def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_healthy_people(trained: Workplace) -> None:
     healthy = write_scan(trained.folder / "healthy", "volunteer", 7)
     entries: dict[str, Any] = {

@@ -19,7 +19,7 @@ from training.data.acquisition import AcquisitionConfig, acquire, found_brain
 from training.data.drawing import Draw, blur
 from training.data.head_maps import BRAIN_BIT, HeadMaps
 from training.data.label_maps import load_head, prepare_labels
-from training.data.painting import PaintingConfig, flair_means, paint
+from training.data.painting import OUTSHINING, OUTSHINING_SHARE, PaintingConfig, flair_means, paint
 from training.data.slabs import AugmentationConfig, RealStacks, SlabGrid, Slabs
 from training.data.stacks import PrepareSlabsConfig, around, prepare_slabs
 from training.data.tissues import GREY, RIM, TISSUES, WHITE
@@ -75,6 +75,23 @@ def same(first: Slabs, second: Slabs) -> bool:
 
 
 # Painted
+
+
+def test_regions_outshine_others_of_their_tissue_in_some_heads_alone() -> None:
+    usual, *others = flair_means(draw(0, 2000))
+    means, *same = flair_means(draw(0, 2000), regional=0.16)
+    assert all(torch.equal(one, other) for one, other in zip(others, same, strict=True))
+    brighter = means - usual
+    outshining = [TISSUES[name] for name in OUTSHINING]
+    rest = [number for number in range(brighter.shape[1]) if number not in outshining]
+    assert not brighter[:, rest].any()
+    assert float(brighter.min()) == 0.0 and 0.15 < float(brighter.max()) <= 0.16
+    torch.testing.assert_close(
+        (brighter[:, outshining] > 0).float().mean(0),
+        torch.full((len(outshining),), OUTSHINING_SHARE),
+        atol=0.05,
+        rtol=0,
+    )
 
 
 def test_painted_slabs_have_their_shapes_and_are_a_function_of_the_seed(maps: HeadMaps) -> None:

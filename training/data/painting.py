@@ -18,6 +18,10 @@ from .tissues import FLUID, GREY, RIM, TISSUES, WHITE
 
 Range = tuple[float, float]
 
+# Healthy regions that are brighter than others of their tissue on many scans, and how often each is.
+OUTSHINING = ("cerebellar white matter", "brain stem", "pallidum, ventral diencephalon", "hippocampus, amygdala")
+OUTSHINING_SHARE = 0.4
+
 PARTS = 3  # planes that a slab is the mean of: partial volume
 
 
@@ -39,6 +43,9 @@ class PaintingConfig(BaseModel):
     grey_unevenness: float = Field(default=0.05, ge=0)
     fluid_unevenness: float = Field(default=0.12, ge=0, description="flow, in the next entry's share of heads")
     flow_share: float = Field(default=0.4, ge=0, le=1)
+    regional: float = Field(
+        default=0.0, ge=0, description="most that a region outshines the others' range, in 4 of 10 heads each"
+    )
     mottle: float = Field(default=0.03, ge=0, description="most of variation over centimetres, relative")
     grain: float = Field(default=0.035, ge=0, description="most of fine texture")
     surroundings: float = Field(default=0.4, ge=0, description="most of variation outside the brain, relative")
@@ -65,7 +72,7 @@ def paint(maps: HeadMaps, grid: SlabGrid, config: PaintingConfig, draw: Draw) ->
     tissue, inside = maps.look_up(head, _places(maps.boxes[head], thickness, gap, grid, config, draw))
     stripped = per_sample(draw.chance(config.stripped_share))
     tissue = torch.where(~inside & stripped, 0, tissue)
-    means, white_mean, fluid_mean = flair_means(draw)
+    means, white_mean, fluid_mean = flair_means(draw, config.regional)
 
     def over_parts(values: Tensor) -> Tensor:
         """``(B, K * PARTS, H, W)`` to the mean of each slab."""
@@ -141,10 +148,11 @@ def _textured(
     return image + grain * per_sample(draw.uniform(0.0, config.grain)) * (image > 0.02)
 
 
-def flair_means(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+def flair_means(draw: Draw, regional: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Mean intensity of each tissue number ``(B, tissues)``, as FLAIR orders them; of white matter and fluid, ``(B,)``.
 
-    White matter along the ventricles is normally a little brighter than elsewhere: it must not pass for a lesion.
+    White matter along the ventricles is normally a little brighter than elsewhere, and brain stem, cerebellar peduncles
+    and limbic cortex often are (``regional``): they must not pass for a lesion.
     """
     white = draw.uniform(0.45, 0.6)
     grey = white + draw.uniform(-0.02, 0.15)
@@ -171,4 +179,7 @@ def flair_means(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     }.items():
         means[:, TISSUES[name]] = value
     means[:, RIM] = white + draw.uniform(-0.01, 0.1)
+    if regional:  # without, no number is drawn, so that other heads stay as they were
+        for name in OUTSHINING:
+            means[:, TISSUES[name]] += draw.uniform(0.0, regional) * draw.chance(OUTSHINING_SHARE)
     return means, white, fluid

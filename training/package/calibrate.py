@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from diffusion_anomaly.detection.appearance import Appearance
-from diffusion_anomaly.detection.calibration import Calibration, threshold_for_false_alarms
+from diffusion_anomaly.detection.calibration import Calibration, spread_of_scans, threshold_for_false_alarms
 from diffusion_anomaly.detection.detector import Detector, whole_image_score
 from diffusion_anomaly.detection.doubts import pictures
 from diffusion_anomaly.detection.inference import RawMap, make_batch
@@ -65,11 +65,11 @@ class CalibrationScan:
 
 
 def calibration_scans(config: PackageConfig) -> Iterator[CalibrationScan]:
-    """The validation scans that a package's slices were made of, one in memory at a time."""
+    """The scans that a package is calibrated on, the validation scans if nothing else is said, one at a time."""
     prepare = config.read_prepare()
     labels = read_labels(prepare.labels) if prepare.labels else None
     names = prepare.channels or (config.modality,)
-    for paths in prepare.scans("val"):
+    for paths in (paths for split in config.calibrate_on for paths in prepare.scans(split)):
         scan = Scan(dict(zip(names, map(read_volume, paths), strict=True)))
         brain = brain_of(paths[0], scan.reference, prepare, config.brains)
         yield CalibrationScan(scan, brain, paths[0].name, labels)
@@ -110,8 +110,10 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
         if keep.any():
             pieces.append((found.raw[keep], brain[keep], found.stack.voxel_ml, brain.sum() / brain[keep].sum()))
         logger.info("%s: %s, %d healthy slices", config.method, scan.name, keep.sum())
-    source = f"{sum(len(raw) for raw, *_ in pieces)} healthy slices of {len(pieces)} validation scans"
+    names = " and ".join({"train": "training", "val": "validation"}[split] for split in config.calibrate_on)
+    source = f"{sum(len(raw) for raw, *_ in pieces)} healthy slices of {len(pieces)} {names} scans"
     calibration = Calibration.fit(np.concatenate([raw[brain] for raw, brain, _, _ in pieces]), source=source)
+    spread = spread_of_scans([calibration(raw[brain]) for raw, brain, _, _ in pieces], source)
     if config.healthy:
         judged = [(calibration(found.raw), found.stack.voxel_ml, 1.0) for found in _of_healthy_people(config, detector)]
         source = f"{len(judged)} scan{'s' if len(judged) > 1 else ''} of healthy people"
@@ -129,7 +131,7 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
     share = {1.0: "each", 0.5: "half"}.get(config.false_alarm_quantile, f"{config.false_alarm_quantile:.0%}")
     mean, deviation = float(np.mean(scores)), float(np.std(scores))
     return {
-        "calibration": calibration.to_dict(),
+        "calibration": calibration.to_dict() | ({"spread": spread} if spread else {}),
         "threshold": {
             "heat": round(threshold, 4),
             **({} if of_images else {"false_alarm_ml": config.false_alarm_ml}),

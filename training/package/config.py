@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load
@@ -94,6 +94,12 @@ class PackageConfig(BaseModel):
     checks: list[BrainCheck] = Field(default=[], description="of a brain mask: scans to measure it on")
     healthy: list[Path] = Field(
         default=[], description="scans of healthy people, to set the threshold with; else the healthy slices serve"
+    )
+    calibrate_on: list[Literal["train", "val"]] = Field(
+        default=["val"],
+        min_length=1,
+        description="splits of 'prepare' whose healthy slices scores are calibrated on; train only for networks that "
+        "have learnt from none of its scans",
     )
     false_alarm_ml: float = Field(default=1.0, gt=0, description="healthy false alarms a scan at the threshold")
     false_alarm_share: float = Field(

@@ -8,6 +8,7 @@ Torch-free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from ..errors import InputError, ModelError
 # a tenth of all when there are few, and is continued from the slope of the last factor of ten before its end.
 _RAREST = 10
 _DECADE = 1.0
+
+SPREAD_SCORES = (1, 2, 3)
+SPREAD_SHARE = 0.9  # of scans that stay within the bound of a spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +124,29 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"The calibration table is unreadable: {error}.", "Get the package again.") from error
         return cls(raw, scores, int(table.get("voxels", 0)), str(table.get("source", "")))
+
+
+def spread_of_scans(scans: Sequence[np.ndarray], source: str = "") -> dict[str, Any] | None:
+    """How much rarer or more frequent than on average high scores are in one healthy scan.
+
+    The unit that varies is the scan: its voxels are not independent. Of n scans, the k-th smallest share with
+    k = ceil(0.9 (n + 1)) is one that a further scan of their kind exceeds with a probability of at most 0.1 (the order
+    statistic of split conformal prediction; Bates et al. 2021, arXiv 2104.08279).
+
+    Args:
+        scans: each one's calibrated scores of healthy voxels, any shape.
+        source: which scans they are.
+
+    Returns:
+        JSON-ready: ``heat``, scores; ``upper``, for each the share of a scan's healthy voxels that nine scans of ten
+        do not exceed; ``scans``, how many there were. None with fewer than 9, of which none is such a bound.
+    """
+    scans = [scores for scores in scans if scores.size]
+    rank = math.ceil(SPREAD_SHARE * (len(scans) + 1))
+    if rank > len(scans):
+        return None
+    upper = [float(np.sort([np.mean(scores >= score) for scores in scans])[rank - 1]) for score in SPREAD_SCORES]
+    return {"heat": list(SPREAD_SCORES), "upper": upper, "scans": len(scans), "source": source}
 
 
 def threshold_for_false_alarms(

@@ -175,6 +175,11 @@ class Plan:
         return str(self._calibrated("calibration").get("source") or "healthy validation scans")
 
     @property
+    def calibration_spread(self) -> dict[str, Any] | None:
+        """How much healthy scans differ in how often they score high, see ``calibration.spread_of_scans``."""
+        return self._calibrated("calibration").get("spread")
+
+    @property
     def channels(self) -> tuple[str, ...]:
         """The contrasts that the model is shown, in this order."""
         return self.bundle.channels

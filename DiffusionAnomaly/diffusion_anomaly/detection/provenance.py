@@ -86,6 +86,7 @@ def describe(
         },
         "calibration": plan.calibration_source,
         "calibration_end": round(calibration_end(plan), 4),
+        **({"calibration_spread": spread} if (spread := plan.calibration_spread) else {}),
         "threshold": {"heat": plan.threshold, "source": threshold_source(plan)},
         "score": {
             "value": score,

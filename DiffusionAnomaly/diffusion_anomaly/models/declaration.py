@@ -347,3 +347,7 @@ def _check_calibration(package: str, anomaly: Mapping[str, Any]) -> None:
             if knots[0] != 0 or any(after <= before for before, after in pairwise(knots)):
                 found = f"has a calibration whose {key} values do not start at 0 and increase"
                 fail(package, ANOMALY, found, WRONG)
+        spread = table.get("spread", {"heat": [], "upper": []})
+        if len(spread["heat"]) != len(spread["upper"]):
+            found = f"has a spread of {len(spread['heat'])} scores and {len(spread['upper'])} shares"
+            fail(package, ANOMALY, found, WRONG)

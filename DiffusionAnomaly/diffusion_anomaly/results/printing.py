@@ -31,7 +31,7 @@ from .rendering import (
     draw_slices,
     scale_ticks,
 )
-from .report import date_line, extrapolated, model_line, record_rows, smallest, title_of, views
+from .report import date_line, extrapolated, model_line, record_rows, smallest, spread_line, title_of, views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,6 +103,7 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
         f"highest score {peak:.2f}",
         f"Whole-image score {made['score']['value']:.3g} ({made['score']['title']}{usual})",
         "A score is −log10 of the healthy tail probability: 3 means that one healthy voxel in a thousand looks so.",
+        spread_line(made.get("calibration_spread")).capitalize(),
         extrapolated(made.get("calibration_end"), peak, shown.threshold),
     ]
     for fact in filter(None, facts):

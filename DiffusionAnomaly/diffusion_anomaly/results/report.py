@@ -137,6 +137,7 @@ def render(shown: Shown) -> str:
         "threshold": threshold,
         "coloured_from": coloured_from(threshold),
         "extrapolated": extrapolated(provenance.get("calibration_end"), peak, threshold),
+        "spread": spread_line(provenance.get("calibration_spread")),
         "score": provenance["score"]["value"],
         "pictures": draw_slices(view, slices, threshold, top),
         "channels": list(shown.channels) if others else [],
@@ -182,6 +183,19 @@ def extrapolated(end: object, peak: float, threshold: float) -> str:
         return ""
     what = ", the threshold among them," if threshold > end else ""
     return f"Scores above {end:.2f}{what} are extrapolated: healthy voxels so rare were too few to be counted"
+
+
+def spread_line(spread: Mapping[str, Any] | None) -> str:
+    """How far single healthy scans are from what the score says of all of them; empty where that is not known.
+
+    Args:
+        spread: see ``calibration.spread_of_scans``; None in the provenance of earlier versions and of few scans.
+    """
+    shares = dict(zip(spread["heat"], spread["upper"], strict=True)) if spread else {}
+    if not shares.get(3):
+        return ""
+    many = float(f"{1 / shares[3]:.2g}")
+    return f"single scans differ: in nine healthy ones of ten, up to one voxel in {many:,.0f} reaches 3"
 
 
 def model_line(model: Mapping[str, Any] | None) -> str:
