@@ -52,6 +52,7 @@ class Request:
         threshold: anomaly score from which a voxel is in the mask.
         minVolumeMl: smaller findings are dropped.
         minArea: the same of findings in a picture: mm², or pixels of one without a scale.
+        peakMargin: findings whose highest score does not exceed the threshold by this much are dropped.
         wanted: which forms of the mask to make.
         keepReconstruction: whether the pseudo-healthy reconstruction of the scan becomes a volume too.
         keepFiles: whether the working files stay.
@@ -78,6 +79,7 @@ class Request:
     force: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
+    peakMargin: float | None = None
 
     def options(self) -> dict[str, Any]:
         """As the job file holds them."""
@@ -95,6 +97,7 @@ class Request:
             "threshold": self.threshold,
             "min_volume_ml": self.minVolumeMl,
             "min_area": self.minArea,
+            "peak_margin": self.peakMargin,
             "overrides": overrides or None,
             "keep_reconstruction": self.keepReconstruction or None,
             "anonymous": self.anonymous or None,

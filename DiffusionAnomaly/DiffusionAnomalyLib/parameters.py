@@ -50,6 +50,7 @@ class RunParameters:
         sliceSpacing: in mm.
         minVolumeMl: smaller findings are dropped.
         minArea: the same of a picture, in mm², or pixels where it has no scale.
+        peakMargin: findings whose highest score does not exceed the threshold by this much are dropped.
         keepHealed: whether the pseudo-healthy reconstruction becomes a volume.
         keepFiles: whether the working files stay.
         anonymous: whether the scan's name is left out of provenance and report.
@@ -61,6 +62,7 @@ class RunParameters:
     sliceSpacing: Annotated[float, WithinRange(MODEL_DEFAULT, 50)] = MODEL_DEFAULT
     minVolumeMl: Annotated[float, WithinRange(0, 100)] = 0.05
     minArea: Annotated[float, WithinRange(MODEL_DEFAULT, 1000000)] = MODEL_DEFAULT
+    peakMargin: Annotated[float, WithinRange(MODEL_DEFAULT, 1000)] = MODEL_DEFAULT
     keepHealed: bool = False
     keepFiles: bool = False
     anonymous: bool = False
@@ -130,6 +132,7 @@ def requestOf(parameters: DiffusionAnomalyParameterNode) -> Request:
         sliceSpacing=_chosen(run.sliceSpacing),
         minVolumeMl=run.minVolumeMl,
         minArea=_chosen(run.minArea),
+        peakMargin=_chosen(run.peakMargin),
         wanted=Wanted(labelMap=output.labelMap, segmentation=output.segmentation, brain=output.brain),
         keepReconstruction=run.keepHealed,
         keepFiles=run.keepFiles,

@@ -53,8 +53,9 @@ def load(model: str | Path | None = None, *, method: str | None = None, **option
         model: a model package by name, or its folder; None takes the method's default.
         method: name of a method; None takes the model's, or without a model the default one.
         options: any field of ``Options`` (``device``, ``precision``, ``steps``, ``preset``, ``seed``, ``threshold``,
-            ``min_volume_ml``, ``batch_size``, ``slice_spacing``, ``keep_reconstruction``, ``anonymous``, ``force``,
-            ``register``), or any option of the method, such as ``guidance_scale`` of the guided one.
+            ``min_volume_ml``, ``peak_margin``, ``batch_size``, ``slice_spacing``, ``keep_reconstruction``,
+            ``anonymous``, ``force``, ``register``), or any option of the method, such as ``guidance_scale`` of the
+            guided one.
 
     Raises:
         InputError: for a method, an option or a device that does not exist, or a value out of range.
@@ -85,13 +86,16 @@ def models(folders: Sequence[Path | str] = ()) -> list[BundleSummary]:
     return available(folders)
 
 
-def threshold(result: Result, at: float, min_volume_ml: float | None = None) -> Result:
+def threshold(
+    result: Result, at: float, min_volume_ml: float | None = None, peak_margin: float | None = None
+) -> Result:
     """The result at another threshold: mask and findings follow, no network runs.
 
     Args:
         result: of a detection.
         at: anomaly score from which a voxel is anomalous, above 0 and at most ``options.HIGHEST_THRESHOLD``.
         min_volume_ml: smaller findings are dropped; None keeps what was in force.
+        peak_margin: so are findings whose highest score does not exceed the threshold by this much; None likewise.
 
     Raises:
         InputError: for a number that cannot be.
@@ -99,7 +103,7 @@ def threshold(result: Result, at: float, min_volume_ml: float | None = None) -> 
     if not isinstance(result, Result):
         raise InputError(f"A {type(result).__name__} is no result.", "Give what a detector returned.")
     check_threshold(at)
-    return result.at(at, min_volume_ml)
+    return result.at(at, min_volume_ml, peak_margin)
 
 
 def evaluate(

@@ -6,7 +6,7 @@ The ranges and descriptions travel as field metadata; a panel or a command line 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +16,7 @@ from .text import counted
 # Scores are -log10 of a probability; the highest in 190 maps of all methods was 18.
 HIGHEST_THRESHOLD = 1000.0
 THRESHOLDS = f"an anomaly score above 0 and of at most {HIGHEST_THRESHOLD:g}"
+MARGINS = f"an anomaly score of at least 0 and of at most {HIGHEST_THRESHOLD:g}"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,28 @@ def check_threshold(value: Any) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value <= HIGHEST_THRESHOLD:
         raise InputError(f"The threshold is {shown(value)}.", f"It must be {THRESHOLDS}.")
+
+
+def check_margin(value: Any) -> None:
+    """Refuse what cannot be how far a finding's highest score exceeds the threshold.
+
+    Raises:
+        InputError: for anything but a number from 0 to ``HIGHEST_THRESHOLD``.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= HIGHEST_THRESHOLD:
+        raise InputError(f"The peak margin is {shown(value)}.", f"It must be {MARGINS}.")
+
+
+def margin_of(options: Mapping[str, Any]) -> float:
+    """The peak margin that a result's options tell of; 0 in those of earlier versions, which had none.
+
+    Raises:
+        InputError: for anything but a number from 0 to ``HIGHEST_THRESHOLD``.
+    """
+    margin = options.get("peak_margin", 0.0)
+    check_margin(margin)
+    return float(margin)
 
 
 def is_finite(value: float) -> bool:

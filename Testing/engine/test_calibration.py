@@ -164,6 +164,33 @@ def test_small_components_are_no_false_alarms() -> None:
     assert threshold_for_false_alarms([(scores, 0.01, 1.0)], ml=0.05) == pytest.approx(3, abs=0.01)
 
 
+def test_components_that_hardly_exceed_the_threshold_are_no_false_alarms() -> None:
+    scores = np.zeros((3, 16, 16), dtype=np.float32)
+    scores[1, 2:6, 2:6] = 4  # 16 voxels
+    scores[1, 8:11, 8:11] = 3  # 9 voxels
+    scores[1, 9, 9] = 3.5
+    assert false_alarm_ml(scores, 2.0, 0.01, 0.05, 1.5) == pytest.approx(0.25)
+    assert false_alarm_ml(scores, 2.0, 0.01, 0.05, 1.6) == pytest.approx(0.16)
+    assert false_alarm_ml(scores, 2.0, 0.01, 0.05, 2.1) == 0
+    # At 3.5 - 1 the lower one goes, at 4 - 1 the other.
+    found = [threshold_for_false_alarms([(scores, 0.01, 1.0)], ml, peak_margin=1.0) for ml in (0.2, 0.1)]
+    assert found == pytest.approx([2.5, 3], abs=0.01)
+
+
+def test_a_margin_lowers_the_threshold_that_keeps_the_allowance(rng: np.random.Generator) -> None:
+    scans = [(smooth_noise(rng), 0.01, 1.0) for _ in range(5)]
+    margins = (0.0, 1.0, 2.0)
+    found = [threshold_for_false_alarms(scans, ml=1.0, peak_margin=margin) for margin in margins]
+    assert found[0] == threshold_for_false_alarms(scans, ml=1.0)
+    assert found[0] > found[1] > found[2]
+    for threshold, margin in zip(found, margins, strict=True):
+        kept, lower = (
+            np.median([false_alarm_ml(scores, at, 0.01, 0.05, margin) for scores, *_ in scans])
+            for at in (threshold, threshold - 0.01)
+        )
+        assert kept <= 1.0 < lower
+
+
 def test_the_allowance_holds_for_the_share_of_scans_asked_for(rng: np.random.Generator) -> None:
     scans = [(smooth_noise(rng) * scale, 0.01, 1.0) for scale in (1.0, 1.0, 1.0, 3.0)]
     median = threshold_for_false_alarms(scans, ml=1.0, quantile=0.5)

@@ -221,6 +221,22 @@ def test_another_threshold_takes_the_map_of_derivatives(made: tuple[Path, Path],
     assert cli.main(["threshold", str(path), "--at", "2", "-o", str(tmp_path / "no")]) == 2
 
 
+def test_derivatives_leave_out_what_hardly_exceeds_the_threshold(
+    made: tuple[Path, Path], tmp_path: Path, plain_report: None
+) -> None:
+    raw, out, anat = made[0], tmp_path / "out", tmp_path / "out/sub-01/ses-1/anat"
+    words = ["bids", raw, out, "participant", "--session-label", "1", "--method", "intensity", "--force"]
+    assert cli.main([str(word) for word in (*words, "--workers", 0, "--peak-margin", 900)]) == 0
+    for name in ("mask", "dseg"):
+        assert not sitk.GetArrayFromImage(sitk.ReadImage(str(anat / f"sub-01_ses-1_desc-anomaly_{name}.nii.gz"))).any()
+    sidecar = json.loads((anat / "sub-01_ses-1_desc-anomaly_mask.json").read_text())
+    assert sidecar["PeakMargin"] == 900
+    heat = str(anat / "sub-01_ses-1_anomalymap.nii.gz")
+    for more, found in (([], False), (["--peak-margin", "0"], True)):
+        assert cli.main(["threshold", heat, "--at", "2", *more, "-o", str(tmp_path / str(found))]) == 0
+        assert bool(json.loads((tmp_path / str(found) / "findings.json").read_text())["findings"]) == found
+
+
 def test_a_pattern_in_a_data_set_says_that_it_is_a_plain_folder_then(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

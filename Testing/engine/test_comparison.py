@@ -101,6 +101,19 @@ def exam(
     return replace(made, **changes)
 
 
+def test_both_scans_lose_what_hardly_exceeds_the_threshold_where_one_model_saw_them() -> None:
+    prior = exam("first visit", [STAYS, GOES], moved=True)
+    current = exam("second visit", [STAYS, APPEARS])
+    kept = compare(prior, replace(current, peak_margin=2.0))  # scores are 4, the threshold 2
+    assert {change.kind for change in kept.changes} == {NEW, UNCHANGED, GONE}
+    dropped = compare(prior, replace(current, peak_margin=2.5))
+    assert dropped.changes == [] and dropped.prior.peak_margin == 2.5
+    assert not sitk.GetArrayViewFromImage(dropped.prior_labels).any()
+    assert files.statistics(dropped)["prior"]["peak_margin"] == 2.5
+    other = compare(replace(prior, model="other 1"), replace(current, peak_margin=2.5))
+    assert other.prior.peak_margin == 0 and len(other.prior_findings) == 2 and not other.current_findings
+
+
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     prior = exam("first visit", [STAYS, GROWS, SHRINKS, GOES], moved=True)
@@ -237,6 +250,10 @@ def test_slicers_process_is_asked_for_two_exams(comparison: Comparison, tmp_path
         for name, image in ((SCAN, made.scan), (ANOMALY_MAP, made.anomaly_map), (BRAIN, made.brain)):
             sitk.WriteImage(image, str(folder / name))
         write_request(Request(made.name, made.threshold, made.min_volume_ml, provenance()), folder)
+    high = {**provenance(), "options": {"peak_margin": 2.5}}
+    write_request(Request("second visit", 2.0, 0.05, high), tmp_path / "current")
+    assert compare_requests(tmp_path / "prior", tmp_path / "current").changes == []
+    write_request(Request("second visit", 2.0, 0.05, provenance()), tmp_path / "current")
     assert [change.kind for change in compare_requests(tmp_path / "prior", tmp_path / "current").changes] == [
         change.kind for change in comparison.changes
     ]
@@ -332,6 +349,14 @@ def test_the_smallest_volume_counts_for_results_that_are_there_too(visits: Path,
     assert command(visits, tmp_path / "out", *results) == 0
     made = json.loads((tmp_path / "out" / "changes.json").read_text(encoding="utf-8"))
     assert made["changes"] == [] and made["current"]["min_volume_ml"] == 1000
+
+
+@pytest.mark.usefixtures("signals_stay")
+def test_so_does_the_peak_margin(visits: Path, tmp_path: Path) -> None:
+    results = ["--prior-result", visits / "prior", "--current-result", visits / "current", "--peak-margin", 1000]
+    assert command(visits, tmp_path / "out", *results) == 0
+    made = json.loads((tmp_path / "out" / "changes.json").read_text(encoding="utf-8"))
+    assert made["changes"] == [] and made["current"]["peak_margin"] == 1000
 
 
 @pytest.mark.usefixtures("signals_stay")

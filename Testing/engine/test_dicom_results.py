@@ -690,6 +690,20 @@ def test_objects_are_made_again_of_what_slicer_holds(
     assert sides[0] == sides[1] and any(sides[0])
 
 
+def test_findings_that_hardly_exceed_the_threshold_are_in_none_of_the_objects(
+    tmp_path: Path, result_of: Callable[..., Result]
+) -> None:
+    source = series(tmp_path / "scan", "classic")
+    whole = result_of(source)
+    lowest, second, _ = sorted(finding.peak_score for finding in whole.findings)
+    result = whole.at(3.0, peak_margin=(lowest + second) / 2 - 3.0)
+    made = result.to_dicom()
+    written = again.write_again(asked(tmp_path / "asked", result, source, 3.0))
+    for segmentation in (made["segmentation"], dcmread(written["segmentation"])):
+        assert len(segmentation.SegmentSequence) == 2
+        assert segmentation.pixel_array.sum() == (sitk.GetArrayViewFromImage(result.mask) > 0).sum()
+
+
 def test_rejected_findings_are_in_none_of_the_objects(tmp_path: Path, result_of: Callable[..., Result]) -> None:
     source = series(tmp_path / "scan", "classic")
     result = result_of(source)

@@ -49,7 +49,10 @@ def test_what_the_model_has_no_use_for_is_refused(given: dict[str, Any], message
     assert f"--{next(iter(given)).replace('_', '-')}" in caught.value.hint
 
 
-@pytest.mark.parametrize(("name", "flag"), [("threshold", "--threshold"), ("min_volume_ml", "--min-volume")])
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("threshold", "--threshold"), ("min_volume_ml", "--min-volume"), ("peak_margin", "--peak-margin")],
+)
 def test_an_option_that_is_none_of_the_methods_is_told_its_own(name: str, flag: str) -> None:
     with pytest.raises(InputError, match=f"Option {name} is none of the method's") as caught:
         make_plan(Options("intensity", overrides={name: 1}))

@@ -27,7 +27,7 @@ from diffusion_anomaly.evaluation.reliability import SCORES, FreeSlices
 from diffusion_anomaly.evaluation.runs import RunSpec, plan_runs
 from diffusion_anomaly.evaluation.statistics import Case, RunResult, Sweep
 from diffusion_anomaly.evaluation.table import COLUMNS, Table
-from diffusion_anomaly.evaluation.truth import Truth
+from diffusion_anomaly.evaluation.truth import Truth, sweep
 from diffusion_anomaly.io.records import DIGESTS
 from diffusion_anomaly.models.filters import PostprocessSettings
 from diffusion_anomaly.models.package import Bundle, open_bundle
@@ -350,6 +350,44 @@ def test_the_best_dice_is_not_beaten_by_any_threshold_of_a_fine_list(
     ]
     assert row["best_dice"] >= max(fine) - 0.02  # recall may change by 1/63 between two of the thresholds tried
     assert row["best_dice"] >= row["dice"]
+
+
+def test_what_hardly_exceeds_the_threshold_counts_nowhere(
+    patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        brain_finder.BrainFinder, "__call__", lambda finder, volume, warn: phantom.brain_of(volume.image)
+    )
+    swept: list[Sweep] = []
+    monkeypatch.setattr(evaluate, "sweep", lambda *given: swept.append(sweep(*given)) or swept[-1])
+    margin = 0.7
+    options = {"peak_margin": margin, "min_volume_ml": 0.0, "threshold": 0.5}
+    runs = [RunSpec("intensity", options=options, label="high")]
+    healthy = find_healthy(patients, "*_flair.nii.gz")
+    evaluate.run(with_brains(patients), runs, tmp_path, "cpu", healthy=healthy[2:], resamples=20)
+    written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+
+    def mask(anomaly_map: sitk.Image, at: float, least: float = margin) -> np.ndarray:
+        exactly = sitk.Cast(anomaly_map, sitk.sitkFloat64)  # as thresholds are, of which most are scores themselves
+        return sitk.GetArrayFromImage(segment(exactly, at, 0.0, peak_margin=least)[0]) > 0
+
+    maps = list(arrays(patients, tmp_path, "high"))
+    row = row_of(written, "high")
+    for column, at in (("dice", 0.5), ("best_dice", row["best_threshold"])):
+        dices = [metrics.dice(mask(anomaly_map, at), reference) for anomaly_map, reference, _ in maps]
+        assert row[column] == pytest.approx(np.nanmean(dices), abs=1e-12)
+    differ = 0
+    for number, at in enumerate(swept[0].thresholds):
+        for patient, (anomaly_map, reference, _) in enumerate(maps):
+            lesions = metrics.Lesions.of(reference, 0.125)
+            false, more = (lesions.match(mask(anomaly_map, at, least), 0.1).false_positives for least in (margin, 0.0))
+            assert swept[0].froc.false_findings[patient, number] == false <= more
+            differ += false < more
+    assert differ > 10
+    (healthy_row,) = [row for row in written["healthy"] if row["run"] == "high"]
+    anomaly_map = sitk.ReadImage(tmp_path / "healthy" / "heat" / "high" / "carla.nii.gz")
+    assert healthy_row["findings"] == len(segment(anomaly_map, 0.5, 0.0, peak_margin=margin)[2])
+    assert healthy_row["findings"] < len(segment(anomaly_map, 0.5, 0.0)[2])
 
 
 def test_a_bright_lesion_is_found_by_the_bright_side_alone(written: dict[str, Any]) -> None:

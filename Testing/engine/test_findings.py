@@ -13,6 +13,7 @@ from scipy import ndimage
 import phantom
 from diffusion_anomaly.cli import console
 from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.options import margin_of
 from diffusion_anomaly.results.findings import (
     MOST_SPARSE,
     findings_table,
@@ -130,6 +131,45 @@ def test_small_components_are_dropped_from_mask_and_list():
     assert sitk.GetArrayFromImage(mask)[9, 17, 19] == 0
 
 
+def test_components_that_hardly_exceed_the_threshold_are_dropped_from_mask_labels_and_list():
+    mask, labels, findings = segment(three_blocks(), 1.5, min_volume_ml=0, peak_margin=1.25)
+    assert [(finding.id, finding.peak_score) for finding in findings] == [(1, 5.0), (2, 9.0)]
+    marked, numbers = sitk.GetArrayFromImage(mask), sitk.GetArrayFromImage(labels)
+    assert not marked[1:4].any() and marked[6:8, 10:12, 12:14].all() and marked.sum() == 9
+    assert np.array_equal(numbers > 0, marked > 0) and set(np.unique(numbers)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("margin", "left"), [(1.0, 3), (1.0001, 2), (3.5, 2), (7.5, 1), (7.6, 0)])
+def test_the_highest_score_may_be_the_threshold_and_the_margin_themselves(margin, left):
+    assert len(segment(three_blocks(), 1.5, 0, peak_margin=margin)[2]) == left
+
+
+@pytest.mark.parametrize("is_sparse", [True, False])
+@pytest.mark.parametrize("margin", [0.0, 0.05, 0.3, 0.9])
+def test_what_is_left_is_what_can_be_reached_from_voxels_above_threshold_and_margin(is_sparse, margin):
+    image, noise = heat_map((40, 30, 20), (1.0, 1.0, 1.0))
+    noise[:] = np.random.default_rng(5).random(noise.shape)
+    threshold = float(np.quantile(noise, 1 - (0.5 if is_sparse else 3) * MOST_SPARSE))  # has no exact float32
+    anomaly_map = phantom.on_grid(noise, image)
+    mask, _, findings = segment(anomaly_map, threshold, 0, peak_margin=margin * (1 - threshold))
+    at_once = noise >= np.float32(threshold)
+    seeds = noise >= np.float32(threshold + margin * (1 - threshold))
+    reached = ndimage.binary_propagation(seeds, np.ones((3, 3, 3)), at_once)
+    assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, reached)
+    assert len(findings) == ndimage.label(reached, np.ones((3, 3, 3)))[1]
+    assert reached.sum() > 0 and (reached == at_once).all() == (margin == 0)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.7, 1.9338])  # none is a float32
+def test_a_margin_of_0_is_none(threshold):
+    image, array = heat_map()
+    array[2, 3:6, 4:9] = threshold  # all at the threshold itself, as float32 has it
+    anomaly_map = phantom.on_grid(array, image)
+    plain, same = segment_arrays(anomaly_map, threshold), segment_arrays(anomaly_map, threshold, peak_margin=0.0)
+    assert plain[0].sum() == 15 and plain[2] == same[2]
+    assert np.array_equal(plain[0], same[0]) and np.array_equal(plain[1], same[1])
+
+
 @pytest.mark.parametrize("edge", [0.9999999, 1.0, 1.0000001])
 def test_the_smallest_volume_itself_is_kept(edge):
     image, anomaly_map = heat_map((20, 20, 5), (edge, edge, edge))
@@ -194,6 +234,20 @@ def test_numbers_that_make_no_sense_are_refused(wrong):
         segment(three_blocks(), wrong)
     with pytest.raises(InputError, match="volume is"):
         segment(three_blocks(), 1.0, wrong)
+    with pytest.raises(InputError, match="peak margin is"):
+        segment(three_blocks(), 1.0, peak_margin=wrong)
+    with pytest.raises(InputError, match="peak margin is"):
+        margin_of({"peak_margin": wrong})
+
+
+@pytest.mark.parametrize("wrong", [None, "1", True, [1.0], 10**400])
+def test_a_record_whose_margin_is_no_number_is_refused(wrong):
+    with pytest.raises(InputError, match="peak margin is"):
+        margin_of({"peak_margin": wrong})
+
+
+def test_results_of_earlier_versions_have_no_margin():
+    assert margin_of({"min_volume_ml": 0.05}) == 0 and margin_of({"peak_margin": 1}) == 1.0
 
 
 def test_a_brain_mask_of_another_grid_is_refused():

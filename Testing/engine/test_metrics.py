@@ -190,7 +190,16 @@ def test_small_components_are_left_out_as_findings_leave_them_out(smallest: floa
     image.SetSpacing((5.0, 5.0, 20.0))
     expected = sitk.GetArrayFromImage(segment(image, 0.6, smallest)[0]) > 0
     assert expected.any()
-    assert np.array_equal(metrics.without_small(anomaly_map >= 0.6, 0.5, smallest), expected)
+    assert np.array_equal(metrics.findings_mask(anomaly_map, 0.6, 0.5, smallest), expected)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.25, 0.5])
+def test_components_that_hardly_exceed_the_threshold_are_left_out_as_findings_leave_them_out(margin: float) -> None:
+    anomaly_map = np.random.default_rng(0).random((12, 12, 12)).astype(np.float32) ** 4
+    image = sitk.GetImageFromArray(anomaly_map)
+    expected = sitk.GetArrayFromImage(segment(image, 0.6, 0.0, peak_margin=margin)[0]) > 0
+    assert expected.any() == (margin < 0.5)
+    assert np.array_equal(metrics.findings_mask(anomaly_map, 0.6, 0.001, 0.0, margin), expected)
 
 
 def test_distance_to_the_nearest_lesion_slice() -> None:

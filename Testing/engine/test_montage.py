@@ -104,6 +104,15 @@ def test_a_lesion_that_was_missed_is_outlined_in_the_reference_alone(files: File
     assert reference > 50
 
 
+@pytest.mark.parametrize(("margin", "is_found"), [(2.0, True), (2.1, False)])
+def test_a_finding_that_hardly_exceeds_the_threshold_is_not_drawn(
+    files: Files, tmp_path: Path, margin: float, is_found: bool
+) -> None:
+    (draw,) = writer("x", [case("a", 0.5)], {"a": files}, 2.0, 0.05, margin).values()
+    draw(tmp_path / "found.png")
+    assert bool(coloured(tmp_path / "found.png")[2]) == is_found
+
+
 def test_a_patient_whose_lesion_lies_outside_the_brain_mask_is_shown(files: Files, tmp_path: Path) -> None:
     outside = dataclasses.replace(case("a", 0.0), lesion_scores=np.array([]))
     (draw,) = writer("x", [outside], {"a": files}, 2.0, 0.05).values()

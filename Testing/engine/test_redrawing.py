@@ -111,6 +111,8 @@ CHANGES = {
     "threshold of a million": put(1e6, "threshold"),
     "threshold of 0": put(0, "threshold"),
     "negative volume": put(-1.0, "min_volume_ml"),
+    "negative margin": put(-1.0, "provenance", "options", "peak_margin"),
+    "margin that is text": put("1", "provenance", "options", "peak_margin"),
 }
 
 

@@ -113,9 +113,15 @@ def showFrame(browser: Any, number: int) -> None:
 
 
 def writeResults(
-    folder: Path, anomaly_map: np.ndarray, like: sitk.Image, *, threshold: float = 2.0, minVolumeMl: float = 0.05
+    folder: Path,
+    anomaly_map: np.ndarray,
+    like: sitk.Image,
+    *,
+    threshold: float = 2.0,
+    minVolumeMl: float = 0.05,
+    peakMargin: float | None = None,
 ) -> dict[str, Path]:
-    """Anomaly scores and provenance as the worker writes them."""
+    """Anomaly scores and provenance as the worker writes them, without a margin as earlier versions did."""
     folder.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(anomaly_map.astype(np.float32))
     image.CopyInformation(like)
@@ -134,6 +140,8 @@ def writeResults(
         "warnings": ['The scan\'s name says T1; it is "odd" – ä, <b>&amp;</b>; a:b;c%20'],
         "files_sha256": {"heat.nrrd": hashlib.sha256(files["heat"].read_bytes()).hexdigest()},
     }
+    if peakMargin is not None:
+        document["options"]["peak_margin"] = peakMargin
     files["provenance"].write_text(json.dumps(document), encoding="utf-8")
     return files
 

@@ -176,6 +176,7 @@ def test_a_script_that_is_interrupted_ends_the_worker(detection: Detection, scan
         (Request("intensity", steps=7, noiseLevel=1, preset="paper"), {}),
         (Request("guided", preset="paper", minArea=20.0), {"preset": "paper", "min_area": 20.0}),
         (Request("guided", sliceSpacing=4.0, threshold=3.0), {"slice_spacing": 4.0, "threshold": 3.0}),
+        (Request("guided", peakMargin=0.0), {"peak_margin": 0.0}),
     ],
 )  # fmt: skip
 def test_each_method_gets_only_the_options_it_has(request_: Request, options: dict[str, Any]) -> None:

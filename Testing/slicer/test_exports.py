@@ -21,7 +21,7 @@ from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.volume import read_volume
 from DiffusionAnomalyLib.detection import Detection, Request
 from DiffusionAnomalyLib.process.process import PipeProcess
-from DiffusionAnomalyLib.scene import exportall, exporting, findingsTable, results, review
+from DiffusionAnomalyLib.scene import attributes, exportall, exporting, findingsTable, results, review
 from DiffusionAnomalyLib.scene.exportall import ExportAll
 from DiffusionAnomalyLib.scene.reporting import ReportDrawing, isAsRun
 from DiffusionAnomalyLib.scene.results import Place, ResultNodes
@@ -35,7 +35,7 @@ def nodes(scene: Any, tmp_path: Path) -> ResultNodes:
     scan = mrmlscene.addScan(scene, jobs.scan(), tmp_path, "patient")
     scores = np.zeros(jobs.scan().GetSize()[::-1], np.float32)
     scores[FIRST], scores[SECOND] = 3.5, 3.1
-    files = mrmlscene.writeResults(tmp_path / "results", scores, jobs.scan(), threshold=3.0)
+    files = mrmlscene.writeResults(tmp_path / "results", scores, jobs.scan(), threshold=3.0, peakMargin=0.05)
     nodes = results.loadResults(scene, Place.of(scan), files)
     live = results.liveThresholdOf(nodes)
     found = results.findingsOf(nodes, live)
@@ -61,6 +61,8 @@ def test_findings_are_written_with_what_was_said_of_them(
         assert [one["review"] for one in said] == ["rejected", "undecided"]
     assert rows[0]["comment"] == "'=motion, ''ä''" and document["findings"][0]["comment"] == "=motion, ''ä''"
     assert rows[1]["name"] == "left parietal" and document["threshold"] == 3.0
+    assert document["peak_margin"] == 0.05
+    assert nodes.table.GetAttribute(f"{attributes.PREFIX}PeakMargin") == "0.05"
     assert document["warnings"] and document["purpose"].startswith("For research use only")
     for row, finding in zip(rows, results.findingsOf(nodes, results.liveThresholdOf(nodes)).findings, strict=True):
         assert float(row["volume_ml"]) == pytest.approx(finding.volume_ml, rel=1e-5)

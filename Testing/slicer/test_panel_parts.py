@@ -258,6 +258,9 @@ def test_areas_and_presets_are_offered_where_the_model_has_them_and_requested(tm
     assert shown() == [False, True] and ui.stepsSlider.value == ui.stepsSlider.maximum == 500
     options = panel.request(chosen).options()
     assert "min_area" not in options  # what is not shown is not asked for
+    assert "peak_margin" not in options  # as the model has it
+    chosen.run.peakMargin = 0.0
+    assert panel.request(chosen).options()["peak_margin"] == 0
     assert (options["preset"], options["steps"], options.get("overrides")) == ("paper", 500, None)
     panel._onSteps(7)
     assert panel.request(chosen).options()["steps"] == 7

@@ -144,6 +144,38 @@ def test_the_live_threshold_is_the_engines(
     assert nodes.threshold == threshold and nodes.minVolumeMl == minVolumeMl
 
 
+@pytest.mark.parametrize("threshold", [1.0, 1.7, 2.4])
+@pytest.mark.parametrize("margin", [None, 0.0, 0.8, 1.6, 50.0])
+def test_the_live_threshold_keeps_the_peak_margin_of_the_run(
+    scene: Any, scan: Any, tmp_path: Path, threshold: float, margin: float | None
+) -> None:
+    anomaly_map = noise()
+    like = volumes.imageOf(scan)
+    files = mrmlscene.writeResults(tmp_path / "results", anomaly_map, like, minVolumeMl=0.0, peakMargin=margin)
+    nodes = results.loadResults(scene, Place.of(scan), files, Wanted())
+
+    def expected(at: float, margin: float) -> np.ndarray:
+        image = volumes.onGrid(anomaly_map, volumes.ijkToRas(scan))
+        return sitk.GetArrayFromImage(segment(image, at, 0.0, peak_margin=margin)[0])
+
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.labelMap), expected(2.0, margin or 0.0))
+    found = results.applyThreshold(nodes, results.liveThresholdOf(nodes), threshold, 0.0)
+    labels = slicer.util.arrayFromVolume(nodes.labelMap)
+    assert np.array_equal(labels, expected(threshold, margin or 0.0))
+    assert not (labels.astype(bool) & ~expected(threshold, 0.0).astype(bool)).any()
+    assert labels.any() == (margin != 50.0) and nodes.table.GetNumberOfRows() == len(found.findings)
+    assert all(finding.peak_score >= threshold + (margin or 0.0) for finding in found.findings)
+    assert (np.count_nonzero(labels) < np.count_nonzero(expected(threshold, 0.0))) == bool(margin)
+
+
+def test_a_result_of_an_impossible_margin_is_not_loaded(scene: Any, scan: Any, tmp_path: Path) -> None:
+    files = mrmlscene.writeResults(tmp_path / "results", noise(), volumes.imageOf(scan), peakMargin=-1.0)
+    before = mrmlscene.nodeIds(scene)
+    with pytest.raises(InputError, match="peak margin"):
+        results.loadResults(scene, Place.of(scan), files, Wanted())
+    assert mrmlscene.nodeIds(scene) == before
+
+
 def test_a_dragged_threshold_keeps_up_with_the_hand(scene: Any, tmp_path: Path) -> None:
     grid = phantom.grid((256, 256, 160), (0.7, 0.7, 0.9))
     random = np.random.default_rng(0)

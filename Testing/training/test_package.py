@@ -194,6 +194,35 @@ def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_hea
     assert kept <= 0.4 < lower
 
 
+def test_a_peak_margin_counts_when_the_threshold_is_set(trained: Workplace) -> None:
+    healthy = write_scan(trained.folder / "healthy", "guest", 8)
+    margin = 0.3
+    entries: dict[str, Any] = {"method": "intensity", "stages": {}, "options": {"reference": 0.4}}
+    entries |= {"normalisation": {"kind": "mode", "low_percentile": 0.5, "mode_value": 0.4, "clip_max": 4.0}}
+    entries |= {"healthy": [str(healthy)], "false_alarm_ml": 0.4, "false_alarm_quantile": 1.0}
+    made = {}
+    for name, more in (("plain", {}), ("margin", {"peak_margin": margin})):
+        config = read_yaml(configure(trained, name, **entries, **more), PackageConfig)
+        made[name] = build(config, trained.folder / name)
+        verify(made[name])
+    plain, with_margin = (made[name].anomaly["threshold"] for name in ("plain", "margin"))
+    assert "peak_margin" not in plain and with_margin["peak_margin"] == margin
+    assert f"exceeds it by {margin} or more" in made["margin"].model_card
+    assert with_margin["heat"] <= plain["heat"]
+    volume = read_volume(healthy)
+    mask = read_mask(healthy.with_name("guest_brain.nii.gz"), volume)
+    plan = make_plan(Options(method="intensity", model=str(made["margin"].path), device="cpu"))
+    found = Detector(plan).raw_map(volume, mask)
+    scores = plan.calibration(found.raw)
+    kept, lower = (
+        false_alarm_ml(scores, plan.threshold - less, found.stack.voxel_ml, 0.05, plan.peak_margin)
+        for less in (0.0, 0.01)
+    )
+    assert plan.peak_margin == margin and kept <= 0.4 < lower
+    with pytest.raises(ValueError, match="peak_margin"):
+        PackageConfig(**{**config.model_dump(), "peak_margin": -1.0})
+
+
 def test_a_kill_while_scores_are_calibrated_leaves_the_verified_package(
     trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

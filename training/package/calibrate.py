@@ -125,6 +125,7 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
         judged,
         config.false_alarm_share if of_images else config.false_alarm_ml,
         config.false_alarm_quantile,
+        peak_margin=config.peak_margin,
         **({"min_component_ml": 0.0} if of_images else {}),
     )
     allowed = f"at most {config.false_alarm_share:.1%} of the image in false alarms on " if of_images else ""
@@ -134,6 +135,7 @@ def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfi
         "calibration": calibration.to_dict() | ({"spread": spread} if spread else {}),
         "threshold": {
             "heat": round(threshold, 4),
+            **({"peak_margin": config.peak_margin} if config.peak_margin else {}),
             **({} if of_images else {"false_alarm_ml": config.false_alarm_ml}),
             "source": f"{allowed}{share} of {source}",
         },

@@ -10,6 +10,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from diffusion_anomaly.models.declaration import needed_networks
+from diffusion_anomaly.options import HIGHEST_THRESHOLD
 
 from ..data.preparation import GridConfig, NormalisationConfig, PrepareConfig
 from ..stages.brain_check import BrainCheck
@@ -102,6 +103,12 @@ class PackageConfig(BaseModel):
         "have learnt from none of its scans",
     )
     false_alarm_ml: float = Field(default=1.0, gt=0, description="healthy false alarms a scan at the threshold")
+    peak_margin: float = Field(
+        default=0.0,
+        ge=0,
+        le=HIGHEST_THRESHOLD,
+        description="by how much a finding's highest score exceeds the threshold at least; healthy false alarms too",
+    )
     false_alarm_share: float = Field(
         default=0.01, gt=0, lt=1, description="the same of whole images: share of the image instead of ml"
     )

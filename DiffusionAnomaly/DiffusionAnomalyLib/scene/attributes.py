@@ -44,6 +44,7 @@ def factsOf(document: Mapping[str, Any], runId: str, inputNodeId: str) -> dict[s
         "Steps": options.get("steps"),
         "Seed": options.get("seed"),
         "MinVolumeMl": options.get("min_volume_ml"),
+        "PeakMargin": options.get("peak_margin"),
         "Threshold": document["threshold"]["heat"],
         "EngineVersion": document["versions"]["diffusion_anomaly"],
         "Device": document["device"]["used"],

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from diffusion_anomaly.io.orientation import Orientation
 from diffusion_anomaly.models.declaration import BRAIN
+from diffusion_anomaly.options import margin_of
 from diffusion_anomaly.results.findings import Finding, pixel_area, segment_arrays, size_unit
 from diffusion_anomaly.results.places import BrainFrame
 
@@ -52,6 +53,7 @@ class LiveThreshold:
         anomalyMap: the engine's.
         minArea: of a picture, whose findings have areas, as its provenance says.
         isBrain: whether the model looked at the brain: then findings say where in it they lie.
+        peakMargin: findings whose highest score does not exceed the threshold by this much are dropped.
 
     Attributes:
         box: where in the whole volume the box lies, k j i.
@@ -61,9 +63,12 @@ class LiveThreshold:
         voxelSize: in that unit.
     """
 
-    def __init__(self, anomalyMap: sitk.Image, minArea: float | None = None, isBrain: bool = False) -> None:
+    def __init__(
+        self, anomalyMap: sitk.Image, minArea: float | None = None, isBrain: bool = False, peakMargin: float = 0.0
+    ) -> None:
         values = sitk.GetArrayViewFromImage(anomalyMap)
         self._minArea = minArea
+        self._peakMargin = peakMargin
         self.unit = size_unit(anomalyMap.GetSpacing(), minArea is not None)
         isPicture = minArea is not None
         self.voxelSize = pixel_area(anomalyMap) if isPicture else math.prod(anomalyMap.GetSpacing()) / 1000
@@ -87,12 +92,16 @@ class LiveThreshold:
     @classmethod
     def of(cls, anomalyMap: sitk.Image, document: Mapping[str, Any]) -> LiveThreshold:
         """Of the map that the provenance in ``document`` tells of."""
-        return cls(anomalyMap, document.get("options", {}).get("min_area"), document.get("region", BRAIN) == BRAIN)
+        options = document.get("options", {})
+        isBrain = document.get("region", BRAIN) == BRAIN
+        return cls(anomalyMap, options.get("min_area"), isBrain, margin_of(options))
 
     def at(self, threshold: float, minVolumeMl: float) -> Thresholded:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
         threshold = max(threshold, LOWEST)
-        mask, labels, findings = segment_arrays(self._inBox, threshold, minVolumeMl, min_area=self._minArea)
+        mask, labels, findings = segment_arrays(
+            self._inBox, threshold, minVolumeMl, min_area=self._minArea, peak_margin=self._peakMargin
+        )
         return Thresholded(
             mask,
             labels,

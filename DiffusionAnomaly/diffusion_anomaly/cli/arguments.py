@@ -20,6 +20,12 @@ MinVolume = Annotated[float, typer.Option(metavar="ML", help="Smaller findings a
 MinArea = Annotated[
     float | None, typer.Option(metavar="MM2", help="The same in a picture, in pixels if it has no scale.")
 ]
+PeakMargin = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCORE", help="By how much a finding's highest score exceeds the threshold; default: the model's."
+    ),
+]
 SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any option of the method; repeatable.")

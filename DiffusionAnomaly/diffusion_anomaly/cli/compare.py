@@ -12,7 +12,7 @@ import typer
 
 from ..errors import InputError
 from ..io.outputs import OutputFolder, keep_out_of
-from .arguments import Model, Settings, Threshold, as_folder, method_of, parse_settings
+from .arguments import Model, PeakMargin, Settings, Threshold, as_folder, method_of, parse_settings
 from .console import Terminal, err, out, plain
 from .rethreshold import SMALLEST_ML
 
@@ -45,6 +45,7 @@ def compare(
     min_volume: Annotated[
         float | None, typer.Option(metavar="ML", help="Smaller findings are dropped; default: 0.05.")
     ] = None,
+    peak_margin: PeakMargin = None,
     settings: Settings = None,
     force: Annotated[
         bool,
@@ -77,6 +78,7 @@ def compare(
             device=device,
             threshold=threshold,
             min_volume_ml=SMALLEST_ML if min_volume is None else min_volume,
+            peak_margin=peak_margin,
             overrides=parse_settings(settings or []),
             force=force,
         )
@@ -166,7 +168,13 @@ def _exam(
     if result is not None:
         exam, threshold = read_exam(result, read_volume(scan)), detector.plan.asked.threshold
         least = exam.min_volume_ml if min_volume is None else min_volume
-        return replace(exam, threshold=exam.threshold if threshold is None else threshold, min_volume_ml=least)
+        margin = detector.plan.asked.peak_margin
+        return replace(
+            exam,
+            threshold=exam.threshold if threshold is None else threshold,
+            min_volume_ml=least,
+            peak_margin=exam.peak_margin if margin is None else margin,
+        )
     with Terminal() as listener:
         listener.begin(scan, several=True)
         begun = time.perf_counter()

@@ -156,7 +156,7 @@ class Terminal:
         self._bar.stop()
         if self._several:
             out.print(plain(self._scan, "bold"))
-        show_findings(result.findings, result.threshold, result.unit)
+        show_findings(result.findings, result.threshold, result.unit, result.peak_margin)
         out.print(plain(_score_in_words(result.provenance["score"])))
         out.print(plain(f"{seconds:.0f} s on {result.provenance['device']['name']}"))
         shown = ("heat", "mask", "overlay", "findings_csv", *(kind for kind in files if "dicom" in kind), "report")
@@ -262,13 +262,13 @@ class JsonLines:
         sys.stdout.flush()
 
 
-def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml") -> None:
+def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml", peak_margin: float = 0.0) -> None:
     """The largest findings as a table on stdout, and what they add up to."""
-    from ..results.findings import centre_title, sized
+    from ..results.findings import centre_title, reached, sized
 
     total = sum(finding.size for finding in findings)
     if not findings:
-        out.print(Text(f"No finding at an anomaly score of {threshold:.2f} or more."))
+        out.print(Text(f"No finding at an anomaly score of {reached(threshold, peak_margin)}."))
         return
     table = RichTable(box=None, pad_edge=False, header_style="bold")
     for heading in ("finding", unit, "peak", "mean", centre_title(unit), "slices"):  # short, for what follows
@@ -291,7 +291,7 @@ def show_findings(findings: Sequence[Finding], threshold: float, unit: str = "ml
     if more > 0:
         out.print(Text(f"… and {more} more in findings.csv"))
     number = counted(len(findings), "finding")
-    out.print(Text(f"{number}, {sized(total, unit)} at an anomaly score of {threshold:.2f} or more"))
+    out.print(Text(f"{number}, {sized(total, unit)} at an anomaly score of {reached(threshold, peak_margin)}"))
 
 
 def _score_in_words(score: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ from .arguments import (
     MinArea,
     MinVolume,
     Model,
+    PeakMargin,
     Precision,
     Register,
     Settings,
@@ -161,6 +162,7 @@ def detect(
     threshold: Threshold = None,
     min_volume: MinVolume = 0.05,
     min_area: MinArea = None,
+    peak_margin: PeakMargin = None,
     batch_size: Annotated[int | None, typer.Option(help="Slices at once; results differ by rounding at most.")] = None,
     slice_spacing: SliceSpacing = None,
     settings: Settings = None,
@@ -219,6 +221,7 @@ def detect(
             threshold=threshold,
             min_volume_ml=min_volume,
             min_area=min_area,
+            peak_margin=peak_margin,
             batch_size=batch_size,
             slice_spacing=slice_spacing,
             overrides=parse_settings(settings or []),
@@ -322,13 +325,29 @@ def threshold(
     min_area: Annotated[
         float | None, typer.Option(metavar="MM2", help="The map is of a picture: findings have areas, smaller go.")
     ] = None,
+    peak_margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="By how much a finding's highest score exceeds SCORE of --at; default: as the detection took it.",
+        ),
+    ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was made of another map too.")] = False,
 ) -> None:
     """Apply another threshold to an anomaly map, without inference."""
     from .rethreshold import rethreshold
 
-    rethreshold(anomaly_map, at, output, min_volume_ml=min_volume, min_area=min_area, brain=mask, overwrite=overwrite)
+    rethreshold(
+        anomaly_map,
+        at,
+        output,
+        min_volume_ml=min_volume,
+        min_area=min_area,
+        peak_margin=peak_margin,
+        brain=mask,
+        overwrite=overwrite,
+    )
 
 
 @app.command()

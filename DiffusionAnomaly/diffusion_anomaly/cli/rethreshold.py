@@ -18,7 +18,7 @@ from ..io.records import ANOMALY_MAP, BRAIN_MASK, DIGESTS, Recorded, kind_of, re
 from ..io.sources import read_brain
 from ..io.volume import Volume, read_anomaly_map, write_like
 from ..models.declaration import BRAIN
-from ..options import check_threshold
+from ..options import check_threshold, margin_of
 from ..results.findings import segment, size_unit, write_findings_csv, write_findings_json
 from ..results.places import with_places
 from ..results.saving import PROVENANCE, file_names, image_suffix
@@ -45,6 +45,7 @@ def rethreshold(
     *,
     min_volume_ml: float = SMALLEST_ML,
     min_area: float | None = None,
+    peak_margin: float | None = None,
     brain: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Path]:
@@ -56,6 +57,8 @@ def rethreshold(
         output: folder; not one that holds a detection, whose provenance would then speak of another mask.
         min_volume_ml: smaller findings are dropped.
         min_area: the same of a picture; None takes what the detection took, and of a volume none.
+        peak_margin: findings whose highest score does not exceed the threshold by this much are dropped; None takes
+            what the detection took, and 0 where nothing is recorded.
         brain: mask file on the anomaly map's grid; None takes all scores.
         overwrite: whether what was made of another map may make room.
 
@@ -85,7 +88,8 @@ def rethreshold(
             min_area = _recorded_area(made)
         if min_area is not None and min_volume_ml != SMALLEST_ML:
             raise InputError("Findings in a picture have an area and no volume.", "Give --min-area, not --min-volume.")
-        mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area)
+        margin = _recorded_margin(made) if peak_margin is None else peak_margin
+        mask, _, findings = segment(volume.image, at, min_volume_ml, inside, min_area, margin)
         frame = inside if made is None or inside is not None else _recorded_brain(made, volume)
         if frame is not None and made is not None:
             findings = with_places(findings, frame, made.content.get("region", BRAIN))
@@ -95,6 +99,7 @@ def rethreshold(
             "threshold": at,
             "min_volume_ml": min_volume_ml,
             "min_area": min_area,
+            "peak_margin": margin,
             "brain": None if brain is None else str(brain.absolute()),
             "warnings": warnings,
             "diffusion_anomaly": __version__,
@@ -112,7 +117,7 @@ def rethreshold(
     for content in earlier.values():
         if (replaced := _described(content)) != _described(about):
             err.print(plain(f"{output}: mask and findings {replaced} were replaced."))
-    show_findings(findings, at, size_unit(volume.image.GetSpacing(), min_area is not None))
+    show_findings(findings, at, size_unit(volume.image.GetSpacing(), min_area is not None), margin)
     for path in files.values():
         out.print(plain(path))
     return files
@@ -141,6 +146,17 @@ def _recorded_area(made: Recorded | None) -> float | None:
     options = None if made is None else made.content.get("options")
     area = options.get("min_area") if isinstance(options, dict) else None
     return float(area) if isinstance(area, (int, float)) else None
+
+
+def _recorded_margin(made: Recorded | None) -> float:
+    """The peak margin of the detection, or of the BIDS sidecar; 0 where nothing is recorded.
+
+    Raises:
+        InputError: for what is none.
+    """
+    content = {} if made is None else made.content
+    options = content.get("options")
+    return margin_of(options if isinstance(options, dict) else {"peak_margin": content.get("PeakMargin", 0.0)})
 
 
 def _recorded_brain(made: Recorded, volume: Volume) -> sitk.Image | None:
@@ -237,4 +253,5 @@ def _check_scores(values: np.ndarray, path: Path) -> None:
 def _described(about: Mapping[str, Any]) -> str:
     """How mask and findings were made."""
     inside = f", inside {about['brain']}" if about.get("brain") else ""
-    return f"at a score of {about.get('threshold')} (at least {about.get('min_volume_ml')} ml{inside})"
+    above = f", {about['peak_margin']} above it" if about.get("peak_margin") else ""
+    return f"at a score of {about.get('threshold')} (at least {about.get('min_volume_ml')} ml{above}{inside})"

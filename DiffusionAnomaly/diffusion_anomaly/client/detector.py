@@ -23,7 +23,7 @@ from ..detection.watch import Watch
 from ..errors import EngineError, InputError, ModelError
 from ..io.volume import Scan, Volume
 from ..models.package import Bundle
-from ..options import shown
+from ..options import margin_of, shown
 from ..registry import get_method
 from ..results.findings import segment
 from ..results.places import with_places
@@ -107,7 +107,7 @@ class RemoteDetector(Detector):
             options, threshold = provenance["options"], float(provenance["threshold"]["heat"])
             score = provenance["score"]["value"]
             mask, _, findings = segment(
-                anomaly_map, threshold, options["min_volume_ml"], brain, options.get("min_area")
+                anomaly_map, threshold, options["min_volume_ml"], brain, options.get("min_area"), margin_of(options)
             )
             findings = with_places(findings, brain, self.plan.bundle.region)
         except (ValueError, KeyError, TypeError) as error:

@@ -42,8 +42,8 @@ TYPES = {
 }
 # Of `planning.Options`: what the client may choose. Device and batch size are the server's, names stay with the client.
 OPTIONS = (
-    *("steps", "preset", "precision", "seed", "threshold", "min_volume_ml", "min_area", "slice_spacing"),
-    *("overrides", "keep_reconstruction", "force", "register"),
+    *("steps", "preset", "precision", "seed", "threshold", "min_volume_ml", "min_area", "peak_margin"),
+    *("slice_spacing", "overrides", "keep_reconstruction", "force", "register"),
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ERRORS = {kind.code: kind for kind in (InputError, DiskFull, ModelError, MemoryExhausted, Cancelled)}

@@ -24,6 +24,7 @@ from ..io.outputs import OutputFolder
 from ..io.records import BIDS_RECORD, DIGESTS, content_of, record, sha256_of
 from ..io.tables import csv_text
 from ..models.declaration import BRAIN
+from ..options import margin_of
 from ..results.saving import PROVENANCE
 from .bids import DESCRIPTION
 from .scans import BidsSource
@@ -177,7 +178,12 @@ def _writers(folder: Path, made: Mapping[str, Any], what: Export) -> dict[str, W
     sources = [f"bids:{SOURCE}:{name}" for name in what.source.files]
     common = {"Sources": sources, "SpatialReference": sources[0]}
     threshold = float(made["threshold"]["heat"])
-    marked = {**common, "Threshold": threshold, "ThresholdSource": str(made["threshold"]["source"])}
+    marked = {
+        **common,
+        "Threshold": threshold,
+        "ThresholdSource": str(made["threshold"]["source"]),
+        "PeakMargin": margin_of(made["options"]),
+    }
     images = {
         kind: next(name for name in made[DIGESTS] if name.startswith(f"{kind}.")) for kind in ("heat", "mask", "brain")
     }
@@ -249,7 +255,9 @@ def _write_labels(
     brain = read_only_volume(folder / images["brain"])
     options = made["options"]
     inside = sitk.Cast(brain.image, sitk.sitkUInt8)
-    _, labels, _ = segment(volume.image, threshold, options["min_volume_ml"], inside, options.get("min_area"))
+    _, labels, _ = segment(
+        volume.image, threshold, options["min_volume_ml"], inside, options.get("min_area"), margin_of(options)
+    )
     write_like(labels, volume, path, dtype=np.uint16 if labels.GetPixelID() == sitk.sitkUInt16 else np.uint32)
 
 

@@ -155,6 +155,7 @@ def threshold_for_false_alarms(
     quantile: float = 0.5,
     min_component_ml: float = 0.05,
     tolerance: float = 1e-3,
+    peak_margin: float = 0.0,
 ) -> float:
     """The lowest threshold at which healthy scans hold no more than the stated volume of false alarms.
 
@@ -166,6 +167,7 @@ def threshold_for_false_alarms(
         quantile: share of the scans that must stay within it; 0.5 is the median scan.
         min_component_ml: smaller connected components are dropped, as they are from findings.
         tolerance: how far above the exact threshold, in anomaly scores, the answer may be.
+        peak_margin: components whose highest score is below threshold and margin together are dropped too.
 
     Returns:
         A threshold above 0 that keeps the allowance, never one that breaks it.
@@ -176,11 +178,13 @@ def threshold_for_false_alarms(
     if not scans:
         raise InputError("No healthy scans to set a threshold from.", "Give at least one.")
     low, high = 0.0, max(float(scores.max(initial=0.0)) for scores, _, _ in scans) + tolerance
-    # Raising the threshold only shrinks and splits components, so the volume never grows and bisection holds.
+    # Raising the threshold only shrinks and splits components, and asks more of what is highest in each, so the volume
+    # never grows and bisection holds.
     while high - low > tolerance:
         middle = 0.5 * (low + high)
         volumes = [
-            scale * false_alarm_ml(scores, middle, voxel_ml, min_component_ml) for scores, voxel_ml, scale in scans
+            scale * false_alarm_ml(scores, middle, voxel_ml, min_component_ml, peak_margin)
+            for scores, voxel_ml, scale in scans
         ]
         if np.quantile(volumes, quantile, method="higher") > ml:
             low = middle
@@ -189,9 +193,23 @@ def threshold_for_false_alarms(
     return high
 
 
-def false_alarm_ml(scores: np.ndarray, threshold: float, voxel_ml: float, min_component_ml: float) -> float:
-    """Volume in ml of ``score >= threshold`` without components smaller than ``min_component_ml``."""
+def false_alarm_ml(
+    scores: np.ndarray, threshold: float, voxel_ml: float, min_component_ml: float, peak_margin: float = 0.0
+) -> float:
+    """Volume in ml of ``score >= threshold`` in components of at least ``min_component_ml`` and high enough.
+
+    Args:
+        scores: 3-D.
+        threshold: a score.
+        voxel_ml: volume of a voxel.
+        min_component_ml: smaller connected components do not count.
+        peak_margin: nor do those whose highest score is below ``threshold + peak_margin``.
+    """
+    marked = scores >= threshold
     labels = np.empty(scores.shape, dtype=np.int32)
-    ndimage.label(scores >= threshold, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
-    sizes = np.bincount(labels.ravel())[1:] * voxel_ml
-    return float(sizes[sizes >= min_component_ml].sum())
+    ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
+    owners = labels[marked]
+    sizes = np.bincount(owners, minlength=1) * voxel_ml
+    peaks = np.zeros(len(sizes), scores.dtype)
+    np.maximum.at(peaks, owners, scores[marked])
+    return float(sizes[(sizes >= min_component_ml) & (peaks >= threshold + peak_margin)].sum())

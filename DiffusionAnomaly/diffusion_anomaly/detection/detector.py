@@ -270,7 +270,9 @@ class Detector:
         if plan.bundle.region == IMAGE and min(scan.reference.image.GetSize()) == 1:
             min_area = plan.asked.min_area
             min_area = math.prod(found.stack.pixel_mm) if min_area is None else min_area
-        mask_image, _, findings = segment(anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area)
+        mask_image, _, findings = segment(
+            anomaly_map, threshold, plan.asked.min_volume_ml, brain, min_area, plan.peak_margin
+        )
         findings = with_places(findings, brain, plan.bundle.region)
         doubts.of_findings(mask_image, brain)
         score = whole_image_score(found.scores)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
 from ..models.declaration import IMAGE, REGIONS
-from ..options import HIGHEST_THRESHOLD, THRESHOLDS, is_finite, shown, words_by_channel
+from ..options import HIGHEST_THRESHOLD, MARGINS, THRESHOLDS, is_finite, shown, words_by_channel
 from ..precision import choose_dtype
 from ..registry import DEFAULT_METHOD, METHODS, get_method
 from ..system import choose_device
@@ -66,6 +66,8 @@ class Options:
         seed: of all randomness.
         threshold: the anomaly score from which a voxel is in the mask; None takes the package's.
         min_volume_ml: smaller findings are dropped.
+        peak_margin: so are findings whose highest score does not exceed the threshold by this much; None takes the
+            package's.
         min_area: the same of findings in a picture: mm², or pixels of one without a scale; None takes one pixel of the
             model's grid.
         batch_size: slices at once; None chooses by the device. Changes a result by rounding at most, and on the CPU
@@ -88,6 +90,7 @@ class Options:
     threshold: float | None = None
     min_volume_ml: float = 0.05
     min_area: float | None = None
+    peak_margin: float | None = None
     batch_size: int | None = None
     slice_spacing: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +109,8 @@ class Options:
             raise InputError(f"Unknown precision {shown(self.precision)}.", f"Use {', '.join(PRECISIONS)}.")
         if self.threshold is not None:
             _check_number("threshold", self.threshold, lambda value: 0 < value <= HIGHEST_THRESHOLD, THRESHOLDS)
+        if self.peak_margin is not None:
+            _check_number("peak_margin", self.peak_margin, lambda value: 0 <= value <= HIGHEST_THRESHOLD, MARGINS)
         if self.batch_size is not None:
             _check_number("batch_size", self.batch_size, lambda value: value >= 1, "at least 1", whole=True)
         if self.min_area is not None:
@@ -188,6 +193,12 @@ class Plan:
     def threshold(self) -> float:
         """The user's threshold, else the package's."""
         return float(self.stored_threshold["heat"] if self.asked.threshold is None else self.asked.threshold)
+
+    @property
+    def peak_margin(self) -> float:
+        """By how much a finding's highest score exceeds the threshold at least: the user's, the package's, or 0."""
+        asked = self.asked.peak_margin
+        return float(self.stored_threshold.get("peak_margin", 0.0) if asked is None else asked)
 
     @property
     def stored_threshold(self) -> dict[str, Any]:
@@ -343,6 +354,7 @@ def resolved_options(plan: Plan) -> dict[str, Any]:
         "seed": plan.asked.seed,
         "threshold": plan.threshold,
         "min_volume_ml": plan.asked.min_volume_ml,
+        "peak_margin": plan.peak_margin,
         "slice_spacing": plan.asked.slice_spacing,
         "force": plan.asked.force,
         "register": plan.asked.register,

@@ -133,7 +133,8 @@ def _evaluate(
     for done, (label, detector) in enumerate(detectors.items()):
         plan, cases = detector.plan, [one.cases[label] for one in judged]
         maps = ((places.anomaly_map(label, pair.name), read_truth(pair, brains[pair.scan].path)) for pair in pairs)
-        swept = sweep(cases, maps, plan.threshold, plan.asked.min_volume_ml)
+        dropped = plan.threshold, plan.asked.min_volume_ml, plan.peak_margin
+        swept = sweep(cases, maps, *dropped)
         provenance = judged[-1].provenance[label]
         results.append(RunResult(label, label == BASELINE, cases, swept, provenance, false_alarms[label]))
         files = {
@@ -142,7 +143,7 @@ def _evaluate(
             )
             for pair in pairs
         }
-        montages |= montage.writer(places.labels[label], cases, files, plan.threshold, plan.asked.min_volume_ml)
+        montages |= montage.writer(places.labels[label], cases, files, *dropped)
         clock.report(done + 1)
     agreed = [agreement for one in judged for agreement in one.agreed]
     table = Table.of(results, seed=seed, resamples=resamples, warnings=warnings, agreed=agreed)

@@ -159,12 +159,30 @@ class Lesions:
         return LesionMatch(self.volumes_ml, tuple(bool(h) for h in hit[1:]), count - int(meets.sum()))
 
 
-def without_small(mask: np.ndarray, voxel_ml: float, min_ml: float) -> np.ndarray:
-    """A 3-D mask without components smaller than ``min_ml``, as findings leave them out."""
+def findings_mask(
+    scores: np.ndarray, threshold: float, voxel_ml: float, min_ml: float, peak_margin: float = 0.0
+) -> np.ndarray:
+    """Where 3-D scores reach a threshold, without the components that findings leave out.
+
+    Args:
+        scores: not negative.
+        threshold: above 0.
+        voxel_ml: volume of a voxel.
+        min_ml: smaller components are left out.
+        peak_margin: so are those whose highest score is below ``threshold + peak_margin``.
+
+    Returns:
+        bool, of the scores' shape.
+    """
+    mask = scores >= threshold
     labels, count = components(mask)
     if count == 0:
         return mask
     keep = np.bincount(labels.ravel()) * voxel_ml >= min_ml * (1 - 1e-6)
+    if peak_margin > 0:
+        high = np.zeros(count + 1, dtype=bool)
+        high[labels[scores >= threshold + peak_margin]] = True
+        keep &= high
     keep[0] = False
     return keep[labels]
 

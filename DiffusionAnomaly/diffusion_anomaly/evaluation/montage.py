@@ -43,7 +43,12 @@ class Files:
 
 
 def writer(
-    run: str, cases: Sequence[Case], files: Mapping[str, Files], threshold: float, min_volume_ml: float
+    run: str,
+    cases: Sequence[Case],
+    files: Mapping[str, Files],
+    threshold: float,
+    min_volume_ml: float,
+    peak_margin: float = 0.0,
 ) -> dict[str, Writer]:
     """A run's picture for ``io.outputs.publish``; none where no patient has a reference.
 
@@ -53,11 +58,12 @@ def writer(
         files: by patient.
         threshold: the anomaly score from which a voxel is in the mask.
         min_volume_ml: smaller findings are dropped.
+        peak_margin: so are those whose highest score does not exceed the threshold by this much.
     """
     picks = choose_patients(cases)
     if not picks:
         return {}
-    return {f"montage-{run}.png": lambda path: draw_montage(picks, files, threshold, min_volume_ml, path)}
+    return {f"montage-{run}.png": lambda path: draw_montage(picks, files, threshold, min_volume_ml, path, peak_margin)}
 
 
 def choose_patients(cases: Sequence[Case]) -> list[Pick]:
@@ -84,13 +90,14 @@ def draw_montage(
     threshold: float,
     min_volume_ml: float,
     path: Path,
+    peak_margin: float = 0.0,
 ) -> None:
     """Write the page as PNG: a row a patient, at the axial slice with the largest reference area.
 
     Args:
         picks: at least one.
         files: by patient; only one patient's are in memory at a time.
-        threshold, min_volume_ml: as for ``writer``.
+        threshold, min_volume_ml, peak_margin: as for ``writer``.
         path: the picture.
     """
     from matplotlib.figure import Figure
@@ -108,7 +115,7 @@ def draw_montage(
             for column in range(len(COLUMNS))
         ]
         panels = [figure.add_axes(place) for place in places]
-        index = _paint_row(panels, files[pick.case.name], threshold, min_volume_ml, top)
+        index = _paint_row(panels, files[pick.case.name], threshold, min_volume_ml, peak_margin, top)
         figure.text(
             0.01,
             (edge - 0.7 * ROW_TITLE) / height,
@@ -120,11 +127,13 @@ def draw_montage(
     figure.savefig(path, format="png", facecolor="white")
 
 
-def _paint_row(panels: Sequence[Axes], files: Files, threshold: float, min_volume_ml: float, top: float) -> int:
+def _paint_row(
+    panels: Sequence[Axes], files: Files, threshold: float, min_volume_ml: float, peak_margin: float, top: float
+) -> int:
     """Draw one patient; returns the slice's number in the scan's own order."""
     volume, map_image = read_volume(files.scan), read_anomaly_map(files.anomaly_map).image
     brain, true_mask = read_mask(files.brain, volume), read_mask(files.reference, volume)
-    mask, _, _ = segment(map_image, threshold, min_volume_ml, brain)
+    mask, _, _ = segment(map_image, threshold, min_volume_ml, brain, peak_margin=peak_margin)
     predicted = SliceView(volume.image, map_image, mask, brain)
     reference = SliceView(volume.image, map_image, true_mask, brain)
     k = int(np.argmax(reference.marked()))

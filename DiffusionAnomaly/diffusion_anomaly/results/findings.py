@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..io.files import write_text
 from ..io.orientation import Orientation, describe_grid, same_grid
 from ..io.tables import csv_text
+from ..options import check_margin
 
 SCHEMA_VERSION = 1
 SCORE_UNIT = "-log10 of the healthy tail probability"
@@ -31,7 +32,7 @@ MOST_SPARSE = 0.02
 
 @dataclass(frozen=True)
 class Finding:
-    """One connected region of the anomaly map at or above the threshold.
+    """One connected region of the anomaly map at or above the threshold, which its highest score may have to exceed.
 
     Attributes:
         id: From 1 in order of rank; also its value in the label image.
@@ -109,15 +110,26 @@ def sized(size: float, unit: str) -> str:
     return f"{size:.2f} {unit}" if unit == "ml" else f"{size:.0f} {unit}"
 
 
+def reached(threshold: float, peak_margin: float = 0.0) -> str:
+    """Which anomaly score findings have, in words.
+
+    >>> reached(1.934), reached(1.934, 1.0)
+    ('1.93 or more', '1.93 or more, at its highest 2.93 or more')
+    """
+    highest = f", at its highest {threshold + peak_margin:.2f} or more" if peak_margin else ""
+    return f"{threshold:.2f} or more{highest}"
+
+
 def segment(
     anomaly_map: sitk.Image,
     threshold: float,
     min_volume_ml: float = 0.05,
     brain: sitk.Image | None = None,
     min_area: float | None = None,
+    peak_margin: float = 0.0,
 ) -> tuple[sitk.Image, sitk.Image, list[Finding]]:
     """As ``segment_arrays``, with mask and labels as images on the grid of the anomaly map."""
-    mask, labels, findings = segment_arrays(anomaly_map, threshold, min_volume_ml, brain, min_area)
+    mask, labels, findings = segment_arrays(anomaly_map, threshold, min_volume_ml, brain, min_area, peak_margin)
     return _on_grid(mask, anomaly_map), _on_grid(labels, anomaly_map), findings
 
 
@@ -127,6 +139,7 @@ def segment_arrays(
     min_volume_ml: float = 0.05,
     brain: sitk.Image | None = None,
     min_area: float | None = None,
+    peak_margin: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
     """Apply a threshold to an anomaly map and list what is left.
 
@@ -141,14 +154,17 @@ def segment_arrays(
         min_area: Of a picture, whose components have areas and no volumes, instead: mm², or pixels where it has no
             scale. None for a volume.
         brain: On the grid of the anomaly map; what lies outside (0) is not marked. The engine's own maps are 0 there.
+        peak_margin: Components whose highest score is below ``threshold + peak_margin`` are dropped (hysteresis,
+            Canny 1986): what reaches the threshold is marked down to it, but only around what exceeds it clearly.
 
     Returns:
         Mask (uint8, 0 or 1), labels (uint16, or uint32 for more than 65535 findings; the value is the
         finding's id), both k j i on the grid of the anomaly map, and the findings by descending burden.
 
     Raises:
-        InputError: a negative or undefined threshold or volume, or a brain mask on another grid.
+        InputError: a negative or undefined threshold, volume or margin, or a brain mask on another grid.
     """
+    check_margin(peak_margin)
     for name, value in (("threshold", threshold), ("smallest volume", min_volume_ml), ("smallest area", min_area or 0)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"The {name} is {value}; expected a number of at least 0.", "Give such a number.")
@@ -164,7 +180,7 @@ def segment_arrays(
     places = np.flatnonzero(marked)
     owners, count = _components(marked, places)
     ranked = sorted(
-        _measure(anomaly_map, places, owners, count, min_volume_ml, min_area),
+        _measure(anomaly_map, places, owners, count, min_volume_ml, min_area, threshold + peak_margin),
         key=lambda finding: (-finding.burden, -finding.peak_score, finding.bounding_box),
     )
     ranks = np.zeros(count + 1, dtype=np.uint16 if len(ranked) <= 65535 else np.uint32)
@@ -275,8 +291,9 @@ def _measure(
     count: int,
     min_volume_ml: float,
     min_area: float | None,
+    least_peak: float,
 ) -> list[Finding]:
-    """A finding for each component, see ``_components``, that is large enough; its id is the component's."""
+    """A finding for each component, see ``_components``, that is large and high enough; its id is the component's."""
     is_picture = min_area is not None
     least = min_volume_ml if min_area is None else min_area
     voxel = pixel_area(anomaly_map) if is_picture else math.prod(anomaly_map.GetSpacing()) / 1000
@@ -287,8 +304,10 @@ def _measure(
     values = sitk.GetArrayViewFromImage(anomaly_map)
     scores = values.reshape(-1)[places]
     means = np.bincount(owners, scores, count + 1) / np.maximum(sizes, 1)
-    peaks = np.zeros(count + 1)
+    # Compared in the map's own type, as its voxels are with the threshold: a margin of 0 then drops nothing.
+    peaks = np.zeros(count + 1, scores.dtype)
     np.maximum.at(peaks, owners, scores)
+    is_high = peaks >= least_peak
     indices = np.unravel_index(places, values.shape)[::-1]  # i, j, k
     centres = [np.bincount(owners, index, count + 1) / np.maximum(sizes, 1) for index in indices]
     lows, highs = np.full((3, count + 1), max(values.shape)), np.zeros((3, count + 1), dtype=int)
@@ -299,7 +318,7 @@ def _measure(
     for label in range(1, count + 1):
         size = float(sizes[label]) * voxel
         # 50 voxels of 0.9999999 mm are 0.05 ml.
-        if size < least * (1 - 1e-6):
+        if size < least * (1 - 1e-6) or not is_high[label]:
             continue
         index = [float(centre[label]) for centre in centres]
         left, posterior, superior = anomaly_map.TransformContinuousIndexToPhysicalPoint(index)

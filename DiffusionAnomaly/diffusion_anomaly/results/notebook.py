@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ..text import counted
-from .findings import centre_title, sized
+from .findings import centre_title, reached, sized
 from .rendering import SliceView, choose_slices, draw_slices
 
 if TYPE_CHECKING:
@@ -36,6 +36,6 @@ def render_notebook(result: Result) -> str:
     warnings = "".join(f"<p>⚠ {escape(warning)}</p>" for warning in result.warnings)
     return (
         f"<div><p><b>{escape(result.name)}</b>: {counted(len(result.findings), 'finding')}, {total} at an anomaly "
-        f"score of {result.threshold:.2f} or more. {escape(str(result.provenance['purpose']))}</p>"
+        f"score of {reached(result.threshold, result.peak_margin)}. {escape(str(result.provenance['purpose']))}</p>"
         f"{warnings}<div>{images}</div>" + (f"<table>{head}{rows}</table>" if rows else "") + "</div>"
     )

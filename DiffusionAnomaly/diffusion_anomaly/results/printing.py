@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..io.files import whole_file
+from ..options import margin_of
 from ..text import counted
 from .findings import centre_title, sized
 from .rendering import (
@@ -95,12 +96,13 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
     usual = ""
     if healthy:
         usual = f"; of known scans {2 * healthy['mean'] - healthy['upper']:.3g} to {healthy['upper']:.3g}"
-    peak = float(view.peaks().max())
+    peak, margin = float(view.peaks().max()), margin_of(made["options"])
     facts = [
         f"{counted(len(left), 'finding')} of at least {smallest(made):g} {view.unit}"
         + (f"; {rejected} rejected by the reader" if rejected else ""),
         f"{sized(sum(finding.size for finding in left), view.unit)} anomalous; threshold {shown.threshold:.2f}, "
-        f"highest score {peak:.2f}",
+        + (f"findings reach {shown.threshold + margin:.2f}, " if margin else "")
+        + f"highest score {peak:.2f}",
         f"Whole-image score {made['score']['value']:.3g} ({made['score']['title']}{usual})",
         "A score is −log10 of the healthy tail probability: 3 means that one healthy voxel in a thousand looks so.",
         spread_line(made.get("calibration_spread")).capitalize(),
@@ -112,7 +114,9 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
         sheets.write(f"Warning: {warning}", 9, WARM)
     sheets.space(GAP)
     if not shown.findings:
-        sheets.write(f"No region of at least {smallest(made):g} {view.unit} reaches the threshold.", 10, bold=True)
+        above = f" and exceeds it by {margin:g} at its highest" if margin else ""
+        text = f"No region of at least {smallest(made):g} {view.unit} reaches the threshold{above}."
+        sheets.write(text, 10, bold=True)
         return
     several = len(view) > 1
     size = "Volume" if view.unit == "ml" else "Area"

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..io.files import keep_foreign, write_text
 from ..io.typed_json import MAX_BYTES, checked, kind_of, parse
 from ..models.declaration import BRAIN as BRAIN_REGION
-from ..options import check_threshold
+from ..options import check_threshold, margin_of
 from .findings import segment
 from .places import with_places
 from .saving import PROVENANCE
@@ -140,7 +140,9 @@ def redraw(folder: Path) -> Path:
     request, scan, anomaly_map, brain = read_request(folder)
     made = request.provenance
     min_area = made["options"].get("min_area")
-    mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, min_area)
+    mask, _, findings = segment(
+        anomaly_map, request.threshold, request.min_volume_ml, brain, min_area, margin_of(made["options"])
+    )
     findings = with_places(findings, brain, made.get("region", BRAIN_REGION))
     if (folder / REJECTED).exists():
         mask = without(mask, folder / REJECTED, scan)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..io.files import write_text
 from ..models.declaration import BRAIN, REGIONS
+from ..options import margin_of
 from ..registry import METHODS
 from .findings import centre_title, sized
 from .pages import render_page
@@ -130,6 +131,7 @@ def render(shown: Shown) -> str:
         "sized": sized,
         "centre_title": centre_title,
         "least": smallest(provenance),
+        "margin": margin_of(provenance["options"]),
         "total": sum(finding.size for finding in shown.left),
         "covered": np.count_nonzero(view.brain) * view.voxel_size,
         "region": REGIONS.get(provenance.get("region", BRAIN), "region"),

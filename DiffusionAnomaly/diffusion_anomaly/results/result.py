@@ -11,8 +11,9 @@ import SimpleITK as sitk
 
 from ..io.volume import Scan
 from ..models.declaration import BRAIN
+from ..options import margin_of
 from ..text import counted
-from .findings import Finding, segment, size_unit, sized
+from .findings import Finding, reached, segment, size_unit, sized
 from .places import with_places
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Result:
     Attributes:
         scan: what was looked at.
         anomaly_map: float32 on the scan's grid, ``-log10`` of the healthy tail probability, 0 outside the brain.
-        mask: uint8, where the anomaly score reaches ``threshold``, without findings smaller than the minimum.
+        mask: uint8, where the anomaly score reaches ``threshold``, without findings that are too small or too low.
         findings: the mask's components.
         brain: uint8 mask that everything was confined to.
         score: whole-image score; see ``score_title`` in the provenance.
@@ -93,28 +94,35 @@ class Result:
         return self.provenance["options"].get("min_area") is not None
 
     @property
+    def peak_margin(self) -> float:
+        """By how much a finding's highest score exceeds the threshold at least."""
+        return margin_of(self.provenance["options"])
+
+    @property
     def unit(self) -> str:
         """What findings' sizes are counted in."""
         return size_unit(self.anomaly_map.GetSpacing(), self.is_picture)
 
-    def at(self, threshold: float, min_volume_ml: float | None = None) -> Result:
+    def at(self, threshold: float, min_volume_ml: float | None = None, peak_margin: float | None = None) -> Result:
         """The same with another threshold: mask and findings follow, nothing is run again.
 
         Args:
             threshold: anomaly score from which a voxel is in the mask, above 0.
             min_volume_ml: smaller findings are dropped; None keeps what was in force.
+            peak_margin: so are findings whose highest score does not exceed the threshold by this much; None likewise.
 
         Raises:
             InputError: for a number that cannot be.
         """
         options = self.provenance["options"]
         least = options["min_volume_ml"] if min_volume_ml is None else min_volume_ml
-        mask, _, findings = segment(self.anomaly_map, threshold, least, self.brain, options.get("min_area"))
+        margin = self.peak_margin if peak_margin is None else peak_margin
+        mask, _, findings = segment(self.anomaly_map, threshold, least, self.brain, options.get("min_area"), margin)
         findings = with_places(findings, self.brain, self.provenance.get("region", BRAIN))
         provenance = {
             **self.provenance,
             "threshold": {"heat": threshold, "source": "chosen by the user after the run"},
-            "options": {**options, "threshold": threshold, "min_volume_ml": least},
+            "options": {**options, "threshold": threshold, "min_volume_ml": least, "peak_margin": margin},
         }
         return replace(self, mask=mask, findings=findings, threshold=threshold, provenance=provenance)
 
@@ -156,7 +164,7 @@ class Result:
         model = self.provenance["model"]
         return (
             f"<Result of {self.name}: {counted(len(self.findings), 'finding')}, {total} at an anomaly score of "
-            f"{self.threshold:.2f} or more; {model['name']} {model['version']}>"
+            f"{reached(self.threshold, self.peak_margin)}; {model['name']} {model['version']}>"
         )
 
     def _repr_html_(self) -> str:

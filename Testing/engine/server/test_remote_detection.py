@@ -119,6 +119,19 @@ def test_the_files_are_those_of_a_local_detection(
     wait_until(lambda: not server.leftovers, SECONDS)
 
 
+def test_the_peak_margin_is_sent_along(
+    server: Served, token: Path, models: dict[str, Bundle], scan: Path, tmp_path: Path
+) -> None:
+    inputs = [scan / "scan.nrrd", "--mask", scan / "brain.nrrd", "--model", "toy-intensity", *remotely(server, token)]
+    found = {}
+    for margin in ("0", "900"):
+        assert detect(*inputs, "-o", tmp_path / margin, "--peak-margin", margin) == 0
+        made = json.loads((tmp_path / margin / "provenance.json").read_bytes())
+        assert made["options"]["peak_margin"] == float(margin)
+        found[margin] = json.loads((tmp_path / margin / "findings.json").read_bytes())["findings"]
+    assert found["0"] and not found["900"]
+
+
 def test_two_contrasts_are_joined_there_as_here(
     server: Served, token: Path, models: dict[str, Bundle], scan: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ...errors import InputError
 from ...io.orientation import Orientation, describe_grid, same_grid
+from ...options import margin_of
 from ...preprocessing.agreement import shared_detail
 from ...preprocessing.registration import Registration, register
 from ..findings import Finding, segment
@@ -55,6 +56,7 @@ class Exam:
         scan, anomaly_map, brain: 3-D, on one grid; the map float32, the brain 0 outside.
         threshold: anomaly score from which a voxel is in the mask.
         min_volume_ml: smaller findings are dropped.
+        peak_margin: so are those whose highest score does not exceed the threshold by this much.
         model: name and version of the model; None where it is not known.
         identity: what the headers say of patient and study, by DICOM keyword; may be empty.
         warnings: reasons to doubt the result.
@@ -69,6 +71,7 @@ class Exam:
     model: str | None = None
     identity: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    peak_margin: float = 0.0
 
     @classmethod
     def of(cls, result: Result) -> Exam:
@@ -90,6 +93,7 @@ class Exam:
             model_of(result.provenance),
             reference.identity,
             result.warnings,
+            margin_of(result.provenance["options"]),
         )
 
 
@@ -178,7 +182,7 @@ class _Side:
 def compare(prior: Exam, current: Exam) -> Comparison:
     """Lay the prior scan on the current one and match the findings.
 
-    The prior map is given the current one's threshold and smallest volume where one model made both.
+    The prior map is given the current one's threshold, smallest volume and peak margin where one model made both.
 
     Args:
         prior: the earlier scan, and what was found in it.
@@ -194,7 +198,12 @@ def compare(prior: Exam, current: Exam) -> Comparison:
         raise InputError(f"{prior.name} and {current.name} are the same image.", "Give the scans of two visits.")
     warnings = _of_two_results(prior, current)
     if prior.model == current.model:
-        prior = replace(prior, threshold=current.threshold, min_volume_ml=current.min_volume_ml)
+        prior = replace(
+            prior,
+            threshold=current.threshold,
+            min_volume_ml=current.min_volume_ml,
+            peak_margin=current.peak_margin,
+        )
     found = _registered(prior, current)
 
     def moved(image: sitk.Image, interpolator: int) -> sitk.Image:
@@ -250,7 +259,7 @@ def _check(exam: Exam) -> None:
 
 
 def _segmented(exam: Exam) -> tuple[sitk.Image, sitk.Image, list[Finding]]:
-    return segment(exam.anomaly_map, exam.threshold, exam.min_volume_ml, exam.brain)
+    return segment(exam.anomaly_map, exam.threshold, exam.min_volume_ml, exam.brain, peak_margin=exam.peak_margin)
 
 
 def _registered(prior: Exam, current: Exam) -> Registration:

@@ -105,7 +105,13 @@ def save(comparison: Comparison, folder: OutputFolder) -> dict[str, Path]:
 
 
 def _about(exam: Exam) -> Mapping[str, Any]:
-    return {"title": exam.name, "model": exam.model, "threshold": exam.threshold, "min_volume_ml": exam.min_volume_ml}
+    return {
+        "title": exam.name,
+        "model": exam.model,
+        "threshold": exam.threshold,
+        "min_volume_ml": exam.min_volume_ml,
+        "peak_margin": exam.peak_margin,
+    }
 
 
 def _write(image: sitk.Image, path: Path) -> None:

@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...io.records import DIGESTS, content_of, is_whole
 from ...io.sources import read_brain
 from ...io.volume import Volume, read_anomaly_map
-from ...options import check_threshold
+from ...options import check_threshold, margin_of
 from ...text import printable
 from ..redrawing import read_request
 from ..saving import PROVENANCE
@@ -46,6 +46,7 @@ def read_exam(folder: Path, scan: Volume) -> Exam:
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"{printable(folder)} holds a damaged record of its result.", "Run it again.") from error
     check_threshold(threshold)
+    margin = margin_of(options)
     if is_picture:
         raise InputError(f"{scan.name} is a picture, and pictures are not compared.", "Give two volumes.")
     return Exam(
@@ -58,6 +59,7 @@ def read_exam(folder: Path, scan: Volume) -> Exam:
         model_of(content),
         scan.identity,
         [str(warning) for warning in content.get("warnings", [])],
+        margin,
     )
 
 
@@ -85,6 +87,7 @@ def _requested(folder: Path) -> Exam:
         model_of(made),
         request.identity,
         warnings=[str(warning) for warning in made["warnings"]],
+        peak_margin=margin_of(made["options"]),
     )
 
 

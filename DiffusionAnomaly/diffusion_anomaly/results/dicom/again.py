@@ -17,6 +17,7 @@ from ...errors import InputError
 from ...io.orientation import same_grid
 from ...io.volume import Scan, Volume, read_volume
 from ...models.declaration import BRAIN
+from ...options import margin_of
 from ..findings import segment
 from ..places import with_places
 from ..redrawing import REJECTED, read_request, without
@@ -48,7 +49,9 @@ def write_again(folder: Path) -> dict[str, Path]:
     anomaly_map, brain = (_onto(volume, image) for image in (anomaly_map, brain))
     _check_same(volume, _onto(volume, scan))
     options = {**made["options"], "min_volume_ml": request.min_volume_ml}
-    mask, _, findings = segment(anomaly_map, request.threshold, request.min_volume_ml, brain, options.get("min_area"))
+    mask, _, findings = segment(
+        anomaly_map, request.threshold, request.min_volume_ml, brain, options.get("min_area"), margin_of(options)
+    )
     findings = with_places(findings, whole, made.get("region", BRAIN))
     threshold = made["threshold"]
     if request.threshold != threshold["heat"]:

@@ -26,6 +26,7 @@ from ... import __version__
 from ...errors import InputError
 from ...io.dicom.source import SourceImage, SourceSeries, read_source
 from ...models.declaration import BRAIN, HEAD, INTRACRANIAL
+from ...options import margin_of
 from ..findings import segment
 
 if TYPE_CHECKING:
@@ -91,9 +92,11 @@ class Context:
     @property
     def parameters(self) -> dict[str, str]:
         """What identifies the algorithm beside its name and version."""
+        margin = margin_of(self.result.provenance["options"])
         return {
             "method": self.result.provenance["method"],
             "threshold": f"{self.result.threshold:.6g}",
+            **({"peak_margin": f"{margin:.6g}"} if margin else {}),
             "weights_sha256": self.model["sha256"],
             "engine": f"{MAKER} {__version__}",
         }
@@ -227,7 +230,12 @@ def _own_space(header: Dataset) -> str:
 def _labels(result: Result) -> np.ndarray:
     options = result.provenance["options"]
     _, labels, _ = segment(
-        result.anomaly_map, result.threshold, options["min_volume_ml"], result.brain, options.get("min_area")
+        result.anomaly_map,
+        result.threshold,
+        options["min_volume_ml"],
+        result.brain,
+        options.get("min_area"),
+        margin_of(options),
     )
     values = sitk.GetArrayFromImage(labels)
     if not np.array_equal(values > 0, sitk.GetArrayViewFromImage(result.mask) > 0):
