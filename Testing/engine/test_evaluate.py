@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -742,6 +743,27 @@ def test_few_patients_show_no_difference(count: int) -> None:
     compared, baseline = ([made_up(name, (), precision=p) for name in "abcde"[:count]] for p in (0.9, 0.5))
     runs = [run_of("x", compared), run_of("intensity", baseline, True)]
     assert Table.of(runs, resamples=10).rows[0]["beats_intensity"] == "not shown"
+
+
+def test_the_share_of_patients_whose_own_best_threshold_is_near_the_stored_one() -> None:
+    run = run_of("x", [made_up(name, ((1.0, True),)) for name in "abcde"])
+    swept = replace(
+        run.sweep,
+        thresholds=np.array([1.0, 2.5, 3.0, 3.6, 5.0]),  # 3.0 is stored
+        dice=np.array(
+            [
+                [0.1, 0.2, 0.3, 0.4, 0.2],  # best at 3.6
+                [0.9, 0.2, 0.3, 0.4, 0.2],  # at 1.0
+                [0.5, 0.2, 0.5, 0.1, 0.5],  # at three, the stored one among them
+                [np.nan, np.nan, np.nan, np.nan, np.nan],  # no reference
+                [0.1, 0.2, 0.3, 0.4, 0.5],  # at 5.0
+            ]
+        ),
+    )
+    np.testing.assert_array_equal(swept.best_thresholds(3.0), [3.6, 1.0, 3.0, np.nan, 5.0])
+    table = Table.of([replace(run, sweep=swept)], resamples=10)
+    assert table.rows[0]["own_threshold_near"] == 0.5
+    assert "threshold fits" in table.markdown()
 
 
 def test_one_patient_has_numbers_but_no_intervals() -> None:

@@ -25,6 +25,8 @@ STRATA_ML = (1.0, 10.0, 50.0)
 # of 16 cases, all of 6 in 1 of 32.
 FEWEST_PATIENTS = 6
 
+NEAR_SCORE = 0.7  # a patient's own best threshold counts as near the stored one up to this difference
+
 Statistic = Callable[[np.ndarray], float]
 """Takes the indices of patients, some maybe several times."""
 
@@ -135,6 +137,13 @@ class Sweep:
     def best_dice(self, chosen: np.ndarray) -> float:
         return float(np.max(self.mean_dice(chosen), initial=-np.inf)) if self.dice.size else float("nan")
 
+    def best_thresholds(self, stored: float) -> np.ndarray:
+        """Each patient's best threshold ``(patients,)``, of several the nearest to the stored one; NaN without any."""
+        nearest_first = np.argsort(np.abs(self.thresholds - stored), kind="stable")
+        dice = np.where(np.isfinite(self.dice), self.dice, -1.0)[:, nearest_first]
+        best = self.thresholds[nearest_first][dice.argmax(axis=1)]
+        return np.where(np.isfinite(self.dice).any(axis=1), best, np.nan)
+
     def pooled(self, chosen: np.ndarray) -> float:
         """Pooled average precision of a resample, from the thinned curves."""
         true, false = self.true_positives[chosen].sum(axis=0), self.false_positives[chosen].sum(axis=0)
@@ -225,7 +234,9 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
         row["beats_intensity"] = _verdict(compared, row["gain_low"], row["gain_high"])
     means = run.sweep.mean_dice(everyone)
     row["best_threshold"] = float(run.sweep.thresholds[np.nanargmax(means)]) if np.isfinite(means).any() else math.nan
-    row["threshold"] = run.provenance["threshold"]["heat"]
+    row["threshold"] = stored = run.provenance["threshold"]["heat"]
+    own = run.sweep.best_thresholds(stored) if run.sweep.dice.size else np.full(len(run.cases), math.nan)
+    row["own_threshold_near"] = metrics.mean_or_nan((np.abs(own - stored) <= NEAR_SCORE)[np.isfinite(own)])
     row["network_calls"] = run.provenance["network_calls_per_slice"]
     row["device"] = run.provenance["device"]["name"]
     row["precision"] = run.provenance["device"]["precision"]

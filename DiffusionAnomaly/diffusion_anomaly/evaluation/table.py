@@ -17,7 +17,7 @@ from . import metrics
 from .formatting import finite, markdown_table, number, text_writer, with_interval
 from .froc import FALSE_FINDINGS, froc_rows
 from .raters import Agreement, rater_rows
-from .statistics import RunResult, case_row, healthy_case_row, healthy_row, run_row, strata_rows
+from .statistics import NEAR_SCORE, RunResult, case_row, healthy_case_row, healthy_row, run_row, strata_rows
 
 
 class Column(NamedTuple):
@@ -32,6 +32,12 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("dice", "Dice", 3, "Dice overlap at the stored threshold, mean over patients"),
     Column("best_dice", "best Dice", 3, "highest mean Dice of one threshold for all, chosen on the references"),
+    Column(
+        "own_threshold_near",
+        "threshold fits",
+        2,
+        f"share of patients whose own best threshold lies within {NEAR_SCORE:g} of the stored one",
+    ),
     Column("otsu_dice", "Otsu Dice", 3, "Dice overlap at each scan's own threshold by Otsu, mean over patients"),
     Column("average_precision", "AP", 3, "average precision, lesion outside the mask as missed, mean over patients"),
     Column("pooled_average_precision", "pooled AP", 3, "the same over all patients' voxels together"),
