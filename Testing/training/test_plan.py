@@ -125,7 +125,7 @@ def test_the_plans_that_ship_name_configurations_that_exist(monkeypatch: pytest.
             plan = read_yaml(path, Plan)
             jobs = make_jobs(plan, Settings(runs=tmp_path / path.stem))
             needs = [wrong for wrong in missing_files(plan, jobs, jobs) if "among its needs" in wrong]
-            assert not needs and {"brain", "recognition", "flair-localise-2", "flair-restore"} <= jobs.keys()
+            assert not needs and {"brain", "recognition", "flair-localise-3", "flair-restore"} <= jobs.keys()
 
 
 def test_a_job_has_a_configuration_of_its_own_with_the_paths_of_this_machine(place: Workplace) -> None:
