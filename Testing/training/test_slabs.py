@@ -341,7 +341,7 @@ def test_scans_become_stacks_of_every_thickness_that_know_what_is_healthy(tmp_pa
     assert slices.sum() == 3, "the lesion's slice and one to each side"
     assert marked.max(0).sum() > 16, "and some pixels around it"
     assert not lesion[stack < 3].any()
-    assert lesion[stack == 3].sum() == 16 and lesion[stack == 3].any((1, 2)).tolist().index(True) == slices.argmax() + 1
+    assert lesion[stack == 3].sum() == 16 and lesion[stack == 3].any((1, 2)).argmax() == slices.argmax() + 1
     assert marked[lesion[stack == 3]].all(), "the lesion itself, and none of its margin"
     # A file of before lesions were kept is one of ours too, and is written again.
     with np.load(tmp_path / "out" / "stacks.npz") as file:
