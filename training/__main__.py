@@ -93,7 +93,7 @@ def places(folder: Path, output: Path) -> None:
 
 @app.command("prepare-slabs")
 def prepare_slabs(config: Config, output: Output) -> None:
-    """Stacks of real healthy slices on the slab grid, for the stages localise and restore."""
+    """Stacks of real slices on the slab grid, for the stages localise, restore and segment."""
     from .data.stacks import PrepareSlabsConfig
     from .data.stacks import prepare_slabs as run
 

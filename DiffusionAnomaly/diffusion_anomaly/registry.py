@@ -374,9 +374,9 @@ register(
     MethodEntry(
         name="localise",
         title="Lesion localiser",
-        does="Points at what a network was taught to find in healthy brains: lesions made by a computer. "
+        does="Points at what a network was taught to find: in the bundled models, lesions made by a computer. "
         "One call a slice.",
-        learnt_from="healthy brains with lesions made by a computer, no outlines of real ones",
+        learnt_from="healthy brains with lesions made by a computer, unless the model's card says otherwise",
         implementation="diffusion_anomaly.methods.localise:Localise",
         options_type=LocaliseOptions,
         default_model="flair-localise",

@@ -21,6 +21,7 @@ from training.stages.denoise import DenoiseConfig, DenoiseTask
 from training.stages.diffusion import DiffusionConfig, DiffusionTask
 from training.stages.localise import LocaliseConfig, LocaliseTask
 from training.stages.restore import RestoreConfig, RestoreTask
+from training.stages.segment import SegmentConfig, SegmentTask
 from training.trainer.configuration import read_yaml
 
 TRAINER = {
@@ -117,6 +118,11 @@ LOCALISE = {
     "network": {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 12, "out_channels": 4, "features": [4] * 6},
     "trainer": TRAINER,
 }
+SEGMENT = {
+    "data": {"grid": SLABS, "real_share": 1.0, "restricted": True},
+    "network": LOCALISE["network"],
+    "trainer": TRAINER,
+}
 RESTORE = {
     "data": {"grid": SLABS, "real_share": 0.5},
     "fold": 2,
@@ -141,6 +147,7 @@ STAGES = {
     "ladder": "denoise",
     "localise": "localise",
     "restore": "restore",
+    "segment": "segment",
     "brain": "brain",
 }
 
@@ -186,23 +193,30 @@ def write_slab_heads(path: Path) -> Path:
 FREE, RESTRICTED = 100, 200  # brightness of the stacks' brains
 
 
-def write_stacks(path: Path, size: int = 64) -> Path:
-    """What ``prepare-slabs`` would write of two scans: a free one, and a restricted one whose right half is unknown."""
+def write_stacks(path: Path, size: int = 64, names: tuple[str, str] = ("free", "restricted")) -> Path:
+    """What ``prepare-slabs`` would write of two scans: a free one, and a restricted one whose right half is unknown.
+
+    A square of the unknown half is lesion, and brighter than the rest.
+    """
     y, x = np.mgrid[:size, :size] - (size - 1) / 2.0
     brain = np.repeat((x**2 + y**2 < (0.35 * size) ** 2)[None], 12, 0)
     texture = np.random.default_rng(0).integers(-9, 10, brain.shape)
     brightness = np.repeat([FREE, RESTRICTED], 6)[:, None, None] + texture
     known = np.ones_like(brain)
     known[6:, :, size // 2 :] = False
+    lesion = np.zeros_like(brain)
+    lesion[6:, size // 2 - 6 : size // 2 + 6, size // 2 + 3 : size // 2 + 15] = True
+    brightness = brightness + 30 * lesion
     np.savez(
         path,
         images=np.where(brain, brightness, 0).astype(np.uint8),
         brain=np.packbits(brain, -1),
         known=np.packbits(known, -1),
+        lesion=np.packbits(lesion, -1),
         stack=np.repeat([0, 1], 6),
         gap=np.repeat(np.float32([1.0, 5.0]), 6),
         restricted=np.array([False, True]),
-        names=np.array(["free", "restricted"]),
+        names=np.array(names),
         spacing=1.0,
     )
     return path
@@ -232,6 +246,9 @@ class Workplace:
         slabs["stacks"] = str(write_stacks(folder / "stacks.npz"))
         for name, entries in (("localise", LOCALISE), ("restore", RESTORE)):
             self.entries[name] = deepcopy(entries) | {"data": deepcopy(entries["data"]) | slabs}
+        others = write_stacks(folder / "others.npz", names=("free 2", "restricted 2"))
+        self.entries["segment"] = deepcopy(SEGMENT) | {"validation": str(others)}
+        self.entries["segment"]["data"]["stacks"] = slabs["stacks"]
         for name in self.entries:
             self.write(name)
 
@@ -257,6 +274,7 @@ def task_of(place: Workplace, name: str) -> tuple[Any, Any]:
         "denoise": (DenoiseConfig, DenoiseTask),
         "localise": (LocaliseConfig, LocaliseTask),
         "restore": (RestoreConfig, RestoreTask),
+        "segment": (SegmentConfig, SegmentTask),
         "brain": (BrainConfig, BrainTask),
     }
     kind, make = kinds[STAGES[name]]

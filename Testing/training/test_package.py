@@ -401,3 +401,24 @@ def test_a_slab_of_a_thin_scan_is_healthy_when_all_its_slices_are(
     assert stack.indices == (1, 4, 7)
     of_scan = None if labels is None else {(path.name, i): labels.get(i, HEALTHY) for i in range(9)}
     assert CalibrationScan(Scan({"FLAIR": volume}), brain, path.name, of_scan).healthy(stack).tolist() == expected
+
+
+def test_a_network_of_marked_lesions_is_packed_as_a_localiser_whose_card_says_so(
+    trained: Workplace, tmp_path: Path
+) -> None:
+    assert trained.command("segment") == 0
+    stages = {"localiser": {"config": str(trained.folder / "segment.yaml"), "run": str(trained.folder / "segment")}}
+    texts = TEXTS | {"license_file": str(trained.folder / "LICENSE"), "data_source": "Masks of 64 patients"}
+    grid = {"size": [64, 64], "spacing": 1.0, "neighbours": 1}
+    changes: dict[str, Any] = {"method": "localise", "stages": stages, "grid": grid, "texts": texts}
+    made = build(read_yaml(configure(trained, "segment", **changes), PackageConfig), tmp_path)
+    verify(made)
+    assert (made.method, made.networks, made.anomaly["codec"]) == ("localise", ("localiser",), {"factor": 2})
+    assert "| localiser | 4 |" in made.model_card and "Masks of 64 patients" in made.model_card
+    for text in (made.model_card, json.dumps(made.metadata)):
+        assert "synthetic" not in text and "made by a computer" not in text
+    volume = read_volume(trained.folder / "val" / "p1.nii.gz")
+    mask = read_mask(trained.folder / "val" / "p1_brain.nii.gz", volume)
+    result = Detector(Options(method="localise", model=str(made.path), device="cpu", force=True))(volume, brain=mask)
+    assert np.isfinite(sitk.GetArrayFromImage(result.anomaly_map)).all()
+    assert result.provenance["network_calls_per_slice"] == 1

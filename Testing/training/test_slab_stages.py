@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from Testing.training.fakes import train_here
-from Testing.training.stages import LOCALISE, RESTORE, write_slab_heads, write_stacks
+from Testing.training.stages import LOCALISE, RESTORE, SEGMENT, write_slab_heads, write_stacks
 from training.data.drawing import Draw
 from training.stages.localise import LocaliseConfig, LocaliseTask
 from training.stages.restore import RestoreConfig, RestoreTask, SlabNoiseConfig, coarse_noise
+from training.stages.segment import SegmentConfig, SegmentTask
 from training.stages.slab_tasks import leave_alone, place_losses
 from training.trainer.checkpoints import CheckpointError, averaged_weights
+from training.trainer.configuration import ConfigurationError
 from training.trainer.loop import Batch
 
 
@@ -42,6 +44,19 @@ def localiser(files: dict[str, Path], data: dict[str, Any] | None = None, **chan
 def restorer(files: dict[str, Path], data: dict[str, Any] | None = None, **changes: Any) -> RestoreTask:
     entries = deepcopy(RESTORE) | changes
     return RestoreTask(RestoreConfig.model_validate(entries | {"data": RESTORE["data"] | files | (data or {})}))
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Stacks to learn from, and those of others."""
+    folder = tmp_path_factory.mktemp("patients")
+    return write_stacks(folder / "stacks.npz"), write_stacks(folder / "others.npz", names=("free 2", "restricted 2"))
+
+
+def segmenter(patients: tuple[Path, Path], data: dict[str, Any] | None = None, **changes: Any) -> SegmentTask:
+    entries = deepcopy(SEGMENT) | {"validation": patients[1]} | changes
+    stacks = {"stacks": patients[0]}
+    return SegmentTask(SegmentConfig.model_validate(entries | {"data": SEGMENT["data"] | stacks | (data or {})}))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -118,6 +133,57 @@ def test_a_restorer_is_asked_about_known_healthy_tissue_alone(files: dict[str, P
     assert torch.equal(examples["use"][:, 0], (brain & slabs.known)[:, 1])
     assert torch.equal(examples["clean"][:, 0], 2.0 * clean[:, 1] - 1.0)
     assert not examples["cover"][~examples["use"]].any()
+
+
+def test_a_segmenter_is_shown_scans_as_they_are_and_asked_for_what_was_marked(patients: tuple[Path, Path]) -> None:
+    task = segmenter(patients)
+    examples = task.examples(seeded(3), 32, True)
+    slabs, image, brain = task.source.make(Draw(seeded(3), 32), True)
+    assert slabs.lesion is not None
+    assert torch.equal(examples["seen"][:, 1], 2.0 * image[:, 1] - 1.0)
+    assert torch.equal(examples["cover"][:, 0], slabs.lesion[:, 1])
+    assert torch.equal(examples["use"][:, 0], (brain & slabs.known)[:, 1])
+    lesion = (examples["cover"] > 0.4) & examples["use"]
+    sick = lesion.flatten(1).any(1)
+    assert sick.any() and not sick.all(), "one of the two scans has a lesion"
+    assert examples["use"][sick].flatten(1).sum(1).min() > 800, "of the half with the lesion, too"
+    right = pixel_unshuffle(certain(examples["cover"]), 2)
+    assert max(costs(task, right, examples).values()) < 1e-3
+
+
+def test_a_segmenter_validates_on_other_patients_alone(patients: tuple[Path, Path], tmp_path: Path) -> None:
+    task = segmenter(patients)
+    network = task.network.eval()
+    with torch.no_grad():
+        (first, pictures), (again, _) = task.validate(network), task.validate(network)
+        assert task.kept_apart.stacks is not None
+        task.kept_apart.stacks.lesion.zero_()  # type: ignore[union-attr]
+        other, _ = task.validate(network)
+    assert first == again and first["cross_entropy"] != other["cross_entropy"]
+    (picture,) = pictures.values()
+    assert picture.shape == (1, 3 * 64, 6 * 64)
+
+
+def test_a_segmenter_needs_lesions_and_patients_to_validate_on(patients: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"free is in .*stacks.npz and in .*stacks.npz"):
+        segmenter((patients[0], patients[0]))
+    free = {"stacks": patients[0], "restricted": False}
+    with pytest.raises(ConfigurationError, match=r"no lesion that anybody marked on scans of a free licence"):
+        segmenter(patients, data=free)
+    with np.load(patients[1]) as file:
+        arrays = {name: file[name] for name in file.files if name != "lesion"}
+    np.savez(tmp_path / "earlier.npz", **arrays)
+    with pytest.raises(ConfigurationError, match=r"earlier.npz was prepared without lesion masks"):
+        segmenter((patients[0], tmp_path / "earlier.npz"))
+
+
+def test_a_segmenter_learns_the_lesion(patients: tuple[Path, Path], tmp_path: Path) -> None:
+    task = segmenter(patients, network=SEGMENT["network"] | {"features": [8] * 6})
+    train_here(tmp_path, task, steps=120, batch_size=8, learning_rate=1e-2)
+    with torch.no_grad():
+        found = task.validate(task.network.eval())[0]["dice_loss"]
+        before = segmenter(patients).validate(segmenter(patients).network)[0]["dice_loss"]
+    assert found < 0.5 < before
 
 
 def test_the_batch_says_which_steps_are_real_as_often_as_asked(files: dict[str, Path]) -> None:
@@ -245,12 +311,15 @@ def test_a_localiser_goes_on_from_weights_or_from_a_runs_averages(files: dict[st
         localiser(files, start_from=str(tmp_path / "broken.safetensors"))
 
 
-@pytest.mark.parametrize("stage", ["localise", "restore"])
+@pytest.mark.parametrize("stage", ["localise", "restore", "segment"])
 def test_slabs_are_learnt_from_where_no_library_reads_images(
-    files: dict[str, Path], tmp_path: Path, stage: str
+    files: dict[str, Path], patients: tuple[Path, Path], tmp_path: Path, stage: str
 ) -> None:
-    entries = deepcopy({"localise": LOCALISE, "restore": RESTORE}[stage])
-    entries["data"] |= {name: str(path) for name, path in files.items()}
+    entries = deepcopy({"localise": LOCALISE, "restore": RESTORE, "segment": SEGMENT}[stage])
+    if stage == "segment":
+        entries["data"]["stacks"], entries["validation"] = map(str, patients)
+    else:
+        entries["data"] |= {name: str(path) for name, path in files.items()}
     (tmp_path / "stage.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
     script = """
         import sys

@@ -71,7 +71,8 @@ def real(path: Path, seed: int = 0, size: int = 4, restricted: bool = False, **c
 
 
 def same(first: Slabs, second: Slabs) -> bool:
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in Slabs.__dataclass_fields__)
+    names = [name for name in Slabs.__dataclass_fields__ if getattr(first, name) is not None]
+    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in names)
 
 
 # Painted
@@ -184,6 +185,33 @@ def test_what_is_not_known_to_be_healthy_stays_so_through_the_augmentation(stack
     share = (slabs.known & slabs.brain).flatten(1).sum(1) / slabs.brain.flatten(1).sum(1)
     restricted = slabs.gap == 5.0
     assert (share[restricted] < 0.6).all() and (share[~restricted] > 0.9).all()
+
+
+def test_a_marked_lesion_moves_with_the_slice_it_was_marked_on(stacks: Path) -> None:
+    found = RealStacks.load(stacks, GRID, True, lesions=True)
+    calm = AugmentationConfig(contrast=0.0, blur=(0.05, 0.05))
+    slabs = found.draw(found.weight, GRID, calm, draw(0, 32))
+    assert slabs.lesion is not None and slabs.lesion.shape == (32, 3, 64, 64)
+    sick = slabs.gap == 5.0
+    assert sick.any() and not slabs.lesion[~sick].any()
+    middle = slabs.lesion[sick, 1] > 0.99
+    assert (middle.flatten(1).sum(1) > 60).all()
+    # Lesion is 30 of 255 brighter than what surrounds it, texture of 9 either way included.
+    assert slabs.image[sick, 1][middle].mean() * 255.0 == pytest.approx(RESTRICTED + 30.0, abs=3.0)
+    healthy = slabs.brain[sick, 1] & (slabs.lesion[sick, 1] == 0.0)
+    assert slabs.image[sick, 1][healthy].median() * 255.0 == pytest.approx(RESTRICTED, abs=3.0)
+    assert slabs.known[slabs.brain].float().mean() > 0.99, "with the lesion marked, all else is known"
+    assert real(stacks, restricted=True).lesion is None, "nobody asked for it"
+
+
+def test_stacks_without_lesion_masks_are_refused_where_they_are_needed_alone(tmp_path: Path, stacks: Path) -> None:
+    with np.load(stacks) as file:
+        arrays = dict(file)
+    del arrays["lesion"]
+    np.savez(tmp_path / "earlier.npz", **arrays)
+    assert len(RealStacks.load(tmp_path / "earlier.npz", GRID, True)) == 12
+    with pytest.raises(ConfigurationError, match=r"earlier.npz was prepared without lesion masks.*prepare-slabs"):
+        RealStacks.load(tmp_path / "earlier.npz", GRID, True, lesions=True)
 
 
 def test_stacks_that_cannot_be_used_are_refused(tmp_path: Path, stacks: Path) -> None:
@@ -318,7 +346,7 @@ def test_scans_become_stacks_of_every_thickness_that_know_what_is_healthy(tmp_pa
     with np.load(tmp_path / "out" / "stacks.npz") as file:
         names, stack, gap, restricted = (file[name] for name in ("names", "stack", "gap", "restricted"))
         images, known = file["images"], np.unpackbits(file["known"], axis=-1).astype(bool)
-        brain = np.unpackbits(file["brain"], axis=-1).astype(bool)
+        brain, lesion = (np.unpackbits(file[name], axis=-1).astype(bool) for name in ("brain", "lesion"))
     assert names.tolist() == [f"{n}_flair.nii.gz, {g} mm" for n, g in (("a", 1), ("a", 3), ("b", 5), ("c", 5))]
     assert restricted.tolist() == [False, False, False, True]
     assert [sorted(set(gap[stack == number].tolist())) for number in range(4)] == [[1.0], [3.0], [5.0], [5.0]]
@@ -329,6 +357,16 @@ def test_scans_become_stacks_of_every_thickness_that_know_what_is_healthy(tmp_pa
     slices = marked.any((1, 2))
     assert slices.sum() == 3, "the lesion's slice and one to each side"
     assert marked.max(0).sum() > 16, "and some pixels around it"
+    assert not lesion[stack < 3].any()
+    assert lesion[stack == 3].sum() == 16 and lesion[stack == 3].any((1, 2)).argmax() == slices.argmax() + 1
+    assert marked[lesion[stack == 3]].all(), "the lesion itself, and none of its margin"
+    # A file of before lesions were kept is one of ours too, and is written again.
+    with np.load(tmp_path / "out" / "stacks.npz") as file:
+        earlier = {name: file[name] for name in file.files if name != "lesion"}
+    np.savez_compressed(tmp_path / "out" / "stacks.npz", **earlier)
+    prepare_slabs(PrepareSlabsConfig.model_validate(config), tmp_path / "out")
+    loaded = RealStacks.load(tmp_path / "out" / "stacks.npz", SlabGrid(size=64, spacing=2.0), True, lesions=True)
+    assert loaded.lesion is not None and np.array_equal(loaded.lesion.numpy(), lesion)
 
 
 def test_a_margin_around_a_lesion_reaches_up_down_and_sideways() -> None:

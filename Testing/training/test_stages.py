@@ -26,6 +26,7 @@ from training.stages.diffusion import DiffusionConfig
 from training.stages.localise import LocaliseConfig
 from training.stages.recognition import RecognitionConfig
 from training.stages.restore import RestoreConfig
+from training.stages.segment import SegmentConfig
 from training.trainer.configuration import read_yaml
 from training.trainer.loop import Trainer
 
@@ -158,6 +159,10 @@ def test_latents_of_an_unfinished_codec_are_used_with_a_warning(
         ("localise", "lesions.shift", [0, 3], r"lesions.shift: found \[0.0, 3.0\], expected a range"),
         ("localise", "start_from", "nowhere.safetensors", "nowhere.safetensors does not exist"),
         ("restore", "network.out_channels", 16, "network.out_channels is 16, but fold and slabs need 8"),
+        ("segment", "data.labels", "heads.npz", "segment learns from marked lesions alone: no data.labels"),
+        ("segment", "data.real_share", 0.5, "give 'labels' to paint heads from"),
+        ("segment", "validation", None, "validation: Field required"),
+        ("segment", "validation", "nowhere.npz", "nowhere.npz does not exist; .*prepare-slabs writes it"),
         ("restore", "corruption.levels", 0, "corruption.levels: Input should be greater than or equal to 1"),
     ],
 )
@@ -244,6 +249,7 @@ def test_the_configurations_that_ship_are_valid(monkeypatch: pytest.MonkeyPatch)
         "localise*": LocaliseConfig,
         "restore*": RestoreConfig,
         "dae": DenoiseConfig,
+        "unet": SegmentConfig,
     }
     read = [
         read_yaml(path, kind)

@@ -319,11 +319,20 @@ def lesion_on_grid(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, na
     Returns:
         ``(N, H, W)`` bool.
     """
+    return lesion_share(path, volume, brain, grid, names) > 0.01
+
+
+def lesion_share(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, names: tuple[str, str]) -> np.ndarray:
+    """The share of each pixel's brain that is lesion, ``(N, H, W)`` in [0, 1]; arguments as ``lesion_on_grid``.
+
+    Raises:
+        InputError: when the mask cannot be read, is not on the scan's grid, or the scan's name ends otherwise.
+    """
     ending, instead = names
     if not path.name.endswith(ending):
         raise InputError(f"{path} does not end in {ending!r}.", "Set 'lesions' to how the scans' names end.")
     mask = read_mask(path.with_name(path.name.removesuffix(ending) + instead), volume)
-    return SliceStack([sitk.Cast(mask, sitk.sitkFloat32)], grid, brain).images()[:, 0] > 0.01
+    return SliceStack([sitk.Cast(mask, sitk.sitkFloat32)], grid, brain).images()[:, 0]
 
 
 def slab_thickness(stack: SliceStack, volume: Volume) -> int:

@@ -55,6 +55,7 @@ class Slabs:
         fluid: share of fluid.
         rim: share of white matter along the ventricles; none is known of a real slab.
         gap: ``(B,)`` mm between slabs.
+        lesion: share of a pixel that a reader marked as lesion; None where that is not asked for, or nobody marked any.
     """
 
     image: Tensor
@@ -64,6 +65,7 @@ class Slabs:
     fluid: Tensor
     rim: Tensor
     gap: Tensor
+    lesion: Tensor | None = None
 
 
 class AugmentationConfig(BaseModel):
@@ -88,6 +90,7 @@ class RealStacks:
         brain, known: ``(N, H, W)`` bool, see ``Slabs``.
         stack: ``(N,)`` int64, which stack a slice belongs to.
         gap: ``(N,)`` float32, mm between slices of its stack.
+        lesion: ``(N, H, W)`` bool, what a reader marked, where it was asked for. With it all of the brain is known.
     """
 
     images: Tensor
@@ -95,18 +98,21 @@ class RealStacks:
     known: Tensor
     stack: Tensor
     gap: Tensor
+    lesion: Tensor | None = None
 
     @classmethod
-    def load(cls, path: Path, grid: SlabGrid, restricted: bool) -> RealStacks:
+    def load(cls, path: Path, grid: SlabGrid, restricted: bool, lesions: bool = False) -> RealStacks:
         """Read ``stacks.npz``.
 
         Args:
             path: the file.
             grid: what its slices have to be on.
             restricted: also stacks whose licence restricts what may be done with what has learnt from them.
+            lesions: with the lesions that readers marked.
 
         Raises:
-            ConfigurationError: when there is no such file, another one, or nothing in it that may be drawn.
+            ConfigurationError: when there is no such file, another one, one without the lesions asked for, or nothing
+                in it that may be drawn.
         """
         advice = "python -m training prepare-slabs writes it."
         if not path.is_file():
@@ -115,6 +121,12 @@ class RealStacks:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("images", "brain", "known", "stack", "gap", "restricted")}
                 spacing = float(file["spacing"])
+                if lesions and "lesion" not in file:
+                    raise ConfigurationError(
+                        f"{path} was prepared without lesion masks; write it again: python -m training prepare-slabs."
+                    )
+                if lesions:
+                    arrays["lesion"] = file["lesion"]
         except (ValueError, OSError, KeyError) as error:
             raise ConfigurationError(f"{path} holds no stacks ({error}); {advice}") from error
         size = arrays["images"].shape[-1]
@@ -125,17 +137,23 @@ class RealStacks:
         keep = (
             np.ones(len(arrays["stack"]), bool) if restricted else ~arrays["restricted"].astype(bool)[arrays["stack"]]
         )
-        brain, known = (np.unpackbits(arrays[name][keep], axis=-1, count=size) for name in ("brain", "known"))
+        masks = {
+            name: torch.from_numpy(np.unpackbits(arrays[name][keep], axis=-1, count=size).astype(bool))
+            for name in ("brain", "known", "lesion")
+            if name in arrays
+        }
+        if lesions:
+            masks["known"] = torch.ones_like(masks["known"])
         stacks = cls(
             torch.from_numpy(arrays["images"][keep]),
-            torch.from_numpy(brain.astype(bool)),
-            torch.from_numpy(known.astype(bool)),
-            torch.from_numpy(arrays["stack"][keep].astype(np.int64)),
-            torch.from_numpy(arrays["gap"][keep].astype(np.float32)),
+            stack=torch.from_numpy(arrays["stack"][keep].astype(np.int64)),
+            gap=torch.from_numpy(arrays["gap"][keep].astype(np.float32)),
+            **masks,
         )
         if not len(stacks) or not float(stacks.weight.sum()):
             which = "" if restricted else " of a free licence"
-            raise ConfigurationError(f"{path} has no slice{which} with {LEAST_PIXELS} pixels of healthy brain.")
+            what = "" if lesions else "healthy "
+            raise ConfigurationError(f"{path} has no slice{which} with {LEAST_PIXELS} pixels of {what}brain.")
         return stacks
 
     def __len__(self) -> int:
@@ -145,7 +163,8 @@ class RealStacks:
         """The same on another device; itself where it is there already."""
         if self.images.device == device:
             return self
-        return RealStacks(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return RealStacks(**{name: value.to(device) for name, value in values.items() if value is not None})
 
     @property
     def weight(self) -> Tensor:
@@ -170,8 +189,10 @@ class RealStacks:
         number = number.clamp(0, len(self) - 1)
         there &= self.stack[number] == self.stack[middle][:, None]
         parts = [self.images[number].float() / 255.0, self.brain[number].float(), self.known[number].float()]
+        if self.lesion is not None:
+            parts.append(self.lesion[number].float())
         moved = _moved(torch.stack(parts, 2) * there[:, :, None, None, None], config, draw)
-        image, inside, known = moved.unbind(2)
+        image, inside, known, *lesion = moved.unbind(2)
         # What lies outside the brain is zero in the file; at the edge it must not darken tissue.
         image = image / inside.clamp_min(0.3)
         contrast = per_sample(draw.uniform(-config.contrast, config.contrast).exp())
@@ -179,7 +200,7 @@ class RealStacks:
         image = blur(image.clamp(0.0, 1.2), draw.uniform(*config.blur))
         fluid = ((FLUID_BELOW - image) / FLUID_FLANK).clamp(0.0, 1.0)
         rim = torch.zeros_like(fluid)
-        return Slabs(image, inside > 0.5, known > 0.99, 1.0 - fluid, fluid, rim, self.gap[middle])
+        return Slabs(image, inside > 0.5, known > 0.99, 1.0 - fluid, fluid, rim, self.gap[middle], *lesion)
 
 
 def _moved(values: Tensor, config: AugmentationConfig, draw: Draw) -> Tensor:

@@ -1,4 +1,4 @@
-"""From scans to stacks of healthy slices on the slab grid, through the engine's own preprocessing.
+"""From scans to stacks of slices on the slab grid, their healthy tissue and lesions, through the engine's own steps.
 
 One compressed file: it loads at once and travels to a GPU machine, where nothing that reads images is needed. Stacks
 whose licence restricts what may be done with them are marked, so that weights for everybody never see them.
@@ -20,16 +20,18 @@ from diffusion_anomaly.io.orientation import Orientation
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
-from .preparation import BrainSource, NormalisationConfig, brain_of, lesion_on_grid
+from .preparation import BrainSource, NormalisationConfig, brain_of, lesion_share
 from .slabs import SlabGrid
 from .slice_labels import read_labels
 from .slices import HEALTHY
 
 logger = logging.getLogger(__name__)
 
-Stack = tuple[str, np.ndarray, np.ndarray, np.ndarray, float]
+Stack = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
 
 AS_THEY_ARE = 1e-3  # mm, a slab thinner than any slice: slices are not averaged
+MAINLY_LESION = 0.5  # share of a pixel
+TOUCHED = 0.01  # share of a pixel from which it is no longer known to be healthy
 
 
 class ScanSet(BaseModel):
@@ -49,7 +51,8 @@ class ScanSet(BaseModel):
     slabs: tuple[float, ...] = Field(default=(), description="mm of slabs that scans of thin slices are averaged to")
 
 
-ARRAYS = ("images", "brain", "known", "gap", "stack", "restricted", "names", "spacing")
+ARRAYS = ("images", "brain", "known", "lesion", "gap", "stack", "restricted", "names", "spacing")
+EARLIER = tuple(name for name in ARRAYS if name != "lesion")
 
 
 class PrepareSlabsConfig(BrainSource):
@@ -70,14 +73,14 @@ def prepare_slabs(config: PrepareSlabsConfig, output: Path) -> None:
         InputError: when two scans have one name, or one or the labels cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
-    keep_foreign(output / "stacks.npz", holds_arrays(ARRAYS))
+    keep_foreign(output / "stacks.npz", lambda path: any(holds_arrays(names)(path) for names in (ARRAYS, EARLIER)))
     found = [(path, scans) for scans in config.scans for path in _paths(scans)]
     names = [path.name for path, _ in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"There are several scans called {', '.join(twice)}.", "Give each a name of its own.")
     stacks = [(*stack, scans) for path, scans in found for stack in _stacks(path, scans, config, output / "brains")]
-    names, images, brains, known, gaps, sets = zip(*stacks, strict=True)
+    names, images, brains, known, lesions, gaps, sets = zip(*stacks, strict=True)
     sizes = [len(image) for image in images]
     restricted = np.array([scans.restricted for scans in sets])
     with whole_file(output / "stacks.npz") as partial, partial.open("wb") as file:
@@ -86,6 +89,7 @@ def prepare_slabs(config: PrepareSlabsConfig, output: Path) -> None:
             images=np.concatenate(images),
             brain=np.packbits(np.concatenate(brains), -1),
             known=np.packbits(np.concatenate(known), -1),
+            lesion=np.packbits(np.concatenate(lesions), -1),
             gap=np.repeat(np.array(gaps, np.float32), sizes),
             stack=np.repeat(np.arange(len(sizes)), sizes).astype(np.int32),
             restricted=restricted,
@@ -111,7 +115,7 @@ def _paths(scans: ScanSet) -> list[Path]:
 
 
 def _stacks(path: Path, scans: ScanSet, config: PrepareSlabsConfig, brains: Path) -> Iterator[Stack]:
-    """A scan's stacks: name, images uint8, brain and healthy tissue bool, ``(N, H, W)`` each, and mm between slices."""
+    """A scan's stacks: name, images uint8, brain, healthy tissue, lesion bool, ``(N, H, W)``, and mm between slices."""
     volume = read_volume(path)
     mask = brain_of(path, volume, config, brains)
     rule = config.normalisation.rule
@@ -123,11 +127,12 @@ def _stacks(path: Path, scans: ScanSet, config: PrepareSlabsConfig, brains: Path
         stack = SliceStack([volume.image], grid, mask)
         brain = stack.brain()
         image = np.round(255.0 * scale(stack.images()[:, 0], brain) / rule.clip_max).astype(np.uint8)
-        healthy = np.ones_like(brain)
+        healthy, lesion = np.ones_like(brain), np.zeros_like(brain)
         if scans.lesions is not None:
-            healthy = ~around(lesion_on_grid(path, volume, mask, grid, scans.lesions), config.lesion_margin)
+            share = lesion_share(path, volume, mask, grid, scans.lesions)
+            healthy, lesion = ~around(share > TOUCHED, config.lesion_margin), share > MAINLY_LESION
         logger.info("%s: %d slices of %.3g mm", path.name, len(image), stack.slice_spacing)
-        yield f"{path.name}, {stack.slice_spacing:.3g} mm", image, brain, healthy, stack.slice_spacing
+        yield f"{path.name}, {stack.slice_spacing:.3g} mm", image, brain, healthy, lesion, stack.slice_spacing
 
 
 def around(lesion: np.ndarray, margin: int) -> np.ndarray:

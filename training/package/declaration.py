@@ -17,6 +17,7 @@ from ..stages.diffusion import DiffusionConfig
 from ..stages.localise import LocaliseConfig
 from ..stages.recognition import RecognitionConfig
 from ..stages.restore import RestoreConfig
+from ..stages.segment import SegmentConfig
 from ..trainer.configuration import read_yaml
 from .config import PackageConfig
 
@@ -24,7 +25,6 @@ KINDS: dict[str, type[BaseModel]] = {
     "brain": BrainConfig,
     "classifier": ClassifierConfig,
     "codec": CodecConfig,
-    "localiser": LocaliseConfig,
     "recogniser": RecognitionConfig,
 }
 
@@ -68,11 +68,17 @@ def read_networks(config: PackageConfig) -> tuple[dict[str, tuple[dict[str, Any]
 
 
 def read_stage(config: PackageConfig, part: str) -> Any:
-    """The configuration that a part was trained with; a restorer's of slabs, or of slices when it only denoises."""
+    """The configuration that a part was trained with.
+
+    A restorer's is of slabs, or of slices when it only denoises; a localiser's of synthetic lesions, or of marked ones
+    when it has slabs to validate on.
+    """
     path = config.stages[part].config
-    if part == "restorer":
-        on_slices = "slices" in (read_yaml(path, _AnyEntries).model_extra or {})
-        return read_yaml(path, DenoiseConfig if on_slices else RestoreConfig)
+    if part in ("restorer", "localiser"):
+        entries = read_yaml(path, _AnyEntries).model_extra or {}
+        if part == "restorer":
+            return read_yaml(path, DenoiseConfig if "slices" in entries else RestoreConfig)
+        return read_yaml(path, SegmentConfig if "validation" in entries else LocaliseConfig)
     return read_yaml(path, KINDS.get(part, DiffusionConfig))
 
 

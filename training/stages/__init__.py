@@ -16,6 +16,7 @@ TRAININGS = {
     "classifier": "The classifier of noised slices that guides towards healthy.",
     "restore": "The one-step restorer, from synthetic lesions and noise on painted and healthy slabs.",
     "localise": "The network that says where a lesion is, from synthetic lesions on painted and healthy slabs.",
+    "segment": "The supervised reference: a U-Net of lesions that readers marked, on slabs of patients.",
     "denoise": "The denoising autoencoder, from noise on healthy slices.",
 }
 

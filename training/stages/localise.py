@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
 
 from ..data.drawing import Draw
 from ..data.lesions import LesionConfig, plant
 from ..trainer.loop import Batch
-from .slab_tasks import WATCHED, SlabStageConfig, SlabTask, leave_alone, place_losses
+from .slab_tasks import PlaceTask, SlabStageConfig, leave_alone
 
 
 class BrightLesionConfig(LesionConfig):
@@ -33,20 +31,14 @@ class LocaliseConfig(SlabStageConfig):
     draws: int = Field(default=3, ge=1, description="sets of lesions in each head of a batch")
 
 
-class LocaliseTask(SlabTask):
+class LocaliseTask(PlaceTask):
     """Cross-entropy and Dice loss of where synthetic lesions are."""
 
     config: LocaliseConfig
-    picture_title = "slab, lesion, probability"
 
     @torch.no_grad()
     def examples(self, generator: torch.Generator, size: int, real: bool) -> Batch:
-        """Slabs with lesions, ``draws`` times ``size`` of them.
-
-        Returns:
-            ``seen`` ``(N, K, H, W)`` in [-1, 1]; ``cover`` and ``use``, bool, ``(N, 1, H, W)`` of the middle slab: how
-            far a pixel belongs to a lesion, and whether that is known.
-        """
+        """Slabs with lesions, ``draws`` times ``size`` of them."""
         config, grid = self.config, self.config.data.grid
         draw = Draw(generator, size)
         # In 16-bit precision, places in a map of 200 voxels would be off by half a voxel.
@@ -62,19 +54,3 @@ class LocaliseTask(SlabTask):
                 covers.append((cover * slabs.known)[:, grid.middle, None])
             use = (brain & slabs.known)[:, grid.middle, None]
         return {"seen": torch.cat(seen), "cover": torch.cat(covers), "use": use.repeat(config.draws, 1, 1, 1)}
-
-    def losses(self, network: nn.Module, examples: Batch) -> dict[str, Tensor]:
-        """Of what ``examples`` gives."""
-        logit = self.logits(network, examples["seen"])
-        entropy, dice = place_losses(logit, examples["cover"], examples["use"])
-        return {"loss": entropy + self.config.dice_weight * dice, "cross_entropy": entropy, "dice_loss": dice}
-
-    def logits(self, network: nn.Module, seen: Tensor) -> Tensor:
-        """Log-odds of a lesion in the middle slab, ``(N, 1, H, W)``, of slabs ``(N, K, H, W)`` in [-1, 1]."""
-        folded = functional.pixel_unshuffle(seen, self.config.fold).contiguous(memory_format=torch.channels_last)
-        return functional.pixel_shuffle(network(folded).float(), self.config.fold)
-
-    def picture(self, network: nn.Module, examples: Batch) -> Tensor:
-        seen = 0.5 + 0.5 * examples["seen"][:WATCHED, self.config.data.grid.middle]
-        probability = self.logits(network, examples["seen"][:WATCHED])[:, 0].sigmoid()
-        return torch.cat([torch.cat([*part], 1) for part in (seen, examples["cover"][:WATCHED, 0], probability)])

@@ -1,4 +1,4 @@
-"""What the stages that learn from slabs share: data, a step's slabs, the task, losses of a lesion's place, a start."""
+"""What the stages that learn from slabs share: data, a step's slabs, the tasks, losses of a lesion's place, a start."""
 
 from __future__ import annotations
 
@@ -89,14 +89,18 @@ class SlabStageConfig(BaseModel):
 class SlabSource:
     """Scans of slabs, painted or real, on the device of the generator.
 
+    Args:
+        config: which ones.
+        lesions: whether real ones come with the lesions that readers marked.
+
     Raises:
         ConfigurationError: when a file is missing or another one.
     """
 
-    def __init__(self, config: SlabData) -> None:
+    def __init__(self, config: SlabData, lesions: bool = False) -> None:
         self.config = config
         self.maps = HeadMaps.load(config.labels, SLAB_SPACING) if config.labels else None
-        self.stacks = RealStacks.load(config.stacks, config.grid, config.restricted) if config.stacks else None
+        self.stacks = RealStacks.load(config.stacks, config.grid, config.restricted, lesions) if config.stacks else None
         self.weight = self.stacks.weight if self.stacks else None
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
@@ -127,6 +131,7 @@ class SlabTask(ABC):
     """
 
     picture_title = ""
+    marked = False  # whether it learns from lesions that readers marked
 
     def __init__(self, config: SlabStageConfig) -> None:
         self.config = config
@@ -134,7 +139,7 @@ class SlabTask(ABC):
         self.network: nn.Module = build_network(config.network)
         if config.start_from is not None:
             start_from(self.network, config.start_from)
-        self.source = SlabSource(config.data)
+        self.source = SlabSource(config.data, self.marked)
 
     @abstractmethod
     def examples(self, generator: torch.Generator, size: int, real: bool) -> Batch:
@@ -168,6 +173,32 @@ class SlabTask(ABC):
             scalars |= {f"{kind}_{name}": float(value) for name, value in self.losses(network, examples).items()}
             rows.append(self.picture(network, examples))
         return scalars, {self.picture_title: torch.cat(rows)[None]}
+
+
+class PlaceTask(SlabTask):
+    """A stage whose network gives the log-odds of a lesion in each pixel of the middle slab, and nothing else.
+
+    Its examples are ``seen`` ``(N, K, H, W)`` in [-1, 1]; ``cover`` and ``use``, bool, ``(N, 1, H, W)`` of the middle
+    slab: how far a pixel belongs to a lesion, and whether that is known.
+    """
+
+    picture_title = "slab, lesion, probability"
+
+    def losses(self, network: nn.Module, examples: Batch) -> dict[str, Tensor]:
+        """Cross-entropy and Dice loss of what ``examples`` gives."""
+        logit = self.logits(network, examples["seen"])
+        entropy, dice = place_losses(logit, examples["cover"], examples["use"])
+        return {"loss": entropy + self.config.dice_weight * dice, "cross_entropy": entropy, "dice_loss": dice}
+
+    def logits(self, network: nn.Module, seen: Tensor) -> Tensor:
+        """Log-odds of a lesion in the middle slab, ``(N, 1, H, W)``, of slabs ``(N, K, H, W)`` in [-1, 1]."""
+        folded = functional.pixel_unshuffle(seen, self.config.fold).contiguous(memory_format=torch.channels_last)
+        return functional.pixel_shuffle(network(folded).float(), self.config.fold)
+
+    def picture(self, network: nn.Module, examples: Batch) -> Tensor:
+        seen = 0.5 + 0.5 * examples["seen"][:WATCHED, self.config.data.grid.middle]
+        probability = self.logits(network, examples["seen"][:WATCHED])[:, 0].sigmoid()
+        return torch.cat([torch.cat([*part], 1) for part in (seen, examples["cover"][:WATCHED, 0], probability)])
 
 
 def leave_alone(image: Tensor, middle: int, draw: Draw) -> Tensor:

@@ -1,10 +1,11 @@
-"""Method 4, beyond the two papers: a network that has learnt one thing, where in a healthy brain a lesion was made.
+"""Method 4, beyond the two papers: a network that has learnt one thing, where in a brain a lesion is.
 
 A restorer has to learn to draw brains before it learns to point at what does not belong there; asked for the place
-alone, it learns that several times faster and finds smaller ones. What it has seen are healthy brains with lesions of 2
-to 85 mm that a computer put into them, no outline of a real one (synthetic anomalies for self-supervision: Tan et al.
-2022, "Detecting Outliers with Foreign Patch Interpolation", arXiv 2011.04197; Schlüter et al. 2022, arXiv 2109.15222).
-It does not say how the brain would look in health; the restorer does.
+alone, it learns that several times faster and finds smaller ones. What the bundled ones have seen are healthy brains
+with lesions of 2 to 85 mm that a computer put into them, no outline of a real one (synthetic anomalies for
+self-supervision: Tan et al. 2022, "Detecting Outliers with Foreign Patch Interpolation", arXiv 2011.04197; Schlüter et
+al. 2022, arXiv 2109.15222). A network that has learnt from readers' masks answers alike, and can be packed as a
+supervised reference: its card says so. It does not say how the brain would look in health; the restorer does.
 """
 
 from __future__ import annotations
