@@ -113,3 +113,13 @@ def test_fonts_are_cut_alike_whatever_the_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+def test_the_pictures_tell_the_findings_numbers(shown: Shown) -> None:
+    numbered, bare = printed(shown), printed(replace(shown, labels=None))
+    told = "Numbers beside outlines are the findings'"
+    assert told in text_of(numbered) and told not in text_of(bare)
+    drawn, plain = (
+        {image.data for page in PdfReader(BytesIO(pdf)).pages for image in page.images} for pdf in (numbered, bare)
+    )
+    assert drawn != plain

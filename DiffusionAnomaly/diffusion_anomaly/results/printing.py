@@ -45,7 +45,7 @@ LEFT, TOP, BOTTOM = 0.07, 0.94, 0.06  # shares of the page
 WIDTH = 1 - 2 * LEFT
 ROW, CAPTION, GAP = 0.0162, 0.02, 0.008  # of a table, over a picture, and between things, likewise
 TALLEST = 0.3  # share of the page's height that a picture takes
-DOTS = 150  # of pictures in an inch: a slice is as fine as it was drawn
+DOTS = 220  # of pictures in an inch: a slice is as fine as it was drawn
 FINDINGS_PRINTED = 140
 LETTERS = 960  # in a line as wide as the page, times the print's size in points
 NARROW, WIDE = 26, 40  # letters of a table's cell, the wide ones being places and what a reader wrote
@@ -173,6 +173,8 @@ def _slices(sheets: _Sheets, shown: Shown, view: SliceView, others: Sequence[Sli
     told = f"From left to right: {', '.join([*parts, *(names[1:] if others else ())])}."
     if view.sides[0]:
         told += f" {view.sides[0]} and {view.sides[1]} are the patient's own sides. Slices are counted from 0."
+    if shown.labels is not None and shown.left:
+        told += " Numbers beside outlines are the findings', where there is room."
     sheets.write(told, 8, SOFT)
     sheets.colour_bar(shown.threshold, top)
     for start in range(0, len(strips), columns):

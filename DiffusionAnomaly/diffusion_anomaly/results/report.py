@@ -55,6 +55,7 @@ class Shown:
         channels: every contrast by name where there are several, on the same grid, ``scan`` first.
         reviews: ``accepted`` or ``rejected`` by the findings' ids; the mask is without those that were rejected.
         comments: of a reader, by the findings' ids.
+        labels: a finding's id in its voxels, on the same grid; without them the pictures tell no numbers.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Shown:
     channels: Mapping[str, sitk.Image] = field(default_factory=dict)
     reviews: Mapping[int, str] = field(default_factory=dict)
     comments: Mapping[int, str] = field(default_factory=dict)
+    labels: sitk.Image | None = None
 
     @classmethod
     def of(cls, result: Result) -> Shown:
@@ -83,6 +85,7 @@ class Shown:
             result.threshold,
             result.provenance,
             channels={name: volume.image for name, volume in result.scan.channels.items()},
+            labels=result.labels(),
         )
 
     @property
@@ -147,6 +150,7 @@ def render(shown: Shown) -> str:
         "colour_bar": draw_colour_bar(threshold, top),
         "profile": draw_profile(view, slices) if len(view) > 1 and findings else None,
         "sides": view.sides,
+        "numbered": shown.labels is not None and bool(shown.left),
         "rows": list(record_rows(provenance)),
     }
     return render_page(Path(__file__).with_name(TEMPLATE), values, {})
@@ -156,7 +160,7 @@ def views(shown: Shown) -> list[SliceView]:
     """What is shown as slices, a view a contrast."""
     is_picture = shown.provenance["options"].get("min_area") is not None
     return [
-        SliceView(image, shown.anomaly_map, shown.mask, shown.brain, is_picture)
+        SliceView(image, shown.anomaly_map, shown.mask, shown.brain, is_picture, shown.labels)
         for image in (shown.scan, *list(shown.channels.values())[1:])
     ]
 
