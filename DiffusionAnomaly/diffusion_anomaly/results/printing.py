@@ -89,6 +89,8 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
     left = shown.left
     sheets.write("DiffusionAnomaly report", 9, SOFT)
     sheets.write(shown.name, 18, bold=True)
+    if shown.exam:
+        sheets.write(" · ".join(shown.exam), 10, bold=True)
     sheets.write(f"{title_of(made['method'])} · {model_line(made['model'])} · {date_line(made)}", 9, SOFT)
     sheets.write(_purpose(shown), 10, WARM, bold=True)
     rejected = len(shown.findings) - len(left)

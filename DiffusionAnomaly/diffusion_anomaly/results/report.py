@@ -56,6 +56,7 @@ class Shown:
         reviews: ``accepted`` or ``rejected`` by the findings' ids; the mask is without those that were rejected.
         comments: of a reader, by the findings' ids.
         labels: a finding's id in its voxels, on the same grid; without them the pictures tell no numbers.
+        exam: whose scan it is and of when, which only a PDF that belongs to a patient's study tells; else nothing.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Shown:
     reviews: Mapping[int, str] = field(default_factory=dict)
     comments: Mapping[int, str] = field(default_factory=dict)
     labels: sitk.Image | None = None
+    exam: Sequence[str] = ()
 
     @classmethod
     def of(cls, result: Result) -> Shown:
