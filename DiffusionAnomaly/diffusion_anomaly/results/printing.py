@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from .rendering import (
     draw_slices,
     scale_ticks,
 )
-from .report import date_line, extrapolated, model_line, record_rows, smallest, spread_line, title_of, views
+from .report import date_line, extrapolated, model_line, record_groups, smallest, spread_line, title_of, views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +49,8 @@ TALLEST = 0.3  # share of the page's height that a picture takes
 DOTS = 220  # of pictures in an inch: a slice is as fine as it was drawn
 FINDINGS_PRINTED = 140
 LETTERS = 960  # in a line as wide as the page, times the print's size in points
+RECORD = 6.5  # points, of how it was made
+RECORD_COLUMNS = (0.14, 0.24, 0.48)  # shares of the page's width for a group's title, names and values
 NARROW, WIDE = 26, 40  # letters of a table's cell, the wide ones being places and what a reader wrote
 INK, SOFT, WARM, LINES, GROUND = "#0f172a", "#475569", "#9a3412", "#cbd5e1", "#f1f5f9"
 
@@ -191,7 +194,7 @@ def _slices(sheets: _Sheets, shown: Shown, view: SliceView, others: Sequence[Sli
 
 
 def _record(sheets: _Sheets, shown: Shown) -> None:
-    """Comments in full, which the table cuts short, and how it was made, row by row."""
+    """Comments in full, which the table cuts short, and how it was made, in groups."""
     if shown.comments:
         sheets.space(GAP)
         sheets.make_room(0.06)
@@ -201,8 +204,8 @@ def _record(sheets: _Sheets, shown: Shown) -> None:
     sheets.space(GAP)
     sheets.make_room(0.1)
     sheets.write("How this was made", 11, bold=True)
-    for name, value in record_rows(shown.provenance):
-        sheets.write(f"{name}: {value}", 6.5, SOFT, dense=True)
+    for title, rows in record_groups(shown.provenance):
+        sheets.group(title[:1].upper() + title[1:], rows)
 
 
 class _Sheets:
@@ -234,15 +237,46 @@ class _Sheets:
         """Leave so much empty, or to what was drawn there."""
         self._top -= height
 
-    def write(self, text: str, size: float, colour: str = INK, bold: bool = False, dense: bool = False) -> None:
+    def write(self, text: str, size: float, colour: str = INK, bold: bool = False) -> None:
         """A paragraph; what comes out of files is no formula, whatever signs are in it."""
         line = size * 1.38 / (72 * A4[1])
         for part in textwrap.wrap(text, int(LETTERS / size * (0.9 if bold else 1))) or [""]:
             self.make_room(line)
             self._text(LEFT, self._top, part, size, colour, bold, va="top")
             self._top -= line
-        if not dense:
-            self._top -= line / 4
+        self._top -= line / 4
+
+    def group(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values under each other with a title at their left, nothing of them cut short.
+
+        Values may hold a word longer than a line, as a hash is; it goes on in the next one.
+        """
+        line = RECORD * 1.38 / (72 * A4[1])
+        places = (LEFT, LEFT + RECORD_COLUMNS[0], LEFT + RECORD_COLUMNS[0] + RECORD_COLUMNS[1])
+        # Hexadecimal digits and bold letters are wider than others.
+        shares = zip((0.87, 1.0, 0.87), RECORD_COLUMNS, strict=True)
+        wraps = [int(share * LETTERS / RECORD * width / WIDTH) - 1 for share, width in shares]
+        self.make_room(3 * line)
+        self._rule(self._top + line / 4)
+        page, untold = self.page, textwrap.wrap(title, wraps[0])
+        for name, value in rows:
+            told = zip_longest(textwrap.wrap(name, wraps[1]), textwrap.wrap(value, wraps[2]), fillvalue="")
+            for name_part, value_part in told:
+                self.make_room(line)
+                if self.page is not page:  # the title once more
+                    page, untold = self.page, textwrap.wrap(title, wraps[0])
+                head = untold.pop(0) if untold else ""
+                for x, part, colour in zip(places, (head, name_part, value_part), (INK, SOFT, INK), strict=True):
+                    if part:
+                        self._text(x, self._top, part, RECORD, colour, bold=colour == INK and x == LEFT)
+                self._top -= line
+        self._top -= line / 2
+
+    def _rule(self, height: float) -> None:
+        """A thin line across the page."""
+        from matplotlib.lines import Line2D
+
+        self.page.add_artist(Line2D((LEFT, 1 - LEFT), (height, height), color=LINES, linewidth=0.4))
 
     def table(
         self, titles: Sequence[str], rows: Sequence[Sequence[str]], faint: Sequence[bool], written: Sequence[str]

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 TEMPLATE = "report.html.jinja"
 FINDINGS_SHOWN = 50
 LONGEST_VALUE = 160  # characters of an option, such as a table of thresholds, that are printed
+# Of the provenance's keys: units and abbreviations, and what was called otherwise when the format was made.
+_WORDS = {
+    **{unit: f"({unit})" for unit in ("mm", "ml", "seconds")},
+    **{short: short.upper() for short in ("utc", "sha256", "lps")},
+    "heat": "score",
+}
 
 
 @dataclass(frozen=True)
@@ -215,16 +221,38 @@ def date_line(provenance: Mapping[str, Any]) -> str:
     return datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC")
 
 
+def record_groups(content: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The rows of ``record_rows`` by what they are about: what stands alone first, then what belongs together."""
+    groups = [
+        ("run", list(record_rows({key: value for key, value in content.items() if not isinstance(value, Mapping)})))
+    ]
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            title = readable(key)
+            rows = [(name.removeprefix(f"{title} · "), text) for name, text in record_rows({key: value})]
+            groups.append((title, rows))
+    return [(title, rows) for title, rows in groups if rows]
+
+
 def record_rows(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Provenance as rows of name and text; what the page already shows elsewhere is left out."""
     for key, value in content.items():
         if not prefix and key in ("purpose", "warnings", "schema_version"):
             continue
-        name = f"{prefix}{key}".replace("_", " ")
+        name = f"{prefix}{readable(key)}"
         if isinstance(value, Mapping):
-            yield from record_rows(value, f"{prefix}{key} · ")
+            yield from record_rows(value, f"{name} · ")
         else:
             yield name, _text(value)
+
+
+def readable(key: str) -> str:
+    """A key of the provenance in words.
+
+    >>> readable("origin_mm_lps"), readable("min_volume_ml"), readable("sha256")
+    ('origin (mm) LPS', 'min volume (ml)', 'SHA256')
+    """
+    return " ".join(_WORDS.get(word, word) for word in key.split("_"))
 
 
 def _text(value: Any) -> str:
