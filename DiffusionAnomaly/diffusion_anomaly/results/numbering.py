@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -58,7 +59,8 @@ def numbers_beside(
 
 def _surroundings(labels: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each pixel how far the nearest finding is, and which one that is."""
-    distance, (rows, columns) = ndimage.distance_transform_edt(~marked, return_indices=True)
+    found: Any = ndimage.distance_transform_edt(~marked, return_indices=True)
+    distance, (rows, columns) = found
     return distance, labels[rows, columns]
 
 
