@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -322,7 +323,7 @@ def test_a_failure_ends_with_the_exit_code_of_its_kind(kind: str, code: int) -> 
 def test_shards_do_their_part_and_the_whole_run_only_the_tables(folder: Path) -> None:
     for part in (1, 2):
         ended = run(folder, shard=(part, 2))
-        assert ended.finished == 1 and not ended.files
+        assert ended.finished == 1 and list(ended.files) == [f"failures-{part}-of-2.csv"]
     assert not (folder / "out/scans.csv").exists()
     heard = Heard()
     ended = run(folder, heard)
@@ -479,7 +480,8 @@ def test_tables_and_pages_tell_of_every_scan(folder: Path) -> None:
     assert "One and the same image goes by 2 names: P1-1, P1-2." in page and "results/P1-1/report.html" in page
     subject = (out / "subjects/P1.html").read_text(encoding="utf-8")
     assert "../results/P1-2/report.html" in subject and subject.count("data:image/png") == 1
-    assert set(ended.files) >= {"scans.csv", "findings.csv", "quality.html", "cohort.json"}
+    assert set(ended.files) >= {"scans.csv", "findings.csv", "quality.html", "cohort.json", "failures.csv"}
+    assert ended.files["failures.csv"] == out / "failures.csv" and ended.files["failures.csv"].is_file()
 
 
 @pytest.mark.parametrize(("suffix", "spacing", "unit"), [(".png", None, "pixels"), (".mha", 0.5, "mm²")])
@@ -564,6 +566,30 @@ def test_a_scan_that_stands_out_is_marked_and_a_name_is_no_markup(tmp_path: Path
     assert not any(marked[f"s{number}"] for number in range(8))
     page = (out / "quality.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page
+
+
+def test_an_unknown_patient_is_unknown_and_no_other_scan_is_taken_for_the_same(tmp_path: Path, folder: Path) -> None:
+    run(folder)
+    made = json.loads((folder / "out/results/P1-1/provenance.json").read_text())
+    out = tmp_path / "some"
+    for name, patient in (("a", ""), ("b", ""), ("c", "a"), ("d", "a")):  # a patient is called as a scan is
+        place = results_folder(out, name)
+        shutil.copytree(folder / "out/results/P1-1", place)
+        text = json.dumps({**made, "cohort": {**made["cohort"], "name": name, "patient": patient}})
+        (place / "provenance.json").write_text(text)
+    write_group(out)
+    for table in ("scans.csv", "findings.csv"):
+        with (out / table).open(encoding="utf-8") as file:
+            assert {(row["name"], row["patient"]) for row in csv.DictReader(file)} == {
+                *(("a", ""), ("b", ""), ("c", "a"), ("d", "a")),
+            }
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (out / "subjects").iterdir()}
+    shown = sorted(sorted(set(re.findall(r"<tr><td>(.)</td>", page))) for page in pages.values())
+    assert shown == [["a"], ["b"], ["c", "d"]]
+    overview = (out / "quality.html").read_text(encoding="utf-8")
+    assert overview.count(">unknown</a>") == 2
+    linked = re.findall(r'href="subjects/([^"]+)"', overview)
+    assert len(linked) == 4 and set(linked) == set(pages)
 
 
 def test_what_is_in_the_way_of_a_table_stays(folder: Path) -> None:

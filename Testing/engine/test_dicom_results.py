@@ -34,6 +34,7 @@ from diffusion_anomaly.io.volume import Scan, read_volume
 from diffusion_anomaly.results import redrawing
 from diffusion_anomaly.results.dicom import again, check_source
 from diffusion_anomaly.results.findings import segment
+from diffusion_anomaly.results.report import render_report
 from diffusion_anomaly.results.result import Result
 from diffusion_anomaly.worker import probe, protocol
 from workers import Worker
@@ -450,6 +451,38 @@ def test_the_report_is_a_pdf_of_the_scans_study(tmp_path: Path, result_of: Calla
     assert ("3 findings" in text) == (kind != "nothing found")
     assert data.SeriesDescription == "Anomaly report, research use only"
     assert (data.SeriesNumber, data.VerificationFlag) == (404, "UNVERIFIED")
+
+
+def pages_of(data: Dataset) -> str:
+    """The text of an encapsulated PDF, with single blanks."""
+    pages = PdfReader(BytesIO(data.EncapsulatedDocument)).pages
+    return " ".join(" ".join(page.extract_text() for page in pages).split())
+
+
+def test_the_pdf_tells_patient_study_date_and_series_and_the_page_none_of_them(
+    tmp_path: Path, result_of: Callable[..., Result]
+) -> None:
+    stated = {"PatientID": "MRN-0815", "StudyDate": "20250102", "SeriesDescription": "FLAIR sag CS"}
+    folder = tmp_path / "scan"
+    dicoms.write(
+        folder, [dicoms.changed(dcmread(path), **stated) for path in series(tmp_path / "s", "classic").iterdir()]
+    )
+    result = result_of(folder)
+    told = "Patient ID MRN-0815 · study of 02 January 2025 · FLAIR sag CS"
+    assert told in pages_of(result.to_dicom(pdf=True)["report"])
+    assert "MRN-0815" not in render_report(result) and "January 2025" not in render_report(result)
+    for path in folder.iterdir():
+        dicoms.save(dicoms.changed(dcmread(path), PatientID="", StudyDate=None), path)
+    text = pages_of(result_of(folder).to_dicom(pdf=True)["report"])
+    assert "Patient ID" not in text and "study of" not in text and "FLAIR sag CS" in text
+
+
+def test_the_pdf_of_an_anonymous_result_names_nobody(tmp_path: Path, result_of: Callable[..., Result]) -> None:
+    result = result_of(series(tmp_path / "scan", "classic"))
+    given = {**result.provenance["input"], "title": "scan", "path": "", "metadata": {"modality": "MR"}}
+    text = pages_of(replace(result, provenance={**result.provenance, "input": given}).to_dicom(pdf=True)["report"])
+    assert "Patient ID" in pages_of(result.to_dicom(pdf=True)["report"])
+    assert "Patient ID" not in text and "study of" not in text
 
 
 def test_the_report_comes_only_where_it_is_asked_for(tmp_path: Path, result_of: Callable[..., Result]) -> None:

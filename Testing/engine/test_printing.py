@@ -113,3 +113,36 @@ def test_fonts_are_cut_alike_whatever_the_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+def test_the_pictures_tell_the_findings_numbers(shown: Shown) -> None:
+    numbered, bare = printed(shown), printed(replace(shown, labels=None))
+    told = "Numbers beside outlines are the findings'"
+    assert told in text_of(numbered) and told not in text_of(bare)
+    drawn, plain = (
+        {image.data for page in PdfReader(BytesIO(pdf)).pages for image in page.images} for pdf in (numbered, bare)
+    )
+    assert drawn != plain
+
+
+def test_how_it_was_made_is_printed_in_groups_and_nothing_of_it_is_cut(shown: Shown) -> None:
+    digest = "0123456789abcdef" * 4
+    made = {**shown.provenance, "input": {**shown.provenance["input"], "sha256": digest, "spacing_mm": [1.5, 2, 3]}}
+    made["model"] = {**shown.provenance["model"], "sources": {"checkpoint_sha256": digest * 2}}
+    text = text_of(printed(replace(shown, provenance=made))).partition("How this was made")[2]
+    assert "Input title" in text and "Options " in text and "Timings (seconds) " in text
+    assert "spacing (mm) 1.5, 2, 3" in text and "input · " not in text
+    found = text.replace(" ", "")
+    assert f"SHA256{digest}" in found
+    assert found.count(digest) == 3  # broken across lines, and all there
+    assert digest * 2 not in text
+
+
+def test_a_group_that_goes_on_overleaf_has_its_title_there_too(shown: Shown) -> None:
+    many = {"min_volume_ml": 0.05, **{f"an_option_{number:03}": number for number in range(120)}}
+    reader = PdfReader(BytesIO(printed(replace(shown, provenance={**shown.provenance, "options": many}))))
+    pages = [page.extract_text() for page in reader.pages]
+    assert (
+        all("Options" in page for page in pages if "an option 0" in page) and sum("an option" in p for p in pages) > 1
+    )
+    assert all(f"an option {number:03}" in "".join(pages) for number in range(120))

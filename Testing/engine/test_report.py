@@ -95,7 +95,15 @@ def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: 
     right, anterior, superior = first.centroid_ras
     row = f"<td>{first.volume_ml:.2f}</td><td>{first.peak_score:.2f}</td><td>{first.mean_score:.2f}</td>"
     assert f"{row}<td>{right:.1f}, {anterior:.1f}, {superior:.1f}</td>" in page
-    for name in ("input · sha256", "versions · torch", "options · seed", "device · name", "timings seconds · total"):
+    for name in (
+        "input · SHA256",
+        "input · spacing (mm)",
+        "threshold · score",
+        "versions · torch",
+        "options · seed",
+        "device · name",
+        "timings (seconds) · total",
+    ):
         assert name in page
 
 

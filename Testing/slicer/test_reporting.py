@@ -16,7 +16,7 @@ from DiffusionAnomalyLib.detection import Detection, Request
 from DiffusionAnomalyLib.process.environment import Question
 from DiffusionAnomalyLib.process.process import PipeProcess
 from DiffusionAnomalyLib.process.workspace import PREFIX
-from DiffusionAnomalyLib.scene import findingsTable, results, review
+from DiffusionAnomalyLib.scene import attributes, findingsTable, results, review
 from DiffusionAnomalyLib.scene.reporting import Asked, ReportDrawing, isAsRun
 from DiffusionAnomalyLib.scene.results import ResultNodes
 from DiffusionAnomalyLib.settings import MemorySettings
@@ -71,6 +71,32 @@ def test_without_the_brain_mask_only_the_page_of_the_run_can_be_written(
     with pytest.raises(InputError, match=r"without the brain mask.*Keep the brain mask"):
         ReportDrawing(nodes, tmp_path / "d.html", tmp_path, PipeProcess())
     assert {path.name for path in tmp_path.glob("*.html")} == {"c.html"}
+
+
+def test_without_the_brain_mask_the_advice_is_one_that_helps(scene: Any, nodes: ResultNodes, tmp_path: Path) -> None:
+    def advice(name: str) -> str:
+        with pytest.raises(InputError, match="without the brain mask") as caught:
+            ReportDrawing(nodes, tmp_path / name, tmp_path, PipeProcess())
+        return caught.value.hint
+
+    scene.RemoveNode(nodes.brain)
+    (nodes,) = results.resultsIn(scene)
+    asRun, live = nodes.threshold, results.liveThresholdOf(nodes)
+    assert advice("report.pdf").endswith("or save the report as a page.")
+    results.applyThreshold(nodes, live, 5.0, 0.0)
+    for name in ("report.html", "report.pdf"):
+        assert "as a page at threshold and smallest finding of the run" in advice(name)
+    nodes.table.SetAttribute(review.REVIEWS, '[{"state": "rejected"}]')
+    made = attributes.document(nodes.anomalyMap)
+    for threshold in (5.0, asRun):  # the threshold changes nothing any more
+        results.applyThreshold(nodes, live, threshold, made["options"]["min_volume_ml"])
+        told = advice("report.html")
+        assert told.startswith("Run it again with Keep the brain mask. The page of the run cannot be saved instead")
+        assert "1 saved review of" in told and review.REVIEWS in told
+    nodes.table.RemoveAttribute(review.REVIEWS)
+    assert drawn(nodes, tmp_path / "report.html").problem == ""
+    findingsTable.setName(nodes.table, nodes.anomalyMap, live, results.findingsOf(nodes, live), 0, "a name")
+    assert advice("report.html") == "Run it again with Keep the brain mask."
 
 
 def test_a_drawing_that_fails_says_why_and_leaves_no_file(

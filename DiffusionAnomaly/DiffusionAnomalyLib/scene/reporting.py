@@ -35,11 +35,42 @@ def isAsRun(nodes: ResultNodes) -> bool:
 
     What was said and cannot be read any more counts as said: the page of the run would not tell.
     """
+    return not (_isMoved(nodes) or _tellsMore(nodes))
+
+
+def _isMoved(nodes: ResultNodes) -> bool:
     made = attributes.document(nodes.anomalyMap)
-    moved = (nodes.threshold, nodes.minVolumeMl) != (made["threshold"]["heat"], made["options"]["min_volume_ml"])
+    return (nodes.threshold, nodes.minVolumeMl) != (made["threshold"]["heat"], made["options"]["min_volume_ml"])
+
+
+def _tellsMore(nodes: ResultNodes) -> bool:
+    """Whether there is something to tell that the page of the run does not tell, at whatever threshold."""
     said = nodes.table is not None and (findingsTable.hasNames(nodes.table) or review.hasReviews(nodes.table))
     said = said or bool(findingsTable.problemsWith(nodes.table))
-    return not (moved or said or _transformed(nodes) or sequences.analysed(nodes.anomalyMap))
+    return bool(said or _transformed(nodes) or sequences.analysed(nodes.anomalyMap))
+
+
+def _withoutBrain(advice: str) -> InputError:
+    return InputError(_("This cannot be made without the brain mask."), advice)
+
+
+def _adviceWithoutBrain(nodes: ResultNodes) -> str:
+    """What to do for a report that cannot be drawn again for want of the brain mask.
+
+    The page of the run is left where nothing but the threshold or the smallest finding differs, and for a PDF.
+    """
+    again = _("Run it again with Keep the brain mask.")
+    if problems := findingsTable.problemsWith(nodes.table):
+        instead = _("The page of the run cannot be saved instead, since it would not tell this:")
+        return " ".join([again, instead, *problems])
+    if _tellsMore(nodes) or nodes.report is None:
+        return again
+    if _isMoved(nodes):
+        return _(
+            "Run it again with Keep the brain mask, or save the report as a page at threshold and smallest finding of "
+            "the run."
+        )
+    return _("Run it again with Keep the brain mask, or save the report as a page.")
 
 
 class Asked(ABC):
@@ -143,6 +174,8 @@ class ReportDrawing(Asked):
             write_text(self._path, nodes.report.GetText())
             self.end("")
             return
+        if nodes.brain is None:
+            raise _withoutBrain(_adviceWithoutBrain(nodes))
         prepare = lambda workspace: write(nodes, workspace, printed=printed)  # noqa: E731
         super().__init__("report", prepare, temporaryFolder, process, onFinished)
 
@@ -232,10 +265,7 @@ def write(
         InputError: when the brain mask is not in the scene, or the disk is full.
     """
     if nodes.brain is None:
-        raise InputError(
-            _("This cannot be made without the brain mask."),
-            _("Run it again with Keep the brain mask, or save the report at the threshold of the model."),
-        )
+        raise _withoutBrain(_("Run it again with Keep the brain mask."))
     folder = workspace.folder / part
     folder.mkdir(exist_ok=True)
     place = f"{part}/" if part else ""

@@ -91,6 +91,7 @@ def serve(
 
     from ..server import certificate as certificates
     from ..server.limits import Limits
+    from ..server.listening import address_of, is_every_card
     from ..server.listening import serve as serve_until_stopped
     from ..server.offer import Offer
     from ..server.slots import Slot
@@ -107,11 +108,12 @@ def serve(
     each = threads or max(1, (os.cpu_count() or 1) // len(places))
     limits = Limits(job_bytes=job_mb * 10**6, job_seconds=job_minutes * 60, keep_seconds=keep_minutes * 60)
     with _logged(folder / _LOG), Spool(folder, limits.reserve_bytes) as spool, bind(address, port) as listener:
-        shown = f"[{address}]" if ":" in address else address
-        out.print(plain(f"https://{shown}:{listener.getsockname()[1]}"))
+        out.print(plain(address_of(listener, address)))
         out.print(plain(f"fingerprint {certificates.fingerprint(pair[0])}"))
         where = ", ".join(dict.fromkeys(places))
         err.print(plain(f"{counted(len(places), 'slot')} on {where}; {counted(users, 'token')}."))
+        if is_every_card(listener.getsockname()[0]):
+            err.print("It listens on every address of this machine.")
         if own:
             err.print("The certificate was made here: clients must be given the fingerprint.")
         with suppress(KeyboardInterrupt):

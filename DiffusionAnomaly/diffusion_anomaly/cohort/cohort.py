@@ -38,7 +38,7 @@ class Ended:
     Attributes:
         finished: how many scans have a result, earlier ones among them.
         failed: the scans without one.
-        files: tables and pages that were written, by name.
+        files: tables, that of failures among them, and pages that were written, by name.
     """
 
     finished: int
@@ -111,16 +111,17 @@ def run_cohort(
                 run_tasks(todo.tasks, pool, listener, failed)
             finally:
                 pool.close()
-                write_failures(output, failed, shard, options.anonymous)
+                table = write_failures(output, failed, shard, options.anonymous)
         else:
             listener.begin(0, len(todo.finished), "")
-            write_failures(output, failed, shard, options.anonymous)
-        files: Mapping[str, Path] = {}
+            table = write_failures(output, failed, shard, options.anonymous)
+        files: dict[str, Path] = {}
         if shard is None and group:
             done = {scan.name for scan in scans} - {one.name for one in failed}
             found, files = write_group(output, lambda result: result.folder.name in done)
             if found.left_out:
                 listener.warning(left_out_in_words(found.left_out))
+        files[table.name] = table
     return Ended(len(mine) - len(failed), failed, files)
 
 

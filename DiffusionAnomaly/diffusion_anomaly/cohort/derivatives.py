@@ -71,6 +71,7 @@ For research use only. Not for diagnosis.
 - `*_desc-brain_mask.nii.gz`: what was looked at.
 - `results/`: the program's own results with a record of how each was made and, unless left out, a report.
 - `quality.html`, `scans.csv`, `findings.csv`: over all scans.
+- `failures.csv`: the scans without a result, what happened and what to do.
 """
 
 

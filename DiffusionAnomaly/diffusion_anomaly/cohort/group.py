@@ -173,7 +173,7 @@ def _scan_row(result: Finished, found: Sequence[Mapping[str, Any]]) -> dict[str,
     folder = f"{RESULTS}/{result.folder.name}"
     return {
         "name": result.folder.name,
-        "patient": str(about.get("patient") or "") or result.folder.name,
+        "patient": str(about.get("patient") or ""),
         "session": str(about.get("session") or ""),
         "findings": len(found),
         "size": math.fsum(sizes),

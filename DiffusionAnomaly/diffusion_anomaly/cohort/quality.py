@@ -74,16 +74,21 @@ def check_group(output: Path) -> None:
 
 
 def page_writers(group: Group) -> dict[str, Writer]:
-    """What writes the pages, by their names."""
-    patients: dict[str, list[dict[str, Any]]] = {}
+    """What writes the pages, by their names; a scan of which no patient is known has a page of its own."""
+    people: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in group.scans:
-        patients.setdefault(row["patient"], []).append(row)
-    names = dict(zip(patients, distinct_names(safe_name(patient) for patient in patients), strict=True))
-    pages = {patient: f"{SUBJECTS}/{name}.html" for patient, name in names.items()}
+        people.setdefault((row["patient"], "" if row["patient"] else row["name"]), []).append(row)
+    titles = [patient or scan for patient, scan in people]
+    names = distinct_names(safe_name(title) for title in titles)
+    pages = {
+        row["name"]: f"{SUBJECTS}/{name}.html"
+        for name, rows in zip(names, people.values(), strict=True)
+        for row in rows
+    }
     writers: dict[str, Writer] = {PAGE: lambda path: write_text(path, _overview(group, pages))}
-    for patient, rows in patients.items():
-        writers[pages[patient]] = lambda path, patient=patient, rows=rows: _write_below(
-            path, _subject(patient, rows, group)
+    for title, rows in zip(titles, people.values(), strict=True):
+        writers[pages[rows[0]["name"]]] = lambda path, title=title, rows=rows: _write_below(
+            path, _subject(title, rows, group)
         )
     return writers
 
@@ -112,12 +117,12 @@ def _overview(group: Group, pages: Mapping[str, str]) -> str:
     )
 
 
-def _subject(patient: str, rows: Sequence[Mapping[str, Any]], group: Group) -> str:
+def _subject(title: str, rows: Sequence[Mapping[str, Any]], group: Group) -> str:
     rows = sorted(rows, key=lambda row: (row["session"], row["name"]))
     units = {row["name"]: row["unit"] for row in rows}
     return _render(
         "subject.html.jinja",
-        patient=patient,
+        title=title,
         rows=[(row, stands_out(row)) for row in rows],
         findings=[
             (finding, sized(size_of(finding), units[finding["name"]]), _place(finding))

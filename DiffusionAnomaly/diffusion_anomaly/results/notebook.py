@@ -18,7 +18,8 @@ FINDINGS = 10
 
 def render_notebook(result: Result) -> str:
     """The most anomalous slices, the largest findings and the warnings."""
-    view = SliceView(result.scan.reference.image, result.anomaly_map, result.mask, result.brain, result.is_picture)
+    scan, labels = result.scan.reference.image, result.labels()
+    view = SliceView(scan, result.anomaly_map, result.mask, result.brain, result.is_picture, labels)
     top = max(float(view.peaks().max()), 1.5 * result.threshold)
     pictures = draw_slices(view, choose_slices(view, result.threshold, SLICES), result.threshold, top)
     images = "".join(

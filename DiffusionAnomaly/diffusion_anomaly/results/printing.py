@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from .rendering import (
     draw_slices,
     scale_ticks,
 )
-from .report import date_line, extrapolated, model_line, record_rows, smallest, spread_line, title_of, views
+from .report import date_line, extrapolated, model_line, record_groups, smallest, spread_line, title_of, views
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +46,11 @@ LEFT, TOP, BOTTOM = 0.07, 0.94, 0.06  # shares of the page
 WIDTH = 1 - 2 * LEFT
 ROW, CAPTION, GAP = 0.0162, 0.02, 0.008  # of a table, over a picture, and between things, likewise
 TALLEST = 0.3  # share of the page's height that a picture takes
-DOTS = 150  # of pictures in an inch: a slice is as fine as it was drawn
+DOTS = 220  # of pictures in an inch: a slice is as fine as it was drawn
 FINDINGS_PRINTED = 140
 LETTERS = 960  # in a line as wide as the page, times the print's size in points
+RECORD = 6.5  # points, of how it was made
+RECORD_COLUMNS = (0.14, 0.24, 0.48)  # shares of the page's width for a group's title, names and values
 NARROW, WIDE = 26, 40  # letters of a table's cell, the wide ones being places and what a reader wrote
 INK, SOFT, WARM, LINES, GROUND = "#0f172a", "#475569", "#9a3412", "#cbd5e1", "#f1f5f9"
 
@@ -89,6 +92,8 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
     left = shown.left
     sheets.write("DiffusionAnomaly report", 9, SOFT)
     sheets.write(shown.name, 18, bold=True)
+    if shown.exam:
+        sheets.write(" · ".join(shown.exam), 10, bold=True)
     sheets.write(f"{title_of(made['method'])} · {model_line(made['model'])} · {date_line(made)}", 9, SOFT)
     sheets.write(_purpose(shown), 10, WARM, bold=True)
     rejected = len(shown.findings) - len(left)
@@ -173,6 +178,8 @@ def _slices(sheets: _Sheets, shown: Shown, view: SliceView, others: Sequence[Sli
     told = f"From left to right: {', '.join([*parts, *(names[1:] if others else ())])}."
     if view.sides[0]:
         told += f" {view.sides[0]} and {view.sides[1]} are the patient's own sides. Slices are counted from 0."
+    if shown.labels is not None and shown.left:
+        told += " Numbers beside outlines are the findings', where there is room."
     sheets.write(told, 8, SOFT)
     sheets.colour_bar(shown.threshold, top)
     for start in range(0, len(strips), columns):
@@ -187,7 +194,7 @@ def _slices(sheets: _Sheets, shown: Shown, view: SliceView, others: Sequence[Sli
 
 
 def _record(sheets: _Sheets, shown: Shown) -> None:
-    """Comments in full, which the table cuts short, and how it was made, row by row."""
+    """Comments in full, which the table cuts short, and how it was made, in groups."""
     if shown.comments:
         sheets.space(GAP)
         sheets.make_room(0.06)
@@ -197,8 +204,8 @@ def _record(sheets: _Sheets, shown: Shown) -> None:
     sheets.space(GAP)
     sheets.make_room(0.1)
     sheets.write("How this was made", 11, bold=True)
-    for name, value in record_rows(shown.provenance):
-        sheets.write(f"{name}: {value}", 6.5, SOFT, dense=True)
+    for title, rows in record_groups(shown.provenance):
+        sheets.group(title[:1].upper() + title[1:], rows)
 
 
 class _Sheets:
@@ -230,15 +237,46 @@ class _Sheets:
         """Leave so much empty, or to what was drawn there."""
         self._top -= height
 
-    def write(self, text: str, size: float, colour: str = INK, bold: bool = False, dense: bool = False) -> None:
+    def write(self, text: str, size: float, colour: str = INK, bold: bool = False) -> None:
         """A paragraph; what comes out of files is no formula, whatever signs are in it."""
         line = size * 1.38 / (72 * A4[1])
         for part in textwrap.wrap(text, int(LETTERS / size * (0.9 if bold else 1))) or [""]:
             self.make_room(line)
             self._text(LEFT, self._top, part, size, colour, bold, va="top")
             self._top -= line
-        if not dense:
-            self._top -= line / 4
+        self._top -= line / 4
+
+    def group(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values under each other with a title at their left, nothing of them cut short.
+
+        Values may hold a word longer than a line, as a hash is; it goes on in the next one.
+        """
+        line = RECORD * 1.38 / (72 * A4[1])
+        places = (LEFT, LEFT + RECORD_COLUMNS[0], LEFT + RECORD_COLUMNS[0] + RECORD_COLUMNS[1])
+        # Hexadecimal digits and bold letters are wider than others.
+        shares = zip((0.87, 1.0, 0.87), RECORD_COLUMNS, strict=True)
+        wraps = [int(share * LETTERS / RECORD * width / WIDTH) - 1 for share, width in shares]
+        self.make_room(3 * line)
+        self._rule(self._top + line / 4)
+        page, untold = self.page, textwrap.wrap(title, wraps[0])
+        for name, value in rows:
+            told = zip_longest(textwrap.wrap(name, wraps[1]), textwrap.wrap(value, wraps[2]), fillvalue="")
+            for name_part, value_part in told:
+                self.make_room(line)
+                if self.page is not page:  # the title once more
+                    page, untold = self.page, textwrap.wrap(title, wraps[0])
+                head = untold.pop(0) if untold else ""
+                for x, part, colour in zip(places, (head, name_part, value_part), (INK, SOFT, INK), strict=True):
+                    if part:
+                        self._text(x, self._top, part, RECORD, colour, bold=colour == INK and x == LEFT)
+                self._top -= line
+        self._top -= line / 2
+
+    def _rule(self, height: float) -> None:
+        """A thin line across the page."""
+        from matplotlib.lines import Line2D
+
+        self.page.add_artist(Line2D((LEFT, 1 - LEFT), (height, height), color=LINES, linewidth=0.4))
 
     def table(
         self, titles: Sequence[str], rows: Sequence[Sequence[str]], faint: Sequence[bool], written: Sequence[str]

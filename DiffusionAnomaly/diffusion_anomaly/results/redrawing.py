@@ -140,7 +140,7 @@ def redraw(folder: Path) -> Path:
     request, scan, anomaly_map, brain = read_request(folder)
     made = request.provenance
     min_area = made["options"].get("min_area")
-    mask, _, findings = segment(
+    mask, labels, findings = segment(
         anomaly_map, request.threshold, request.min_volume_ml, brain, min_area, margin_of(made["options"])
     )
     findings = with_places(findings, brain, made.get("region", BRAIN_REGION))
@@ -171,6 +171,7 @@ def redraw(folder: Path) -> Path:
         names,
         reviews=reviews,
         comments=comments,
+        labels=labels,
     )
     if request.printed:
         print_report(shown, folder / PRINTED)

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..io.files import whole_file
 from ..io.orientation import Orientation
 from .findings import pixel_area, size_unit
+from .numbering import numbers_beside
 
 SHOWN = 12
 EVENLY_SPACED = 4
@@ -39,6 +40,8 @@ COLOURS = tuple(f"#{colour}" for colour in _INFERNO.split())
 OPACITY = 0.8  # of the anomaly map at the threshold and above
 MASK_LINE, BRAIN_LINE = 2.8, 1.4  # widths of outlines in drawn pixels
 BRAIN_LINE_OPACITY = 0.5
+LETTERS = 22  # drawn pixels, of the sides' letters and of the findings' numbers
+RIM = 3  # drawn pixels, dark around them
 INK, FRAME = "#334155", "#94a3b8"
 _LABELS = {0: ("R", "L"), 1: ("A", "P"), 2: ("S", "I")}
 
@@ -50,7 +53,7 @@ class SlicePicture:
     Attributes:
         index: along the scan's own slice axis, counted from 0, as in the findings.
         scan: the slice in grey.
-        overlay: the same with the anomaly map and the outlines of mask and brain.
+        overlay: the same with the anomaly map, the outlines of mask and brain, and the findings' numbers.
         width, height: of each picture in pixels.
         peak: highest score in the slice.
         marked: volume of the mask in the slice, or in a picture its area.
@@ -66,16 +69,29 @@ class SlicePicture:
 
 
 class SliceView:
-    """Canonical slices of scan, anomaly map and mask: right of the patient on the left, anterior on top."""
+    """Canonical slices of scan, anomaly map and mask: right of the patient on the left, anterior on top.
+
+    Args:
+        scan, anomaly_map, mask, brain: on one grid.
+        is_picture: whether it is shown as it is stored.
+        labels: a finding's number in its voxels, on the same grid; without them no numbers are drawn.
+    """
 
     def __init__(
-        self, scan: sitk.Image, anomaly_map: sitk.Image, mask: sitk.Image, brain: sitk.Image, is_picture: bool = False
+        self,
+        scan: sitk.Image,
+        anomaly_map: sitk.Image,
+        mask: sitk.Image,
+        brain: sitk.Image,
+        is_picture: bool = False,
+        labels: sitk.Image | None = None,
     ) -> None:
         orientation = Orientation.stored(scan) if is_picture else Orientation.of(scan)
-        self._images = (scan, anomaly_map, mask, brain)  # the arrays are views of their memory
+        self._images = (scan, anomaly_map, mask, brain, labels)  # the arrays are views of their memory
         self.scan, self.anomaly_map, self.mask, self.brain = (
             orientation.view(sitk.GetArrayViewFromImage(image)) for image in (scan, anomaly_map, mask, brain)
         )
+        self.labels = None if labels is None else orientation.view(sitk.GetArrayViewFromImage(labels))
         self.spacing = orientation.spacing(scan)
         self.voxel_size = pixel_area(scan) if is_picture else float(np.prod(self.spacing)) / 1000
         self.unit = size_unit(scan.GetSpacing(), is_picture)
@@ -149,9 +165,11 @@ def draw_slices(view: SliceView, slices: Sequence[int], threshold: float, top: f
     width, height = _picture_size(view)
     size = (2 * width, 2 * height)
     sides = _side_letters(view.sides, size)
+    taken = sides[0][1] > 0
     pictures = []
     for k in slices:
         grey, overlay = _painted(view, k, size, threshold, top)
+        _lay_numbers(overlay, view, k, taken.copy())
         for pixels in (grey, overlay):
             for brightness, share in sides:
                 _lay(pixels, brightness, share)
@@ -329,10 +347,49 @@ def _lay_map(pixels: np.ndarray, view: SliceView, k: int, threshold: float, top:
     colours, opacity = map_colours(anomaly_map, threshold, top)
     if not opacity.any():
         return
-    height, width = pixels.shape[:2]
-    rows = np.arange(height) * anomaly_map.shape[0] // height
-    columns = np.arange(width) * anomaly_map.shape[1] // width
-    _lay(pixels, colours[rows[:, None], columns], opacity[rows[:, None], columns])
+    drawn = _drawn_from(anomaly_map.shape, pixels.shape[:2])
+    _lay(pixels, colours[drawn], opacity[drawn])
+
+
+def _lay_numbers(pixels: np.ndarray, view: SliceView, k: int, taken: np.ndarray) -> None:
+    """The findings' numbers beside their outlines, in the outlines' colour on a dark rim.
+
+    Args:
+        pixels: ``(height, width, 3)`` from 0 to 255.
+        view, k: the slice.
+        taken: bool ``(height, width)``, where no number may stand.
+    """
+    if view.labels is None:
+        return
+    # Findings that a reader has rejected have labels, but are not in the mask.
+    labels = np.where(view.mask[k, view.rows, view.columns] != 0, view.labels[k, view.rows, view.columns], 0)
+    labels = labels[_drawn_from(labels.shape, pixels.shape[:2])].astype(np.intp)
+    font = ImageFont.load_default(LETTERS)
+
+    def bounds(number: int) -> tuple[int, int, int, int]:
+        left, top, right, bottom = font.getbbox(str(number), stroke_width=RIM)
+        return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
+
+    def extent(number: int) -> tuple[int, int]:
+        left, top, right, bottom = bounds(number)
+        return right - left, bottom - top
+
+    places = numbers_beside(labels, taken, extent)
+    if not places:
+        return
+    for colour, stroke in (("#000000", RIM), (CONTOUR, 1)):
+        letters = Image.new("L", pixels.shape[1::-1])
+        draw = ImageDraw.Draw(letters)
+        for number, (left, top) in places.items():
+            x, y = left - bounds(number)[0], top - bounds(number)[1]
+            draw.text((x, y), str(number), fill=255, font=font, stroke_width=stroke)
+        _lay(pixels, np.array(_rgb(colour), np.float32), np.asarray(letters, np.float32) / 255)
+
+
+def _drawn_from(shape: tuple[int, ...], drawn: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each drawn pixel the row and the column of the voxel that it shows, to index an array of voxels with."""
+    rows, columns = (np.arange(wanted) * given // wanted for wanted, given in zip(drawn, shape, strict=True))
+    return rows[:, None], columns
 
 
 def _lay(pixels: np.ndarray, colour: np.ndarray | np.float32, share: np.ndarray) -> None:
@@ -381,9 +438,9 @@ def _side_letters(sides: tuple[str, str], size: tuple[int, int]) -> list[tuple[n
         Brightness, and the share of each pixel that it covers, in the order of painting.
     """
     width, height = size
-    font = ImageFont.load_default(22)
+    font = ImageFont.load_default(LETTERS)
     layers = []
-    for brightness, stroke in ((0, 3), (255, 1)):
+    for brightness, stroke in ((0, RIM), (255, 1)):
         letters = Image.new("L", size)
         draw = ImageDraw.Draw(letters)
         for side, x, anchor in ((sides[0], 0.02, "lm"), (sides[1], 0.98, "rm")):

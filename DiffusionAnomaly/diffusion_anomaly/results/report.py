@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 TEMPLATE = "report.html.jinja"
 FINDINGS_SHOWN = 50
 LONGEST_VALUE = 160  # characters of an option, such as a table of thresholds, that are printed
+# Of the provenance's keys: units and abbreviations, and what was called otherwise when the format was made.
+_WORDS = {
+    **{unit: f"({unit})" for unit in ("mm", "ml", "seconds")},
+    **{short: short.upper() for short in ("utc", "sha256", "lps")},
+    "heat": "score",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Shown:
         channels: every contrast by name where there are several, on the same grid, ``scan`` first.
         reviews: ``accepted`` or ``rejected`` by the findings' ids; the mask is without those that were rejected.
         comments: of a reader, by the findings' ids.
+        labels: a finding's id in its voxels, on the same grid; without them the pictures tell no numbers.
+        exam: whose scan it is and of when, which only a PDF that belongs to a patient's study tells; else nothing.
     """
 
     name: str
@@ -69,6 +77,8 @@ class Shown:
     channels: Mapping[str, sitk.Image] = field(default_factory=dict)
     reviews: Mapping[int, str] = field(default_factory=dict)
     comments: Mapping[int, str] = field(default_factory=dict)
+    labels: sitk.Image | None = None
+    exam: Sequence[str] = ()
 
     @classmethod
     def of(cls, result: Result) -> Shown:
@@ -83,6 +93,7 @@ class Shown:
             result.threshold,
             result.provenance,
             channels={name: volume.image for name, volume in result.scan.channels.items()},
+            labels=result.labels(),
         )
 
     @property
@@ -147,6 +158,7 @@ def render(shown: Shown) -> str:
         "colour_bar": draw_colour_bar(threshold, top),
         "profile": draw_profile(view, slices) if len(view) > 1 and findings else None,
         "sides": view.sides,
+        "numbered": shown.labels is not None and bool(shown.left),
         "rows": list(record_rows(provenance)),
     }
     return render_page(Path(__file__).with_name(TEMPLATE), values, {})
@@ -156,7 +168,7 @@ def views(shown: Shown) -> list[SliceView]:
     """What is shown as slices, a view a contrast."""
     is_picture = shown.provenance["options"].get("min_area") is not None
     return [
-        SliceView(image, shown.anomaly_map, shown.mask, shown.brain, is_picture)
+        SliceView(image, shown.anomaly_map, shown.mask, shown.brain, is_picture, shown.labels)
         for image in (shown.scan, *list(shown.channels.values())[1:])
     ]
 
@@ -209,16 +221,38 @@ def date_line(provenance: Mapping[str, Any]) -> str:
     return datetime.fromisoformat(provenance["date_utc"]).strftime("%d %B %Y, %H:%M UTC")
 
 
+def record_groups(content: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The rows of ``record_rows`` by what they are about: what stands alone first, then what belongs together."""
+    groups = [
+        ("run", list(record_rows({key: value for key, value in content.items() if not isinstance(value, Mapping)})))
+    ]
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            title = readable(key)
+            rows = [(name.removeprefix(f"{title} · "), text) for name, text in record_rows({key: value})]
+            groups.append((title, rows))
+    return [(title, rows) for title, rows in groups if rows]
+
+
 def record_rows(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Provenance as rows of name and text; what the page already shows elsewhere is left out."""
     for key, value in content.items():
         if not prefix and key in ("purpose", "warnings", "schema_version"):
             continue
-        name = f"{prefix}{key}".replace("_", " ")
+        name = f"{prefix}{readable(key)}"
         if isinstance(value, Mapping):
-            yield from record_rows(value, f"{prefix}{key} · ")
+            yield from record_rows(value, f"{name} · ")
         else:
             yield name, _text(value)
+
+
+def readable(key: str) -> str:
+    """A key of the provenance in words.
+
+    >>> readable("origin_mm_lps"), readable("min_volume_ml"), readable("sha256")
+    ('origin (mm) LPS', 'min volume (ml)', 'SHA256')
+    """
+    return " ".join(_WORDS.get(word, word) for word in key.split("_"))
 
 
 def _text(value: Any) -> str:

@@ -126,6 +126,12 @@ class Result:
         }
         return replace(self, mask=mask, findings=findings, threshold=threshold, provenance=provenance)
 
+    def labels(self) -> sitk.Image:
+        """Each finding's id in its voxels, 0 elsewhere, on the scan's grid."""
+        options = self.provenance["options"]
+        least, area = options["min_volume_ml"], options.get("min_area")
+        return segment(self.anomaly_map, self.threshold, least, self.brain, area, self.peak_margin)[1]
+
     def save(
         self, directory: Path | str, overwrite: bool = False, dicom: bool = False, dicom_pdf: bool = False
     ) -> dict[str, Path]:

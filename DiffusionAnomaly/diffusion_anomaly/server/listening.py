@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ipaddress
 import logging
 import signal
 import socket
@@ -16,8 +17,10 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from .. import __version__
 from ..errors import InputError
 from .app import make_app
 from .certificate import INSTALL
@@ -51,6 +54,31 @@ def bind(address: str, port: int) -> socket.socket:
         raise InputError(
             f"Port {port} of {address} cannot be listened on: {error}.", "Choose another with --port or --address."
         ) from error
+
+
+def address_of(listener: socket.socket, given: str = "") -> str:
+    """How clients name what is listened on.
+
+    Args:
+        listener: see ``bind``.
+        given: the name or address that it was made with. Of one that stands for every network card, and can be opened
+            nowhere, the machine's name takes the place.
+    """
+    host, port, *_ = listener.getsockname()
+    host = socket.gethostname() if is_every_card(host) else given or host
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def is_every_card(address: str) -> bool:
+    """Whether an address is none that can be opened, but stands for all of the machine's.
+
+    >>> is_every_card("0.0.0.0"), is_every_card("::"), is_every_card("127.0.0.1"), is_every_card("localhost")
+    (True, True, False, False)
+    """
+    try:
+        return ipaddress.ip_address(address).is_unspecified
+    except ValueError:
+        return False
 
 
 async def serve(
@@ -111,7 +139,16 @@ async def serve(
     config.ssl = context
 
     class Server(uvicorn.Server):
-        """Which ends what runs before it waits for connections to end."""
+        """Which knows why it ends, and ends what runs before it waits for connections to end."""
+
+        reason = ""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self.reason = self.reason or signal.Signals(sig).name
+            super().handle_exit(sig, frame)
+
+        def hang_up(self) -> None:
+            self.reason, self.should_exit = self.reason or "SIGHUP", True
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             board.close()
@@ -124,9 +161,16 @@ async def serve(
     work.append(asyncio.create_task(_sweep(board, tokens, server)))
     work.append(asyncio.create_task(_tell_when_started(server, on_started)))
     _end_on_hang_up(server)
+    models = ", ".join(f"{model['name']} {model['version']}" for model in offer.to_json())
+    places = ", ".join(slot.device for slot in slots)
+    log.info("started: version %s at %s, models %s, slots on %s", __version__, address_of(listener), models, places)
     try:
         await server.serve(sockets=[listener])
+    except Exception as error:
+        server.reason = f"{type(error).__name__}: {error}"
+        raise
     finally:
+        log.info("stopped: %s", server.reason or "asked by the program")
         await _ended(work)
         _abort(server)  # connections whose other end does not say goodbye
         await asyncio.sleep(0)
@@ -163,7 +207,7 @@ def _end_on_hang_up(server: Any) -> None:
     if hang_up is None or threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(hang_up) != signal.SIG_IGN:
-        asyncio.get_running_loop().add_signal_handler(hang_up, setattr, server, "should_exit", True)
+        asyncio.get_running_loop().add_signal_handler(hang_up, server.hang_up)
 
 
 async def _sweep(board: Board, tokens: Tokens, server: Any) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from diffusion_anomaly import __version__
 from diffusion_anomaly.errors import Cancelled
 from workers import ENGINE, EXTRA_METHODS, wait_until
 
@@ -60,7 +61,7 @@ class Process:
         )
         assert self._process.stdout is not None and self._process.stderr is not None
         lines = [self._process.stdout.readline().decode().strip() for _ in range(2)]
-        self._address, self._fingerprint = lines[0], lines[1].removeprefix("fingerprint ")
+        self.address, self._fingerprint = lines[0], lines[1].removeprefix("fingerprint ")
         self.stderr = b""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -70,7 +71,7 @@ class Process:
         self.stderr = self._process.stderr.read()
 
     def connection(self) -> Connection:
-        return Connection(Server(self._address, self._token, self._fingerprint), 1.0)
+        return Connection(Server(self.address, self._token, self._fingerprint), 1.0)
 
     def workers(self) -> list[Any]:
         import psutil
@@ -152,6 +153,10 @@ def test_a_server_that_is_asked_to_end_does_so_cleanly(
     assert list((tmp_path / "out").iterdir()) == []
     assert b"Traceback" not in process.stderr and b"ERROR" not in process.stderr
     assert b"Stopped" in process.stderr
+    log = (process.folder / "server.log").read_text(encoding="utf-8").splitlines()
+    assert f"started: version {__version__} at {process.address}, models " in log[0] and "slots on cpu" in log[0]
+    assert f"stopped: {signals[0].name}" in log[-1]
+    assert sum("started: " in line or "stopped: " in line for line in log) == 2
 
 
 def test_a_server_ends_while_a_slot_waits_for_its_worker_to_end(tmp_path: Path, offer: Offer) -> None:
@@ -166,6 +171,25 @@ def test_a_server_ends_while_a_slot_waits_for_its_worker_to_end(tmp_path: Path, 
     assert time.monotonic() - start < 10.0
     assert served.noted() == ["begin 0"]
     assert served.leftovers == []
+
+
+def test_the_log_tells_of_an_end_by_error_and_by_the_program(
+    tmp_path: Path, offer: Offer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uvicorn
+
+    caplog.set_level("INFO", logger="diffusion_anomaly.server")
+    with Served(tmp_path / "server", offer):
+        pass
+
+    async def fail(*arguments: Any, **keywords: Any) -> None:
+        raise OSError("the socket is gone")
+
+    monkeypatch.setattr(uvicorn.Server, "serve", fail)
+    with pytest.raises(OSError, match="socket is gone"), Served(tmp_path / "server", offer):
+        pass
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("stopped")]
+    assert told == ["stopped: asked by the program", "stopped: OSError: the socket is gone"]
 
 
 def test_a_job_that_the_end_of_the_server_has_failed_is_nobodys_turn(tmp_path: Path) -> None:

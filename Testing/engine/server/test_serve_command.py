@@ -73,3 +73,33 @@ def test_every_file_of_the_log_is_its_owners_alone(tmp_path: Path, monkeypatch: 
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     newest = re.findall(r"job \d+ of anna", (tmp_path / "server.log").read_text(encoding="utf-8"))
     assert newest[-1] == "job 19 of anna"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "everywhere"),
+    [
+        ("0.0.0.0", "https://gpu-7:", True),
+        ("127.0.0.1", "https://127.0.0.1:", False),
+        ("localhost", "https://localhost:", False),
+    ],
+)
+def test_an_address_is_printed_that_can_be_opened(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    shown: str,
+    everywhere: bool,
+) -> None:
+    pytest.importorskip("cryptography", reason="needs the extra serve")
+
+    async def stop(*arguments: object) -> None:
+        """At once."""
+
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu-7")
+    monkeypatch.setattr("diffusion_anomaly.server.listening.serve", stop)
+    options = ["--address", address, "--port", "0", "--device", "cpu", "--model", "flair-intensity"]
+    assert cli.main(["serve", str(tmp_path / "server"), *options]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(shown)
+    assert ("every address of this machine" in said.err) == everywhere

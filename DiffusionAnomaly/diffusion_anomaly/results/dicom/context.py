@@ -27,7 +27,6 @@ from ...errors import InputError
 from ...io.dicom.source import SourceImage, SourceSeries, read_source
 from ...models.declaration import BRAIN, HEAD, INTRACRANIAL
 from ...options import margin_of
-from ..findings import segment
 
 if TYPE_CHECKING:
     from ..result import Result
@@ -228,16 +227,7 @@ def _own_space(header: Dataset) -> str:
 
 
 def _labels(result: Result) -> np.ndarray:
-    options = result.provenance["options"]
-    _, labels, _ = segment(
-        result.anomaly_map,
-        result.threshold,
-        options["min_volume_ml"],
-        result.brain,
-        options.get("min_area"),
-        margin_of(options),
-    )
-    values = sitk.GetArrayFromImage(labels)
+    values = sitk.GetArrayFromImage(result.labels())
     if not np.array_equal(values > 0, sitk.GetArrayViewFromImage(result.mask) > 0):
         raise InputError(
             "The result's mask is not the one that its threshold gives of its anomaly map.",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from highdicom.base import SOPClass
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
+from ...text import printable
 from ..printing import printed
 from ..report import Shown
 from .context import PURPOSE, reference
@@ -41,7 +44,7 @@ class EncapsulatedPdf(SOPClass):
         self._add_contributing_equipment()
         self.ConversionType = "WSD"
         self.AcquisitionDateTime = None  # of which of the images it would be
-        # The pages are headed by what the scan is called, and that may be the patient's name.
+        # The pages are headed by patient ID and study date, and by what the scan is called, which may be a name.
         self.BurnedInAnnotation = "YES"
         self.SourceInstanceSequence = [reference(image) for image in context.instances()]
         self.DocumentTitle = f"Anomaly report. {PURPOSE}"
@@ -53,5 +56,26 @@ class EncapsulatedPdf(SOPClass):
 
 
 def make_encapsulated_pdf(context: Context) -> Dataset:
-    """The printed report on a result."""
-    return context.finished(EncapsulatedPdf(context, printed(Shown.of(context.result))))
+    """The printed report on a result, headed by whose scan it is."""
+    shown = replace(Shown.of(context.result), exam=exam_lines(context))
+    return context.finished(EncapsulatedPdf(context, printed(shown)))
+
+
+def exam_lines(context: Context) -> list[str]:
+    """Patient ID, study date and series description, as far as they are stated; of an anonymous result nothing."""
+    given = context.result.provenance["input"]
+    if not given.get("path", True):
+        return []
+    header = context.source.header
+    patient, date = str(header.get("PatientID") or ""), _day(str(header.get("StudyDate") or ""))
+    description = str(given.get("metadata", {}).get("description", ""))
+    told = (f"Patient ID {patient}" if patient else "", f"study of {date}" if date else "", description)
+    return [printable(text) for text in told if text]
+
+
+def _day(date: str) -> str:
+    """A date as DICOM writes it, in words."""
+    try:
+        return datetime.strptime(date, "%Y%m%d").strftime("%d %B %Y")
+    except ValueError:  # as of standards before DICOM
+        return date
