@@ -187,6 +187,16 @@ def test_the_threshold_command_takes_another_margin(
     assert (above in capsys.readouterr().out) == (margin != "0")
 
 
+def test_the_threshold_command_tells_which_margin_made_room(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["threshold", str(saved / "heat.nii.gz"), "--at", str(THRESHOLD), "-o", str(tmp_path / "out")]
+    for margin in ("0.5", "0"):
+        assert cli.main([*words, "--peak-margin", margin]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "at a score of 1.0 (at least 0.05 ml, its highest score 0.5 above it) were replaced" in told
+
+
 def test_a_map_without_record_has_no_margin(saved: Path, without: Result, tmp_path: Path) -> None:
     (tmp_path / "alone.nii.gz").write_bytes((saved / "heat.nii.gz").read_bytes())
     words = ["threshold", str(tmp_path / "alone.nii.gz"), "--at", str(THRESHOLD), "-o", str(tmp_path / "out")]
