@@ -145,6 +145,15 @@ def test_the_spread_of_healthy_scans_is_told_where_it_is_known(upper: float, say
     )
 
 
+@pytest.mark.parametrize(
+    "spread",
+    ["0.1", [], {"heat": [3]}, {"heat": [1, 2, 3], "upper": [0.1]}, {"heat": [3], "upper": ["some"]}, {"heat": 3}],
+)
+def test_a_spread_that_is_none_is_passed_over(spread: Any, result: Result) -> None:
+    made = {**result.provenance, "calibration_spread": spread}
+    assert "single scans differ" not in render_report(replace(result, provenance=made))
+
+
 def test_a_scan_without_findings_says_so(
     flair_like_volume: Volume, flair_like_brain: sitk.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
