@@ -160,6 +160,9 @@ def test_networks_that_learnt_from_no_patient_are_calibrated_on_the_training_sca
     # Both splits are the same folder here.
     assert bundle.anomaly["calibration"]["source"] == "28 healthy slices of 4 training and validation scans"
     assert "spread" not in bundle.anomaly["calibration"]  # too few for one
+    config = read_yaml(configure(trained, "both", **entries), PackageConfig)
+    with pytest.raises(ValueError, match="calibrate_on: a split is named twice"):
+        PackageConfig(**{**config.model_dump(), "calibrate_on": ["val", "val"]})
 
 
 def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_healthy_people(trained: Workplace) -> None:
