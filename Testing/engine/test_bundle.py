@@ -611,6 +611,14 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         declare(lambda c: c.update(intensity={"calibration": {"raw": [0.1, 1.0], "heat": [0.0, 1.0]}})),
         "calibration whose raw values do not start at 0 and increase",
     ),
+    "bound of single scans of unequal length": (
+        declare(lambda c: c["calibration"].update(spread={"heat": [1, 2, 3], "upper": [0.2, 0.03], "scans": 12})),
+        "has a spread of 3 scores and 2 shares",
+    ),
+    "bound of single scans of too few": (
+        declare(lambda c: c["calibration"].update(spread={"heat": [3], "upper": [0.01], "scans": 8})),
+        "at calibration/spread/scans",
+    ),
     "renamed tensor": (
         retensor(lambda t: t.update(other=t.pop(BIAS))),
         f"{WEIGHTS} lacks the tensor '{BIAS}'",

@@ -746,7 +746,7 @@ def test_few_patients_show_no_difference(count: int) -> None:
 
 
 def test_the_share_of_patients_whose_own_best_threshold_is_near_the_stored_one() -> None:
-    run = run_of("x", [made_up(name, ((1.0, True),)) for name in "abcde"])
+    run = run_of("x", [made_up(name, ((1.0, True),)) for name in "abcdef"])
     swept = replace(
         run.sweep,
         thresholds=np.array([1.0, 2.5, 3.0, 3.6, 5.0]),  # 3.0 is stored
@@ -757,10 +757,11 @@ def test_the_share_of_patients_whose_own_best_threshold_is_near_the_stored_one()
                 [0.5, 0.2, 0.5, 0.1, 0.5],  # at three, the stored one among them
                 [np.nan, np.nan, np.nan, np.nan, np.nan],  # no reference
                 [0.1, 0.2, 0.3, 0.4, 0.5],  # at 5.0
+                [0.0, 0.0, 0.0, 0.0, 0.0],  # nothing is found
             ]
         ),
     )
-    np.testing.assert_array_equal(swept.best_thresholds(3.0), [3.6, 1.0, 3.0, np.nan, 5.0])
+    np.testing.assert_array_equal(swept.best_thresholds(3.0), [3.6, 1.0, 3.0, np.nan, 5.0, np.nan])
     table = Table.of([replace(run, sweep=swept)], resamples=10)
     assert table.rows[0]["own_threshold_near"] == 0.5
     assert "threshold fits" in table.markdown()

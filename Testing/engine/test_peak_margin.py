@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from pypdf import PdfReader
 
 import diffusion_anomaly as da
 import packages
@@ -187,6 +188,16 @@ def test_the_threshold_command_takes_another_margin(
     assert (above in capsys.readouterr().out) == (margin != "0")
 
 
+def test_the_threshold_command_tells_which_margin_made_room(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["threshold", str(saved / "heat.nii.gz"), "--at", str(THRESHOLD), "-o", str(tmp_path / "out")]
+    for margin in ("0.5", "0"):
+        assert cli.main([*words, "--peak-margin", margin]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "at a score of 1.0 (at least 0.05 ml, its highest score 0.5 above it) were replaced" in told
+
+
 def test_a_map_without_record_has_no_margin(saved: Path, without: Result, tmp_path: Path) -> None:
     (tmp_path / "alone.nii.gz").write_bytes((saved / "heat.nii.gz").read_bytes())
     words = ["threshold", str(tmp_path / "alone.nii.gz"), "--at", str(THRESHOLD), "-o", str(tmp_path / "out")]
@@ -224,8 +235,13 @@ def test_reports_say_it_where_they_say_the_threshold(result: Result, without: Re
     assert ("options · peak margin", "1") in list(record_rows(result.provenance))
     none = render_report(result.at(THRESHOLD, peak_margin=900.0))
     assert "reaches the threshold and exceeds it by 900 at its highest" in none
-    print_report(Shown.of(result), tmp_path / "report.pdf")
-    assert (tmp_path / "report.pdf").stat().st_size > 1000
+    printed = {}
+    for name, one in (("with", result), ("without", without), ("none", result.at(THRESHOLD, peak_margin=900.0))):
+        print_report(Shown.of(one), tmp_path / f"{name}.pdf")
+        pages = PdfReader(tmp_path / f"{name}.pdf").pages
+        printed[name] = " ".join(" ".join(page.extract_text() for page in pages).split())
+    assert "findings reach 2.00" in printed["with"] and "findings reach" not in printed["without"]
+    assert "reaches the threshold and exceeds it by 900 at its highest" in printed["none"]
     assert "1.00 or more, at its highest 2.00 or more" in repr(result)
     assert "2.00 or more" in result._repr_html_()
 

@@ -6,6 +6,8 @@ import base64
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,6 +16,7 @@ import SimpleITK as sitk
 from matplotlib import colormaps
 from PIL import Image
 
+import packages
 import phantom
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options
@@ -143,6 +146,26 @@ def test_the_spread_of_healthy_scans_is_told_where_it_is_known(upper: float, say
     assert "single scans differ" not in render_report(
         replace(result, provenance={k: v for k, v in result.provenance.items() if k != "calibration_spread"})
     )
+
+
+def test_the_spread_of_a_package_is_in_provenance_and_on_the_page(
+    tmp_path: Path, flair_like_volume: Volume, flair_like_brain: sitk.Image
+) -> None:
+    spread = {"heat": [1, 2, 3], "upper": [0.2, 0.03, 0.005], "scans": 12}
+    calibration = {**packages.INTENSITY["calibration"], "spread": spread}
+    bundle = packages.intensity(tmp_path / "spread", calibration=calibration)
+    made = Detector(packages.options_for(bundle, force=True))(flair_like_volume, brain=flair_like_brain)
+    assert made.provenance["calibration_spread"] == spread
+    assert "up to one voxel in 200 reaches 3" in render_report(made)
+
+
+@pytest.mark.parametrize(
+    "spread",
+    ["0.1", [], {"heat": [3]}, {"heat": [1, 2, 3], "upper": [0.1]}, {"heat": [3], "upper": ["some"]}, {"heat": 3}],
+)
+def test_a_spread_that_is_none_is_passed_over(spread: Any, result: Result) -> None:
+    made = {**result.provenance, "calibration_spread": spread}
+    assert "single scans differ" not in render_report(replace(result, provenance=made))
 
 
 def test_a_scan_without_findings_says_so(

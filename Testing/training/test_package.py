@@ -28,6 +28,7 @@ from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 from Testing.training.stages import Workplace
 from training.__main__ import command_line
 from training.data.slices import DISEASED, HEALTHY, UNUSED
+from training.package import calibrate
 from training.package.build import package as build
 from training.package.calibrate import CalibrationScan
 from training.package.cards import MEASURES
@@ -160,6 +161,24 @@ def test_networks_that_learnt_from_no_patient_are_calibrated_on_the_training_sca
     # Both splits are the same folder here.
     assert bundle.anomaly["calibration"]["source"] == "28 healthy slices of 4 training and validation scans"
     assert "spread" not in bundle.anomaly["calibration"]  # too few for one
+    config = read_yaml(configure(trained, "both", **entries), PackageConfig)
+    with pytest.raises(ValueError, match="calibrate_on: a split is named twice"):
+        PackageConfig(**{**config.model_dump(), "calibrate_on": ["val", "val"]})
+
+
+def test_a_package_bounds_single_scans_where_there_were_enough(
+    trained: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[np.ndarray]] = []
+    spread = {"heat": [1, 2, 3], "upper": [0.21, 0.034, 0.0051], "scans": 12, "source": "some"}
+    monkeypatch.setattr(calibrate, "spread_of_scans", lambda scans, source: given.append(scans) or spread)
+    entries: dict[str, Any] = {"method": "intensity", "stages": {}, "options": {"reference": 0.4}}
+    made = build(read_yaml(configure(trained, "bound", **entries), PackageConfig), tmp_path)
+    verify(made)
+    assert made.anomaly["calibration"]["spread"] == spread
+    assert len(given[0]) == 2 and sum(map(len, given[0])) == made.anomaly["calibration"]["voxels"]
+    text = "Of the 12, nine of ten have no more than 21, 3.4 and 0.51 % of their healthy voxels at scores of 1, 2 and 3"
+    assert text in made.model_card
 
 
 def test_the_baseline_is_packed_without_a_network_and_its_threshold_set_with_healthy_people(trained: Workplace) -> None:

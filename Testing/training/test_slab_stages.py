@@ -167,6 +167,11 @@ def test_a_segmenter_validates_on_other_patients_alone(patients: tuple[Path, Pat
 def test_a_segmenter_needs_lesions_and_patients_to_validate_on(patients: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"free is in .*stacks.npz and in .*stacks.npz"):
         segmenter((patients[0], patients[0]))
+    thick, thin = (
+        write_stacks(tmp_path / f"{mm}.npz", names=(f"a, b.nii.gz, {mm} mm", f"{mm}.nii.gz, 5 mm")) for mm in (5, 1)
+    )
+    with pytest.raises(ConfigurationError, match=r"a, b.nii.gz is in .*5.npz and in .*1.npz"):
+        segmenter((thick, thin))
     free = {"stacks": patients[0], "restricted": False}
     with pytest.raises(ConfigurationError, match=r"no lesion that anybody marked on scans of a free licence"):
         segmenter(patients, data=free)

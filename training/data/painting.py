@@ -151,8 +151,8 @@ def _textured(
 def flair_means(draw: Draw, regional: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Mean intensity of each tissue number ``(B, tissues)``, as FLAIR orders them; of white matter and fluid, ``(B,)``.
 
-    White matter along the ventricles is normally a little brighter than elsewhere, and brain stem, cerebellar peduncles
-    and limbic cortex often are (``regional``): they must not pass for a lesion.
+    White matter along the ventricles is normally a little brighter than elsewhere, and the regions of ``OUTSHINING``
+    often are, by up to ``regional`` (white matter is 0.45 to 0.6): they must not pass for a lesion.
     """
     white = draw.uniform(0.45, 0.6)
     grey = white + draw.uniform(-0.02, 0.15)

@@ -29,6 +29,8 @@ from .slices import HEALTHY_HALF, HEIGHT_BINS, Slices, join
 
 logger = logging.getLogger(__name__)
 
+TOUCHED = 0.01  # share of a pixel that is lesion, from which it is no longer known to be healthy
+
 
 class GridConfig(BaseModel):
     """The slice grid of the models, see ``diffusion_anomaly.volume.Grid``."""
@@ -302,12 +304,13 @@ def halves_of(slices: Slices, normalised: np.ndarray, lesion: np.ndarray) -> Sli
 
 
 def _lesion(path: Path, volume: Volume, brain: sitk.Image, config: PrepareConfig) -> np.ndarray:
+    """A scan's lesion mask on the slice grid, ``(N, H, W)`` bool, generously: whatever shares a pixel counts."""
     assert config.lesions is not None
-    return lesion_on_grid(path, volume, brain, Grid(**config.grid.model_dump()), config.lesions)
+    return lesion_share(path, volume, brain, Grid(**config.grid.model_dump()), config.lesions) > TOUCHED
 
 
-def lesion_on_grid(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, names: tuple[str, str]) -> np.ndarray:
-    """A scan's lesion mask on the slice grid, generously: whatever a pixel shares with a lesion counts.
+def lesion_share(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, names: tuple[str, str]) -> np.ndarray:
+    """What share of the brain in each pixel of the slice grid is lesion.
 
     Args:
         path: the scan.
@@ -317,13 +320,7 @@ def lesion_on_grid(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, na
         names: how the scan's name ends, and its lesion mask's instead.
 
     Returns:
-        ``(N, H, W)`` bool.
-    """
-    return lesion_share(path, volume, brain, grid, names) > 0.01
-
-
-def lesion_share(path: Path, volume: Volume, brain: sitk.Image, grid: Grid, names: tuple[str, str]) -> np.ndarray:
-    """The share of each pixel's brain that is lesion, ``(N, H, W)`` in [0, 1]; arguments as ``lesion_on_grid``.
+        ``(N, H, W)`` float32 in [0, 1], 0 outside the brain.
 
     Raises:
         InputError: when the mask cannot be read, is not on the scan's grid, or the scan's name ends otherwise.

@@ -20,7 +20,7 @@ from diffusion_anomaly.io.orientation import Orientation
 from diffusion_anomaly.io.volume import read_volume
 from diffusion_anomaly.preprocessing.slices import Grid, SliceStack
 
-from .preparation import BrainSource, NormalisationConfig, brain_of, lesion_share
+from .preparation import TOUCHED, BrainSource, NormalisationConfig, brain_of, lesion_share
 from .slabs import SlabGrid
 from .slice_labels import read_labels
 from .slices import HEALTHY
@@ -31,7 +31,6 @@ Stack = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]
 
 AS_THEY_ARE = 1e-3  # mm, a slab thinner than any slice: slices are not averaged
 MAINLY_LESION = 0.5  # share of a pixel
-TOUCHED = 0.01  # share of a pixel from which it is no longer known to be healthy
 
 
 class ScanSet(BaseModel):

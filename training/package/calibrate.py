@@ -1,6 +1,6 @@
 """What is learnt from healthy tissue: latent threshold, calibration, default threshold and score range.
 
-Healthy slices of validation scans and, for the threshold, scans of healthy people where there are any go through the
+Healthy slices of scans kept apart and, for the threshold, scans of healthy people where there are any go through the
 engine's own detection code, so that what a reader sees as "one healthy voxel in a thousand" was counted on the very
 numbers that detection computes.
 """
@@ -36,7 +36,7 @@ from .config import PackageConfig
 
 logger = logging.getLogger(__name__)
 
-# A scan is called unknown when its score is this many deviations above the mean of validation scans.
+# A scan is called unknown when its score is this many deviations above the mean of the scans calibrated on.
 UNKNOWN_DEVIATIONS = 4.0
 
 
@@ -95,7 +95,7 @@ def learn_latent_threshold(bundle: Bundle, scans: list[CalibrationScan]) -> dict
 def calibrate(bundle: Bundle, scans: list[CalibrationScan], config: PackageConfig) -> dict[str, Any]:
     """Table from raw anomaly scores to tail probability, default threshold and score range, on healthy slices alone.
 
-    Of whole images, what all validation pictures look like too.
+    Of whole images, what all pictures calibrated on look like too.
     """
     detector = Detector(Options(method=config.method), bundle=bundle)
     pieces, scores, shown = [], [], []

@@ -84,7 +84,9 @@ class PackageConfig(BaseModel):
     version: str
     method: str = Field(pattern="^(unsupervised|guided|restore|localise|intensity|brain|recognition)$")
     modality: str
-    stages: dict[str, Stage] = Field(description="codec, diffusion, classifier, restorer, brain or recogniser")
+    stages: dict[str, Stage] = Field(
+        description="codec, diffusion, classifier, restorer, localiser, brain or recogniser"
+    )
     prepare: Path | None = Field(default=None, description="configuration of the stage 'prepare'")
     brains: Path | None = Field(default=None, description="where 'prepare' keeps the brains it found")
     grid: GridConfig | None = Field(default=None, description="of the slices, where it is not that of 'prepare'")
@@ -122,6 +124,8 @@ class PackageConfig(BaseModel):
             raise ValueError(f"stages lacks {', '.join(missing)}, which the method {self.method} needs")
         if "codec" in self.stages and self.stages["codec"].run is None:
             raise ValueError("the codec needs its 'run', which holds the scale of its latents")
+        if len(set(self.calibrate_on)) < len(self.calibrate_on):
+            raise ValueError("calibrate_on: a split is named twice, and its scans would count twice")
         if self.healthy and self.prepare is not None and self.read_prepare().channels:
             raise ValueError("healthy: scans of one contrast cannot set the threshold of several; use healthy: []")
         return self

@@ -91,7 +91,11 @@ def _require_lesion(path: Path, stacks: RealStacks | None, restricted: bool) -> 
 
 def _require_other_scans(training: Path, validation: Path) -> None:
     """No scan in both files, by name: what has been learnt says nothing of what is new."""
-    names = [set(np.load(path, allow_pickle=False)["names"].tolist()) for path in (training, validation)]
+    names = []
+    for path in (training, validation):
+        with np.load(path, allow_pickle=False) as file:
+            # A stack's name ends in the thickness of its slices: one scan may be in the files at two.
+            names.append({name.rpartition(", ")[0] or name for name in file["names"].tolist()})
     twice = sorted(names[0] & names[1])
     if twice:
         raise ConfigurationError(

@@ -23,7 +23,8 @@ MinArea = Annotated[
 PeakMargin = Annotated[
     float | None,
     typer.Option(
-        metavar="SCORE", help="By how much a finding's highest score exceeds the threshold; default: the model's."
+        metavar="SCORE",
+        help="Findings whose highest score does not exceed the threshold by it are dropped; default: the model's.",
     ),
 ]
 SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]

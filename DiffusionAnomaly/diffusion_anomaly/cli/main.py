@@ -329,7 +329,7 @@ def threshold(
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="By how much a finding's highest score exceeds SCORE of --at; default: as the detection took it.",
+            help="Findings whose highest score does not exceed --at by it are dropped; default: the detection's.",
         ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,

@@ -253,5 +253,5 @@ def _check_scores(values: np.ndarray, path: Path) -> None:
 def _described(about: Mapping[str, Any]) -> str:
     """How mask and findings were made."""
     inside = f", inside {about['brain']}" if about.get("brain") else ""
-    above = f", {about['peak_margin']} above it" if about.get("peak_margin") else ""
+    above = f", its highest score {about['peak_margin']} above it" if about.get("peak_margin") else ""
     return f"at a score of {about.get('threshold')} (at least {about.get('min_volume_ml')} ml{above}{inside})"

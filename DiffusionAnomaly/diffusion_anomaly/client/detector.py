@@ -110,7 +110,7 @@ class RemoteDetector(Detector):
                 anomaly_map, threshold, options["min_volume_ml"], brain, options.get("min_area"), margin_of(options)
             )
             findings = with_places(findings, brain, self.plan.bundle.region)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, InputError) as error:
             raise EngineError(f"The server's provenance cannot be read: {error}.", "Update both.") from error
         anonymous = self.plan.asked.anonymous
         channels = {name: describe_input(volume, anonymous) for name, volume in scan.channels.items()}

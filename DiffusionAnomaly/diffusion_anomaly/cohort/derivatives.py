@@ -65,7 +65,8 @@ _README = """# Anomalies found by DiffusionAnomaly
 
 For research use only. Not for diagnosis.
 
-- `sub-*/**/anat/*_desc-anomaly_mask.nii.gz`: where the anomaly score reaches the threshold of the sidecar.
+- `sub-*/**/anat/*_desc-anomaly_mask.nii.gz`: where the anomaly score reaches the threshold of the sidecar, without
+  findings that are too small or whose highest score does not exceed it by `PeakMargin`.
 - `*_desc-anomaly_dseg.nii.gz`, `.tsv`: the same, each finding with a label of its own, and what is known of it.
 - `*_anomalymap.nii.gz`: the anomaly score, -log10 of the healthy tail probability. The standard has no name for it.
 - `*_desc-brain_mask.nii.gz`: what was looked at.

@@ -138,11 +138,14 @@ class Sweep:
         return float(np.max(self.mean_dice(chosen), initial=-np.inf)) if self.dice.size else float("nan")
 
     def best_thresholds(self, stored: float) -> np.ndarray:
-        """Each patient's best threshold ``(patients,)``, of several the nearest to the stored one; NaN without any."""
+        """Each patient's best threshold ``(patients,)``, of several the nearest to the stored one.
+
+        NaN without a reference, and where no threshold finds anything of it: none of them is better than another.
+        """
         nearest_first = np.argsort(np.abs(self.thresholds - stored), kind="stable")
-        dice = np.where(np.isfinite(self.dice), self.dice, -1.0)[:, nearest_first]
+        dice = np.where(np.isfinite(self.dice), self.dice, 0.0)[:, nearest_first]
         best = self.thresholds[nearest_first][dice.argmax(axis=1)]
-        return np.where(np.isfinite(self.dice).any(axis=1), best, np.nan)
+        return np.where(dice.max(axis=1) > 0, best, np.nan)
 
     def pooled(self, chosen: np.ndarray) -> float:
         """Pooled average precision of a resample, from the thinned curves."""

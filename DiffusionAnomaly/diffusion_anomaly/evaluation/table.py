@@ -36,7 +36,7 @@ COLUMNS = (
         "own_threshold_near",
         "threshold fits",
         2,
-        f"share of patients whose own best threshold lies within {NEAR_SCORE:g} of the stored one",
+        f"share of patients whose own best threshold lies within {NEAR_SCORE:g} of the stored one, of those with one",
     ),
     Column("otsu_dice", "Otsu Dice", 3, "Dice overlap at each scan's own threshold by Otsu, mean over patients"),
     Column("average_precision", "AP", 3, "average precision, lesion outside the mask as missed, mean over patients"),

@@ -199,16 +199,19 @@ def extrapolated(end: object, peak: float, threshold: float) -> str:
     return f"Scores above {end:.2f}{what} are extrapolated: healthy voxels so rare were too few to be counted"
 
 
-def spread_line(spread: Mapping[str, Any] | None) -> str:
+def spread_line(spread: Any) -> str:
     """How far single healthy scans are from what the score says of all of them; empty where that is not known.
 
     Args:
         spread: see ``calibration.spread_of_scans``; None in the provenance of earlier versions and of few scans.
     """
-    shares = dict(zip(spread["heat"], spread["upper"], strict=True)) if spread else {}
-    if not shares.get(3):
+    try:
+        share = float(dict(zip(spread["heat"], spread["upper"], strict=True))[3])
+    except (LookupError, TypeError, ValueError):
         return ""
-    many = float(f"{1 / shares[3]:.2g}")
+    if not 0 < share <= 1:
+        return ""
+    many = float(f"{1 / share:.2g}")
     return f"single scans differ: in nine healthy ones of ten, up to one voxel in {many:,.0f} reaches 3"
 
 

@@ -17,7 +17,9 @@ import pytest
 import SimpleITK as sitk
 
 from diffusion_anomaly.cli import main as cli
+from diffusion_anomaly.client import detector
 from diffusion_anomaly.client.forwarding import Forwarder
+from diffusion_anomaly.client.running import run_on_server
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.records import is_whole
 from diffusion_anomaly.worker import protocol
@@ -130,6 +132,22 @@ def test_the_peak_margin_is_sent_along(
         assert made["options"]["peak_margin"] == float(margin)
         found[margin] = json.loads((tmp_path / margin / "findings.json").read_bytes())["findings"]
     assert found["0"] and not found["900"]
+
+
+def test_a_margin_that_cannot_be_is_the_servers_fault(
+    server: Served, token: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def damaged(*given: Any) -> Any:
+        delivered = run_on_server(*given)
+        made = json.loads(delivered.files["provenance"].read_bytes())
+        made["options"]["peak_margin"] = -1
+        delivered.files["provenance"].write_text(json.dumps(made), encoding="utf-8")
+        return delivered
+
+    monkeypatch.setattr(detector, "run_on_server", damaged)
+    inputs = [scan / "scan.nrrd", "--mask", scan / "brain.nrrd", "--model", "toy-intensity", *remotely(server, token)]
+    assert detect(*inputs, "-o", tmp_path / "out") == 1
+    assert "The server's provenance cannot be read: The peak margin is -1" in " ".join(capsys.readouterr().err.split())
 
 
 def test_two_contrasts_are_joined_there_as_here(
