@@ -228,6 +228,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/dicom/structured_report.py
   diffusion_anomaly/results/findings.py
   diffusion_anomaly/results/notebook.py
+  diffusion_anomaly/results/numbering.py
   diffusion_anomaly/results/pages.py
   diffusion_anomaly/results/painting.py
   diffusion_anomaly/results/places.py
