@@ -219,6 +219,7 @@ set(MODULE_PYTHON_SCRIPTS
   diffusion_anomaly/results/comparison/files.py
   diffusion_anomaly/results/comparison/page.py
   diffusion_anomaly/results/comparison/reading.py
+  diffusion_anomaly/results/components.py
   diffusion_anomaly/results/dicom/__init__.py
   diffusion_anomaly/results/dicom/again.py
   diffusion_anomaly/results/dicom/context.py

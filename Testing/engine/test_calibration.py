@@ -164,6 +164,14 @@ def test_small_components_are_no_false_alarms() -> None:
     assert threshold_for_false_alarms([(scores, 0.01, 1.0)], ml=0.05) == pytest.approx(3, abs=0.01)
 
 
+@pytest.mark.parametrize("edge", [0.9999999, 1.0, 1.0000001])
+def test_a_component_of_the_smallest_volume_itself_is_a_false_alarm_as_it_is_a_finding(edge: float) -> None:
+    scores = np.zeros((5, 20, 20), dtype=np.float32)
+    scores[2, 3:8, 3:13] = 3  # 50 voxels
+    scores[4, 12, 1:20] = 3  # 19 voxels
+    assert false_alarm_ml(scores, 2.0, edge**3 / 1000, 0.05) == pytest.approx(0.05)
+
+
 def test_components_that_hardly_exceed_the_threshold_are_no_false_alarms() -> None:
     scores = np.zeros((3, 16, 16), dtype=np.float32)
     scores[1, 2:6, 2:6] = 4  # 16 voxels

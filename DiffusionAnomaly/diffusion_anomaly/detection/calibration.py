@@ -17,6 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError, ModelError
+from ..results.components import large_and_high
 
 # The rarest healthy voxels say little about the tail, one by one: the table ends at this many of them, or at
 # a tenth of all when there are few, and is continued from the slope of the last factor of ten before its end.
@@ -130,8 +131,9 @@ def spread_of_scans(scans: Sequence[np.ndarray], source: str = "") -> dict[str, 
     """How much rarer or more frequent than on average high scores are in one healthy scan.
 
     The unit that varies is the scan: its voxels are not independent. Of n scans, the k-th smallest share with
-    k = ceil(0.9 (n + 1)) is one that a further scan of their kind exceeds with a probability of at most 0.1 (the order
-    statistic of split conformal prediction; Bates et al. 2021, arXiv 2104.08279).
+    k = ceil(0.9 (n + 1)) is one that about one further scan in ten of their kind exceeds (the order statistic of split
+    conformal prediction; Bates et al. 2021, arXiv 2104.08279). It is no guarantee: the scores come from a table that was
+    made of the same scans, so a further scan's may be a little higher.
 
     Args:
         scans: each one's calibrated scores of healthy voxels, any shape.
@@ -209,7 +211,6 @@ def false_alarm_ml(
     labels = np.empty(scores.shape, dtype=np.int32)
     ndimage.label(marked, structure=np.ones((3, 3, 3), dtype=bool), output=labels)
     owners = labels[marked]
-    sizes = np.bincount(owners, minlength=1) * voxel_ml
-    peaks = np.zeros(len(sizes), scores.dtype)
-    np.maximum.at(peaks, owners, scores[marked])
-    return float(sizes[(sizes >= min_component_ml) & (peaks >= threshold + peak_margin)].sum())
+    count = int(labels.max(initial=0))
+    counts = large_and_high(owners, scores[marked], count, voxel_ml, min_component_ml, threshold + peak_margin)
+    return float(np.count_nonzero(counts[owners]) * voxel_ml)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ..results.components import large_and_high
+
 # Voxels that share a face, an edge or a corner belong together, in findings and in references alike.
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
 
@@ -178,13 +180,7 @@ def findings_mask(
     labels, count = components(mask)
     if count == 0:
         return mask
-    keep = np.bincount(labels.ravel()) * voxel_ml >= min_ml * (1 - 1e-6)
-    if peak_margin > 0:
-        high = np.zeros(count + 1, dtype=bool)
-        high[labels[scores >= threshold + peak_margin]] = True
-        keep &= high
-    keep[0] = False
-    return keep[labels]
+    return large_and_high(labels[mask], scores[mask], count, voxel_ml, min_ml, threshold + peak_margin)[labels]
 
 
 def slice_distance(flags: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from ..io.files import write_text
 from ..io.orientation import Orientation, describe_grid, same_grid
 from ..io.tables import csv_text
 from ..options import check_margin
+from .components import large_and_high
 
 SCHEMA_VERSION = 1
 SCORE_UNIT = "-log10 of the healthy tail probability"
@@ -303,11 +304,10 @@ def _measure(
     sizes = np.bincount(owners, minlength=count + 1)
     values = sitk.GetArrayViewFromImage(anomaly_map)
     scores = values.reshape(-1)[places]
+    is_finding = large_and_high(owners, scores, count, voxel, least, least_peak)
     means = np.bincount(owners, scores, count + 1) / np.maximum(sizes, 1)
-    # Compared in the map's own type, as its voxels are with the threshold: a margin of 0 then drops nothing.
     peaks = np.zeros(count + 1, scores.dtype)
     np.maximum.at(peaks, owners, scores)
-    is_high = peaks >= least_peak
     indices = np.unravel_index(places, values.shape)[::-1]  # i, j, k
     centres = [np.bincount(owners, index, count + 1) / np.maximum(sizes, 1) for index in indices]
     lows, highs = np.full((3, count + 1), max(values.shape)), np.zeros((3, count + 1), dtype=int)
@@ -315,11 +315,8 @@ def _measure(
         np.minimum.at(lows[axis], owners, index)
         np.maximum.at(highs[axis], owners, index)
     findings = []
-    for label in range(1, count + 1):
+    for label in map(int, np.flatnonzero(is_finding)):
         size = float(sizes[label]) * voxel
-        # 50 voxels of 0.9999999 mm are 0.05 ml.
-        if size < least * (1 - 1e-6) or not is_high[label]:
-            continue
         index = [float(centre[label]) for centre in centres]
         left, posterior, superior = anomaly_map.TransformContinuousIndexToPhysicalPoint(index)
         first, last = _corner(lows[:, label]), _corner(highs[:, label])
