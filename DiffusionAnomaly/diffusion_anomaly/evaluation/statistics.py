@@ -25,7 +25,9 @@ STRATA_ML = (1.0, 10.0, 50.0)
 # of 16 cases, all of 6 in 1 of 32.
 FEWEST_PATIENTS = 6
 
-NEAR_SCORE = 0.7  # a patient's own best threshold counts as near the stored one up to this difference
+# A patient's own best threshold counts as near the stored one up to this difference in scores. 10 ** 0.7 is 5: at a
+# threshold that near, at most five times as many healthy voxels are marked, or one in five.
+NEAR_SCORE = 0.7
 
 Statistic = Callable[[np.ndarray], float]
 """Takes the indices of patients, some maybe several times."""
