@@ -88,6 +88,21 @@ def test_damaged_reviews_and_names_are_told_where_the_findings_are_written(nodes
     assert [one[:16] for one in told] == ["1 saved review o", "2 saved names of"]
 
 
+@pytest.mark.parametrize("damaged", [-1.0, "1", None])
+def test_a_damaged_peak_margin_is_told_where_the_findings_are_written(
+    nodes: ResultNodes, tmp_path: Path, damaged: object
+) -> None:
+    assert attributes.peakMargin(nodes.anomalyMap) == 0.05 and attributes.problemWithPeakMargin(nodes.anomalyMap) == ""
+    made = attributes.document(nodes.anomalyMap)
+    made["options"]["peak_margin"] = damaged
+    nodes.anomalyMap.SetAttribute(attributes.DOCUMENT, json.dumps(made))
+    exporting.saveFindings(nodes, tmp_path / "a.json")
+    document = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert document["peak_margin"] == 0.0 and document["provenance"]["options"]["peak_margin"] == damaged
+    assert attributes.problemWithPeakMargin(nodes.anomalyMap) in document["warnings"]
+    assert results.liveThresholdOf(nodes).peakMargin == 0.0
+
+
 def test_a_table_of_another_kind_is_refused(nodes: ResultNodes, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither CSV nor JSON"):
         exporting.saveFindings(nodes, tmp_path / "a.xlsx")

@@ -39,7 +39,7 @@ def runs(code: str, folder: Path) -> str:
 
 def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
     code = """
-    import os, sys
+    import json, os, sys
     from pathlib import Path
     from unittest.mock import MagicMock
     from packaging.requirements import Requirement
@@ -47,6 +47,7 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
     from DiffusionAnomalyLib.detection import Detection
     from DiffusionAnomalyLib.panel.panel import Panel
     from DiffusionAnomalyLib.process import dependencies
+    from DiffusionAnomalyLib.scene import attributes
     from DiffusionAnomalyLib.settings import MemorySettings
 
     folder = Path(sys.argv[1])
@@ -135,6 +136,27 @@ def test_the_parts_of_the_panel_work_together(tmp_path: Path) -> None:
         panel.results.setThreshold(4.5)
         assert nodes.threshold == 4.5 and "No finding" in standins.said(ui.summaryLabel)
         panel.results._onResetThreshold()
+        assert "peak margin" not in standins.said(ui.scoreLabel)
+
+        def savedWith(margin):
+            made["options"]["peak_margin"] = margin
+            nodes.anomalyMap.SetAttribute(attributes.DOCUMENT, json.dumps(made))
+            panel.results.show(nodes)
+            panel.refresh()
+            return standins.said(ui.scoreLabel), standins.said(ui.summaryLabel), standins.said(ui.warningLabel)
+
+        made = attributes.document(nodes.anomalyMap)
+        line_of_score, summary, warning = savedWith(3.0)
+        assert "finding must reach 6.00: the threshold and the peak margin of 3." in line_of_score
+        assert "No finding" in summary and "peak margin" not in warning
+        for damaged in (-1.0, "1", None):
+            line_of_score, summary, warning = savedWith(damaged)
+            assert "peak margin" not in line_of_score and "1 finding of" in summary
+            assert "The saved peak margin of " in warning and "stand-in" in warning
+            panel.results.setThreshold(2.9)
+            panel.results._onResetThreshold()
+        savedWith(0.0)
+        assert "peak margin" not in standins.said(ui.warningLabel)
         panel.results.findings.name(0, "frontal")
         assert nodes.table.GetTable().GetColumnByName("Name").GetValue(0) == "frontal"
         assert "patient: done" in panel.run.log()

@@ -165,6 +165,7 @@ class ResultPanel:
             with silent(self._ui.colorSelector):
                 self._ui.colorSelector.setCurrentNode(shown.GetColorNode())
         doubts = [results.keepTogether(nodes), results.otherFrame(nodes), *attributes.warnings(nodes.anomalyMap)]
+        doubts.append(attributes.problemWithPeakMargin(nodes.anomalyMap))
         say(self._ui.warningLabel, "\n".join(filter(None, [*doubts, *findingsTable.problemsWith(nodes.table)])))
         self._showOverlays(nodes)
         if self.found is None or self._isStale(nodes):
@@ -266,7 +267,11 @@ class ResultPanel:
         with silent(slider):
             slider.maximum = farthest(live.peak, nodes.threshold)
             slider.value = nodes.threshold
-        say(self._ui.scoreLabel, wording.score(nodes.threshold, attributes.document(nodes.anomalyMap), live.unit))
+        told = [
+            wording.score(nodes.threshold, attributes.document(nodes.anomalyMap), live.unit),
+            wording.peakMargin(nodes.threshold, live.peakMargin),
+        ]
+        say(self._ui.scoreLabel, " ".join(filter(None, told)))
 
     def _isStale(self, nodes: ResultNodes) -> bool:
         return self._liveOf != self._versionOf(nodes)

@@ -10,6 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_anomaly.errors import InputError
+from diffusion_anomaly.options import margin_of
+
+from ..translation import tr as _
+
 # Scenes are saved with these names, so they stay as they are.
 PREFIX = "DiffusionAnomaly."
 ROLE = f"{PREFIX}Role"  # what a node is to its result, see ``results``
@@ -83,6 +88,27 @@ def document(node: Any) -> dict[str, Any]:
     """The whole provenance of a node; empty when it is none of ours."""
     text = node.GetAttribute(DOCUMENT)
     return json.loads(text) if text else {}
+
+
+def peakMargin(node: Any) -> float:
+    """By how much a finding's highest score exceeds the threshold at least; 0 where a saved scene has it damaged."""
+    try:
+        return margin_of(document(node).get("options") or {})
+    except InputError:
+        return 0.0
+
+
+def problemWithPeakMargin(node: Any) -> str:
+    """What to say when the peak margin that a scene was saved with cannot be; it stays where it is."""
+    try:
+        margin_of(document(node).get("options") or {})
+    except InputError:
+        said = _(
+            "The saved peak margin of {name} is damaged and is not used: findings are kept however little they exceed "
+            "the threshold. It stays in the attribute {attribute}."
+        )
+        return said.format(name=node.GetName(), attribute=DOCUMENT)
+    return ""
 
 
 def isPicture(node: Any) -> bool:

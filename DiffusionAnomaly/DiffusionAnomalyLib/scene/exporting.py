@@ -16,7 +16,6 @@ import slicer
 from diffusion_anomaly.errors import InputError
 from diffusion_anomaly.io.files import whole_file, write_text
 from diffusion_anomaly.io.tables import csv_text
-from diffusion_anomaly.options import margin_of
 from diffusion_anomaly.results.findings import SCHEMA_VERSION, SCORE_UNIT, findings_table
 
 from ..translation import tr as _
@@ -91,8 +90,12 @@ def saveFindings(nodes: ResultNodes, path: Path | str) -> None:
         "heat": SCORE_UNIT,
         "threshold": nodes.threshold,
         "min_volume_ml": nodes.minVolumeMl,
-        "peak_margin": margin_of(made.get("options") or {}),
-        "warnings": [*attributes.warnings(nodes.anomalyMap), *findingsTable.problemsWith(nodes.table)],
+        "peak_margin": attributes.peakMargin(nodes.anomalyMap),
+        "warnings": [
+            *attributes.warnings(nodes.anomalyMap),
+            *filter(None, [attributes.problemWithPeakMargin(nodes.anomalyMap)]),
+            *findingsTable.problemsWith(nodes.table),
+        ],
         "findings": rows,
         "provenance": made,
     }

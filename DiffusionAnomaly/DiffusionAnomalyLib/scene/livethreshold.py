@@ -56,6 +56,7 @@ class LiveThreshold:
         peakMargin: findings whose highest score does not exceed the threshold by this much are dropped.
 
     Attributes:
+        peakMargin: likewise.
         box: where in the whole volume the box lies, k j i.
         scores: of the box, k j i.
         peak: the highest score.
@@ -68,7 +69,7 @@ class LiveThreshold:
     ) -> None:
         values = sitk.GetArrayViewFromImage(anomalyMap)
         self._minArea = minArea
-        self._peakMargin = peakMargin
+        self.peakMargin = peakMargin
         self.unit = size_unit(anomalyMap.GetSpacing(), minArea is not None)
         isPicture = minArea is not None
         self.voxelSize = pixel_area(anomalyMap) if isPicture else math.prod(anomalyMap.GetSpacing()) / 1000
@@ -91,7 +92,11 @@ class LiveThreshold:
 
     @classmethod
     def of(cls, anomalyMap: sitk.Image, document: Mapping[str, Any]) -> LiveThreshold:
-        """Of the map that the provenance in ``document`` tells of."""
+        """Of the map that the provenance in ``document`` tells of.
+
+        Raises:
+            InputError: for a peak margin that cannot be.
+        """
         options = document.get("options", {})
         isBrain = document.get("region", BRAIN) == BRAIN
         return cls(anomalyMap, options.get("min_area"), isBrain, margin_of(options))
@@ -100,7 +105,7 @@ class LiveThreshold:
         """Mask and findings at a threshold; one below ``LOWEST`` is taken for ``LOWEST``."""
         threshold = max(threshold, LOWEST)
         mask, labels, findings = segment_arrays(
-            self._inBox, threshold, minVolumeMl, min_area=self._minArea, peak_margin=self._peakMargin
+            self._inBox, threshold, minVolumeMl, min_area=self._minArea, peak_margin=self.peakMargin
         )
         return Thresholded(
             mask,

@@ -205,9 +205,11 @@ def resultOf(node: Any) -> ResultNodes | None:
 
 
 def liveThresholdOf(nodes: ResultNodes) -> LiveThreshold:
-    """The anomaly map of a result, ready for other thresholds."""
+    """The anomaly map of a result, ready for other thresholds; a damaged peak margin is taken for none."""
     grid = onGrid(slicer.util.arrayFromVolume(nodes.anomalyMap), ijkToRas(nodes.anomalyMap))
-    return LiveThreshold.of(grid, attributes.document(nodes.anomalyMap))
+    made = attributes.document(nodes.anomalyMap)
+    options = {**(made.get("options") or {}), "peak_margin": attributes.peakMargin(nodes.anomalyMap)}
+    return LiveThreshold.of(grid, {**made, "options": options})
 
 
 def findingsOf(nodes: ResultNodes, live: LiveThreshold) -> Thresholded:

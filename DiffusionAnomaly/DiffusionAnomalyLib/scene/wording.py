@@ -32,6 +32,20 @@ def score(value: float, document: Mapping[str, Any], unit: str = "ml") -> str:
     )
 
 
+def peakMargin(threshold: float, margin: float) -> str:
+    """What findings must reach beyond the threshold, and so why there may be none at it; empty without a margin.
+
+    >>> peakMargin(2.39, 0.65)
+    'The highest score of a finding must reach 3.04: the threshold and the peak margin of 0.65.'
+    >>> peakMargin(2.39, 0.0)
+    ''
+    """
+    if margin <= 0:
+        return ""
+    said = _("The highest score of a finding must reach {least:.2f}: the threshold and the peak margin of {margin:g}.")
+    return said.format(least=threshold + margin, margin=margin)
+
+
 def wholeImage(document: Mapping[str, Any]) -> str:
     """What a method says of an image as a whole, beside the places in it; empty where that tells a reader nothing.
 
