@@ -230,7 +230,12 @@ def test_derivatives_leave_out_what_hardly_exceeds_the_threshold(
     for name in ("mask", "dseg"):
         assert not sitk.GetArrayFromImage(sitk.ReadImage(str(anat / f"sub-01_ses-1_desc-anomaly_{name}.nii.gz"))).any()
     sidecar = json.loads((anat / "sub-01_ses-1_desc-anomaly_mask.json").read_text())
-    assert sidecar["PeakMargin"] == 900
+    assert sidecar["PeakMargin"] == 900 and "exceeds it by the peak margin of 900 or more" in sidecar["Description"]
+    assert cli.main(["bids", str(raw), str(out), "group"]) == 0
+    with (out / "scans.csv").open() as file:
+        assert [float(row["peak_margin"]) for row in csv.DictReader(file)] == [900.0]
+    plain = json.loads((made[1] / "sub-01/ses-1/anat/sub-01_ses-1_desc-anomaly_mask.json").read_text())
+    assert "peak margin" not in plain["Description"]
     heat = str(anat / "sub-01_ses-1_anomalymap.nii.gz")
     for more, found in (([], False), (["--peak-margin", "0"], True)):
         assert cli.main(["threshold", heat, "--at", "2", *more, "-o", str(tmp_path / str(found))]) == 0

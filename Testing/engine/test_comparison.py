@@ -239,12 +239,12 @@ def test_files_are_written_together_and_read_back(comparison: Comparison, tmp_pa
 
 
 def test_the_page_tells_how_high_findings_reach_where_that_is_above_the_threshold(comparison: Comparison) -> None:
-    assert "Findings reach" not in render(comparison)
+    assert "peak margin" not in render(comparison)
     prior, current = (
         replace(one, peak_margin=margin) for one, margin in ((comparison.prior, 0.0), (comparison.current, 1.5))
     )
     page = render(replace(comparison, prior=prior, current=current))
-    assert "<td>Findings reach</td><td>2.00</td><td>3.50</td>" in page
+    assert "<td>Threshold + peak margin</td><td>2.00</td><td>3.50</td>" in page
 
 
 def test_names_cannot_write_into_the_page(comparison: Comparison) -> None:

@@ -372,6 +372,11 @@ def test_what_hardly_exceeds_the_threshold_counts_nowhere(
         exactly = sitk.Cast(anomaly_map, sitk.sitkFloat64)  # as thresholds are, of which most are scores themselves
         return sitk.GetArrayFromImage(segment(exactly, at, 0.0, peak_margin=least)[0]) > 0
 
+    assert {row["run"]: row["peak_margin"] for row in written["rows"]} == {"intensity": 0.0, "high": margin}
+    with (tmp_path / "evaluation.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["run"]: float(row["peak_margin"]) for row in csv.DictReader(file)}["high"] == margin
+    told = [line for line in (tmp_path / "evaluation.md").read_text("utf-8").splitlines() if "peak margin" in line]
+    assert len(told) == 1 and told[0].startswith("- **high**: peak margin 0.7;")
     maps = list(arrays(patients, tmp_path, "high"))
     row = row_of(written, "high")
     for column, at in (("dice", 0.5), ("best_dice", row["best_threshold"])):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import diffusion_anomaly as da
 import packages
 import phantom
 from diffusion_anomaly.cli import main as cli
+from diffusion_anomaly.cli import rethreshold
 from diffusion_anomaly.detection.detector import Detector
 from diffusion_anomaly.detection.planning import Options, make_plan
-from diffusion_anomaly.errors import ModelError
+from diffusion_anomaly.errors import InputError, ModelError
 from diffusion_anomaly.io.volume import read_volume
-from diffusion_anomaly.models.package import Bundle, open_bundle
+from diffusion_anomaly.models.package import Bundle, builtin_directory, open_bundle
 from diffusion_anomaly.models.verification import verify
 from diffusion_anomaly.results import redrawing
 from diffusion_anomaly.results.comparison.compare import Exam
@@ -101,10 +104,15 @@ def test_a_package_without_a_margin_has_none_and_one_with_it_is_whole(bundles: d
         verify(bundle)
 
 
-@pytest.mark.parametrize("name", ["flair-intensity", "flair-localise", "headct-localise", "chest-pneumonia-guided"])
-def test_packages_that_ship_drop_no_finding_for_its_peak(name: str) -> None:
-    bundle = open_bundle(name)
-    assert make_plan(Options(bundle.method, model=name, device="cpu")).peak_margin == 0
+def test_the_default_package_alone_drops_findings_for_their_peak() -> None:
+    bundles = {path.name: open_bundle(path.name) for path in sorted(builtin_directory().iterdir()) if path.is_dir()}
+    found = {
+        name: make_plan(packages.options_for(bundle)).peak_margin
+        for name, bundle in bundles.items()
+        if "threshold" in bundle.anomaly
+    }
+    assert len(found) >= 8 and make_plan(Options(device="cpu")).bundle.name == "flair-localise"
+    assert {name: margin for name, margin in found.items() if margin} == {"flair-localise": 0.65}
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1001, "1", None, True])
@@ -166,6 +174,8 @@ def test_results_of_earlier_versions_have_every_finding(without: Result) -> None
 def test_a_saved_result_tells_the_margin_and_gives_the_same_mask_again(
     saved: Path, result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    listed = json.loads((saved / "findings.json").read_text(encoding="utf-8"))
+    assert (listed["threshold"], listed["peak_margin"]) == (THRESHOLD, MARGIN)
     assert json.loads((saved / "provenance.json").read_text(encoding="utf-8"))["options"]["peak_margin"] == MARGIN
     heat = str(saved / "heat.nii.gz")
     assert cli.main(["threshold", heat, "--at", str(THRESHOLD), "-o", str(tmp_path / "same")]) == 0
@@ -181,7 +191,9 @@ def test_the_threshold_command_takes_another_margin(
 ) -> None:
     words = ["threshold", str(saved / "heat.nii.gz"), "--at", str(THRESHOLD), "--peak-margin", margin]
     assert cli.main([*words, "-o", str(tmp_path)]) == 0
-    told = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))["findings"]
+    listed = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
+    told = listed["findings"]
+    assert (listed["threshold"], listed["peak_margin"]) == (THRESHOLD, float(margin))
     expected = [peak for peak in peaks(without) if peak >= THRESHOLD + float(margin)]
     assert sorted(row["peak_heat_neg_log10_p"] for row in told) == pytest.approx(expected)
     above = f", at its highest {THRESHOLD + float(margin):.2f} or more"
@@ -195,7 +207,7 @@ def test_the_threshold_command_tells_which_margin_made_room(
     for margin in ("0.5", "0"):
         assert cli.main([*words, "--peak-margin", margin]) == 0
     told = " ".join(capsys.readouterr().err.split())
-    assert "at a score of 1.0 (at least 0.05 ml, its highest score 0.5 above it) were replaced" in told
+    assert "at a score of 1.0 (at least 0.05 ml, peak margin 0.5) were replaced" in told
 
 
 def test_a_map_without_record_has_no_margin(saved: Path, without: Result, tmp_path: Path) -> None:
@@ -226,23 +238,67 @@ def test_a_margin_that_cannot_be_is_refused(
     assert "peak margin" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def damage(folder: Path, saved: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a result whose record holds something else."""
+    shutil.copytree(saved, folder)
+    made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    change(made)
+    (folder / "provenance.json").write_text(json.dumps(made), encoding="utf-8")
+    return folder
+
+
+def test_a_damaged_margin_is_told_with_the_record_that_holds_it(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = damage(tmp_path / "damaged", saved, lambda made: made["options"].update(peak_margin=-3))
+    words = ["threshold", str(folder / "heat.nii.gz"), "--at", "2", "-o", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    told = "".join(capsys.readouterr().err.split())
+    assert f"{folder / 'provenance.json'}isdamaged:Thepeakmarginis-3." in told and not (tmp_path / "out").exists()
+    assert cli.main([*words, "--peak-margin", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda made: made["options"].update(peak_margin=-3), "The peak margin is -3"),
+        (lambda made: made["threshold"].update(heat=0), "The threshold is 0"),
+    ],
+    ids=["peak margin", "threshold"],
+)
+def test_a_damaged_record_of_an_exam_is_named(
+    saved: Path, place: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    folder = damage(tmp_path / "damaged", saved, change)
+    with pytest.raises(InputError, match=told) as refused:
+        read_exam(folder, read_volume(place / "scan.nii.gz"))
+    assert f"{folder / 'provenance.json'} is damaged" in refused.value.what
+
+
+def test_the_threshold_command_says_areas_of_a_picture_that_made_room() -> None:
+    of_picture = {"threshold": 2.0, "min_volume_ml": 0.05, "min_area": 12.0}
+    assert rethreshold._described(of_picture) == "at a score of 2.0 (at least 12.0 mm² or pixels)"
+    assert rethreshold._described({**of_picture, "min_area": None}) == "at a score of 2.0 (at least 0.05 ml)"
+
+
 # --- Reports and comparisons
 
 
 def test_reports_say_it_where_they_say_the_threshold(result: Result, without: Result, tmp_path: Path) -> None:
     page, plain = render_report(result), render_report(without)
-    assert "findings reach 2.00" in page and "findings reach" not in plain
+    assert "threshold 1.00, peak margin 1: findings reach 2.00" in page and "findings reach" not in plain
     assert ("options · peak margin", "1") in list(record_rows(result.provenance))
     none = render_report(result.at(THRESHOLD, peak_margin=900.0))
-    assert "reaches the threshold and exceeds it by 900 at its highest" in none
+    assert "reaches the threshold and exceeds it at its highest by the peak margin of 900" in none
     printed = {}
     for name, one in (("with", result), ("without", without), ("none", result.at(THRESHOLD, peak_margin=900.0))):
         print_report(Shown.of(one), tmp_path / f"{name}.pdf")
         pages = PdfReader(tmp_path / f"{name}.pdf").pages
         printed[name] = " ".join(" ".join(page.extract_text() for page in pages).split())
-    assert "findings reach 2.00" in printed["with"] and "findings reach" not in printed["without"]
-    assert "reaches the threshold and exceeds it by 900 at its highest" in printed["none"]
-    assert "1.00 or more, at its highest 2.00 or more" in repr(result)
+    assert "threshold 1.00, peak margin 1: findings reach 2.00" in printed["with"]
+    assert "findings reach" not in printed["without"]
+    assert "reaches the threshold and exceeds it at its highest by the peak margin of 900" in printed["none"]
+    assert "1.00 or more, at its highest 2.00 or more (peak margin 1)" in repr(result)
     assert "2.00 or more" in result._repr_html_()
 
 

@@ -24,7 +24,7 @@ PeakMargin = Annotated[
     float | None,
     typer.Option(
         metavar="SCORE",
-        help="Findings whose highest score does not exceed the threshold by it are dropped; default: the model's.",
+        help="Peak margin: findings whose highest score does not exceed the threshold by it go; default: the model's.",
     ),
 ]
 SliceSpacing = Annotated[float | None, typer.Option(metavar="MM", help="Look at slices no farther apart than this.")]

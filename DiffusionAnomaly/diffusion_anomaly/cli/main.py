@@ -329,7 +329,7 @@ def threshold(
         float | None,
         typer.Option(
             metavar="SCORE",
-            help="Findings whose highest score does not exceed --at by it are dropped; default: the detection's.",
+            help="Peak margin: findings whose highest score does not exceed --at by it go; default: the detection's.",
         ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="BRAIN", help="Only inside this brain mask.")] = None,

@@ -108,7 +108,7 @@ def rethreshold(
         writers = (
             lambda path: write_like(mask, volume, path, dtype=np.uint8),
             lambda path: write_findings_csv(findings, path, min_area is not None),
-            lambda path: write_findings_json(findings, path, warnings),
+            lambda path: write_findings_json(findings, path, warnings, at, margin),
             record(about),
         )
         files = folder.publish(dict(zip(names, writers, strict=True)))
@@ -152,11 +152,16 @@ def _recorded_margin(made: Recorded | None) -> float:
     """The peak margin of the detection, or of the BIDS sidecar; 0 where nothing is recorded.
 
     Raises:
-        InputError: for what is none.
+        InputError: for what is none, naming the record.
     """
-    content = {} if made is None else made.content
-    options = content.get("options")
-    return margin_of(options if isinstance(options, dict) else {"peak_margin": content.get("PeakMargin", 0.0)})
+    if made is None:
+        return 0.0
+    options = made.content.get("options")
+    try:
+        return margin_of(options if isinstance(options, dict) else {"peak_margin": made.content.get("PeakMargin", 0.0)})
+    except InputError as error:
+        what = f"{made.folder / made.record} is damaged: {error.what}"
+        raise InputError(what, "Say which one with --peak-margin, or run the detection again.") from error
 
 
 def _recorded_brain(made: Recorded, volume: Volume) -> sitk.Image | None:
@@ -253,5 +258,7 @@ def _check_scores(values: np.ndarray, path: Path) -> None:
 def _described(about: Mapping[str, Any]) -> str:
     """How mask and findings were made."""
     inside = f", inside {about['brain']}" if about.get("brain") else ""
-    above = f", its highest score {about['peak_margin']} above it" if about.get("peak_margin") else ""
-    return f"at a score of {about.get('threshold')} (at least {about.get('min_volume_ml')} ml{above}{inside})"
+    margin = f", peak margin {about['peak_margin']}" if about.get("peak_margin") else ""
+    area = about.get("min_area")
+    least = f"{about.get('min_volume_ml')} ml" if area is None else f"{area} mm² or pixels"
+    return f"at a score of {about.get('threshold')} (at least {least}{margin}{inside})"

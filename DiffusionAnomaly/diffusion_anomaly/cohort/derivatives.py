@@ -66,7 +66,7 @@ _README = """# Anomalies found by DiffusionAnomaly
 For research use only. Not for diagnosis.
 
 - `sub-*/**/anat/*_desc-anomaly_mask.nii.gz`: where the anomaly score reaches the threshold of the sidecar, without
-  findings that are too small or whose highest score does not exceed it by `PeakMargin`.
+  findings that are too small or whose highest score does not exceed it by `PeakMargin`, the peak margin.
 - `*_desc-anomaly_dseg.nii.gz`, `.tsv`: the same, each finding with a label of its own, and what is known of it.
 - `*_anomalymap.nii.gz`: the anomaly score, -log10 of the healthy tail probability. The standard has no name for it.
 - `*_desc-brain_mask.nii.gz`: what was looked at.
@@ -179,12 +179,13 @@ def _writers(folder: Path, made: Mapping[str, Any], what: Export) -> dict[str, W
     stem = what.source.stem
     sources = [f"bids:{SOURCE}:{name}" for name in what.source.files]
     common = {"Sources": sources, "SpatialReference": sources[0]}
-    threshold = float(made["threshold"]["heat"])
+    threshold, margin = float(made["threshold"]["heat"]), margin_of(made["options"])
+    highest = f" Each finding's highest score exceeds it by the peak margin of {margin:g} or more." if margin else ""
     marked = {
         **common,
         "Threshold": threshold,
         "ThresholdSource": str(made["threshold"]["source"]),
-        "PeakMargin": margin_of(made["options"]),
+        "PeakMargin": margin,
     }
     images = {
         kind: next(name for name in made[DIGESTS] if name.startswith(f"{kind}.")) for kind in ("heat", "mask", "brain")
@@ -225,7 +226,7 @@ def _writers(folder: Path, made: Mapping[str, Any], what: Export) -> dict[str, W
                 **marked,
                 "Type": "ROI",
                 "Manual": False,
-                "Description": "Where the anomaly score reaches the threshold. For research use only.",
+                "Description": f"Where the anomaly score reaches the threshold.{highest} For research use only.",
                 "GeneratedBy": [{"Name": PROGRAM, "Version": made["versions"]["diffusion_anomaly"]}],
                 "Model": f"{made['model']['name']} {made['model']['version']}",
                 "Warnings": list(made.get("warnings", [])),

@@ -18,6 +18,7 @@ from ..io.files import Writer, write_text
 from ..io.records import DIGESTS
 from ..io.tables import csv_text
 from ..models.declaration import BRAIN
+from ..options import margin_of
 from ..results.findings import size_unit
 from ..results.saving import REPORT
 from ..text import counted, listed
@@ -181,6 +182,7 @@ def _scan_row(result: Finished, found: Sequence[Mapping[str, Any]]) -> dict[str,
         "largest": max(sizes, default=0.0),
         "peak_score": max((float(finding["peak_heat_neg_log10_p"]) for finding in found), default=None),
         "threshold": float(made["threshold"]["heat"]),
+        "peak_margin": margin_of(made["options"]),
         "share_above_threshold": None if not volume or is_picture else math.fsum(sizes) / volume,
         "brain_volume_ml": volume if is_brain else None,
         "region_volume_ml": None if is_brain else volume,

@@ -132,8 +132,8 @@ def spread_of_scans(scans: Sequence[np.ndarray], source: str = "") -> dict[str, 
 
     The unit that varies is the scan: its voxels are not independent. Of n scans, the k-th smallest share with
     k = ceil(0.9 (n + 1)) is one that about one further scan in ten of their kind exceeds (the order statistic of split
-    conformal prediction; Bates et al. 2021, arXiv 2104.08279). It is no guarantee: the scores come from a table that was
-    made of the same scans, so a further scan's may be a little higher.
+    conformal prediction; Bates et al. 2021, arXiv 2104.08279). It is no guarantee: the scores come from a table that
+    was made of the same scans, so a further scan's may be a little higher.
 
     Args:
         scans: each one's calibrated scores of healthy voxels, any shape.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..options import margin_of
 from . import metrics
 from .froc import Froc, size_name
 from .metrics import LesionMatch
@@ -240,6 +241,7 @@ def run_row(run: RunResult, baseline: RunResult | None, draws: np.ndarray) -> di
     means = run.sweep.mean_dice(everyone)
     row["best_threshold"] = float(run.sweep.thresholds[np.nanargmax(means)]) if np.isfinite(means).any() else math.nan
     row["threshold"] = stored = run.provenance["threshold"]["heat"]
+    row["peak_margin"] = margin_of(run.provenance["options"])
     own = run.sweep.best_thresholds(stored) if run.sweep.dice.size else np.full(len(run.cases), math.nan)
     row["own_threshold_near"] = metrics.mean_or_nan((np.abs(own - stored) <= NEAR_SCORE)[np.isfinite(own)])
     row["network_calls"] = run.provenance["network_calls_per_slice"]

@@ -127,6 +127,12 @@ class Table:
             f"{counted(about['patients'], 'patient')}; {about['hardware']}; in brackets 95 % bootstrap intervals "
             f"over patients ({about['resamples']} resamples, the same for all methods).",
             "",
+            *(
+                f"- **{row['run']}**: peak margin {row['peak_margin']:g}; at every threshold, findings whose highest "
+                "score does not exceed it by that much are dropped."
+                for row in self.rows
+                if row.get("peak_margin")
+            ),
             *(f"- **{column.title}**: {column.meaning}." for column in COLUMNS),
             *(f"- **{word}**: {meaning}." for word, meaning in about["definitions"].items()),
         ]

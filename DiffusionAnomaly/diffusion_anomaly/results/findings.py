@@ -115,10 +115,12 @@ def reached(threshold: float, peak_margin: float = 0.0) -> str:
     """Which anomaly score findings have, in words.
 
     >>> reached(1.934), reached(1.934, 1.0)
-    ('1.93 or more', '1.93 or more, at its highest 2.93 or more')
+    ('1.93 or more', '1.93 or more, at its highest 2.93 or more (peak margin 1)')
     """
-    highest = f", at its highest {threshold + peak_margin:.2f} or more" if peak_margin else ""
-    return f"{threshold:.2f} or more{highest}"
+    if not peak_margin:
+        return f"{threshold:.2f} or more"
+    highest = f"at its highest {threshold + peak_margin:.2f} or more (peak margin {peak_margin:g})"
+    return f"{threshold:.2f} or more, {highest}"
 
 
 def segment(
@@ -233,9 +235,20 @@ def write_findings_csv(findings: Sequence[Finding], path: str | os.PathLike[str]
 
 
 def write_findings_json(
-    findings: Sequence[Finding], path: str | os.PathLike[str], warnings: Sequence[str] = ()
+    findings: Sequence[Finding],
+    path: str | os.PathLike[str],
+    warnings: Sequence[str] = (),
+    threshold: float | None = None,
+    peak_margin: float = 0.0,
 ) -> None:
     """Write the findings as JSON with the keys of the table, and the reasons to doubt them, whole or not at all.
+
+    Args:
+        findings: what is written.
+        path: the file.
+        warnings: the reasons.
+        threshold: anomaly score that the findings reach; None leaves it and the margin out.
+        peak_margin: by how much a finding's highest score exceeds the threshold at least.
 
     Raises:
         InputError: when the file cannot be written.
@@ -245,6 +258,7 @@ def write_findings_json(
         "heat": SCORE_UNIT,
         "coordinates": "centroid in mm right, anterior, superior, of a picture column and row; the scan's own indices, "
         "from 0, inclusive",
+        **({} if threshold is None else {"threshold": threshold, "peak_margin": peak_margin}),
         "warnings": list(warnings),
         "findings": findings_table(findings),
     }

@@ -106,7 +106,7 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
         f"{counted(len(left), 'finding')} of at least {smallest(made):g} {view.unit}"
         + (f"; {rejected} rejected by the reader" if rejected else ""),
         f"{sized(sum(finding.size for finding in left), view.unit)} anomalous; threshold {shown.threshold:.2f}, "
-        + (f"findings reach {shown.threshold + margin:.2f}, " if margin else "")
+        + (f"peak margin {margin:g}: findings reach {shown.threshold + margin:.2f}; " if margin else "")
         + f"highest score {peak:.2f}",
         f"Whole-image score {made['score']['value']:.3g} ({made['score']['title']}{usual})",
         "A score is −log10 of the healthy tail probability: 3 means that one healthy voxel in a thousand looks so.",
@@ -119,7 +119,7 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
         sheets.write(f"Warning: {warning}", 9, WARM)
     sheets.space(GAP)
     if not shown.findings:
-        above = f" and exceeds it by {margin:g} at its highest" if margin else ""
+        above = f" and exceeds it at its highest by the peak margin of {margin:g}" if margin else ""
         text = f"No region of at least {smallest(made):g} {view.unit} reaches the threshold{above}."
         sheets.write(text, 10, bold=True)
         return

@@ -153,7 +153,9 @@ def save(
             names["brain"]: lambda path: write_like(result.brain, volume, path, dtype=np.uint8),
             **({names["overlay"]: lambda path: _write_overlay(result, path)} if result.is_picture else {}),
             names["findings_csv"]: lambda path: write_findings_csv(result.findings, path, result.is_picture),
-            names["findings_json"]: lambda path: write_findings_json(result.findings, path, result.warnings),
+            names["findings_json"]: lambda path: write_findings_json(
+                result.findings, path, result.warnings, result.threshold, result.peak_margin
+            ),
             **{
                 name: lambda path, content=content: _write_bytes(content, path)
                 for name, content in zip(dicom_names(objects).values(), objects.values(), strict=True)

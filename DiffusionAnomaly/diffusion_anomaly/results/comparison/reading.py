@@ -43,10 +43,12 @@ def read_exam(folder: Path, scan: Volume) -> Exam:
     try:
         options, threshold = content["options"], float(content["threshold"]["heat"])
         least, is_picture = float(options["min_volume_ml"]), options.get("min_area") is not None
+        check_threshold(threshold)
+        margin = margin_of(options)
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"{printable(folder)} holds a damaged record of its result.", "Run it again.") from error
-    check_threshold(threshold)
-    margin = margin_of(options)
+    except InputError as error:
+        raise InputError(f"{printable(folder / PROVENANCE)} is damaged: {error.what}", "Run it again.") from error
     if is_picture:
         raise InputError(f"{scan.name} is a picture, and pictures are not compared.", "Give two volumes.")
     return Exam(
