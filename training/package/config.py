@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load
 from torch import Tensor
@@ -15,7 +16,7 @@ from diffusion_anomaly.options import HIGHEST_THRESHOLD
 from ..data.preparation import GridConfig, NormalisationConfig, PrepareConfig
 from ..stages.brain_check import BrainCheck
 from ..stages.recognition_check import ScanSet
-from ..trainer.checkpoints import averaged_weights
+from ..trainer.checkpoints import averaged_weights, require_fit
 from ..trainer.configuration import read_yaml
 
 
@@ -37,12 +38,18 @@ class Stage(BaseModel):
 
     config: Path
     run: Path | None = None
+    mean_with: Path | None = Field(
+        default=None,
+        description="another run; the mean of both runs' weights is packed (Wortsman et al. 2022, arXiv 2109.01903)",
+    )
     weights: GivenWeights | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Stage:
         if (self.run is None) == (self.weights is None):
             raise ValueError("give either 'run' or 'weights'")
+        if self.mean_with is not None and self.run is None:
+            raise ValueError("'mean_with' needs 'run', whose weights it is averaged with")
         return self
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -51,6 +58,10 @@ class Stage(BaseModel):
             return load(self.weights.file.read_bytes()), self.weights.model_dump(exclude={"file"})
         assert self.run is not None
         weights, fact = averaged_weights(self.run / "checkpoint.pt")
+        if self.mean_with is not None:
+            others, _ = averaged_weights(self.mean_with / "checkpoint.pt")
+            require_fit(others, weights, self.mean_with / "checkpoint.pt")
+            weights = {name: torch.lerp(value, others[name], 0.5) for name, value in weights.items()}
         facts = {"steps": fact["step"], "minutes": round(fact["seconds"] / 60.0, 1), "hardware": fact["hardware"]}
         return {key.removeprefix("network."): value for key, value in weights.items()}, facts
 
