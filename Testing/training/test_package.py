@@ -32,10 +32,11 @@ from training.package import calibrate
 from training.package.build import package as build
 from training.package.calibrate import CalibrationScan
 from training.package.cards import MEASURES
-from training.package.config import PackageConfig
+from training.package.config import PackageConfig, Stage
 from training.stages import brain_check
 from training.stages.brain import BrainConfig, BrainTask
 from training.stages.brain_check import LesionCheck, PaintedCheck
+from training.trainer.checkpoints import CheckpointError
 from training.trainer.configuration import ConfigurationError, read_yaml
 
 SIZE = (24, 16)  # pixels of the package's grid
@@ -344,6 +345,25 @@ def test_weights_without_their_run_are_packaged_as_they_are(trained: Workplace, 
         torch.testing.assert_close(value, weights[name], rtol=0, atol=0, check_dtype=False)
 
 
+def test_the_mean_of_two_runs_is_packed(trained: Workplace, tmp_path: Path) -> None:
+    state = torch.load(trained.folder / "ladder" / "checkpoint.pt", weights_only=True)
+    for name, value in state["average"].items():
+        if name.startswith("module.") and value.is_floating_point():
+            value.mul_(3.0)
+    (tmp_path / "other").mkdir()
+    torch.save(state, tmp_path / "other" / "checkpoint.pt")
+    stage = {"config": str(trained.folder / "ladder.yaml"), "run": str(trained.folder / "ladder")}
+    alone, _ = Stage.model_validate(stage).load()
+    mean, facts = Stage.model_validate({**stage, "mean_with": str(tmp_path / "other")}).load()
+    assert facts["steps"] == 4
+    for name, value in alone.items():
+        torch.testing.assert_close(mean[name], 2.0 * value)
+    state["average"].pop(next(name for name in state["average"] if name.startswith("module.")))
+    torch.save(state, tmp_path / "other" / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="another network"):
+        Stage.model_validate({**stage, "mean_with": str(tmp_path / "other")}).load()
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -351,6 +371,10 @@ def test_weights_without_their_run_are_packaged_as_they_are(trained: Workplace, 
         (
             {"config": "a", "run": "b", "weights": {"file": "c", "steps": 1, "minutes": 1, "hardware": "d"}},
             "give either",
+        ),
+        (
+            {"config": "a", "mean_with": "b", "weights": {"file": "c", "steps": 1, "minutes": 1, "hardware": "d"}},
+            "'mean_with' needs 'run'",
         ),
     ],
 )
