@@ -156,7 +156,7 @@ def _row(shown: Shown, finding: Finding, unit: str, several: bool) -> list[str]:
 
 
 def _slices(sheets: _Sheets, shown: Shown, view: SliceView, others: Sequence[SliceView]) -> None:
-    """The most anomalous slices and an even sample of the others: the scan, the same with the map, other contrasts."""
+    """Slices of the findings, and an even sample of the others: the scan, the same with the map, other contrasts."""
     top = max(float(view.peaks().max()), 1.5 * shown.threshold)
     chosen = choose_slices(view, shown.threshold)
     pictures = draw_slices(view, chosen, shown.threshold, top)
