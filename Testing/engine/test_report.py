@@ -115,7 +115,7 @@ def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: 
     [
         (None, 2.0, None),
         (1e6, 2.0, None),
-        (1.5, 1.0, "Scores above 1.50 are extrapolated"),
+        (1.5, 1.0, ").<br>Scores above 1.50 are extrapolated"),
         (1.5, 2.0, "Scores above 1.50, the threshold among them, are extrapolated"),
         (500.0, 600.0, "Scores above 500.00, the threshold among them, are extrapolated"),
     ],
@@ -143,6 +143,7 @@ def test_the_spread_of_healthy_scans_is_told_where_it_is_known(upper: float, say
     text = render_report(replace(result, provenance={**result.provenance, "calibration_spread": spread}))
     assert ("single scans differ" in text) == (says is not None)
     assert says is None or says in text
+    assert "In order of volume times mean score." in text
     assert "single scans differ" not in render_report(
         replace(result, provenance={k: v for k, v in result.provenance.items() if k != "calibration_spread"})
     )
