@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import html
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -126,6 +127,14 @@ def test_the_panel_has_every_control_that_is_named(page: str) -> None:
     controls = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]*)\*(?!\*)", text)) - {"Data", "Clone"}  # those are Slicer's
     assert len(controls) > 5
     assert {control for control in controls if control not in panel} == set()
+
+
+def test_where_the_calibration_tables_end_is_said_as_it_is() -> None:
+    packages = (ROOT / "DiffusionAnomaly" / "diffusion_anomaly" / "bundles").glob("*/configs/anomaly.json")
+    declared = [json.loads(path.read_text(encoding="utf-8")) for path in packages]
+    ends = [package["calibration"]["heat"][-1] for package in declared if "calibration" in package]
+    text = (ROOT / "docs" / "concepts" / "calibration.md").read_text(encoding="utf-8")
+    assert f"at {min(ends):.1f} to {max(ends):.1f} in the models that come" in text
 
 
 def test_the_citation_and_the_changelog_know_the_version() -> None:

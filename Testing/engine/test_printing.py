@@ -34,11 +34,20 @@ def test_it_gives_each_finding_with_its_place_in_full(shown: Shown) -> None:
     findings = [replace(finding, place=place) for finding in shown.findings]
     text = text_of(printed(replace(shown, findings=findings)))
     assert text.count(place) == len(findings)
-    assert "Place, roughly" in text and "outline alone" in text
+    assert "Place, roughly" in text and "In order of volume times mean score. Places are told from" in text
     for finding in findings:
         assert f"{finding.volume_ml:.2f} {finding.peak_score:.2f} {finding.mean_score:.2f}" in text
     bare = text_of(printed(replace(shown, findings=[replace(finding, place="") for finding in findings])))
-    assert "Place, roughly" not in bare  # no column of nothing
+    assert "Place, roughly" not in bare and "Places" not in bare  # no column of nothing
+
+
+def test_what_a_score_means_is_told_in_whole_sentences(shown: Shown) -> None:
+    spread = {"heat": [1, 2, 3], "upper": [0.2, 0.03, 0.00412], "scans": 12}
+    made = {**shown.provenance, "calibration_spread": spread, "calibration_end": 0.5}
+    text = text_of(printed(replace(shown, provenance=made)))
+    assert "one healthy voxel in a thousand looks like this. Single scans differ: " in text
+    assert "up to one voxel in 240 reaches 3. Scores above 0.50, the threshold among them, are extrapolated: " in text
+    assert "too few to be counted. " in text
 
 
 def test_the_smallest_size_of_a_picture_is_its_area_if_that_is_0_too(shown: Shown) -> None:

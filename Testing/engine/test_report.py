@@ -115,7 +115,7 @@ def test_the_page_says_what_it_is_for_what_was_found_and_how(page: str, result: 
     [
         (None, 2.0, None),
         (1e6, 2.0, None),
-        (1.5, 1.0, "Scores above 1.50 are extrapolated"),
+        (1.5, 1.0, ").<br>Scores above 1.50 are extrapolated"),
         (1.5, 2.0, "Scores above 1.50, the threshold among them, are extrapolated"),
         (500.0, 600.0, "Scores above 500.00, the threshold among them, are extrapolated"),
     ],
@@ -143,6 +143,7 @@ def test_the_spread_of_healthy_scans_is_told_where_it_is_known(upper: float, say
     text = render_report(replace(result, provenance={**result.provenance, "calibration_spread": spread}))
     assert ("single scans differ" in text) == (says is not None)
     assert says is None or says in text
+    assert "In order of volume times mean score." in text
     assert "single scans differ" not in render_report(
         replace(result, provenance={k: v for k, v in result.provenance.items() if k != "calibration_spread"})
     )
@@ -337,6 +338,43 @@ def test_thin_slices_shown_are_apart() -> None:
     chosen = choose_slices(view, 2.0)
     assert len(chosen) == SHOWN
     assert min(np.diff(chosen)) >= 3
+
+
+def test_small_findings_are_shown_before_more_slices_of_a_large_one() -> None:
+    grid = phantom.grid((32, 36, 40), (5.0, 5.0, 3.0))
+    brain = phantom.brain_of(grid)
+    inside = sitk.GetArrayFromImage(brain)
+    labels = np.zeros_like(inside)
+    labels[12:28, 14:22, 12:20] = 1
+    small = (6, 7, 8, 30, 32)  # slices of one small finding each, two of them neighbours of others
+    for number, k in enumerate(small, start=2):
+        labels[k, 18, 15] = number
+    assert all(inside[k, 18, 15] for k in small)
+    mask = phantom.on_grid((labels > 0).astype(np.uint8), grid)
+    scores = sitk.Cast(mask, sitk.sitkFloat32) * 4
+    shown = phantom.on_grid(labels, grid)
+    chosen = choose_slices(SliceView(phantom.paint(grid), scores, mask, brain, labels=shown), 2.0)
+    assert len(chosen) == SHOWN == len(set(chosen))
+    assert {number for k in chosen for number in np.unique(labels[k])} >= set(range(1, 7))
+    rejected = np.where(labels == 3, 0, labels)
+    mask = phantom.on_grid((rejected > 0).astype(np.uint8), grid)
+    scores = sitk.Cast(mask, sitk.sitkFloat32) * 4
+    left = choose_slices(SliceView(phantom.paint(grid), scores, mask, brain, labels=shown), 2.0)
+    assert {number for k in left for number in np.unique(rejected[k])} >= {1, 2, 4, 5, 6}
+
+
+def test_of_too_many_findings_the_first_ones_are_shown() -> None:
+    grid = phantom.grid((32, 36, 40), (5.0, 5.0, 3.0))
+    brain = phantom.brain_of(grid)
+    labels = np.zeros_like(sitk.GetArrayFromImage(brain))
+    for number in range(1, 13):
+        labels[6 + 2 * number, 18, 15] = number
+    mask = phantom.on_grid((labels > 0).astype(np.uint8), grid)
+    scores = sitk.Cast(mask, sitk.sitkFloat32) * 4
+    view = SliceView(phantom.paint(grid), scores, mask, brain, labels=phantom.on_grid(labels, grid))
+    chosen = choose_slices(view, 2.0)
+    assert {number for k in chosen for number in np.unique(labels[k])} >= set(range(1, 9))
+    assert len(chosen) == SHOWN
 
 
 def test_a_view_outlives_the_images_it_was_made_of(flair_like_volume: Volume) -> None:

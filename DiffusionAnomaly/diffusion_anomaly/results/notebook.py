@@ -17,7 +17,7 @@ FINDINGS = 10
 
 
 def render_notebook(result: Result) -> str:
-    """The most anomalous slices, the largest findings and the warnings."""
+    """Slices of the findings, the largest findings and the warnings."""
     scan, labels = result.scan.reference.image, result.labels()
     view = SliceView(scan, result.anomaly_map, result.mask, result.brain, result.is_picture, labels)
     top = max(float(view.peaks().max()), 1.5 * result.threshold)

@@ -109,9 +109,9 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
         + (f"peak margin {margin:g}: findings reach {shown.threshold + margin:.2f}; " if margin else "")
         + f"highest score {peak:.2f}",
         f"Whole-image score {made['score']['value']:.3g} ({made['score']['title']}{usual})",
-        "A score is −log10 of the healthy tail probability: 3 means that one healthy voxel in a thousand looks so.",
-        spread_line(made.get("calibration_spread")).capitalize(),
-        extrapolated(made.get("calibration_end"), peak, shown.threshold),
+        "A score is −log10 of the healthy tail probability: 3 = one healthy voxel in a thousand looks like this.",
+        _sentence(spread_line(made.get("calibration_spread"))),
+        _sentence(extrapolated(made.get("calibration_end"), peak, shown.threshold)),
     ]
     for fact in filter(None, facts):
         sheets.write(fact, 9)
@@ -134,8 +134,10 @@ def _front(sheets: _Sheets, shown: Shown, view: SliceView) -> None:
     sheets.table(titles, rows, faint, written=("Place, roughly", "Review", "Comment"))
     if (more := len(shown.findings) - FINDINGS_PRINTED) > 0:
         sheets.write(f"{more} more, of lower rank, are not printed.", 8, SOFT)
+    told = f"In order of {size.lower()} times mean score."
     if any(finding.place for finding in given):
-        sheets.write("Places are told from the brain's outline alone.", 8, SOFT)
+        told += " Places are told from the brain's outline alone."
+    sheets.write(told, 8, SOFT)
 
 
 def _row(shown: Shown, finding: Finding, unit: str, several: bool) -> list[str]:
@@ -156,7 +158,7 @@ def _row(shown: Shown, finding: Finding, unit: str, several: bool) -> list[str]:
 
 
 def _slices(sheets: _Sheets, shown: Shown, view: SliceView, others: Sequence[SliceView]) -> None:
-    """The most anomalous slices and an even sample of the others: the scan, the same with the map, other contrasts."""
+    """Slices of the findings, and an even sample of the others: the scan, the same with the map, other contrasts."""
     top = max(float(view.peaks().max()), 1.5 * shown.threshold)
     chosen = choose_slices(view, shown.threshold)
     pictures = draw_slices(view, chosen, shown.threshold, top)
@@ -373,6 +375,10 @@ class _Sheets:
 
 def _shortened(text: str, letters: int) -> str:
     return text if len(text) <= letters else f"{text[: letters - 1].rstrip()}…"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _purpose(shown: Shown) -> str:

@@ -129,16 +129,18 @@ class SliceView:
 
 
 def choose_slices(view: SliceView, threshold: float, count: int = SHOWN) -> list[int]:
-    """The slices worth showing, ascending: the most anomalous, some distance apart, and an even sample of the rest.
+    """The slices worth showing, ascending: where the findings are, the most anomalous, some distance apart, and an even
+    sample of the rest.
 
-    Without a mask the highest-scoring slices come first, if they have any scores that gets a colour.
+    With labels each finding comes before any is shown on a second slice, by rank, as far as there is room. Without a
+    mask the highest-scoring slices come first, if they have any scores that gets a colour.
     """
     with_brain = [k for k in range(len(view)) if view.brain[k].any()] or list(range(len(view)))
     marked, peaks = view.marked(), view.peaks()
     apart = max(1, int(min(APART_MM / view.spacing[0], len(with_brain) / count)))
-    chosen: list[int] = []
+    chosen: list[int] = _slices_of_findings(view, apart, min(count, len(with_brain)) - EVENLY_SPACED)
     for k in sorted(with_brain, key=lambda k: (-marked[k], -peaks[k])):
-        if len(chosen) == count - EVENLY_SPACED or (marked[k] == 0 and peaks[k] <= coloured_from(threshold)):
+        if len(chosen) >= count - EVENLY_SPACED or (marked[k] == 0 and peaks[k] <= coloured_from(threshold)):
             break
         if all(abs(k - other) >= apart for other in chosen):
             chosen.append(k)
@@ -152,6 +154,32 @@ def choose_slices(view: SliceView, threshold: float, count: int = SHOWN) -> list
     # The middles of equal parts.
     chosen += [rest[(2 * n + 1) * len(rest) // (2 * missing)] for n in range(missing)]
     return sorted(chosen)
+
+
+def _slices_of_findings(view: SliceView, apart: int, count: int) -> list[int]:
+    """At most so many slices on which as many findings as they can hold are seen, those of the first ranks first.
+
+    A finding is seen where it is at least half as large as in its largest slice. The slices lie so far apart, unless a
+    finding would be seen on none.
+    """
+    if view.labels is None:
+        return []
+    numbers = int(view.labels.max()) + 1
+    areas = np.zeros((len(view), numbers), np.int64)
+    for k in np.flatnonzero(view.marked()):
+        areas[k] = np.bincount(view.labels[k][view.mask[k] > 0], minlength=numbers)
+    seen = (areas > 0) & (2 * areas >= areas.max(axis=0))
+    chosen: list[int] = []
+    for number in range(1, numbers):
+        if len(chosen) >= count:
+            break
+        if not seen[:, number].any() or seen[chosen, number].any():
+            continue
+        own = np.flatnonzero(seen[:, number])
+        free = [k for k in own if all(abs(k - other) >= apart for other in chosen)]
+        # Among these the slice that shows the most of the others too, then the most of this one.
+        chosen.append(max(free or own, key=lambda k: (seen[k].sum(), areas[k, number])))
+    return [int(k) for k in chosen]
 
 
 def coloured_from(threshold: float) -> float:
