@@ -212,7 +212,8 @@ def spread_line(spread: Any) -> str:
     if not 0 < share <= 1:
         return ""
     many = float(f"{1 / share:.2g}")
-    return f"single scans differ: in nine healthy ones of ten, up to one voxel in {many:,.0f} reaches 3"
+    rare = f"up to one healthy voxel in {many:,.0f} reaches 3"
+    return f"single scans differ: in nine of ten that it was calibrated on, {rare}"
 
 
 def model_line(model: Mapping[str, Any] | None) -> str:
