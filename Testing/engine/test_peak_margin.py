@@ -113,6 +113,9 @@ def test_the_default_package_alone_drops_findings_for_their_peak() -> None:
     }
     assert len(found) >= 8 and make_plan(Options(device="cpu")).bundle.name == "flair-localise"
     assert {name: margin for name, margin in found.items() if margin} == {"flair-localise": 0.65}
+    root = Path(__file__).parents[2]
+    assert "`flair-localise` has 0.65" in (root / "docs/concepts/calibration.md").read_text(encoding="utf-8")
+    assert "0.65 in `flair-localise`" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1001, "1", None, True])
