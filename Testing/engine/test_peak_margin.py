@@ -121,6 +121,13 @@ def test_a_package_with_a_margin_that_cannot_be_is_refused(tmp_path: Path, wrong
         verify(package(tmp_path / "wrong", peak_margin=wrong))
 
 
+def test_the_documents_tell_the_margin_that_the_default_package_has() -> None:
+    root = Path(__file__).parents[2]
+    margin = open_bundle("flair-localise").anomaly["threshold"]["peak_margin"]
+    assert f"`flair-localise` has {margin:g}:" in (root / "docs/concepts/calibration.md").read_text(encoding="utf-8")
+    assert f"{margin:g} in `flair-localise`," in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_a_package_says_it_where_it_says_the_threshold(
     bundles: dict[str, Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
