@@ -46,7 +46,10 @@ def test_what_a_score_means_is_told_in_whole_sentences(shown: Shown) -> None:
     made = {**shown.provenance, "calibration_spread": spread, "calibration_end": 0.5}
     text = text_of(printed(replace(shown, provenance=made)))
     assert "one healthy voxel in a thousand looks like this. Single scans differ: " in text
-    assert "up to one healthy voxel in 240 reaches 3. Scores above 0.50, the threshold among them, are extrapolated: " in text
+    assert (
+        "up to one healthy voxel in 240 reaches 3. Scores above 0.50, the threshold among them, are extrapolated: "
+        in text
+    )
     assert "too few to be counted. " in text
 
 

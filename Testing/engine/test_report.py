@@ -136,7 +136,8 @@ def test_provenance_says_where_the_calibration_table_ends(result: Result) -> Non
 
 
 @pytest.mark.parametrize(
-    ("upper", "says"), [(0.00412, "up to one healthy voxel in 240 reaches 3"), (2e-5, "one healthy voxel in 50,000"), (0.0, None)]
+    ("upper", "says"),
+    [(0.00412, "up to one healthy voxel in 240 reaches 3"), (2e-5, "one healthy voxel in 50,000"), (0.0, None)],
 )
 def test_the_spread_of_healthy_scans_is_told_where_it_is_known(upper: float, says: str | None, result: Result) -> None:
     spread = {"heat": [1, 2, 3], "upper": [0.2, 0.03, upper], "scans": 12}

@@ -175,11 +175,11 @@ def _slices_of_findings(view: SliceView, apart: int, count: int) -> list[int]:
             break
         if not seen[:, number].any() or seen[chosen, number].any():
             continue
-        own = np.flatnonzero(seen[:, number])
+        own = np.flatnonzero(seen[:, number]).tolist()
         free = [k for k in own if all(abs(k - other) >= apart for other in chosen)]
         # Among these the slice that shows the most of the others too, then the most of this one.
         chosen.append(max(free or own, key=lambda k: (seen[k].sum(), areas[k, number])))
-    return [int(k) for k in chosen]
+    return chosen
 
 
 def coloured_from(threshold: float) -> float:
