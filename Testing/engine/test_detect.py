@@ -639,7 +639,7 @@ def test_a_disk_that_is_full_half_way_leaves_the_folder_as_it_was(
         baseline.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(found: list[findings.Finding], path: Path, warnings: list[str]) -> None:
+    def full(found: list[findings.Finding], path: Path, *rest: object) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(results, "write_findings_json", full)
