@@ -6,6 +6,7 @@ Resuming is exact because nothing random has a history: the batch and the noise 
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -135,6 +136,10 @@ class Trainer:
             self._train(fabric, network, optimizer, average, writer)
             if writer is not None:
                 writer.close()
+        # What joins the gradients of several processes would be the last to hold their connection, and close it with
+        # Python's lock in hand while a thread of that connection waits for the lock.
+        del network, optimizer
+        gc.collect()
         leave_together(fabric)
         return self.complete
 
